@@ -8,7 +8,7 @@ use hyper::{Method, StatusCode};
 
 use crate::blocking;
 use crate::exposition::{Names, negotiate};
-use crate::http::{self, Access, Broadcast, Handler, Reply, RequestInfo, Route, Router};
+use crate::http::{self, Access, Broadcast, Reply, Route, Router};
 use crate::net::{Network, QueryError};
 use crate::page::{self, Link};
 use crate::percent;
@@ -17,31 +17,18 @@ use crate::running::Running;
 /// What is served on the metrics port.
 pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
     let (scraped, reloaded) = (running.clone(), running.clone());
-    let metrics = Route {
-        path: "/metrics",
-        about: "Prometheus metrics",
-        access: Access::Credentials,
-        method: Method::GET,
-        content_type: http::PLAIN_TEXT,
-        visitors: Some(running.visitors.clone()),
-        handler: Arc::new(move |request| {
-            let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
-            let names = Names::new(percent::values(request.query.as_deref().unwrap_or_default(), "name[]"));
-            Reply::ok(scraped.render(format, &names)).typed(content_type)
-        }),
-    };
-    let reload = Route {
-        path: "/-/reload",
-        about: "POST: reload the configuration",
-        access: Access::Operator,
-        method: Method::POST,
-        content_type: http::PLAIN_TEXT,
-        visitors: None,
-        handler: Arc::new(move |_| match reloaded.reload() {
-            Ok(text) => Reply::ok(text),
-            Err(text) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, text),
-        }),
-    };
+    let metrics = Route::get("/metrics", "Prometheus metrics", http::PLAIN_TEXT, move |request| {
+        let (format, content_type) = negotiate(request.accept.as_deref(), scraped.since());
+        let names = Names::new(percent::values(request.query.as_deref().unwrap_or_default(), "name[]"));
+        Reply::ok(scraped.render(format, &names)).typed(content_type)
+    });
+    let metrics = Route { visitors: Some(running.visitors.clone()), ..metrics };
+    let about = "POST: reload the configuration";
+    let reload = Route::get("/-/reload", about, http::PLAIN_TEXT, move |_| match reloaded.reload() {
+        Ok(text) => Reply::ok(text),
+        Err(text) => Reply::new(StatusCode::INTERNAL_SERVER_ERROR, text),
+    });
+    let reload = reload.open_to(Access::Operator).with_method(Method::POST);
     let mut routes = vec![metrics, reload];
     if let Some(network) = &running.network {
         routes.extend(table_routes(network));
@@ -63,35 +50,19 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
     let others = others.iter().filter(|route| route.method == Method::GET && !route.about.is_empty());
     let links = others.map(|route| Link { path: route.path, about: route.about });
     let links: Arc<[Link]> = links.chain([STATUS]).collect();
-    let route = |path, about, content_type, handler: Handler| Route {
-        path,
-        about,
-        access: Access::Credentials,
-        method: Method::GET,
-        content_type,
-        visitors: None,
-        handler,
-    };
-    let part = |path, content_type, text: &'static str| {
-        route(path, "", content_type, Arc::new(move |_| Reply::ok(text)))
-    };
-    let shown = |bytes: fn(&Running, &[Link]) -> Bytes| -> Handler {
+    let part =
+        |path, content_type, text: &'static str| Route::get(path, "", content_type, move |_| Reply::ok(text));
+    let shown = |path, about, content_type, bytes: fn(&Running, &[Link]) -> Bytes| {
         let (running, links) = (running.clone(), links.clone());
-        Arc::new(move |_| Reply::ok(bytes(&running, &links)))
+        Route::get(path, about, content_type, move |_| Reply::ok(bytes(&running, &links)))
     };
     vec![
-        route(
-            "/",
-            "How the exporter is doing, for a browser",
-            http::HTML,
-            shown(|running, links| running.status.html(|| running.snapshot(links))),
-        ),
-        route(
-            STATUS.path,
-            STATUS.about,
-            http::JSON,
-            shown(|running, links| running.status.json(|| running.snapshot(links))),
-        ),
+        shown("/", "How the exporter is doing, for a browser", http::HTML, |running, links| {
+            running.status.html(|| running.snapshot(links))
+        }),
+        shown(STATUS.path, STATUS.about, http::JSON, |running, links| {
+            running.status.json(|| running.snapshot(links))
+        }),
         part("/page.css", "text/css; charset=utf-8", page::STYLE),
         part("/page.js", "text/javascript; charset=utf-8", page::SCRIPT),
         part("/page.svg", "image/svg+xml", page::ICON),
@@ -112,22 +83,12 @@ fn table_routes(network: &Arc<Network>) -> Vec<Route> {
     ];
     let route = |(path, about, table): (&'static str, &'static str, TableHandler)| {
         let network = network.clone();
-        let handler = move |request: &RequestInfo| match table(
-            &network,
-            request.query.as_deref().unwrap_or_default(),
-        ) {
-            Ok(json) => Reply::ok(json),
-            Err(err) => Reply::new(StatusCode::BAD_REQUEST, format!("{err}\n")),
-        };
-        Route {
-            path,
-            about,
-            access: Access::Credentials,
-            method: Method::GET,
-            content_type: http::JSON,
-            visitors: None,
-            handler: Arc::new(handler),
-        }
+        Route::get(path, about, http::JSON, move |request| {
+            match table(&network, request.query.as_deref().unwrap_or_default()) {
+                Ok(json) => Reply::ok(json),
+                Err(err) => Reply::new(StatusCode::BAD_REQUEST, format!("{err}\n")),
+            }
+        })
     };
     tables.into_iter().map(route).collect()
 }
@@ -147,44 +108,23 @@ fn stream_route(network: &Arc<Network>) -> Route {
     // Without a query there is nothing to be wrong with it.
     let make = move || network.statistics("").unwrap_or_default();
     let stream = Broadcast::new(STREAM_EVERY, STREAMS, STREAM_LONGEST, Box::new(make));
-    Route {
-        path: "/api/v1/stream",
-        about: "",
-        access: Access::Known,
-        method: Method::GET,
-        content_type: http::EVENTS,
-        visitors: None,
-        handler: Arc::new(move |_| Reply::events(stream.clone())),
-    }
+    Route::get("/api/v1/stream", "", http::EVENTS, move |_| Reply::events(stream.clone()))
+        .open_to(Access::Known)
 }
 
 /// What is served on the health port.
 pub(crate) fn health_router(running: Arc<Running>) -> Router {
-    let health = Route {
-        path: "/health",
-        about: "Liveness: 200 while the exporter runs",
-        access: Access::Open,
-        method: Method::GET,
-        content_type: http::PLAIN_TEXT,
-        visitors: None,
-        handler: Arc::new(|_| Reply::ok("ok\n")),
-    };
-    let ready = Route {
-        path: "/ready",
-        about: "Readiness: 200 once all probes and interfaces are attached, otherwise 503 with the reasons",
-        access: Access::Open,
-        method: Method::GET,
-        content_type: http::PLAIN_TEXT,
-        visitors: None,
-        handler: Arc::new(move |_| match running.ready() {
-            Ok(partly) => {
-                let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();
-                Reply::ok(format!("ready\n{partly}"))
-            }
-            Err(reasons) => {
-                Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", reasons.join("\n")))
-            }
-        }),
-    };
-    Router::new("exporter", vec![health, ready])
+    let about = "Liveness: 200 while the exporter runs";
+    let health = Route::get("/health", about, http::PLAIN_TEXT, |_| Reply::ok("ok\n"));
+    let about = "Readiness: 200 once all probes and interfaces are attached, otherwise 503 with the reasons";
+    let ready = Route::get("/ready", about, http::PLAIN_TEXT, move |_| match running.ready() {
+        Ok(partly) => {
+            let partly: String = partly.iter().map(|line| format!("{line}\n")).collect();
+            Reply::ok(format!("ready\n{partly}"))
+        }
+        Err(reasons) => {
+            Reply::new(StatusCode::SERVICE_UNAVAILABLE, format!("not ready\n{}\n", reasons.join("\n")))
+        }
+    });
+    Router::new("exporter", [health, ready].map(|route| route.open_to(Access::Open)).into())
 }

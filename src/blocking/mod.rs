@@ -77,12 +77,12 @@ pub(crate) fn routes(network: &Arc<Network>) -> Vec<Route> {
             let changed = change(&list, request);
             reply(changed.map(|changed| serde_json::to_string(&changed).unwrap_or_default()))
         };
-        route(path, "", Access::Writer, method, handler)
+        Route::get(path, "", http::JSON, handler).open_to(Access::Writer).with_method(method)
     };
     let show = |path, about, show: fn(&Network, &RequestInfo) -> Result<String, Refused>| {
         let network = network.clone();
         let handler = move |request: &RequestInfo| reply(show(&network, request));
-        route(path, about, Access::Credentials, Method::GET, handler)
+        Route::get(path, about, http::JSON, handler)
     };
     vec![
         show(PATH, "Blocked sources with their hits (JSON; paged)", |network, request| {
@@ -104,17 +104,6 @@ fn reply(done: Result<String, Refused>) -> Reply {
         Ok(json) => Reply::ok(json),
         Err(Refused(status, text)) => Reply::new(status, format!("{text}\n")),
     }
-}
-
-fn route(
-    path: &'static str,
-    about: &'static str,
-    access: Access,
-    method: Method,
-    handler: impl Fn(&RequestInfo) -> Reply + Send + Sync + 'static,
-) -> Route {
-    let handler = Arc::new(handler);
-    Route { path, about, access, method, content_type: http::JSON, visitors: None, handler }
 }
 
 /// Whether a client has not asked for too many changes.

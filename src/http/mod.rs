@@ -43,7 +43,7 @@ pub use exposure::exposure_warnings;
 pub use listener::{Listener, has_address};
 pub use pem::Pem;
 pub use rate::{Limiter, Rate};
-pub use route::{Access, Caller, Handler, Reply, RequestInfo, Route, Router};
+pub use route::{Access, Caller, Reply, RequestInfo, Route, Router};
 pub use security::{Secured, Security};
 pub use server::{Endpoint, EndpointKind, ServerOptions, serve};
 pub use stats::HttpStats;

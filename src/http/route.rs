@@ -179,6 +179,36 @@ impl Router {
 }
 
 impl Route {
+    /// A path that is asked for with GET, by who presents the credentials.
+    pub fn get(
+        path: &'static str,
+        about: &'static str,
+        content_type: &'static str,
+        handler: impl Fn(&RequestInfo) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            path,
+            about,
+            access: Access::Credentials,
+            method: Method::GET,
+            content_type,
+            visitors: None,
+            handler: Arc::new(handler),
+        }
+    }
+
+    /// The same for others.
+    #[must_use]
+    pub fn open_to(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+
+    /// The same with another method.
+    #[must_use]
+    pub fn with_method(self, method: Method) -> Self {
+        Self { method, ..self }
+    }
+
     /// Whether it is told of where routes are listed. Those of writers are not there for everybody.
     fn is_listed(&self) -> bool {
         !self.about.is_empty() && self.access != Access::Writer
@@ -207,14 +237,8 @@ mod tests {
     use super::*;
 
     fn router(paths: &[&'static str]) -> Router {
-        let route = |&path| Route {
-            path,
-            about: "about it",
-            access: Access::Open,
-            method: Method::GET,
-            content_type: "application/json",
-            visitors: None,
-            handler: Arc::new(|_: &RequestInfo| Reply::ok("{}")),
+        let route = |&path| {
+            Route::get(path, "about it", "application/json", |_| Reply::ok("{}")).open_to(Access::Open)
         };
         Router::new("title", paths.iter().map(route).collect())
     }
