@@ -23,6 +23,7 @@ mod hook;
 mod interface_table;
 mod links;
 mod netlink;
+mod paging;
 mod pinned;
 mod pinned_spaces;
 mod port;

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::paging::Paging;
 use crate::percent;
 
 /// Rows of one page at most.
@@ -94,6 +95,12 @@ impl fmt::Display for QueryError {
 
 impl std::error::Error for QueryError {}
 
+impl QueryError {
+    pub(super) fn expected(key: &str, expected: &str) -> Self {
+        Self(format!("{key}: expected {expected}"))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sort {
     Bytes,
@@ -107,8 +114,7 @@ enum Sort {
 pub(crate) struct Query {
     sort: Sort,
     ascending: bool,
-    page: u32,
-    per_page: u32,
+    paging: Paging,
     interface: Option<String>,
     address: Option<IpAddr>,
 }
@@ -175,14 +181,17 @@ impl Query {
         let mut query = Self {
             sort: Sort::Bytes,
             ascending: false,
-            page: 1,
-            per_page: DEFAULT_PER_PAGE,
+            paging: Paging::new(DEFAULT_PER_PAGE, PER_PAGE),
             interface: None,
             address: None,
         };
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = percent::decode(value).ok_or_else(|| error(key, "percent-encoded UTF-8"))?;
+            let value =
+                percent::decode(value).ok_or_else(|| QueryError::expected(key, "percent-encoded UTF-8"))?;
+            if query.paging.take(key, &value).map_err(QueryError)? {
+                continue;
+            }
             match key {
                 "sort" => {
                     query.sort = match value.as_str() {
@@ -190,26 +199,22 @@ impl Query {
                         "packets" => Sort::Packets,
                         "first_seen" => Sort::FirstSeen,
                         "last_seen" => Sort::LastSeen,
-                        _ => return Err(error(key, "bytes, packets, first_seen or last_seen")),
+                        _ => {
+                            return Err(QueryError::expected(key, "bytes, packets, first_seen or last_seen"));
+                        }
                     };
                 }
                 "order" => {
                     query.ascending = match value.as_str() {
                         "asc" => true,
                         "desc" => false,
-                        _ => return Err(error(key, "asc or desc")),
+                        _ => return Err(QueryError::expected(key, "asc or desc")),
                     };
-                }
-                "page" => {
-                    query.page = number(&value, u32::MAX).ok_or_else(|| error(key, "a number from 1"))?
-                }
-                "per_page" => {
-                    let range = format!("a number from 1 to {PER_PAGE}");
-                    query.per_page = number(&value, PER_PAGE).ok_or_else(|| error(key, &range))?;
                 }
                 "interface" => query.interface = Some(value),
                 "address" => {
-                    let address: IpAddr = value.parse().map_err(|_| error(key, "an IP address"))?;
+                    let address: IpAddr =
+                        value.parse().map_err(|_| QueryError::expected(key, "an IP address"))?;
                     // Packets of an IPv4-mapped address are those of the IPv4 address.
                     query.address = Some(address.to_canonical());
                 }
@@ -233,13 +238,9 @@ impl Query {
             let order = if self.ascending { order } else { order.reverse() };
             order.then_with(|| a.identity().cmp(&b.identity()))
         });
-        let skip = (self.page as usize - 1).saturating_mul(self.per_page as usize);
-        let page = Page {
-            total: rows.len(),
-            page: self.page,
-            per_page: self.per_page,
-            rows: rows.iter().skip(skip).take(self.per_page as usize).collect(),
-        };
+        let Paging { page, per_page, .. } = self.paging;
+        let shown = rows.iter().skip(self.paging.skipped()).take(per_page as usize).collect();
+        let page = Page { total: rows.len(), page, per_page, rows: shown };
         // Plain data with text keys: there is nothing that JSON could not say.
         serde_json::to_string(&page).unwrap_or_else(|_| "{}".to_string())
     }
@@ -252,14 +253,6 @@ impl Query {
             Sort::LastSeen => a.times().1.total_cmp(&b.times().1),
         }
     }
-}
-
-fn error(key: &str, expected: &str) -> QueryError {
-    QueryError(format!("{key}: expected {expected}"))
-}
-
-fn number(text: &str, most: u32) -> Option<u32> {
-    text.parse().ok().filter(|number| (1..=most).contains(number))
 }
 
 /// What a flow's TCP segments say of its state.

@@ -287,7 +287,7 @@ impl Network {
     /// If the query is not understood: an error of the request.
     pub fn blocked(&self, query: &str) -> Result<String, QueryError> {
         let nothing = || QueryError("there is no network.block in the configuration".to_string());
-        block::page(self.blocklist().ok_or_else(nothing)?, query).map_err(QueryError)
+        block::page(self.blocklist().ok_or_else(nothing)?, query)
     }
 
     /// The answer to `/api/v1/blocklist/PREFIX`, JSON; `None` if the prefix is not listed.

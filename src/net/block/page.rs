@@ -3,12 +3,14 @@
 use serde::Serialize;
 
 use super::super::cidr::Prefix;
+use super::super::paging::Paging;
+use super::super::query::QueryError;
 use super::blocklist::Blocklist;
 use super::entry::BlockRow;
 
 /// Entries of a page that does not say how many, and of any page at most.
-const PER_PAGE: usize = 100;
-const MOST: usize = 10_000;
+const PER_PAGE: u32 = 100;
+const MOST: u32 = 10_000;
 
 /// An entry as it is shown.
 #[derive(Serialize)]
@@ -37,8 +39,8 @@ struct Row {
 #[derive(Serialize)]
 struct Page {
     total: usize,
-    page: usize,
-    per_page: usize,
+    page: u32,
+    per_page: u32,
     enforced: bool,
     entries: Vec<Row>,
 }
@@ -47,19 +49,17 @@ struct Page {
 ///
 /// # Errors
 /// What is wrong with the query.
-pub(in super::super) fn page(list: &Blocklist, query: &str) -> Result<String, String> {
-    let (mut page, mut per_page) = (1, PER_PAGE);
+pub(in super::super) fn page(list: &Blocklist, query: &str) -> Result<String, QueryError> {
+    let mut paging = Paging::new(PER_PAGE, MOST);
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
-        let (number, most) = match key {
-            "page" => (&mut page, usize::MAX / MOST),
-            "per_page" => (&mut per_page, MOST),
-            _ => return Err(format!("unknown parameter {key:?}; possible: page, per_page")),
-        };
-        let read = value.parse::<usize>().ok().filter(|value| (1..=most).contains(value));
-        *number = read.ok_or_else(|| format!("{key} is a number from 1 to {most}, not {value:?}"))?;
+        if !paging.take(key, value).map_err(QueryError)? {
+            let text = format!("unknown parameter {key:?}; valid parameters: page and per_page");
+            return Err(QueryError(text));
+        }
     }
-    let entries = list.rows((page - 1) * per_page, per_page).into_iter().map(Row::from).collect();
+    let Paging { page, per_page, .. } = paging;
+    let entries = list.rows(paging.skipped(), per_page as usize).into_iter().map(Row::from).collect();
     let shown = Page { total: list.len(), page, per_page, enforced: list.is_enforced(), entries };
     Ok(json(&shown))
 }
