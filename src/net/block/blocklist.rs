@@ -209,6 +209,13 @@ impl Blocklist {
         state.protected.say(&config.own_ports);
     }
 
+    /// What must not be blocked, where that was looked for longer ago. Files and tables of the machine are read for it, so nobody else
+    /// waits meanwhile.
+    fn look(&self, now: u64, oldest: Duration) -> Option<Protected> {
+        let is_due = self.lock().is_look_due(now, oldest);
+        is_due.then(Protected::find)
+    }
+
     /// Blocks a prefix from now on, as this says; again if it is blocked already. Confirms it.
     ///
     /// # Errors
@@ -231,10 +238,13 @@ impl Blocklist {
     }
 
     fn ask(&self, entry: &BlockEntry, by: Asker, confirm: Option<Duration>) -> Result<Blocked, BlockError> {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic();
+        let found = self.look(now, LOOK_FIRST);
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
-        state.look(&self.maps, now, LOOK_FIRST);
+        if let Some(found) = found {
+            state.protect_found(&self.maps, found, now);
+        }
         let prefix = entry.prefix;
         if let Some((by, why)) = state.reasons_to_pass().find(|(by, _)| by.contains(prefix)) {
             return Err(BlockError::Protected(prefix, format!("{by} is {why}")));
@@ -343,16 +353,19 @@ impl Blocklist {
                 looks.push((number, file, read));
             }
         }
+        let found = self.look(now, LOOK);
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
-        let (mut changed, mut is_news) = (false, !looks.is_empty());
+        let (mut changed, mut is_news) = (false, !looks.is_empty() || found.is_some());
         for (number, file, read) in looks {
             if let Some(known) = state.files.get_mut(number).filter(|known| known.path == file.path) {
                 changed |= read == Read::New;
                 known.update(file, read);
             }
         }
-        is_news |= state.look(&self.maps, now, LOOK);
+        if let Some(found) = found {
+            state.protect_found(&self.maps, found, now);
+        }
         let over = state.asked.iter().filter(|(_, asked)| is_over(asked.until(), now));
         let over: Vec<Prefix> = over.map(|(prefix, _)| *prefix).collect();
         state.asked.retain(|_, asked| !is_over(asked.until(), now));

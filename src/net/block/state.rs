@@ -364,18 +364,23 @@ impl ListState {
         )
     }
 
-    /// Looks for what must not be blocked if that was not done just now; whether it was.
-    pub fn look(&mut self, maps: &BlockMaps, now: u64, oldest: Duration) -> bool {
+    /// Whether what must not be blocked was looked for longer ago.
+    pub fn is_look_due(&self, now: u64, oldest: Duration) -> bool {
         let age = self.looked.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
-        if age.is_some_and(|age| age < oldest) {
-            return false;
+        age.is_none_or(|age| age >= oldest)
+    }
+
+    /// Protects what was found at this time.
+    pub fn protect_found(&mut self, maps: &BlockMaps, found: Protected, now: u64) {
+        if self.looked.is_some_and(|looked| looked > now) {
+            // Somebody has looked since.
+            return;
         }
         self.looked = Some(now);
-        if let Err(error) = self.protect(maps, Protected::find()) {
+        if let Err(error) = self.protect(maps, found) {
             self.errors += 1;
             log::error!("blocklist: failed to protect addresses: {error:#}");
         }
-        true
     }
 
     pub fn protect(&mut self, maps: &BlockMaps, protected: Protected) -> libbpf_rs::Result<()> {
