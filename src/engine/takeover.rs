@@ -98,8 +98,8 @@ fn resume(
     attaching: &Attaching,
     recorder: &Arc<SlowRecorder>,
 ) -> Result<Engine, TakeoverError> {
-    let none = || TakeoverError::Incomplete(pins.name());
-    let record: EngineRecord = pins.load()?.ok_or_else(none)?;
+    let none = || TakeoverError::Incomplete(pins.dir().name());
+    let record: EngineRecord = pins.dir().load()?.ok_or_else(none)?;
     let plan = record.plan.plan(settings)?;
     if Layout::new(&plan).fingerprint() != record.layout {
         return Err(TakeoverError::Layout);
@@ -120,11 +120,11 @@ impl Engines {
         attaching: &Attaching,
         recorder: &Arc<SlowRecorder>,
     ) -> Result<Option<(Self, Vec<CarriedSeries>)>, TakeoverError> {
-        let Some(stamp) = directory.load::<VersionStamp>()? else { return Ok(None) };
+        let Some(stamp) = directory.dir().load::<VersionStamp>()? else { return Ok(None) };
         if stamp.abi != VersionStamp::this().abi {
             return Err(TakeoverError::Version(stamp.version));
         }
-        let Some(record) = directory.load::<Record>()? else { return Ok(None) };
+        let Some(record) = directory.dir().load::<Record>()? else { return Ok(None) };
         if let Some(setting) = record.plan.differs_from(settings) {
             return Err(TakeoverError::Setting(setting));
         }
@@ -167,7 +167,7 @@ impl Engines {
     pub fn save(&self, carried: Vec<CarriedSeries>) {
         let Some(directory) = &self.directory else { return };
         let name = |probe_ref: &ProbeRef| {
-            self.all[probe_ref.engine].pins.as_ref().map_or_else(String::new, |pins| pins.name())
+            self.all[probe_ref.engine].pins.as_ref().map_or_else(String::new, |pins| pins.dir().name())
         };
         let retired = self.retired();
         let record = Record {
@@ -179,7 +179,7 @@ impl Engines {
             carried,
             since: retired.since,
         };
-        if let Err(err) = directory.save(&record) {
+        if let Err(err) = directory.dir().save(&record) {
             log::error!("the pinned state cannot be taken over later: {err}");
         }
     }

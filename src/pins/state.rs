@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::fs::FlockOperation;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::dir::PinDir;
-use super::document::{DOCUMENT, load, save};
+use super::document::{DOCUMENT, load};
 use super::tree::{names, remove_files, remove_tree};
 use super::{PinError, failed};
 
@@ -22,10 +21,15 @@ const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// What is pinned of the counters of packets.
 const NETWORK: &str = "network";
 
+/// What an engine's directory has.
+const MAPS: &str = "maps";
+const LINKS: &str = "links";
+
 /// The directory of one exporter, which no other one uses as long as this is held.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
+    dir: PinDir,
     _lock: File,
 }
 
@@ -75,7 +79,7 @@ impl StateDirectory {
             let next = "stop it, or give this one another `state_directory` or `metrics_port`";
             return Err(PinError::new(what(), "another exporter uses it", next));
         }
-        Ok(Self { path: path.to_path_buf(), _lock: lock })
+        Ok(Self { path: path.to_path_buf(), dir: PinDir::at(path.to_path_buf()), _lock: lock })
     }
 
     /// Where it is.
@@ -83,20 +87,9 @@ impl StateDirectory {
         &self.path
     }
 
-    /// The document about all engines.
-    ///
-    /// # Errors
-    /// If there is something else in its place, or it cannot be understood.
-    pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
-        load(&self.path.join(DOCUMENT))
-    }
-
-    /// Writes that document.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), PinError> {
-        save(&self.path.join(DOCUMENT), state)
+    /// What is in it; its document is about all engines.
+    pub fn dir(&self) -> &PinDir {
+        &self.dir
     }
 
     /// Where what is pinned of the counters of packets is.
@@ -104,7 +97,7 @@ impl StateDirectory {
     /// # Errors
     /// If it cannot be made.
     pub fn network(&self) -> Result<PinDir, PinError> {
-        PinDir::at(self.path.clone()).child(NETWORK)
+        self.dir.child(NETWORK)
     }
 
     /// The engine of this name.
@@ -117,13 +110,12 @@ impl StateDirectory {
     /// # Errors
     /// If its directories cannot be made.
     pub fn new_engine(&self) -> Result<EnginePins, PinError> {
-        let taken: BTreeSet<u32> = names(&self.path).iter().filter_map(|name| name.parse().ok()).collect();
+        let taken: BTreeSet<u32> = self.dir.names().iter().filter_map(|name| name.parse().ok()).collect();
         let number = taken.last().map_or(0, |last| last + 1);
-        let pins = EnginePins::of(self.path.join(number.to_string()));
-        for directory in [pins.directory.clone(), pins.directory.join("maps"), pins.directory.join("links")] {
-            fs::DirBuilder::new().mode(0o700).create(&directory).map_err(failed("make", directory))?;
-        }
-        Ok(pins)
+        let directory = self.dir.child(&number.to_string())?;
+        directory.child(MAPS)?;
+        directory.child(LINKS)?;
+        Ok(self.engine(&number.to_string()))
     }
 
     /// Removes all engines but these, and with an empty list the document too. Their probes are detached.
@@ -132,11 +124,11 @@ impl StateDirectory {
     /// What could not be removed.
     pub fn remove_but(&self, kept: &[String]) -> Result<(), PinError> {
         if kept.is_empty() {
-            remove_if_there(&self.path.join(DOCUMENT))?;
+            self.dir.remove(DOCUMENT)?;
         }
-        for name in names(&self.path) {
+        for name in self.dir.names() {
             if name.parse::<u32>().is_ok() && !kept.contains(&name) {
-                remove_tree(&self.path.join(name))?;
+                self.dir.remove(&name)?;
             }
         }
         Ok(())
@@ -147,6 +139,7 @@ impl StateDirectory {
 #[derive(Debug)]
 pub struct EnginePins {
     directory: PathBuf,
+    dir: PinDir,
     next: AtomicU32,
     /// It is not to outlive the exporter.
     is_over: AtomicBool,
@@ -154,28 +147,29 @@ pub struct EnginePins {
 
 impl EnginePins {
     fn of(directory: PathBuf) -> Self {
-        let links = names(&directory.join("links"));
+        let links = names(&directory.join(LINKS));
         let last = links.iter().filter_map(|name| name.parse::<u32>().ok()).max();
         Self {
+            dir: PinDir::at(directory.clone()),
             directory,
             next: AtomicU32::new(last.map_or(0, |last| last + 1)),
             is_over: AtomicBool::new(false),
         }
     }
 
-    /// What the engine is called.
-    pub fn name(&self) -> String {
-        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    /// What is in it; its document is about this engine.
+    pub fn dir(&self) -> &PinDir {
+        &self.dir
     }
 
     /// Where the map of this name is.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.directory.join("maps").join(name)
+        self.directory.join(MAPS).join(name)
     }
 
     /// Where the link of this name is.
     pub fn link(&self, name: &str) -> PathBuf {
-        self.directory.join("links").join(name)
+        self.directory.join(LINKS).join(name)
     }
 
     /// A name that no link has.
@@ -185,25 +179,9 @@ impl EnginePins {
 
     /// Removes the links that have a number and none of these names: of an exporter that was killed before it wrote them down.
     pub fn remove_links_but(&self, kept: &BTreeSet<String>) {
-        let directory = self.directory.join("links");
+        let directory = self.directory.join(LINKS);
         let gone = |name: &String| name.parse::<u32>().is_ok() && !kept.contains(name);
         remove_files(names(&directory).into_iter().filter(gone).map(|name| directory.join(name)).collect());
-    }
-
-    /// The document about this engine.
-    ///
-    /// # Errors
-    /// As [`StateDirectory::load`].
-    pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
-        load(&self.directory.join(DOCUMENT))
-    }
-
-    /// Writes that document.
-    ///
-    /// # Errors
-    /// As [`StateDirectory::save`].
-    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), PinError> {
-        save(&self.directory.join(DOCUMENT), state)
     }
 
     /// From now on it is not to outlive the exporter.
@@ -296,11 +274,4 @@ pub fn leftovers(path: &Path) -> Vec<PathBuf> {
     };
     let all = names(parent).into_iter().filter(|name| name.starts_with("exporter-"));
     all.map(|name| parent.join(name)).filter(is_free).collect()
-}
-
-fn remove_if_there(path: &Path) -> Result<(), PinError> {
-    match fs::remove_file(path) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(err)),
-        _ => Ok(()),
-    }
 }

@@ -63,7 +63,7 @@ impl Worker {
             layout: self.layout.clone(),
             changing,
         };
-        match pins.save(&record) {
+        match pins.dir().save(&record) {
             Ok(()) => self.kept = Some(record.changing),
             Err(err) => log::error!("the pinned state cannot be taken over later: {err}"),
         }
