@@ -3,8 +3,36 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use crate::elf::{Image, debug_file_candidates, embedded_symbols, shared_debug_candidates};
+use crate::elf::{
+    Image, SymbolIndex, debug_file_candidates, embedded_symbols, lacks_variables, shared_debug_candidates,
+};
 use crate::regular;
+
+/// What other files say of a program that is traced.
+#[derive(Debug)]
+pub(crate) struct DebugFiles {
+    symbols: Option<DebugSymbols>,
+    shared: Option<Vec<u8>>,
+}
+
+impl DebugFiles {
+    /// Those of the program in the file that `path` opens and that is called `display` where it runs, as far as they are needed:
+    /// all of them where functions are asked for by name.
+    pub fn of(image: &Image<'_>, wants_names: bool, path: &Path, display: &str) -> Self {
+        let wants_symbols = wants_names || lacks_variables(image);
+        let symbols = wants_symbols.then(|| debug_symbols(image, path, display)).flatten();
+        let shared = wants_names.then(|| shared_debug(image, symbols.as_ref(), path, display)).flatten();
+        Self { symbols, shared }
+    }
+
+    /// All that is known of the program's symbols.
+    pub fn index<'a>(&'a self, image: Image<'a>) -> SymbolIndex<'a> {
+        let shared = self.shared.as_ref().and_then(|bytes| Image::of_debug_information(bytes).ok());
+        SymbolIndex::of(&with_names(image, self.symbols.as_ref()))
+            .with_debug_file(self.symbols.as_ref().and_then(DebugSymbols::image))
+            .with_shared_debug(shared)
+    }
+}
 
 /// An ELF file with the symbols of a program.
 #[derive(Debug)]
@@ -17,7 +45,7 @@ pub(crate) struct DebugSymbols {
 
 impl DebugSymbols {
     /// The file, for what it holds besides symbols.
-    pub fn image(&self) -> Option<Image<'_>> {
+    fn image(&self) -> Option<Image<'_>> {
         Image::parse(&self.bytes).ok()
     }
 }
@@ -42,7 +70,7 @@ pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Op
 
 /// The file that the debug information of the program, or of its debug file, shares with that of others. Where it is, is told by the
 /// one that has it.
-pub(crate) fn shared_debug(
+fn shared_debug(
     image: &Image<'_>,
     symbols: Option<&DebugSymbols>,
     path: &Path,

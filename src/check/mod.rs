@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use crate::arguments::name;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
-use crate::debug_symbols::{DebugSymbols, debug_symbols, shared_debug, with_names};
-use crate::elf::{ElfError, Image, SiteError, SymbolIndex, lacks_variables, notes};
+use crate::debug_symbols::DebugFiles;
+use crate::elf::{ElfError, Image, SiteError, SymbolIndex, notes};
 use crate::kinds;
 use crate::net::BanRule;
 use crate::net::NetworkConfig;
@@ -127,17 +127,8 @@ impl Checker<'_> {
                 let is_function =
                     |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Function(_));
                 let wants_names = target.probes.iter().any(is_function);
-                let debug = (wants_names || lacks_variables(&image))
-                    .then(|| debug_symbols(&image, &found.path, &found.display))
-                    .flatten();
-                let separate = debug.as_ref().and_then(DebugSymbols::image);
-                let shared = wants_names
-                    .then(|| shared_debug(&image, debug.as_ref(), &found.path, &found.display))
-                    .flatten();
-                let shared = shared.as_ref().and_then(|bytes| Image::of_debug_information(bytes).ok());
-                let index = SymbolIndex::of(&with_names(image, debug.as_ref()))
-                    .with_debug_file(separate)
-                    .with_shared_debug(shared);
+                let debug = DebugFiles::of(&image, wants_names, &found.path, &found.display);
+                let index = debug.index(image);
                 self.probes(target, &index, found);
                 if wants_names {
                     self.inlined(target, &index);

@@ -9,8 +9,8 @@ use super::{AttachedFile, Shed};
 use crate::abi::site_flag;
 use crate::clock::monotonic_now;
 use crate::config::model::Point;
-use crate::debug_symbols::{DebugSymbols, debug_symbols, shared_debug, with_names};
-use crate::elf::{Image, SymbolIndex, lacks_variables};
+use crate::debug_symbols::DebugFiles;
+use crate::elf::Image;
 use crate::kernel::{AttachMethod, Kernel, Lease, PlacedSite, Refusal, RefusalKind};
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
@@ -83,22 +83,11 @@ impl AttachedFile {
             .and_then(|bytes| Image::parse(bytes).map_err(|err| format!("{}: {err}", found.display)));
         let wants_names =
             target.probes.iter().any(|probe| matches!(plan.probes[*probe].point, Point::Function(_)));
-        let debug = image
-            .as_ref()
-            .ok()
-            .filter(|image| wants_names || lacks_variables(image))
-            .and_then(|image| debug_symbols(image, &found.path, &found.display));
-        let shared = image
-            .as_ref()
-            .ok()
-            .filter(|_| wants_names)
-            .and_then(|image| shared_debug(image, debug.as_ref(), &found.path, &found.display));
-        let image = image.map(|image| with_names(image, debug.as_ref()));
-        let separate = debug.as_ref().and_then(DebugSymbols::image);
-        let shared = shared.as_ref().and_then(|bytes| Image::of_debug_information(bytes).ok());
-        let index = image
-            .as_ref()
-            .map(|image| SymbolIndex::of(image).with_debug_file(separate).with_shared_debug(shared));
+        let read = image.map(|image| {
+            let debug = DebugFiles::of(&image, wants_names, &found.path, &found.display);
+            (image, debug)
+        });
+        let index = read.as_ref().map(|(image, debug)| debug.index(*image));
         let mut sites = Vec::new();
         for &number in &target.probes {
             let mut outcome = Outcome::new(number);
@@ -139,7 +128,7 @@ impl AttachedFile {
         self.hidden.span = image.as_ref().map_or(0, |image| image.load_span());
         self.hidden.span *= u64::from(self.hidden.span != pages);
         if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {
-            self.idle = image.map(|image| image.idle_code()).unwrap_or_default();
+            self.idle = read.map(|(image, _)| image.idle_code()).unwrap_or_default();
         }
         sites
     }
