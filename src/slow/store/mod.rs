@@ -72,6 +72,8 @@ pub(super) struct Store {
     clock: Clock,
     /// Which file it is: device and inode.
     identity: Option<(u64, u64)>,
+    /// How many rows there are, in this version of the data. Only what others write makes it another version.
+    counted: Option<(u64, u64)>,
 }
 
 /// Time for what is too old, in nanoseconds since 1970: a clock that is set ahead while the exporter runs makes nothing old.
@@ -103,7 +105,8 @@ impl Store {
     /// If it cannot be had, or is another program's.
     pub fn open(path: &Path, bounds: Bounds) -> Result<Self, SlowError> {
         let db = database::open(path, &KIND)?;
-        Ok(Self { db, path: path.to_owned(), bounds, clock: Clock::start(), identity: identity(path) })
+        let identity = identity(path);
+        Ok(Self { db, path: path.to_owned(), bounds, clock: Clock::start(), identity, counted: None })
     }
 
     /// Adds events, and takes out these rows and what is too much or too old. Returns the rows that were added.
@@ -111,15 +114,19 @@ impl Store {
         let oldest =
             self.clock.now().saturating_sub(i64::try_from(self.bounds.age.as_nanos()).unwrap_or(i64::MAX));
         let bounds = self.bounds;
+        let (version, mut count) = self.counted()?;
         let begun = self.db.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-        begun.prepare("DELETE FROM events WHERE time < ?")?.execute([oldest])?;
-        for row in gone {
-            begun.prepare("DELETE FROM events WHERE id = ?")?.execute([row])?;
+        count = count.saturating_sub(begun.execute("DELETE FROM events WHERE time < ?", [oldest])?);
+        {
+            let mut delete = begun.prepare("DELETE FROM events WHERE id = ?")?;
+            for row in gone {
+                count = count.saturating_sub(delete.execute([row])?);
+            }
         }
         // Room is made before it is taken, so that the file need not grow first.
         let wanted: u64 = events.iter().map(|event| room(event)).sum();
         let most = bounds.bytes.saturating_sub(wanted.min(bounds.bytes / 2));
-        while used_bytes(&begun)? > most && take_oldest(&begun)? > 0 {}
+        take_oldest_until(most, &begun, &mut count)?;
         let mut rows = Vec::with_capacity(events.len());
         {
             let mut insert = begun.prepare(
@@ -135,9 +142,10 @@ impl Store {
             }
         }
         let most = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?";
-        begun.prepare(most)?.execute([bounds.rows])?;
-        while used_bytes(&begun)? > bounds.bytes && take_oldest(&begun)? > 0 {}
+        count = (count + rows.len()).saturating_sub(begun.execute(most, [bounds.rows])?);
+        take_oldest_until(bounds.bytes, &begun, &mut count)?;
         begun.commit()?;
+        self.counted = Some((version, count as u64));
         if pragma(&self.db, "freelist_count")? > 0 && self.file_bytes()? > bounds.bytes {
             // Each row that it gives is a page given back.
             let mut vacuum = self.db.prepare("PRAGMA incremental_vacuum")?;
@@ -158,8 +166,19 @@ impl Store {
         Ok(())
     }
 
-    pub fn rows(&self) -> rusqlite::Result<u64> {
-        number(&self.db, "SELECT count(*) FROM events")
+    pub fn rows(&mut self) -> rusqlite::Result<u64> {
+        Ok(self.counted()?.1 as u64)
+    }
+
+    /// The version of the data and the number of rows, which are only counted if others have written.
+    fn counted(&mut self) -> rusqlite::Result<(u64, usize)> {
+        let version = pragma(&self.db, "data_version")?;
+        let rows = match self.counted {
+            Some((known, rows)) if known == version => rows,
+            _ => number(&self.db, "SELECT count(*) FROM events")?,
+        };
+        self.counted = Some((version, rows));
+        Ok((version, rows as usize))
     }
 
     /// Of the database, without its log.
@@ -194,11 +213,17 @@ fn room(event: &Event) -> u64 {
     ((of(&event.fields) + related) as u64 + 512).next_multiple_of(1 << 11)
 }
 
-/// Takes out a part of the events, the oldest; returns how many.
-fn take_oldest(db: &Transaction<'_>) -> rusqlite::Result<usize> {
-    let all: i64 = db.query_row("SELECT count(*) FROM events", [], |row| row.get(0))?;
-    let some = "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?)";
-    db.prepare(some)?.execute([(all / 16).max(1)])
+/// Takes out the oldest of so many events, a part at a time, until the others need no more bytes than this.
+fn take_oldest_until(bytes: u64, db: &Transaction<'_>, count: &mut usize) -> rusqlite::Result<()> {
+    while used_bytes(db)? > bytes {
+        let some = "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?)";
+        let taken = db.execute(some, [(*count as i64 / 16).max(1)])?;
+        if taken == 0 {
+            break;
+        }
+        *count = count.saturating_sub(taken);
+    }
+    Ok(())
 }
 
 /// Calls `each` with the events since then, the last one first, until it returns false.

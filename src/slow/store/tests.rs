@@ -28,6 +28,7 @@ fn values(store: &Store) -> Vec<f64> {
 
 fn write(store: &mut Store, events: &[Event]) {
     store.write("n", &events.iter().collect::<Vec<_>>(), &[]).unwrap();
+    assert_eq!(store.rows().unwrap(), values(store).len() as u64);
 }
 
 #[test]
@@ -46,8 +47,9 @@ fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
     write(&mut other, &[event(now + 2, 3.5, "")]);
     write(&mut store, &[event(now + 3, 4.5, "")]);
     assert_eq!(values(&other), [4.5, 3.5, 2.5, 1.5]);
+    assert_eq!(other.rows().unwrap(), 4);
     drop((store, other));
-    let store = Store::open(&path, WIDE).unwrap();
+    let mut store = Store::open(&path, WIDE).unwrap();
     let rows = store.latest(10).unwrap();
     assert_eq!(rows[3].event, events[0]);
     assert_eq!((rows[3].id, rows[3].node.as_str()), (1, "n"));
