@@ -2,9 +2,9 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use crate::support::program::{compile, directory, run};
+use crate::support::program::{Running, compile, directory, run};
 use crate::support::tracer::{Tracer, assert_all};
 
 /// Tells when it is done, and stays: names are looked up in the process.
@@ -37,22 +37,11 @@ int main(void) {
 "#;
 
 /// A program that has done its work.
-struct Running(Child);
-
-impl Running {
-    fn until_done(binary: &Path) -> Running {
-        let mut program = Command::new(binary).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = [0; 5];
-        program.stdout.take().unwrap().read_exact(&mut line).unwrap();
-        Running(program)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn until_done(binary: &Path) -> Running {
+    let mut program = Command::new(binary).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 5];
+    program.stdout.take().unwrap().read_exact(&mut line).unwrap();
+    Running(program)
 }
 
 #[test]
@@ -69,7 +58,7 @@ fn callers_are_compared_by_name() {
     let yaml =
         format!("node_name: test\ntargets:\n- name: t\n  binary: {}\n  probes:\n{probes}", binary.display());
     let tracer = Tracer::start(&yaml);
-    let program = Running::until_done(&binary);
+    let program = until_done(&binary);
     let series = tracer.render();
     drop(program);
     let rows = [("{by=\"direct\"}", "10"), ("{by=\"handler\"}", "30"), ("{by=\"unknown\"}", "5")];
@@ -123,7 +112,7 @@ fn a_call_that_never_returns_is_made_by_the_function_that_it_is_in() {
             binary.display()
         );
         let tracer = Tracer::start(&yaml);
-        let program = Running::until_done(&binary);
+        let program = until_done(&binary);
         let series = tracer.render();
         drop(program);
         assert_all(&series, "failures_total", &[("{by=\"first\"}", "5"), ("{by=\"third\"}", "5")]);

@@ -1,11 +1,11 @@
 //! What tracing takes of programs, as the exporter tells it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 use crate::support::exposition::Metrics;
-use crate::support::program::{compile, directory, run};
+use crate::support::program::{Running, compile, directory, run};
 
 /// Calls `cheap`, whose first instruction the kernel emulates, `dear`, whose first one it single-steps, and `interpret`, which
 /// jumps 1,000 times within itself by addresses in a table before it returns; each as often as is asked for, or for ever.
@@ -57,16 +57,6 @@ fn program(directory: &Path) -> PathBuf {
 
 fn cost_of(metrics: &Metrics, probe: &str) -> f64 {
     metrics.value("fibre_exporter_probe_cost_seconds_total", &[("probe", probe)])
-}
-
-/// Ends the program when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]

@@ -4,12 +4,12 @@
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{compile, directory, finish, private, run};
+use crate::support::program::{Running, compile, directory, finish, private, run};
 
 /// Where Debian has the libraries.
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
@@ -91,16 +91,6 @@ int main(void) {
     samples.assert_nothing_lost();
 }
 
-/// A process that is killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn openssl_handshakes_and_bytes_of_curl() {
     let directory = directory();
@@ -133,7 +123,7 @@ fn openssl_handshakes_and_bytes_of_curl() {
         .stderr(Stdio::null())
         .spawn()
         .expect("start openssl s_server");
-    let _server = Killed(server);
+    let _server = Running(server);
     let deadline = Instant::now() + Duration::from_secs(60);
     while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
         assert!(Instant::now() < deadline, "openssl s_server does not listen");

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::support::exporter::Exporter;
-use crate::support::program::{directory, finish, private, run};
+use crate::support::program::{Running, directory, finish, private, run};
 
 /// A MariaDB server from a file of its own, with a directory of its own and no TCP port. Dropping it kills it.
 struct MariaDb {
@@ -200,16 +200,6 @@ fn memcached_s_commands_by_name() {
     assert_eq!(by_command["get"], stat("cmd_get") - 100.0);
     assert_eq!(by_command["other"], 1.0, "{by_command:?}");
     server.0.kill().expect("end memcached");
-}
-
-/// Dropping it kills it.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// Builds a program of this directory that is a project of its own; the file.

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// A copy of `file` in `directory`, under its name: another file, whose probes nobody else on this machine hits.
 pub fn private(file: impl AsRef<Path>, directory: &Path) -> PathBuf {
@@ -57,6 +57,29 @@ pub fn compile_kept(name: &str, compiler: &str, source: &str, flags: &[&str]) ->
     let language = if compiler == "cc" { "c" } else { "c++" };
     run(Command::new(compiler).args(["-x", language]).arg(&file).args(flags).arg("-o").arg(&program));
     program
+}
+
+/// A process that is killed when it is dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    /// Starts it without input and output.
+    pub fn start(command: &mut Command) -> Self {
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().unwrap_or_else(|err| panic!("{command:?} does not start: {err}")))
+    }
+
+    pub fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// A directory that is deleted when it is dropped.

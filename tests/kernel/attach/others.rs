@@ -2,13 +2,13 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use exporter::elf::{Image, usdt_sites};
 use exporter::targets::ProbeState;
 
 use crate::support::demo::{Forms, private_copy};
-use crate::support::program::directory;
+use crate::support::program::{Running, directory};
 use crate::support::tracer::{Tracer, eventually};
 
 /// Holds places as a tracer does that knows nothing of the kernel's counting (older BCC), or with some semaphore.
@@ -43,31 +43,20 @@ int main(int argc, char **argv)
 }
 "#;
 
-struct Other(Child);
-
-impl Other {
-    fn start(directory: &Path, file: &Path, offsets: &[u64], semaphore: u64) -> Self {
-        let (source, program) = (directory.join("hold.c"), directory.join("hold"));
-        std::fs::write(&source, HOLD).unwrap();
-        assert!(Command::new("cc").arg("-o").args([&program, &source]).status().unwrap().success());
-        let mut child = Command::new(&program)
-            .arg(file)
-            .arg(semaphore.to_string())
-            .args(offsets.iter().map(u64::to_string))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut up = [0];
-        child.stdout.as_mut().unwrap().read_exact(&mut up).expect("it holds the place");
-        Self(child)
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn hold(directory: &Path, file: &Path, offsets: &[u64], semaphore: u64) -> Running {
+    let (source, program) = (directory.join("hold.c"), directory.join("hold"));
+    std::fs::write(&source, HOLD).unwrap();
+    assert!(Command::new("cc").arg("-o").args([&program, &source]).status().unwrap().success());
+    let mut child = Command::new(&program)
+        .arg(file)
+        .arg(semaphore.to_string())
+        .args(offsets.iter().map(u64::to_string))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut up = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut up).expect("it holds the place");
+    Running(child)
 }
 
 /// Where the probe's sites and its semaphore are.
@@ -93,7 +82,7 @@ fn beside_a_tracer_without_semaphores_they_are_raised_from_elsewhere() {
         let binary = private_copy("forms", directory.path());
         let (offsets, _) = places_of(&binary, "i32");
         let mut before = Forms::start(&binary);
-        let other = Other::start(directory.path(), &binary, &offsets, 0);
+        let other = hold(directory.path(), &binary, &offsets, 0);
         let tracer = Tracer::start(&tracing(&binary, attach));
         assert_eq!(tracer.state(0), (ProbeState::Attached, offsets.len()), "{attach}");
         let mut after = Forms::start(&binary);
@@ -119,7 +108,7 @@ fn a_tracer_with_another_semaphore_is_waited_for() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let (offsets, semaphore) = places_of(&binary, "i32");
-    let other = Other::start(directory.path(), &binary, &offsets, semaphore + 2);
+    let other = hold(directory.path(), &binary, &offsets, semaphore + 2);
     let mut forms = Forms::start(&binary);
     let tracer = Tracer::start_unready(&tracing(&binary, "auto"), false);
     let (state, _) = tracer.state(0);

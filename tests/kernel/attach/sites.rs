@@ -1,12 +1,12 @@
 //! One bad site costs that site, and everything that is said of a probe agrees.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use exporter::targets::ProbeState;
 
 use crate::support::exporter::{Place, Setup, wait_for};
-use crate::support::program::directory;
+use crate::support::program::{Running, directory};
 use crate::support::tracer::Tracer;
 
 const FUNCTIONS: usize = 300;
@@ -39,23 +39,12 @@ fn run_once(binary: &Path) {
     assert!(child.wait().unwrap().success());
 }
 
-/// A process that maps the file, until it is dropped.
-struct Running(Child);
-
-impl Running {
-    fn start(binary: &Path) -> Self {
-        let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut byte = [0];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
-        Self(child)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A process that maps the file.
+fn start(binary: &Path) -> Running {
+    let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut byte = [0];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut byte).unwrap();
+    Running(child)
 }
 
 #[test]
@@ -65,7 +54,7 @@ fn a_glob_does_without_its_one_bad_function() {
     // Perf events are one for each site, and the kernel detaches one after the other: fewer of them.
     for (attach, glob, all) in [("auto", "many_*", FUNCTIONS), ("perf", "many_12*", 10)] {
         for running in [false, true] {
-            let _running = running.then(|| Running::start(&binary));
+            let _running = running.then(|| start(&binary));
             let tracer = Tracer::start(&format!(
                 "node_name: t\nattach: {attach}\ntargets:\n- name: many\n  binary: {}\n  probes:\n  - function: \"{glob}\"\n    \
                  metrics: [{{ counter: calls_total, labels: {{ f: {{ value: function, limit: 400 }} }} }}]\n",

@@ -1,41 +1,22 @@
 //! What a file system makes of inodes, times and leases is the same for the counts.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// What is mounted, until it is dropped.
-struct Mounted {
-    at: PathBuf,
-}
-
-impl Mounted {
-    fn at(at: &Path, mount: &[&str]) -> Self {
-        fs::create_dir_all(at).unwrap();
-        run(mount[0], &[&mount[1..], &[at.to_str().unwrap()]].concat());
-        Self { at: at.to_path_buf() }
+/// A file system in an image of this size, made by this program.
+fn mounted_image(directory: &Path, kind: &str, megabytes: u64, make: &[&str]) -> Mounted {
+    let image = directory.join("image");
+    if megabytes > 0 {
+        File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
     }
-
-    /// An image of this size, made by this program.
-    fn image(directory: &Path, kind: &str, megabytes: u64, make: &[&str]) -> Self {
-        let image = directory.join("image");
-        if megabytes > 0 {
-            File::create(&image).unwrap().set_len(megabytes << 20).unwrap();
-        }
-        let made = Command::new(make[0]).args(&make[1..]).output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        Self::at(&directory.join("mounted"), &["mount", "-t", kind, "-o", "loop", image.to_str().unwrap()])
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
-    }
+    let made = Command::new(make[0]).args(&make[1..]).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    Mounted::at(&directory.join("mounted"), &["mount", "-t", kind, "-o", "loop", image.to_str().unwrap()])
 }
 
 /// Waits until each start of the file is counted for both targets, exactly.
@@ -126,7 +107,7 @@ fn in_memory() {
 fn xfs_with_shared_blocks() {
     lives_on("xfs", |directory| {
         let image = directory.join("image");
-        Mounted::image(directory, "xfs", 320, &["mkfs.xfs", "-q", "-m", "reflink=1", image.to_str().unwrap()])
+        mounted_image(directory, "xfs", 320, &["mkfs.xfs", "-q", "-m", "reflink=1", image.to_str().unwrap()])
     });
 }
 
@@ -134,7 +115,7 @@ fn xfs_with_shared_blocks() {
 fn btrfs_with_shared_blocks() {
     lives_on("btrfs", |directory| {
         let image = directory.join("image");
-        Mounted::image(directory, "btrfs", 128, &["mkfs.btrfs", "-q", image.to_str().unwrap()])
+        mounted_image(directory, "btrfs", 128, &["mkfs.btrfs", "-q", image.to_str().unwrap()])
     });
 }
 
@@ -144,7 +125,7 @@ fn a_snapshot_of_btrfs_is_another_file() {
     let (builds, directory, name) = (builds(), directory(), named("snap"));
     let image = directory.path().join("image");
     let made = ["mkfs.btrfs", "-q", image.to_str().unwrap()];
-    let mounted = Mounted::image(directory.path(), "btrfs", 128, &made);
+    let mounted = mounted_image(directory.path(), "btrfs", 128, &made);
     let [one, two] = ["one", "two"].map(|volume| mounted.at.join(volume));
     run("btrfs", &["-q", "subvolume", "create", one.to_str().unwrap()]);
     copy(&builds.path().join("first"), &one.join(&name));
@@ -165,7 +146,7 @@ fn image_of(kind: &str, make: impl Fn(&str, &str) -> Vec<String>) {
     copy(&builds.path().join("first"), &content.join(&name));
     let make = make(content.to_str().unwrap(), image.to_str().unwrap());
     let make: Vec<&str> = make.iter().map(String::as_str).collect();
-    let mounted = Mounted::image(directory.path(), kind, 0, &make);
+    let mounted = mounted_image(directory.path(), kind, 0, &make);
     runs(&mounted.at, &name);
 }
 

@@ -14,8 +14,8 @@ fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
     std::fs::create_dir(&lower).unwrap();
     let name = format!("image-{}", std::process::id());
     copy(&builds.path().join("first"), &lower.join(&name));
-    let mounts: Vec<Overlay> =
-        (0..3).map(|n| Overlay::over(&lower, &directory.path().join(n.to_string()))).collect();
+    let mounts: Vec<Mounted> =
+        (0..3).map(|n| Mounted::overlay(&lower, &directory.path().join(n.to_string()))).collect();
     let mut programs: Vec<Program> =
         mounts.iter().map(|mount| Program::start(&mount.at.join(&name))).collect();
     let tracer = Tracer::start(&config(&[("all", &format!("process: {name}"))]));

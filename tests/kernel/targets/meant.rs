@@ -94,7 +94,7 @@ fn a_container_of_version_1_alone_is_told_of() {
     let (builds, directory) = (builds(), directory());
     let mounted = Mounted::version_1(directory.path());
     let id = format!("{:08x}{}", std::process::id(), "0123456789abcdef".repeat(4)[..56].to_owned());
-    let container = Cgroup::new(mounted.0.join(&id));
+    let container = Cgroup::new(mounted.at.join(&id));
     let mut program = container.start(&builds.path().join("first"));
     program.fire(1);
     let tracer = Tracer::start_unready(&config(&[("one", &format!("container: \"{id}\""))]), false);

@@ -99,7 +99,7 @@ fn a_path_goes_through_mounts_and_a_long_one_is_cut_at_a_name() {
     let lower = directory.path().join("lower");
     fs::create_dir_all(lower.join("bin")).unwrap();
     copy(&builds.path().join("first"), &lower.join("bin/mounted"));
-    let overlay = Overlay::over(&lower, &work);
+    let overlay = Mounted::overlay(&lower, &work);
     let mounted = overlay.at.join("bin/mounted");
     let overlaid = tracers(&format!("binary: {}", mounted.display()));
     fire_at_once(&mounted, 2);

@@ -125,30 +125,6 @@ pub fn fire_at_once(path: &Path, times: u64) {
     run(path.to_str().unwrap(), &[&times.to_string()]);
 }
 
-/// An overlay mount over `lower`, taken away when dropped.
-pub struct Overlay {
-    pub at: PathBuf,
-}
-
-impl Overlay {
-    pub fn over(lower: &Path, work: &Path) -> Self {
-        let [upper, inner, at] = ["upper", "work", "merged"].map(|name| work.join(name));
-        for directory in [&upper, &inner, &at] {
-            fs::create_dir_all(directory).unwrap();
-        }
-        let options =
-            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), inner.display());
-        run("mount", &["-t", "overlay", "overlay", "-o", &options, at.to_str().unwrap()]);
-        Self { at }
-    }
-}
-
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["-l", self.at.to_str().unwrap()]).status();
-    }
-}
-
 /// Waits until the first target's sites are so many, in all its files.
 pub fn until_sites(tracer: &Tracer, probe: usize, sites: usize) {
     eventually(&format!("{sites} sites, {:?} now", tracer.state(probe)), || tracer.state(probe).1 == sites);
@@ -183,22 +159,40 @@ impl Drop for Cgroup {
     }
 }
 
-/// A hierarchy of control groups of version 1 without controllers, taken away when dropped.
-pub struct Mounted(pub PathBuf);
+/// What is mounted, until it is dropped.
+pub struct Mounted {
+    pub at: PathBuf,
+}
 
 impl Mounted {
+    /// By this command, to which the place is added.
+    pub fn at(at: &Path, mount: &[&str]) -> Self {
+        fs::create_dir_all(at).unwrap();
+        run(mount[0], &[&mount[1..], &[at.to_str().unwrap()]].concat());
+        Self { at: at.to_path_buf() }
+    }
+
+    /// An overlay over `lower`.
+    pub fn overlay(lower: &Path, work: &Path) -> Self {
+        let [upper, inner] = ["upper", "work"].map(|name| work.join(name));
+        for directory in [&upper, &inner] {
+            fs::create_dir_all(directory).unwrap();
+        }
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), inner.display());
+        Self::at(&work.join("merged"), &["mount", "-t", "overlay", "overlay", "-o", &options])
+    }
+
+    /// A hierarchy of control groups of version 1 without controllers.
     pub fn version_1(work: &Path) -> Self {
-        let at = work.join("version_1");
-        fs::create_dir(&at).unwrap();
         let options = format!("none,name=exporter-test-{}", std::process::id());
-        run("mount", &["-t", "cgroup", "-o", &options, "cgroup", at.to_str().unwrap()]);
-        Self(at)
+        Self::at(&work.join("version_1"), &["mount", "-t", "cgroup", "-o", &options, "cgroup"])
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").args(["-l", self.0.to_str().unwrap()]).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
 

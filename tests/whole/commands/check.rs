@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use super::{Running, Scratch, config, demo, exporter, ran};
+use super::{Scratch, config, demo, exporter, ran};
+use crate::support::program::Running;
 
 fn check(text: &str) -> super::Ran {
     let scratch = Scratch::new();
@@ -161,7 +162,7 @@ fn attaching_counts_hits_and_leaves() {
     let program = scratch.path("attached");
     std::fs::copy(demo("fibre-demo"), &program).expect("copy the demo");
     let program = program.display().to_string();
-    let process = Running::start(&program, &["--rate", "50"]);
+    let process = Running::start(Command::new(&program).args(["--rate", "50"]));
     let file = scratch.write("c.yaml", config(&program, "profile: [fibre, bitcoin-core]"));
     let out = exporter(&["check", "--attach", "--seconds", "2", &file]).good();
     for probe in ["udp:block_send_start", "validation:block_connected", "udp:block_race_winner"] {

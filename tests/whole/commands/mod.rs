@@ -9,7 +9,7 @@ mod terminal;
 mod usage;
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use crate::support::demo::program;
 
@@ -82,28 +82,6 @@ impl Scratch {
         let status = Command::new(compiler).arg(input).args(flags).arg("-o").arg(&output).status();
         assert!(status.is_ok_and(|status| status.success()), "{compiler} fails");
         output.display().to_string()
-    }
-}
-
-/// A process that is killed when the test ends.
-struct Running(Child);
-
-impl Running {
-    fn start(program: &str, args: &[&str]) -> Self {
-        let child = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Running(child.unwrap_or_else(|e| panic!("{program} does not start: {e}")))
-    }
-
-    fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only if it has ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

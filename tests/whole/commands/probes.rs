@@ -5,7 +5,8 @@ use std::process::Command;
 
 use serde_json::Value as Json;
 
-use super::{Running, Scratch, demo, exporter};
+use super::{Scratch, demo, exporter};
+use crate::support::program::Running;
 
 /// Programs with USDT probes: ours, and two that the test's own packages bring.
 fn programs() -> Vec<String> {
@@ -164,7 +165,7 @@ fn a_process_is_found_by_its_number_and_by_its_name() {
     let program = scratch.path("probes-by-name");
     std::fs::copy(demo("fibre-demo"), &program).expect("copy the demo");
     let program = program.display().to_string();
-    let process = Running::start(&program, &["--rate", "1"]);
+    let process = Running::start(Command::new(&program).args(["--rate", "1"]));
     let by_file = exporter(&["probes", &program]).good();
     assert_eq!(exporter(&["probes", &process.pid()]).good(), by_file);
     assert_eq!(exporter(&["probes", "probes-by-name"]).good(), by_file);
@@ -181,7 +182,7 @@ fn a_process_whose_libraries_have_probes_names_them() {
     let source = "#include <string>\n#include <unistd.h>\n\
                   int main(int argc, char **argv) { std::string s(argv[0]); while (argc > 0) pause(); throw s; }";
     let program = scratch.compile("waits", "c++", source, &[]);
-    let process = Running::start(&program, &[]);
+    let process = Running::start(&mut Command::new(&program));
     let told = |text: &str| text.contains("libraries that have some") && text.contains("libstdc++.so.6");
     // Until the loader has mapped the library.
     let text = (0..100).map(|_| {
