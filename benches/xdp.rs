@@ -65,20 +65,20 @@ fn udp() -> Vec<u8> {
     datagram
 }
 
-/// Makes the kernel hurry where it waits for all processors, which it does before and after every test run; for as long as
+/// Makes the kernel expedited where it waits for all processors, which it does before and after every test run; for as long as
 /// this lives. It changes how long the benchmark takes and not what it measures.
-struct Hurry(Option<String>);
+struct Expedited(Option<String>);
 
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
-impl Hurry {
+impl Expedited {
     fn start() -> Self {
         let before = std::fs::read_to_string(EXPEDITED).ok();
         Self(before.filter(|_| std::fs::write(EXPEDITED, "1").is_ok()))
     }
 }
 
-impl Drop for Hurry {
+impl Drop for Expedited {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             // Nobody is left to tell.
@@ -263,14 +263,14 @@ fn main() {
     ];
     let mut rows: Vec<Vec<Samples>> =
         frames.iter().map(|_| TARGETS.iter().map(|_| Samples::default()).collect()).collect();
-    let hurry = Hurry::start();
+    let expedited = Expedited::start();
     for _ in 0..MOST_LOADS {
         measure(&frames, &mut rows);
         if rows.iter().flatten().all(|samples| samples.quiet().len() >= LOADS) {
             break;
         }
     }
-    drop(hurry);
+    drop(expedited);
     let table = table(&frames, &rows);
     print!("{table}");
     if let Some(path) = markdown {

@@ -414,16 +414,16 @@ static __always_inline int aggregate(struct hit *hit, struct probe *probe)
 	for (__u32 a = 0; a < MAX_ACTIONS; a++) {
 		__u32 at = first + a;
 		struct action *action;
-		int why;
+		int loss;
 
 		if (a >= n)
 			break;
 		action = bpf_map_lookup_elem(&actions, &at);
 		if (!action)
 			break;
-		why = act(hit, probe, action);
+		loss = act(hit, probe, action);
 		if (!lost)
-			lost = why;
+			lost = loss;
 	}
 	return lost;
 }

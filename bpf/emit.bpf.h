@@ -123,19 +123,19 @@ static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 numb
 static __always_inline int deliver(struct hit *hit, struct probe *probe, __u32 number, int lost)
 {
 	bool is_slow = hit->faults >> SLOW_HIT & 1, all = probe->flags & PROBE_EMIT;
-	int why = 0;
+	int loss = 0;
 
 	if (!all && !is_slow)
 		return lost;
 	if (!all)
-		why = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 2;
-	if (!why)
-		why = emit(hit, probe, number);
-	if (why && is_slow)
+		loss = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 2;
+	if (!loss)
+		loss = emit(hit, probe, number);
+	if (loss && is_slow)
 		add(hit->shard + probe->slow + SLOW_LOST, 1);
 	if (!all || lost)
 		return lost;
-	return why ? why : ACCT_DELIVERED;
+	return loss ? loss : ACCT_DELIVERED;
 }
 
 #endif

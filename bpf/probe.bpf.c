@@ -190,10 +190,10 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 	if (lost == ACCT_FILTERED)
 		goto end;
 	if (probe->nactions) {
-		int why = aggregate(&hit, probe);
+		int loss = aggregate(&hit, probe);
 
 		if (!lost)
-			lost = why;
+			lost = loss;
 	}
 	if (HAS(probe, PROBE_EMIT | PROBE_SLOW))
 		lost = deliver(&hit, probe, site->probe, lost);

@@ -57,7 +57,7 @@ limits! {
     PROCESS_TEXT,
 }
 
-/// Cells of one probe's books.
+/// Slots of one probe's accounting.
 pub(crate) const ACCT_SLOTS: usize = accounting_slot::ACCT_SLOTS.0 as usize;
 
 // What the C compiler laid out; a change of abi.h that moves a field that is read by offset fails the build here.

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use crate::clock::wall_seconds;
 
 /// How long one process waits for another that writes.
-const PATIENCE: Duration = Duration::from_secs(2);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A larger file is not read as a whole before it is used.
 const CHECKED_BYTES: u64 = 256 << 20;
@@ -141,7 +141,7 @@ fn connect(path: &Path, kind: &Kind) -> Result<Connection, Unusable> {
     create(path, kind).map_err(Unusable::Foreign)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
-    db.busy_timeout(PATIENCE)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
     let foreign = |what: &str| {
         let next = format!("set {} to another path", kind.setting);
         Unusable::Foreign(DatabaseError::told(format!("{} {what}", path.display()), next))

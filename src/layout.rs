@@ -60,7 +60,7 @@ pub(crate) const SLOW_DISPLACED: u32 = 5;
 /// What one store must provide.
 #[derive(Debug, Clone, Default)]
 pub struct StoreLayout {
-    /// Slots of one shard; the kernel's store begins with the books of every probe.
+    /// Slots of one shard; the kernel's store begins with the accounting of every probe.
     pub slots: u32,
     pub interners: Vec<InternerLayout>,
     /// Names of all interners together.

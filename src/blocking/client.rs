@@ -17,7 +17,7 @@ use crate::table::TextTable;
 const PER_PAGE: usize = 10_000;
 
 /// How long an answer may take: longer than the exporter gives itself.
-const PATIENCE: Duration = Duration::from_secs(40);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,8 +165,8 @@ fn described(answer: &Value) -> String {
         (_, Some(false)) => format!("{prefix} is listed; nothing is dropped, because of `mode: observe`.\n"),
         _ => format!("{prefix} is blocked.\n"),
     };
-    for (except, why) in answer["except"].as_object().into_iter().flatten() {
-        text += &format!("  but for {except}, {}\n", why.as_str().unwrap_or_default());
+    for (except, reason) in answer["except"].as_object().into_iter().flatten() {
+        text += &format!("  but for {except}, {}\n", reason.as_str().unwrap_or_default());
     }
     text
 }
@@ -213,7 +213,7 @@ fn shown_time(seconds: f64) -> String {
 fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
     let unreachable = |error| ClientError::Unreachable(socket.to_owned(), error);
     let mut stream = UnixStream::connect(socket).map_err(unreachable)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
+    stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).map_err(unreachable)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let head = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",

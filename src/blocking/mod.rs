@@ -153,7 +153,7 @@ fn block(list: &Blocklist, request: &RequestInfo) -> Result<Changed, Refused> {
         blocked: true,
         changed: is_new,
         enforced: list.is_enforced(),
-        except: except.into_iter().map(|(prefix, why)| (prefix.to_string(), why)).collect(),
+        except: except.into_iter().map(|(prefix, reason)| (prefix.to_string(), reason)).collect(),
         confirm_within: confirm.map(|within| within.as_secs()),
     })
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 /// So many looks in a row, a second apart, must find too much.
-const PATIENCE: u32 = 3;
+const CHECKS_OVER: u32 = 3;
 
 /// Seconds after a change until what is measured says something about it.
 const SETTLING: f64 = 3.0;
@@ -102,7 +102,7 @@ impl Controller {
         let trial = entries.iter().any(is_tried);
         if share > limit {
             self.over += 1;
-            if self.over < PATIENCE && !trial {
+            if self.over < CHECKS_OVER && !trial {
                 return Some(Vec::new());
             }
             let steps = self.shed(now, limit, share, entries);

@@ -141,7 +141,7 @@ pub enum AttachMode {
     Perf,
 }
 
-/// What is kept of the exporter's rights once all is attached.
+/// What is kept of the exporter's privileges once all is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepPrivileges {
     /// What attaching again needs.

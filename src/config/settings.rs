@@ -83,7 +83,7 @@ const fn limit(name: &'static str, range: &RangeInclusive<u32>, about: &'static 
     Key::new(name, Schema::Integer(*range.start() as i64, *range.end() as i64), about)
 }
 
-/// What may be kept of its rights.
+/// What may be kept of its privileges.
 pub(super) fn kept_privileges() -> Vec<&'static str> {
     words(KEEP)
 }

@@ -89,7 +89,7 @@ impl Listener {
             let made = fs::create_dir(directory);
             made.map_err(|source| HttpError::BindUnix { path: path.to_owned(), source })?;
         }
-        // The file never has other rights, not even at first.
+        // The file never has another mode, not even at first.
         let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
         let listener = Self::bind_unix(path);
         rustix::process::umask(before);

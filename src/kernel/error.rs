@@ -59,7 +59,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// What to do, by the error's number. The verifier's refusals look like a lack of rights, too.
+    /// What to do, by the error's number. The verifier's refusals look like missing capabilities, too.
     fn next_step(&self, number: Option<i32>) -> String {
         let Self { release, .. } = self;
         match number {

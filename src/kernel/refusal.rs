@@ -29,7 +29,7 @@ pub enum RefusalKind {
     /// Attached, as the kernel says, but no breakpoint is there.
     Unarmed,
     /// Not permitted.
-    Rights,
+    Capabilities,
     /// No memory.
     Memory,
     /// No file descriptors.
@@ -105,7 +105,7 @@ impl Refusal {
                 ),
             ),
             Some(libc::EPERM | libc::EACCES) => {
-                (RefusalKind::Rights, format!("{message}; {}", capabilities(attach)))
+                (RefusalKind::Capabilities, format!("{message}; {}", capabilities(attach)))
             }
             Some(libc::ENOMEM) => (RefusalKind::Memory, format!("{message}{MEMORY}")),
             Some(libc::EMFILE | libc::ENFILE) => {
@@ -142,7 +142,7 @@ pub(super) fn error_number(err: &libbpf_rs::Error) -> Option<i32> {
 /// What is missing, of what may keep a process from attaching.
 pub(super) fn capabilities(attach: Attach) -> String {
     let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
-    Rights {
+    CapabilityState {
         missing: wanted(attach).iter().copied().filter(|right| !has(right)).collect(),
         given_up: given_up(),
         lockdown: lockdown(),
@@ -160,14 +160,14 @@ fn wanted(attach: Attach) -> &'static [Capability] {
 
 /// What decides whether the kernel lets a process trace.
 #[derive(Debug)]
-struct Rights {
+struct CapabilityState {
     missing: Vec<Capability>,
     given_up: bool,
     lockdown: Option<&'static str>,
     paranoid: i32,
 }
 
-impl Rights {
+impl CapabilityState {
     fn missing_for(&self, attach: Attach) -> String {
         if self.given_up {
             return GIVEN_UP.to_string();
@@ -228,13 +228,13 @@ mod tests {
 
     #[test]
     fn refusals_are_told_apart_and_each_has_its_next_step() {
-        use RefusalKind::{Busy, Descriptors, File, Held, Instruction, Memory, Other, Rights};
+        use RefusalKind::{Busy, Capabilities, Descriptors, File, Held, Instruction, Memory, Other};
         for (number, kind, of_site, passes, says) in [
             (ENOTSUPP, Instruction, true, false, "cannot probe its instruction"),
             (libc::ENOEXEC, Instruction, true, false, "cannot probe its instruction"),
             (libc::EINVAL, Held, true, true, "another tracer"),
-            (libc::EPERM, Rights, false, true, "(os error 1)"),
-            (libc::EACCES, Rights, false, true, "(os error 13)"),
+            (libc::EPERM, Capabilities, false, true, "(os error 1)"),
+            (libc::EACCES, Capabilities, false, true, "(os error 13)"),
             (libc::ENOMEM, Memory, false, true, "MemoryMax"),
             (libc::EMFILE, Descriptors, false, true, "LimitNOFILE"),
             (libc::ENFILE, Descriptors, false, true, "LimitNOFILE"),
@@ -251,7 +251,7 @@ mod tests {
             assert!(refusal.text.contains(says), "{number}: {refusal}");
             assert_eq!(
                 refusal.text.contains("as root"),
-                kind == Rights && refusal.text.contains("missing"),
+                kind == Capabilities && refusal.text.contains("missing"),
                 "{refusal}"
             );
         }
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn what_forbids_tracing_is_named() {
         let (perfmon, admin) = (Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN);
-        let capabilities = |missing: &[Capability], given_up, lockdown, paranoid| Rights {
+        let capabilities = |missing: &[Capability], given_up, lockdown, paranoid| CapabilityState {
             missing: missing.to_vec(),
             given_up,
             lockdown,

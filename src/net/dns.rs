@@ -14,7 +14,7 @@ use super::stack::{TIMES, bounds, observe};
 use super::sys::monotonic;
 
 /// Nanoseconds after which no answer is waited for.
-const PATIENCE: u64 = 10_000_000_000;
+const QUERY_TIMEOUT: u64 = 10_000_000_000;
 
 /// In the order of `enum dns_result`.
 const RESULTS: [&str; 9] =
@@ -47,7 +47,7 @@ impl Dns {
             };
             let asked = word(offset_of!(dns_query, asked));
             // It fails if the answer has just come.
-            if monotonic().saturating_sub(asked) > PATIENCE && self.asked.delete(&key).is_ok() {
+            if monotonic().saturating_sub(asked) > QUERY_TIMEOUT && self.asked.delete(&key).is_ok() {
                 let server = usize::from(word(offset_of!(dns_query, local)) != 0);
                 self.unanswered[server].fetch_add(1, Ordering::Relaxed);
             }

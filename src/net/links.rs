@@ -59,8 +59,8 @@ impl Interface {
 
     /// Bytes per second of its link. Of a veth or tun, whose drivers invent a speed, none.
     pub fn speed(&self) -> Option<u64> {
-        let invented = matches!(self.kind.as_deref(), Some("veth" | "tun"));
-        (!invented).then(|| link_speed(&self.name)).flatten().map(|megabits| u64::from(megabits) * 125_000)
+        let is_virtual = matches!(self.kind.as_deref(), Some("veth" | "tun"));
+        (!is_virtual).then(|| link_speed(&self.name)).flatten().map(|megabits| u64::from(megabits) * 125_000)
     }
 }
 

@@ -15,7 +15,7 @@ const DAY: f64 = 86_400.0;
 /// A certificate that ends within this time is told of, as in the log.
 const CERTIFICATE: f64 = 30.0 * DAY;
 /// Prometheus scrapes more often, and programs are hit sooner.
-const PATIENCE: f64 = 5.0 * MINUTE;
+const SCRAPE_TIMEOUT: f64 = 5.0 * MINUTE;
 /// From this share on, tracing is worth a thought.
 const OVERHEAD: f64 = 0.05;
 
@@ -134,7 +134,7 @@ fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attentio
         .filter(|probe| probe.is_attached() && probe.hits == 0.0)
         .map(|probe| probe.name.as_str())
         .collect();
-    if !silent.is_empty() && facts.time - facts.started > PATIENCE {
+    if !silent.is_empty() && facts.time - facts.started > SCRAPE_TIMEOUT {
         all.push(note(
             format!("{}: {} never hit", target.name, list(&silent)),
             "Attached, but no process has come by since the exporter started.",
@@ -331,16 +331,22 @@ fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
 fn scrapes(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let latest = facts.scrapes.iter().max_by(|a, b| a.time.total_cmp(&b.time));
     match latest {
-        None if facts.time - facts.started > PATIENCE => all.push(note(
+        None if facts.time - facts.started > SCRAPE_TIMEOUT => all.push(note(
             "Nobody has scraped /metrics yet",
             "Prometheus does not know of this exporter, or cannot reach it or its password.",
             "Add it to Prometheus (see below), and look at its page Status > Targets.",
         )),
-        Some(scrape) if facts.time - scrape.time > PATIENCE && scrape.scrapes > 10 => all.push(warning(
-            format!("{} has not scraped for {:.0} minutes", scrape.peer, (facts.time - scrape.time) / MINUTE),
-            "It did so before.",
-            "Is Prometheus running? Its page Status > Targets says what it sees.",
-        )),
+        Some(scrape) if facts.time - scrape.time > SCRAPE_TIMEOUT && scrape.scrapes > 10 => {
+            all.push(warning(
+                format!(
+                    "{} has not scraped for {:.0} minutes",
+                    scrape.peer,
+                    (facts.time - scrape.time) / MINUTE
+                ),
+                "It did so before.",
+                "Is Prometheus running? Its page Status > Targets says what it sees.",
+            ))
+        }
         _ => {}
     }
 }

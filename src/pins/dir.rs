@@ -76,8 +76,8 @@ impl MapSpec<'_> {
         let map = MapHandle::from_pinned_path(path)?;
         let found = [map.key_size(), map.value_size(), map.max_entries()].map(|number| number as usize);
         if map.map_type() != self.kind || found != [self.key, self.value, self.entries] {
-            let why = format!("{} is a map of another kind or size", path.display());
-            return Err(io::Error::other(why).into());
+            let reason = format!("{} is a map of another kind or size", path.display());
+            return Err(io::Error::other(reason).into());
         }
         Ok(map)
     }

@@ -28,7 +28,7 @@ const NEVER: &[c_long] = &[
     libc::SYS_unshare, libc::SYS_chroot, libc::SYS_pivot_root, libc::SYS_mount, libc::SYS_umount2, libc::SYS_fsopen,
     libc::SYS_fsconfig, libc::SYS_fsmount, libc::SYS_fspick, libc::SYS_move_mount, libc::SYS_open_tree,
     libc::SYS_mount_setattr,
-    // Files past their paths' rights, and who owns them.
+    // Files past the permissions of their paths, and who owns them.
     libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_fanotify_init, libc::SYS_mknod,
     libc::SYS_mknodat, libc::SYS_chown, libc::SYS_lchown, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_setxattr,
     libc::SYS_lsetxattr, libc::SYS_fsetxattr, libc::SYS_quotactl, libc::SYS_quotactl_fd,

@@ -78,8 +78,8 @@ impl std::error::Error for PrivilegeError {
 }
 
 /// Keeps [`KEPT`] and what is needed beside it, as far as the process has them, and gives up everything else for good:
-/// other capabilities, rights by starting a program, and system calls that are never made. Call it before threads are
-/// made, since each thread has rights of its own.
+/// other capabilities, privileges by starting a program, and system calls that are never made. Call it before threads are
+/// made, since each thread has capabilities of its own.
 ///
 /// # Errors
 /// What the kernel refuses. What could be given up is.

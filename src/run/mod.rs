@@ -282,7 +282,7 @@ fn serve(
     served
 }
 
-/// Gives up the rights that are not needed, before the first thread is made. The error is for the log, which needs a thread.
+/// Drops the privileges that are not needed, before the first thread is made. The error is for the log, which needs a thread.
 ///
 /// # Errors
 /// If the kernel refuses to take them away.

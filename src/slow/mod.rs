@@ -137,7 +137,7 @@ impl SlowRecorder {
         if work.is_started { self.write(&mut work) } else { Ok(()) }
     }
 
-    /// Begins to write. The file is opened before, with more rights and without threads.
+    /// Begins to write. The file is opened before, with more privileges and without threads.
     ///
     /// # Errors
     /// If there is no thread.

@@ -11,10 +11,10 @@ const CAP_SYS_PTRACE: u32 = 19;
 pub(super) fn why_denied() -> &'static str {
     let status = text("/proc/thread-self/status").unwrap_or_default();
     let users = fs::read_to_string("/proc/thread-self/uid_map").unwrap_or_default();
-    why(&status, &users)
+    reason(&status, &users)
 }
 
-fn why(status: &str, users: &str) -> &'static str {
+fn reason(status: &str, users: &str) -> &'static str {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective =
         effective.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok()).unwrap_or_default();
@@ -39,9 +39,9 @@ mod tests {
     fn the_missing_right_is_only_named_where_it_is_missing() {
         let (all, none) = ("Name:\tx\nCapEff:\t000001ffffffffff\n", "CapEff:\t00000000fff7ffff\n");
         let (first, other) = ("         0          0 4294967295\n", "         0       1000          1\n");
-        assert_eq!(why(none, first), "CAP_SYS_PTRACE is needed");
-        assert_eq!(why(none, other), "CAP_SYS_PTRACE is needed");
-        assert!(why(all, other).contains("user namespace"));
-        assert!(why(all, first).contains("although the exporter has"));
+        assert_eq!(reason(none, first), "CAP_SYS_PTRACE is needed");
+        assert_eq!(reason(none, other), "CAP_SYS_PTRACE is needed");
+        assert!(reason(all, other).contains("user namespace"));
+        assert!(reason(all, first).contains("although the exporter has"));
     }
 }

@@ -270,13 +270,13 @@ impl Worker {
     /// Why no file is attached to that counts, where that is so.
     pub(super) fn publish_missing(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
-        let Some(why) = &state.missing else { return };
+        let Some(reason) = &state.missing else { return };
         let ahead = state.candidates.iter().find(|candidate| candidate.path.is_some());
         let ahead =
             ahead.map(|candidate| format!("; {} is attached, in case one does", candidate.attached.display));
-        let why = format!("{why}{}", ahead.unwrap_or_default());
+        let reason = format!("{reason}{}", ahead.unwrap_or_default());
         for probe in &planned.probes {
-            self.status.set(*probe, ProbeState::Waiting(why.clone()), [0, 0], None);
+            self.status.set(*probe, ProbeState::Waiting(reason.clone()), [0, 0], None);
         }
     }
 

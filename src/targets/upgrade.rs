@@ -27,7 +27,7 @@ const CANDIDATES: usize = 4;
 
 /// A file that is being written is looked at so often, for so long; then with all others.
 const WRITER_PAUSE: Duration = Duration::from_millis(20);
-const WRITER_PATIENCE: Duration = Duration::from_secs(10);
+const WRITER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Some programs, such as truncate(1), do not wait for the lease but give up at once. One that tries again within this time
 /// finds the file free for a while.
@@ -133,7 +133,7 @@ impl Worker {
     /// How long to wait for news, when a target waits for a writer.
     pub(super) fn pause_for_writers(&self, pause: Duration) -> Duration {
         let waits = |state: &TargetState| {
-            state.written.is_some_and(|written| written.since.elapsed() < WRITER_PATIENCE)
+            state.written.is_some_and(|written| written.since.elapsed() < WRITER_TIMEOUT)
         };
         if self.targets.iter().any(waits) { WRITER_PAUSE } else { pause }
     }

@@ -11,7 +11,7 @@ use super::*;
 use crate::http_client::Url;
 
 /// Longer than anything takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the receiver does with a connection; after the last one it takes everything.
 #[derive(Clone, Copy)]
@@ -117,7 +117,7 @@ fn wait_for(what: &str, outbox: &Outbox, condition: impl Fn(&WebhookNumbers) -> 
         if condition(&numbers) {
             return numbers;
         }
-        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}: {numbers:?}");
+        assert!(begun.elapsed() < TIMEOUT, "waited in vain for {what}: {numbers:?}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -219,7 +219,7 @@ fn what_has_waited_for_too_long_is_dropped() {
 fn the_end_waits_a_moment_for_what_can_be_sent_and_for_nothing_else() {
     let fake = Fake::new();
     // No time for a second attempt.
-    let slow = Pace { first: 10 * PATIENCE, longest: 10 * PATIENCE, last: PATIENCE, ..pace() };
+    let slow = Pace { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, last: TIMEOUT, ..pace() };
     let webhook = sends_to(&fake.url(), slow);
     offer(&webhook, 0..3);
     let outbox = webhook.outbox().clone();
@@ -231,7 +231,7 @@ fn the_end_waits_a_moment_for_what_can_be_sent_and_for_nothing_else() {
 
     let fake = Fake::new();
     let webhook =
-        sends_to(&fake.url(), Pace { attempt: 10 * PATIENCE, last: Duration::from_millis(50), ..pace() });
+        sends_to(&fake.url(), Pace { attempt: 10 * TIMEOUT, last: Duration::from_millis(50), ..pace() });
     let outbox = webhook.outbox().clone();
     let _received = fake.serve(&[Does::SaysNothing]);
     offer(&webhook, 0..3);
@@ -240,7 +240,7 @@ fn the_end_waits_a_moment_for_what_can_be_sent_and_for_nothing_else() {
         drop(webhook);
         ended.send(())
     });
-    assert_ne!(end.recv_timeout(PATIENCE), Err(RecvTimeoutError::Timeout), "it waits for the receiver");
+    assert_ne!(end.recv_timeout(TIMEOUT), Err(RecvTimeoutError::Timeout), "it waits for the receiver");
     assert_eq!(outbox.numbers().unwrap().dropped, [0, 0, 0, 3]);
 }
 

@@ -74,8 +74,8 @@ fn traced(attach: &str, more: &str, check: impl Fn(&Tracer, &dyn Fn(&str) -> u64
     }
     let tracer = Tracer::start(&yaml);
     assert_eq!(run(Command::new(&program).arg(calls.to_string())), untraced, "{attach}");
-    let books = tracer.books_at_rest();
-    assert!(books.iter().all(|books| books.lost == 0), "{attach}: {books:#?}");
+    let accounting = tracer.accounting_at_rest();
+    assert!(accounting.iter().all(|accounting| accounting.lost == 0), "{attach}: {accounting:#?}");
     let series = tracer.render();
     let value = |name: &str| series.get(name).map_or(0, |value| value.parse::<f64>().unwrap() as u64);
     for name in FUNCTIONS {

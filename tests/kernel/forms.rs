@@ -86,10 +86,13 @@ fn integers_of_every_width_and_sign_are_exact() {
             let rows: Vec<_> = values.iter().map(|value| (value.to_string(), ROUNDS)).collect();
             let rows: Vec<_> = rows.iter().map(|(text, count)| (text.as_str(), *count)).collect();
             expect(tracer, &format!("{form}_total"), &rows);
-            let books = tracer.books_at_rest()[probe];
+            let accounting = tracer.accounting_at_rest()[probe];
             // What no sum of numbers with a sign can hold is refused, and told.
             let lost = ROUNDS * values.iter().filter(|value| i64::try_from(**value).is_err()).count() as u64;
-            assert_eq!((books.hits, books.aggregated, books.lost), (fired, fired - lost, lost));
+            assert_eq!(
+                (accounting.hits, accounting.aggregated, accounting.lost),
+                (fired, fired - lost, lost)
+            );
         }
         let series = tracer.render();
         let rounds = i128::from(ROUNDS);
@@ -192,8 +195,8 @@ fn strings_and_bytes_are_read_as_they_are() {
             };
             assert_eq!(shown, text, "{form}: the program says something else");
             expect(tracer, &format!("{form}_total"), &[(text, 30)]);
-            let books = tracer.books_at_rest()[probe];
-            assert_eq!((books.hits, books.aggregated, books.lost), (30, 30, 0), "{form}");
+            let accounting = tracer.accounting_at_rest()[probe];
+            assert_eq!((accounting.hits, accounting.aggregated, accounting.lost), (30, 30, 0), "{form}");
         }
     });
 }
@@ -338,9 +341,9 @@ fn a_process_filter_counts_the_others_as_filtered() {
         let rows = ["-2147483648", "-1", "0", "1", "2147483647"].map(|value| (value, 1));
         expect(&tracer, "i32_total", &rows);
         assert_eq!(tracer.render()["plain_hits_total"], "2");
-        let books = tracer.books_at_rest();
-        assert_eq!((books[0].hits, books[0].aggregated, books[0].filtered), (30, 5, 25));
-        assert_eq!((books[1].hits, books[1].aggregated, books[1].filtered), (5, 2, 3));
+        let accounting = tracer.accounting_at_rest();
+        assert_eq!((accounting[0].hits, accounting[0].aggregated, accounting[0].filtered), (30, 5, 25));
+        assert_eq!((accounting[1].hits, accounting[1].aggregated, accounting[1].filtered), (5, 2, 3));
     }
 }
 

@@ -76,8 +76,8 @@ targets:
         }
         let given: u64 = (1..=30).filter(|n| n % 3 != 0).sum();
         assert_eq!(of("given_total"), given.to_string());
-        for books in tracer.books_at_rest() {
-            assert_eq!(books.lost, 0, "{attach}: {books:?}");
+        for accounting in tracer.accounting_at_rest() {
+            assert_eq!(accounting.lost, 0, "{attach}: {accounting:?}");
         }
     }
 }

@@ -150,7 +150,10 @@ fn in_each_build(source: &str, probes: &str, check: impl Fn(&Series)) {
         ));
         assert_eq!(run(&binary), untraced, "{flags:?}");
         check(&tracer.render());
-        tracer.books_at_rest().iter().for_each(|books| assert_eq!(books.lost, 0, "{books:?}"));
+        tracer
+            .accounting_at_rest()
+            .iter()
+            .for_each(|accounting| assert_eq!(accounting.lost, 0, "{accounting:?}"));
     }
 }
 
@@ -462,6 +465,9 @@ targets:
         assert_is(&series, "n_total", goroutines * (1..=1000).sum::<i64>());
         let grown: i64 = (1..=10).map(|n| n * 100 / 20 + 1).sum();
         assert_is(&series, "grow_seconds_count", goroutines * grown);
-        tracer.books_at_rest().iter().for_each(|books| assert_eq!(books.lost, 0, "{books:?}"));
+        tracer
+            .accounting_at_rest()
+            .iter()
+            .for_each(|accounting| assert_eq!(accounting.lost, 0, "{accounting:?}"));
     }
 }

@@ -65,20 +65,24 @@ fn no_harm_in(calls: u64, attach: &str, probes: &[Probe], metric: &str, shown: (
         assert_eq!((&leaf["calls"], &leaf["wrong"]), (&calls.into(), &0.into()), "{attach}: {line}");
         assert_eq!(leaf["red_zone"], true, "the compiler has put it elsewhere: {line}");
     }
-    let (books, series) = (tracer.books_at_rest(), tracer.render());
+    let (accounting, series) = (tracer.accounting_at_rest(), tracer.render());
     // A duration takes two: a call and its return.
-    let of_each = books.len() / probes.len();
+    let of_each = accounting.len() / probes.len();
     for (n, (point, fit)) in probes.iter().enumerate() {
         let value = series.get(&shown.0.replace("pN", &format!("p{n}")));
         for at in n * of_each..(n + 1) * of_each {
-            let (state, books) = (tracer.state(at).0, books[at]);
+            let (state, accounting) = (tracer.state(at).0, accounting[at]);
             if *fit {
                 assert_eq!(state, ProbeState::Attached, "{point}");
-                assert_eq!((books.hits, books.aggregated), (calls, calls), "{attach}, {point}: {books:?}");
+                assert_eq!(
+                    (accounting.hits, accounting.aggregated),
+                    (calls, calls),
+                    "{attach}, {point}: {accounting:?}"
+                );
                 assert_eq!(value, Some(&shown.1.to_string()), "{attach}, {point}: {series:#?}");
             } else {
                 assert!(matches!(state, ProbeState::Refused(_)), "{point}: {state:?}");
-                assert_eq!(books.begun, 0, "{point}: {books:?}");
+                assert_eq!(accounting.begun, 0, "{point}: {accounting:?}");
             }
         }
     }

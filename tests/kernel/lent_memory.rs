@@ -74,7 +74,7 @@ fn memory_that_the_program_supplies_is_not_waited_for() {
             run(Command::new("timeout").arg("100").arg(&program)),
             format!("{}\n", 50 * i32::from(b't'))
         );
-        let books = tracer.books_at_rest();
-        assert_eq!((books[0].hits, books[1].hits), (50, 50), "{attach}, {kind}: {books:?}");
+        let accounting = tracer.accounting_at_rest();
+        assert_eq!((accounting[0].hits, accounting[1].hits), (50, 50), "{attach}, {kind}: {accounting:?}");
     }
 }

@@ -3,8 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accounting;
 mod attach;
-mod books;
 mod callers;
 mod costs;
 mod entries;

@@ -65,9 +65,9 @@ fn returns_deeper_than_the_kernel_follows_are_neither_hits_nor_misses() {
         for depth in [FOLLOWED, FOLLOWED + 36] {
             let tracer = Tracer::start(&deep(&binary, attach));
             run(Command::new(&binary).arg(depth.to_string()));
-            let books = tracer.books_at_rest();
-            let [calls, returns] = [0, 1].map(|n| books[n].aggregated);
-            assert_eq!((calls, returns), (depth, FOLLOWED), "{attach}: {books:#?}");
+            let accounting = tracer.accounting_at_rest();
+            let [calls, returns] = [0, 1].map(|n| accounting[n].aggregated);
+            assert_eq!((calls, returns), (depth, FOLLOWED), "{attach}: {accounting:#?}");
             assert_eq!(tracer.misses(), 0, "{attach}: the kernel has begun to count these");
         }
     }

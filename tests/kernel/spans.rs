@@ -38,8 +38,8 @@ fn by_every_way(source: &str, probes: &str, settings: &str, held: impl Fn(&Trace
 }
 
 fn nothing_lost(tracer: &Tracer) {
-    for books in tracer.books_at_rest() {
-        assert_eq!(books.lost, 0, "{books:?}");
+    for accounting in tracer.accounting_at_rest() {
+        assert_eq!(accounting.lost, 0, "{accounting:?}");
     }
 }
 
@@ -267,7 +267,7 @@ int main(void) {
     let (mut ask, mut answers) =
         (program.stdin.take().unwrap(), BufReader::new(program.stdout.take().unwrap()).lines());
     assert_eq!(answers.next().unwrap().unwrap(), "left");
-    let lost = || tracer.books_at_rest().iter().map(|books| books.lost).collect::<Vec<_>>();
+    let lost = || tracer.accounting_at_rest().iter().map(|accounting| accounting.lost).collect::<Vec<_>>();
     assert!(lost()[0] > 0, "the map was never full");
     let mut call = || {
         ask.write_all(b"\n").unwrap();

@@ -275,7 +275,7 @@ fn a_span_does_not_go_on_in_another_process_with_the_same_number() {
         for by in ["thread", "key"] {
             assert_eq!(series[&format!("{by}_seconds_count")], "1");
         }
-        let lost: Vec<_> = tracer.books_at_rest().iter().map(|books| books.lost).collect();
+        let lost: Vec<_> = tracer.accounting_at_rest().iter().map(|accounting| accounting.lost).collect();
         assert_eq!(lost, [0, 1, 0, 1], "the first end has no start");
     });
 }
@@ -361,13 +361,13 @@ fn text_that_cannot_be_read_is_said_and_counted() {
         assert_all(series, "again_total", &rows);
         assert_all(series, "ends_total", &[("{kind=\"4\"}", "10")]);
         assert_eq!(series["text_seconds_count{s=\"unreadable\"}"], "60");
-        let books = tracer.books_at_rest();
+        let accounting = tracer.accounting_at_rest();
         let of = |name: &str| {
             let number = tracer.plan.probes.iter().position(|probe| probe.name == name);
-            &books[number.unwrap_or_else(|| panic!("{name}"))]
+            &accounting[number.unwrap_or_else(|| panic!("{name}"))]
         };
         for probe in ["test:text", "text", "text:return"] {
-            assert_eq!(of(probe).read_faults, 60, "{probe}: {books:#?}");
+            assert_eq!(of(probe).read_faults, 60, "{probe}: {accounting:#?}");
         }
     });
 }

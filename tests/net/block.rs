@@ -24,7 +24,7 @@ use crate::counting::{attached, config, number, start, until};
 use crate::frames::Chance;
 use crate::model::{Ends, parse};
 use crate::namespace::{HERE, Namespace, pair, up};
-use crate::support::exporter::PATIENCE;
+use crate::support::exporter::TIMEOUT;
 
 fn prefix(text: &str) -> Prefix {
     Prefix::parse(text).unwrap()
@@ -92,7 +92,7 @@ fn a_connection_stops_and_goes_on(mode: Mode, hook: Hook) {
     up(&here, &there);
     let (mut client, mut server) = connected(&here, &there, 7000);
     client.write_all(b"a").unwrap();
-    assert!(arrives(&mut server, PATIENCE));
+    assert!(arrives(&mut server, TIMEOUT));
 
     block(&here, &network, entry("10.99.0.2"));
     client.write_all(b"b").unwrap();
@@ -112,7 +112,7 @@ fn a_connection_stops_and_goes_on(mode: Mode, hook: Hook) {
     assert!(network.blocked("per_page=0").is_err() && network.blocked("sort=bytes").is_err());
 
     network.blocklist().unwrap().unblock(prefix("10.99.0.2")).unwrap();
-    assert!(arrives(&mut server, PATIENCE), "TCP sends it again");
+    assert!(arrives(&mut server, TIMEOUT), "TCP sends it again");
     answers(&there, "10.99.0.1");
 
     // IPv6 by a prefix; neighbours are found all the same.
@@ -226,12 +226,12 @@ fn an_established_ssh_connection_goes_on() {
     until("the connection is seen", || number(&network.collect(), "xdp_spared_connections", &[]) == 1);
     block(&here, &network, entry("10.99.0.0/24"));
     client.write_all(b"a").unwrap();
-    assert!(arrives(&mut server, PATIENCE));
+    assert!(arrives(&mut server, TIMEOUT));
     // The exporter's own port answers too: here, that nobody listens.
     let to = |port: u16, within: Duration| {
         there.run(move || TcpStream::connect_timeout(&SocketAddr::from((HERE, port)), within).map(drop))
     };
-    assert_eq!(to(9999, PATIENCE).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(to(9999, TIMEOUT).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
     for port in [22, 9998] {
         assert_eq!(
             to(port, Duration::from_secs(2)).unwrap_err().kind(),

@@ -8,7 +8,7 @@ use exporter::exposition::{Family, Number, SampleValue};
 use exporter::net::{Event, Hook, Mode, Network, NetworkConfig};
 
 use crate::namespace::{HERE, Namespace, THERE};
-use crate::support::exporter::PATIENCE;
+use crate::support::exporter::TIMEOUT;
 
 /// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
 pub const NATIVE_VETH_OMITS: u64 = 14;
@@ -31,7 +31,7 @@ pub fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Ev
 
 /// The next event tells that `exn0`, or another, is counted on: where what comes in is.
 pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
-    match events.recv_timeout(PATIENCE).expect("an event") {
+    match events.recv_timeout(TIMEOUT).expect("an event") {
         Event::Attached { interface, hook, .. } => (interface, hook),
         other => panic!("{other}"),
     }
@@ -71,7 +71,7 @@ pub fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "still not so: {what}");
+        assert!(start.elapsed() < TIMEOUT, "still not so: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -18,7 +18,7 @@ use crate::namespace::{HERE, Namespace, THERE, pair, up};
 use crate::support::dashboard::{Dashboard, Variable};
 use crate::support::prometheus::{Prometheus, Scrape};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -123,14 +123,14 @@ fn every_query_has_data() {
         node: None,
     };
     let prometheus = Prometheus::start(&scrape).unwrap();
-    prometheus.wait_until_up(PATIENCE).unwrap();
+    prometheus.wait_until_up(TIMEOUT).unwrap();
     // Between scrapes, so that rates are not zero.
     for _ in 0..4 {
         there.command(&format!("ping -c 20 -i 0.01 -q {HERE}"));
         exchange(&here, &there);
-        prometheus.wait_for_scrapes(1, PATIENCE).unwrap();
+        prometheus.wait_for_scrapes(1, TIMEOUT).unwrap();
     }
-    prometheus.wait_for_scrapes(4, PATIENCE).unwrap();
+    prometheus.wait_for_scrapes(4, TIMEOUT).unwrap();
     let dashboard = Dashboard::load(&repository("grafana/network.json")).unwrap();
     let variables: &[Variable] =
         &[("job", "fibre"), ("instance", &address), ("interface", "exn0"), ("window", "1m"), ("top", "10")];

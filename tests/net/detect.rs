@@ -15,7 +15,7 @@ use exporter::net::{
 
 use crate::counting::{config, number, start, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
-use crate::support::exporter::PATIENCE;
+use crate::support::exporter::TIMEOUT;
 
 fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
@@ -72,7 +72,7 @@ impl Watched {
     /// The next detection, which is of this kind and by the other end.
     #[track_caller]
     fn next(&self, kind: &str) -> Detection {
-        let found = self.found.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no {kind} was detected"));
+        let found = self.found.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no {kind} was detected"));
         assert_eq!(found.kind, kind, "{found:?}");
         assert_eq!(found.source, Some(Prefix::new(THERE.into(), 32)), "{found:?}");
         found
@@ -167,7 +167,7 @@ fn a_flood_from_invented_addresses_is_told_and_bans_nobody() {
     (flood.in_all, flood.within) = (20, seconds(60));
     let watched = watched(DetectConfig { syn_flood: Some(flood), ..DetectConfig::default() });
     attack(&watched.there, &format!("hping3 -q -S -p 7000 --rand-source -i u1000 -c 3000 {HERE}"));
-    let found = watched.found.recv_timeout(PATIENCE).expect("a flood");
+    let found = watched.found.recv_timeout(TIMEOUT).expect("a flood");
     assert_eq!((found.kind.as_str(), found.source), ("syn_flood_in_all", None), "{found:?}");
     assert!(found.details.iter().any(|(name, _)| *name == "syncookies"), "{found:?}");
     assert_eq!(watched.bans("syn_flood") + watched.bans("syn_flood_in_all"), 0);
@@ -269,7 +269,7 @@ fn ordinary_traffic_is_not_detected() {
         assert_eq!(fetch(8000), 20 << 20);
         for _ in 0..100 {
             let socket = UdpSocket::bind((THERE, 0)).unwrap();
-            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket.set_read_timeout(Some(TIMEOUT)).unwrap();
             socket.send_to(b"name", (HERE, 5353)).unwrap();
             socket.recv(&mut [0; 64]).unwrap();
         }

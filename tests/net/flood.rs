@@ -65,7 +65,7 @@ fn spoofed_sources_neither_push_out_nor_keep_out() {
     }
     assert_eq!(after.len() as u32, SETS * 8, "the flood fills what was free, and no more");
 
-    // Every packet is either in the table or counted as refused: the books balance.
+    // Every packet is either in the table or counted as refused: the accounting balance.
     let values = skel.maps.strays.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
     let counters = Counters::sum(&values);
     assert_eq!(after.values().sum::<u64>() + counters.talkers_untracked(), u64::from(FLOOD) + 150);

@@ -1,4 +1,4 @@
-//! The profile `openjdk` against a real JVM's own books: its logs, and what the program does.
+//! The profile `openjdk` against a real JVM's own accounting: its logs, and what the program does.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The profile `postgresql` against a real server's own books: pgbench's report, the server's log and its statistics.
+//! The profile `postgresql` against a real server's own accounting: pgbench's report, the server's log and its statistics.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
+use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::harm;
 
@@ -72,7 +72,7 @@ impl Qemu {
             monitor.is_some()
         });
         let monitor = monitor.expect("just connected");
-        monitor.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        monitor.set_read_timeout(Some(TIMEOUT)).expect("a time-out");
         let mut qemu = Self { process, monitor: BufReader::new(monitor), output, sent: 0 };
         assert!(qemu.hear()["QMP"].is_object());
         assert_eq!(qemu.ask("qmp_capabilities", json!({})), json!({ "return": {} }));

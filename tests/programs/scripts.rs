@@ -1,4 +1,4 @@
-//! The profiles `python`, `php` and `ruby` against real interpreters' own books.
+//! The profiles `python`, `php` and `ruby` against real interpreters' own accounting.
 
 use std::fs;
 use std::process::Command;
@@ -11,7 +11,7 @@ fn python_collections_imports_and_audit_events() {
     let directory = directory();
     let python = private("/usr/bin/python3.11", directory.path());
     let exporter = Exporter::with_profile(&python, "python");
-    // Its end would collect again, after the books were printed.
+    // Its end would collect again, after the accounting were printed.
     let script = "
 import gc, os, sys
 class Node: pass
@@ -35,7 +35,7 @@ os._exit(0)
     // With importtime it writes a line for each import.
     let output = finish(Command::new(&python).args(["-I", "-X", "importtime", "-c", script]));
     assert!(output.status.success(), "{output:?}");
-    let books: Vec<(f64, f64)> = String::from_utf8(output.stdout)
+    let accounting: Vec<(f64, f64)> = String::from_utf8(output.stdout)
         .expect("output in UTF-8")
         .lines()
         .map(|line| line.split_once(' ').expect("two numbers"))
@@ -46,14 +46,14 @@ os._exit(0)
     let imports = imports.count() as f64;
 
     let samples = exporter.scrape();
-    assert!(books.len() == 3 && books[1].0 >= 40.0 && books[2].0 >= 7.0, "{books:?}");
-    for (generation, (collections, _)) in books.iter().enumerate() {
+    assert!(accounting.len() == 3 && accounting[1].0 >= 40.0 && accounting[2].0 >= 7.0, "{accounting:?}");
+    for (generation, (collections, _)) in accounting.iter().enumerate() {
         let label = [("generation", generation.to_string())];
         let label = label.each_ref().map(|(name, value)| (*name, value.as_str()));
         assert_eq!(samples.sum("python_gc_total", &label), *collections, "generation {generation}");
         assert_eq!(samples.sum("python_gc_pause_duration_seconds_count", &label), *collections);
     }
-    let collected = books.iter().map(|(_, collected)| collected).sum::<f64>();
+    let collected = accounting.iter().map(|(_, collected)| collected).sum::<f64>();
     assert!(collected >= 80.0);
     assert_eq!(samples.sum("python_gc_collected_objects_total", &[]), collected);
     assert!(samples.sum("python_gc_pause_duration_seconds_sum", &[]) > 0.0);

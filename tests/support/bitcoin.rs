@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
 
-use super::exporter::PATIENCE;
+use super::exporter::TIMEOUT;
 
 /// Bytes before the payload of each message on an unencrypted connection (`-v2transport=0`): getpeerinfo
 /// counts them, the probes do not.
@@ -68,9 +68,9 @@ pub fn private_copy(directory: &Path) -> PathBuf {
 
 /// Waits until `condition` holds; fails the test, naming `what`, if it never does.
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {TIMEOUT:?} in vain for {what}");
         sleep(Duration::from_millis(100));
     }
 }
@@ -153,7 +153,7 @@ impl Node {
     }
 
     fn wait_until_ready(&mut self) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let process = self.process.as_mut().expect("just spawned");
             if let Some(status) = process.try_wait().expect("wait for bitcoind") {
@@ -187,7 +187,7 @@ impl Node {
     pub fn stop(&mut self) {
         self.call(&["stop"]).expect("stop");
         let mut process = self.process.take().expect("the node runs");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = process.try_wait().expect("wait for bitcoind") {
                 assert!(status.success(), "bitcoind stopped with {status}");
@@ -228,7 +228,7 @@ impl Node {
         let cookie = fs::read_to_string(self.data.path().join("regtest/.cookie")).expect("the cookie");
         let stream =
             TcpStream::connect((Ipv4Addr::LOCALHOST, self.rpc_port)).expect("connect to the RPC port");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("a time-out");
         stream.set_nodelay(true).expect("no delay");
         Rpc { stream: BufReader::new(stream), login: BASE64_STANDARD.encode(cookie) }
     }

@@ -19,7 +19,7 @@ use super::http;
 use super::program::copy_by_another;
 
 /// How long anything may take before the test fails. Generous: nothing here measures speed.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub const USER: &str = "prometheus";
 pub const PASSWORD: &str = "the password of a test";
@@ -29,9 +29,9 @@ const BINARY: &str = env!("CARGO_BIN_EXE_exporter");
 /// Waits until `condition` holds; fails the test, naming `what`, if it never does.
 #[track_caller]
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(Instant::now() < deadline, "waited {TIMEOUT:?} in vain for {what}");
         sleep(Duration::from_millis(20));
     }
 }
@@ -39,7 +39,7 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 /// Waits until the process has ended; kills it and fails the test if it never does.
 #[track_caller]
 pub fn wait_for_end(child: &mut Child) -> ExitStatus {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if let Some(status) = child.try_wait().expect("wait for a process") {
             return status;
@@ -47,7 +47,7 @@ pub fn wait_for_end(child: &mut Child) -> ExitStatus {
         if Instant::now() > deadline {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("process {} has not ended after {PATIENCE:?}", child.id());
+            panic!("process {} has not ended after {TIMEOUT:?}", child.id());
         }
         sleep(Duration::from_millis(5));
     }
@@ -336,7 +336,7 @@ impl Exporter {
 
     #[track_caller]
     fn wait_until_it_serves(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.log().contains("Waiting for events") {
             if let Some(status) = self.child.try_wait().expect("wait for the exporter") {
                 panic!("the exporter ended, {status}");

@@ -17,7 +17,7 @@ use exporter::plan::{Plan, plan};
 use exporter::slow::SlowRecorder;
 use exporter::targets::{ProbeManager, ProbeState, TargetCounts};
 
-use super::exporter::PATIENCE;
+use super::exporter::TIMEOUT;
 
 /// A tracer at work. Dropping it detaches everything.
 pub struct Tracer {
@@ -74,7 +74,7 @@ impl Tracer {
 
     /// The series as a scrape at another time would show them.
     pub fn render_at(&self, now: Instant) -> Series {
-        self.drain.catch_up(PATIENCE);
+        self.drain.catch_up(TIMEOUT);
         let mut text = Vec::new();
         self.registry.lock().unwrap().render(&self.manager.status().facts(), now, Format::Text, &mut text);
         let text = String::from_utf8(text).expect("the exposition format is UTF-8");
@@ -88,20 +88,21 @@ impl Tracer {
         .collect()
     }
 
-    /// The probe's books now.
-    pub fn books(&self, probe: usize) -> Accounting {
+    /// The probe's accounting now.
+    pub fn accounting(&self, probe: usize) -> Accounting {
         Accounting::read(&self.manager.shared(), probe)
     }
 
-    /// The books of all probes once no hit is being dealt with.
-    pub fn books_at_rest(&self) -> Vec<Accounting> {
+    /// The accounting of all probes once no hit is being dealt with.
+    pub fn accounting_at_rest(&self) -> Vec<Accounting> {
         let began = Instant::now();
         loop {
-            let books: Vec<_> = (0..self.plan.probes.len()).map(|probe| self.books(probe)).collect();
-            if books.iter().all(|books| books.in_flight == 0) {
-                return books;
+            let accounting: Vec<_> =
+                (0..self.plan.probes.len()).map(|probe| self.accounting(probe)).collect();
+            if accounting.iter().all(|accounting| accounting.in_flight == 0) {
+                return accounting;
             }
-            assert!(began.elapsed() < PATIENCE, "hits are never dealt with: {books:#?}");
+            assert!(began.elapsed() < TIMEOUT, "hits are never dealt with: {accounting:#?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -109,7 +110,7 @@ impl Tracer {
     /// Events that user space has taken from the ring buffer, after it has caught up; and those among them that
     /// were no events.
     pub fn drained(&self) -> (u64, u64) {
-        self.drain.catch_up(PATIENCE);
+        self.drain.catch_up(TIMEOUT);
         let stats = self.drain.stats();
         (stats.events.load(Ordering::Relaxed), stats.undecodable.load(Ordering::Relaxed))
     }
@@ -170,7 +171,7 @@ pub fn plan_of(yaml: &str, all_to_ring: bool) -> Result<Plan, String> {
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(began.elapsed() < TIMEOUT, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::Value;
 
-use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, exporter as command, finish, wait_for};
+use crate::support::exporter::{Exporter, TIMEOUT, Place, Setup, exporter as command, finish, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::http;
 use crate::support::siege::Besieged;
@@ -272,7 +272,7 @@ fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
     assert_eq!(change("DELETE", "198.18.0.7").0, 200);
     assert_eq!(change("POST", "198.51.100.7").0, 200);
     // Of what is no change, too, there is a limit. Who has reached it may read.
-    let server = Besieged { port: exporter.port, user: "writer", password: "w", patience: PATIENCE };
+    let server = Besieged { port: exporter.port, user: "writer", password: "w", patience: TIMEOUT };
     let mut stream = server.connect(Ipv4Addr::LOCALHOST).unwrap();
     let mut statuses = std::iter::repeat_with(|| {
         server.request(&mut stream, "DELETE /api/v1/blocklist/192.0.2.99", "w").unwrap()

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
 use crate::support::demo::{Forms, play, program};
-use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
+use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, wait_for};
 use crate::support::exposition::{Labels, Metrics};
 use crate::support::prometheus::{Prometheus, Scrape, StoredExemplar};
 
@@ -422,7 +422,7 @@ fn a_prometheus_that_asks_for_protocol_buffers_has_the_same_numbers() {
     let exporter = played(&place);
     let scrape = Scrape::secure(&exporter, &place);
     let prometheus = Prometheus::start_with(&scrape, &["--enable-feature=native-histograms"]).unwrap();
-    prometheus.wait_until_up(PATIENCE).unwrap();
+    prometheus.wait_until_up(TIMEOUT).unwrap();
     let value = |query: &str| {
         let samples = prometheus.query(query).unwrap();
         samples.iter().map(|sample| sample.value).sum::<f64>()

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
 use crate::support::demo::{Demo, Forms, I32_SITES, program};
-use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, wait_for};
+use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, wait_for};
 
 /// An exporter that traces a probe of `forms`, which tells its semaphore.
 fn traces_forms(place: &Place, forms: &std::path::Path) -> Exporter {
@@ -62,7 +62,7 @@ impl Manager {
     pub fn new(place: &Place) -> Self {
         let socket = place.path("notify");
         let told = UnixDatagram::bind(&socket).expect("the manager's socket");
-        told.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        told.set_read_timeout(Some(TIMEOUT)).expect("a time-out");
         Self { socket, told }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, PASSWORD, PATIENCE, Place, Setup, USER};
+use crate::support::exporter::{Exporter, PASSWORD, TIMEOUT, Place, Setup, USER};
 use crate::support::siege::{Besieged, Besieger, connect_and_say_nothing, guess, others, send_noise};
 
 /// Scrapes that are asked for under each siege.
@@ -25,7 +25,7 @@ fn besieged(place: &Place) -> Exporter {
 
 /// The server as its clients know it.
 fn known(exporter: &Exporter) -> Besieged<'static> {
-    Besieged { port: exporter.port, user: USER, password: PASSWORD, patience: PATIENCE }
+    Besieged { port: exporter.port, user: USER, password: PASSWORD, patience: TIMEOUT }
 }
 
 /// Scrapes by one connection that is kept, and by one that is new each time, while besiegers do their work from these

@@ -149,7 +149,7 @@ fn the_worst_blocks_of_an_hour_are_kept() {
         all.truncate(9);
         assert_eq!(all, worst);
     }
-    // The books of the one that keeps all, and of the other one, which was sent few.
+    // The accounting of the one that keeps all, and of the other one, which was sent few.
     let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
     assert!(of("total") >= fired as f64 + 9.0 && of("stored") == rows.len() as f64, "{}", of("total"));
     println!("{} sent of {}, {} outdone", of("total") - fired as f64, fired, of("outdone_total"));

@@ -10,7 +10,7 @@ use serde_yaml::Value as Yaml;
 
 use crate::support::dashboard::{Dashboard, Variable};
 use crate::support::demo::{Demo, Totals, play, program};
-use crate::support::exporter::{Exporter, PATIENCE, Place, Setup, exporter, finish, wait_for};
+use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, exporter, finish, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::prometheus::{Prometheus, Scrape};
 
@@ -65,7 +65,7 @@ fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_pane
     exporter.wait_until_ready();
     let scrape = Scrape::secure(&exporter, &place);
     let prometheus = Prometheus::start(&scrape).unwrap();
-    prometheus.wait_until_up(PATIENCE).unwrap();
+    prometheus.wait_until_up(TIMEOUT).unwrap();
 
     // Over some scrapes, because a rate needs an increase from one scrape to the next.
     let totals = play(&demo, &["--rate", "100", "--blocks", "400", "--wait-attached"]);

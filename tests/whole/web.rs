@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, PASSWORD, PATIENCE, Place, Setup, USER, finish, wait_for};
+use crate::support::exporter::{Exporter, PASSWORD, TIMEOUT, Place, Setup, USER, finish, wait_for};
 use crate::support::http;
 use crate::support::prometheus::{Prometheus, Scrape};
 
@@ -260,7 +260,7 @@ fn http2_is_served_where_it_is_asked_for_one_request_at_a_time() {
     assert!(!String::from_utf8_lossy(&large.expect("run curl").stdout).contains("fibre_exporter_up"));
     let scrape = Scrape::secure(&exporter, &place);
     let prometheus = Prometheus::start(&scrape).unwrap();
-    prometheus.wait_until_up(PATIENCE).unwrap();
+    prometheus.wait_until_up(TIMEOUT).unwrap();
     assert_eq!(exporter.scrape().value("fibre_exporter_up", &[]), 1.0);
 }
 

@@ -72,18 +72,18 @@ fn said(output: &Output) -> BTreeMap<String, [u64; 3]> {
 
 struct Seen<'a> {
     tracer: &'a Tracer,
-    books: Vec<Accounting>,
+    accounting: Vec<Accounting>,
     series: Series,
 }
 
 impl<'a> Seen<'a> {
     fn of(tracer: &'a Tracer) -> Self {
-        Self { books: tracer.books_at_rest(), series: tracer.render(), tracer }
+        Self { accounting: tracer.accounting_at_rest(), series: tracer.render(), tracer }
     }
 
-    fn books(&self, probe: &str) -> Accounting {
+    fn accounting(&self, probe: &str) -> Accounting {
         let at = self.tracer.plan.probes.iter().position(|known| known.name == probe);
-        self.books[at.unwrap_or_else(|| panic!("{probe}"))]
+        self.accounting[at.unwrap_or_else(|| panic!("{probe}"))]
     }
 
     fn number(&self, series: &str) -> u64 {
@@ -93,8 +93,8 @@ impl<'a> Seen<'a> {
     /// Every call and every return of the function was seen, with the right result, and nothing else.
     fn assert_exact(&self, function: &str, said: [u64; 3], sees_result: bool) {
         let [entered, returned, sum] = said;
-        let at_entry = self.books(function);
-        let at_exit = self.books(&format!("{function}:return"));
+        let at_entry = self.accounting(function);
+        let at_exit = self.accounting(&format!("{function}:return"));
         assert_eq!((at_entry.hits, at_entry.lost), (entered, 0), "{function}: {at_entry:?}");
         assert_eq!((at_exit.aggregated, at_exit.lost), (returned, 0), "{function}: {at_exit:?}");
         assert_eq!(self.number(&format!("{function}_seconds_count")), returned, "{function}");
@@ -141,7 +141,7 @@ fn leaps(attach: &str, more: &[&str]) {
         }
         if scenario == "processes" {
             // A child's return is that of a call which its parent has made.
-            assert_eq!(seen.books("forks:return").filtered, rounds.div_ceil(50), "{attach}");
+            assert_eq!(seen.accounting("forks:return").filtered, rounds.div_ceil(50), "{attach}");
         }
         assert_eq!(tracer.stray(), 0);
     }
@@ -272,7 +272,7 @@ fn a_call_that_a_child_returns_from_too_is_one_call() {
         for function in ["outer", "inner"] {
             seen.assert_exact(function, [50, 50, 0], false);
         }
-        assert_eq!(seen.books("outer:return").filtered, 50, "{attach}, {by}");
+        assert_eq!(seen.accounting("outer:return").filtered, 50, "{attach}, {by}");
     }
 }
 

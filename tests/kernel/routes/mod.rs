@@ -38,8 +38,11 @@ fn both_ways(probes: &str, fire: impl FnOnce(&Path)) -> (Series, Tracer, Tracer)
     }
     fire(&binary);
     for tracer in [&kernel, &user] {
-        for books in tracer.books_at_rest() {
-            assert_eq!(books.hits, books.aggregated + books.delivered + books.filtered + books.lost);
+        for accounting in tracer.accounting_at_rest() {
+            assert_eq!(
+                accounting.hits,
+                accounting.aggregated + accounting.delivered + accounting.filtered + accounting.lost
+            );
         }
         assert_eq!(tracer.drained().1, 0);
     }
@@ -100,7 +103,7 @@ fn every_kind_of_metric() {
     // The first way counts hits as lost, the second each metric that refused one: a counter what is negative, and all that add
     // or compare what is too large for a sign.
     let refused_by = |form: &str| if form == "u64" { 9 } else { 1 };
-    let lost: Vec<u64> = kernel.books_at_rest().iter().map(|books| books.lost).collect();
+    let lost: Vec<u64> = kernel.accounting_at_rest().iter().map(|accounting| accounting.lost).collect();
     let refused: u64 = NUMBERS.iter().zip(&lost).map(|(form, lost)| refused_by(form) * lost).sum();
     assert!(refused > 0);
     assert_eq!(user.refused_in_user_space(), (0, refused));
@@ -241,7 +244,7 @@ fn labels_and_conditions_of_text() {
     assert_eq!(series["string_both_total{c=\"forms\",t=\"a string\"}"], "3");
     assert_eq!(series["long_string_all_total{t=\"anything\"}"], "10");
     // A hit is lost once, however many of its metrics miss it; user space counts each of them.
-    let lost: Vec<_> = kernel.books_at_rest().iter().map(|books| books.lost).collect();
+    let lost: Vec<_> = kernel.accounting_at_rest().iter().map(|accounting| accounting.lost).collect();
     assert_eq!(lost, [0, 0, 5, 6, 0, 0, 0, 0]);
     assert_eq!(user.refused_in_user_space(), (7 * (5 + 6), 0), "seven metrics have conditions");
 }
@@ -320,7 +323,7 @@ fn several_free_labels() {
         .map(|(_, count)| count.parse::<u64>().unwrap())
         .sum();
     assert_eq!(sum, 11_010);
-    assert_eq!(kernel.books_at_rest()[0].aggregated, 11_010);
+    assert_eq!(kernel.accounting_at_rest()[0].aggregated, 11_010);
 }
 
 #[test]
@@ -379,8 +382,8 @@ fn what_needs_user_space_goes_there_with_its_probe_only() {
     let series = one.render();
     assert_same(&series, &two.render());
     assert_eq!(series["glob_total{t=\"found\"}"], "12");
-    let books = one.books_at_rest();
-    assert_eq!((books[0].delivered, books[1].delivered, books[1].aggregated), (12, 0, 10));
+    let accounting = one.accounting_at_rest();
+    assert_eq!((accounting[0].delivered, accounting[1].delivered, accounting[1].aggregated), (12, 0, 10));
     // Hashes and addresses are compared as they are shown.
     let bytes = ["few_is_total", "four_begins_total", "four_is_not_total"];
     assert_eq!(bytes.map(|name| series[name].as_str()), ["4", "4", "0"]);
@@ -417,7 +420,7 @@ fn numbers_of_64_bits_without_a_sign() {
     assert_eq!(series["raised"], "0", "its process has ended");
     assert_eq!((series["values_count"].as_str(), series["values_sum"].as_str()), ("4", "2"));
     assert_eq!((series["least"].as_str(), series["greatest"].as_str()), ("0", "1"));
-    assert_eq!(kernel.books_at_rest()[0].lost, 4);
+    assert_eq!(kernel.accounting_at_rest()[0].lost, 4);
     assert_eq!(user.refused_in_user_space(), (0, 5 * 4));
     // What is only shown or compared is right.
     assert_eq!(series["latest"], u64::MAX.to_string());

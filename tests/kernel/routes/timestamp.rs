@@ -37,7 +37,7 @@ fn the_latest_hit_that_fits_is_the_one_whose_time_is_shown() {
     );
     let tracers = [false, true].map(|all_to_ring| Tracer::start_by(&config, all_to_ring));
     let shown = |tracer: &Tracer| -> Series {
-        tracer.books_at_rest();
+        tracer.accounting_at_rest();
         tracer.render()
     };
     let time = |series: &Series, name: &str| series[name].parse::<f64>().unwrap();

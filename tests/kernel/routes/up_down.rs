@@ -138,7 +138,7 @@ fn traced(directory: &Path) -> (PathBuf, [Tracer; 2]) {
 
 /// What both show.
 fn shown(tracers: &[Tracer; 2]) -> Series {
-    tracers.iter().for_each(|tracer| drop(tracer.books_at_rest()));
+    tracers.iter().for_each(|tracer| drop(tracer.accounting_at_rest()));
     let [kernel, user] = tracers.each_ref().map(Tracer::render);
     assert_same(&kernel, &user);
     kernel

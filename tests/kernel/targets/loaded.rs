@@ -61,7 +61,7 @@ fn a_library_beside_the_program_counts_from_its_first_call() {
     assert_eq!(count(&tracer, "l_total"), 700);
     until_sites(&tracer, 0, 1);
     program.fire(20);
-    assert_eq!((count(&tracer, "l_total"), tracer.books_at_rest()[0].filtered), (720, 1000));
+    assert_eq!((count(&tracer, "l_total"), tracer.accounting_at_rest()[0].filtered), (720, 1000));
     assert_eq!(tracer.stray(), 0);
 }
 
@@ -83,7 +83,7 @@ fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
     foreign.say(&format!("open {}", second.display()));
     eventually("the second library to be attached to ahead", || {
         foreign.fire(1);
-        tracer.books_at_rest()[0].filtered > 0
+        tracer.accounting_at_rest()[0].filtered > 0
     });
     program.tell(&format!("open {}\n300", second.display()));
     (0..2).for_each(|_| drop(program.answer()));

@@ -37,8 +37,8 @@ fn another_name_of_the_same_file_is_not_counted() {
     other.fire(5000);
     assert_eq!(count(&tracer, "alpha_total"), 6111);
     // What was left out is told.
-    let books = tracer.books_at_rest().remove(0);
-    assert_eq!(books.hits, 6111 + 10_000 + 10 + 10_000 + 20_000, "{books:?}");
+    let accounting = tracer.accounting_at_rest().remove(0);
+    assert_eq!(accounting.hits, 6111 + 10_000 + 10 + 10_000 + 20_000, "{accounting:?}");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_container_is_that_container_with_all_its_control_groups() {
     let newer = Cgroup::new(first.0.join("newer"));
     newer.start(&program).fire(5);
     assert_eq!((count(&tracer, "one_total"), count(&tracer, "two_total")), (16, 100));
-    assert_eq!(tracer.books_at_rest()[0].hits, 11_116);
+    assert_eq!(tracer.accounting_at_rest()[0].hits, 11_116);
 }
 
 /// As on hosts that have both versions: the container is one only by version 1, which the kernel's programs do not go by.
@@ -124,7 +124,7 @@ fn a_number_that_is_used_again_is_not_the_process() {
     let mut again = again.expect("the number is free");
     again.fire(100);
     assert_eq!((count(&tracer, "alone_total"), count(&tracer, "of_file_total")), (3, 3));
-    assert_eq!(tracer.books(1).filtered, 100);
+    assert_eq!(tracer.accounting(1).filtered, 100);
     eventually(
         "the end of the process to be told",
         || matches!(tracer.state(0), (ProbeState::Waiting(reason), 0) if reason.contains("was reused")),

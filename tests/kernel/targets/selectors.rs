@@ -86,7 +86,7 @@ fn command_lines_are_told_apart_from_the_first_hit_on() {
     assert_eq!((count(&tracer, "whole_total"), count(&tracer, "title_total")), (57, 30));
     // What was left out is told.
     let hits = 6 + 20 * 10_101 + 3 + 4 + 30 + 300 + 50;
-    assert_eq!(tracer.books_at_rest().iter().map(|of| of.hits).collect::<Vec<_>>(), [hits; 5]);
+    assert_eq!(tracer.accounting_at_rest().iter().map(|of| of.hits).collect::<Vec<_>>(), [hits; 5]);
 }
 
 #[test]
@@ -351,5 +351,5 @@ fn a_library_is_each_file_of_its_name_that_these_processes_load() {
     until_sites(&tracer, 0, 3);
     third.fire(100);
     assert_eq!(count(&tracer, "demo_total"), 113);
-    assert_eq!(tracer.books_at_rest()[0].hits, 1113);
+    assert_eq!(tracer.accounting_at_rest()[0].hits, 1113);
 }

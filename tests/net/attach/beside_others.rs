@@ -8,7 +8,7 @@ use exporter::net::{Event, Hook, Mode, Network};
 use super::foreign::{before_others, native_xdp, send_past_tc};
 use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
 use crate::namespace::{Namespace, connect_at, pair, up};
-use crate::support::exporter::PATIENCE;
+use crate::support::exporter::TIMEOUT;
 
 const TC_ACT_OK: i32 = 0;
 const XDP_DROP: i32 = 1;
@@ -20,7 +20,7 @@ fn index_of(here: &Namespace, name: &str) -> i32 {
 }
 
 fn event(events: &Receiver<Event>) -> Event {
-    events.recv_timeout(PATIENCE).expect("an event")
+    events.recv_timeout(TIMEOUT).expect("an event")
 }
 
 fn received(network: &Network) -> u64 {

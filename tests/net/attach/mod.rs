@@ -14,7 +14,7 @@ use crate::counting::{
     NATIVE_VETH_OMITS, agrees_with_the_kernel, attached, config, number, send_datagrams, settle, start,
 };
 use crate::namespace::{HERE, Namespace, connect, pair, up};
-use crate::support::exporter::PATIENCE;
+use crate::support::exporter::TIMEOUT;
 use exporter::net::{Event, Hook, Mode, NetworkConfig};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
@@ -69,7 +69,7 @@ fn foreign_link(index: i32) -> libbpf_rs::Link {
 fn interfaces_come_and_go_and_nothing_stays_behind() {
     let (here, there) = pair();
     let (network, events) = start(&here, config(Mode::Generic));
-    let event = || events.recv_timeout(PATIENCE).expect("an event");
+    let event = || events.recv_timeout(TIMEOUT).expect("an event");
     assert!(matches!(event(), Event::Attached { .. }));
     up(&here, &there);
     send_datagrams(&there, 10, 10);

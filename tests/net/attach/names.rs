@@ -4,7 +4,7 @@ use exporter::net::{Event, Hook, Mode, NetworkConfig, Space};
 
 use crate::counting::{attached, config, number, send_datagrams, settle, start, until};
 use crate::namespace::{Namespace, connect_at, pair, up};
-use crate::support::exporter::PATIENCE;
+use crate::support::exporter::TIMEOUT;
 
 fn udp(network: &exporter::net::Network, labels: &[(&str, &str)]) -> u64 {
     let all = [&[("family", "ipv4"), ("protocol", "udp")], labels].concat();
@@ -45,7 +45,7 @@ fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
         ..config(Mode::Auto)
     };
     let (network, events) = start(&here, of(&["exn0"]));
-    let event = || events.recv_timeout(PATIENCE).expect("an event");
+    let event = || events.recv_timeout(TIMEOUT).expect("an event");
     assert_eq!(attached(&events).0, "exn0");
     up(&here, &there);
     send_datagrams(&there, 10, 10);
@@ -87,7 +87,7 @@ fn the_same_name_and_index_again_is_another_interface() {
     for _ in 0..5 {
         here.command("ip link del exn0");
         make();
-        assert_eq!(events.recv_timeout(PATIENCE), Ok(Event::Gone { interface: "exn0".into() }));
+        assert_eq!(events.recv_timeout(TIMEOUT), Ok(Event::Gone { interface: "exn0".into() }));
         assert_eq!(attached(&events), ("exn0".into(), Some(Hook::Tcx)));
         let families = network.collect();
         assert_eq!(number(&families, "network_attached", &[]), 2);
@@ -175,7 +175,7 @@ fn interfaces_of_another_namespace_have_its_name() {
     new.sort();
     assert_eq!(new, ["exn4", "exn5"]);
     here.command(&format!("ip link set exn4 netns {}", there.id()));
-    let mut told = [0; 2].map(|_| match events.recv_timeout(PATIENCE).expect("an event") {
+    let mut told = [0; 2].map(|_| match events.recv_timeout(TIMEOUT).expect("an event") {
         Event::Gone { interface } | Event::Attached { interface, .. } => interface,
         other => panic!("{other}"),
     });

@@ -7,7 +7,7 @@ use super::stand_in::{PASSWORD, StandIn};
 use crate::support::dashboard::{Dashboard, Variable};
 use crate::support::prometheus::{Prometheus, Scrape};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Prometheus that scrapes `exporter`, a target with the label `node` "configured", with this password.
 fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedTempFile) {
@@ -26,8 +26,8 @@ fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedT
 fn empty_queries(without: &'static str) -> Vec<String> {
     let exporter = StandIn::start(without);
     let (prometheus, _password) = scraping(&exporter, PASSWORD);
-    prometheus.wait_until_up(PATIENCE).unwrap();
-    prometheus.wait_for_scrapes(4, PATIENCE).unwrap();
+    prometheus.wait_until_up(TIMEOUT).unwrap();
+    prometheus.wait_for_scrapes(4, TIMEOUT).unwrap();
     let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
     let variables: &[Variable] = &[
         ("job", "fibre"),
@@ -56,7 +56,7 @@ fn a_metric_that_is_missing_shows_as_panels_without_data() {
 fn a_wrong_password_is_told() {
     let exporter = StandIn::start("");
     let (prometheus, _password) = scraping(&exporter, "wrong");
-    prometheus.wait_for_scrapes(1, PATIENCE).unwrap();
+    prometheus.wait_for_scrapes(1, TIMEOUT).unwrap();
     let told = prometheus.wait_until_up(Duration::ZERO).unwrap_err();
     assert!(told.contains("401"), "{told}");
 }
@@ -65,7 +65,7 @@ fn a_wrong_password_is_told() {
 fn the_exporter_names_its_node_and_the_configuration_names_it_where_the_exporter_does_not() {
     let exporter = StandIn::start("");
     let (prometheus, _password) = scraping(&exporter, PASSWORD);
-    prometheus.wait_until_up(PATIENCE).unwrap();
+    prometheus.wait_until_up(TIMEOUT).unwrap();
     let nodes = |expr: &str| -> Vec<Option<String>> {
         prometheus.query(expr).unwrap().iter().map(|s| s.labels.get("node").cloned()).collect()
     };

@@ -1,4 +1,4 @@
-//! The books balance: random configurations, bursts from several processes at once, rings, dictionaries and the room for
+//! The accounting balance: random configurations, bursts from several processes at once, rings, dictionaries and the room for
 //! starts of spans far too small, and processes that are killed in the middle. Every round has a seed, which it prints:
 //! `BOOKS_SEED=7` runs only that one.
 
@@ -52,8 +52,8 @@ fn the_books_balance_whatever_happens() {
         if round >= ROUNDS.start && began.elapsed() > TIME {
             break;
         }
-        let (books, kills) = one_round(SEED + round);
-        for (role, of) in books {
+        let (accounting, kills) = one_round(SEED + round);
+        for (role, of) in accounting {
             let sums = if matches!(role, Role::Return | Role::End) { &mut of_spans } else { &mut seen };
             sums.aggregated += of.aggregated;
             sums.delivered += of.delivered;
@@ -112,7 +112,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
         grows(&before, &now);
         before = now;
         for (probe, before) in books_before.iter_mut().enumerate() {
-            let now = tracer.books(probe);
+            let now = tracer.accounting(probe);
             *before = check_in_between(*before, now);
         }
     }
@@ -127,38 +127,38 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
                 || process.fired.values().sum::<u64>() == process.asked.iter().map(|a| a.1).sum::<u64>()
         );
     }
-    let books = tracer.books_at_rest();
+    let accounting = tracer.accounting_at_rest();
     let (drained, undecodable) = tracer.drained();
     let series = tracer.render();
     grows(&before, &series);
     assert_eq!((undecodable, tracer.stray()), (0, 0));
     for (n, probed) in probed.iter().enumerate() {
-        check_in_between(books_before[n], books[n]);
-        check_counts(probed.form, &work, only, books[n]);
-        check_series(&tracer.plan.probes[n], probed, &series, books[n], victims == 0);
+        check_in_between(books_before[n], accounting[n]);
+        check_counts(probed.form, &work, only, accounting[n]);
+        check_series(&tracer.plan.probes[n], probed, &series, accounting[n], victims == 0);
         if probed.role == Role::Return {
             // Only a process that was killed inside can have a call without its return.
-            let open = books[n - 1].hits - books[n].hits;
+            let open = accounting[n - 1].hits - accounting[n].hits;
             assert!(
                 open <= victims as u64,
                 "{open} calls without a return: {:?} {:?}",
-                books[n - 1],
-                books[n]
+                accounting[n - 1],
+                accounting[n]
             );
         }
     }
-    let delivered: u64 = books.iter().map(|books| books.delivered).sum();
-    let lossy = tracer.plan.probes.iter().zip(&probed).zip(&books);
+    let delivered: u64 = accounting.iter().map(|accounting| accounting.delivered).sum();
+    let lossy = tracer.plan.probes.iter().zip(&probed).zip(&accounting);
     let lossy = lossy.filter(|((plan, probed), _)| loses_in_kernel(plan) || probed.role.is_start());
-    let may_be_more: u64 = lossy.map(|(_, books)| books.lost).sum();
+    let may_be_more: u64 = lossy.map(|(_, accounting)| accounting.lost).sum();
     assert!(
         (delivered..=delivered + may_be_more).contains(&drained),
         "{drained} drained, {delivered} delivered"
     );
-    (probed.iter().map(|probed| probed.role).zip(books).collect(), victims)
+    (probed.iter().map(|probed| probed.role).zip(accounting).collect(), victims)
 }
 
-/// True of the books at any moment, and between two of them.
+/// True of the accounting at any moment, and between two of them.
 fn check_in_between(before: Accounting, now: Accounting) -> Accounting {
     assert_eq!(now.hits, now.aggregated + now.delivered + now.filtered + now.lost);
     assert_eq!(now.begun, now.hits + now.in_flight, "more came out than went in: {now:?}");
@@ -168,17 +168,17 @@ fn check_in_between(before: Accounting, now: Accounting) -> Accounting {
 }
 
 /// What the programs say that they fired.
-fn check_counts(form: &str, work: &[Work], only: Option<u32>, books: Accounting) {
+fn check_counts(form: &str, work: &[Work], only: Option<u32>, accounting: Accounting) {
     let count = |wanted: &dyn Fn(u32) -> bool| {
         let counts = work.iter().filter(|process| wanted(process.pid)).map(|process| process.count(form));
         let (least, most) = counts.fold((0, 0), |sum, count| (sum.0 + count.0, sum.1 + count.1));
         least..=most
     };
-    assert_eq!((books.in_flight, books.begun), (0, books.hits));
+    assert_eq!((accounting.in_flight, accounting.begun), (0, accounting.hits));
     let all = count(&|_| true);
-    assert!(all.contains(&books.hits), "{form}: fired {all:?}: {books:?}");
+    assert!(all.contains(&accounting.hits), "{form}: fired {all:?}: {accounting:?}");
     let others = count(&|pid| only.is_some_and(|only| pid != only));
-    assert!(others.contains(&books.filtered), "{form}: others fired {others:?}: {books:?}");
+    assert!(others.contains(&accounting.filtered), "{form}: others fired {others:?}: {accounting:?}");
 }
 
 /// A hit that some metric in the kernel misses is lost, but goes to user space all the same.
@@ -187,44 +187,47 @@ fn loses_in_kernel(probe: &ProbePlan) -> bool {
     in_kernel.into_iter().any(|action| action.value.is_some() || !action.when.is_empty())
 }
 
-fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, books: Accounting, all_live: bool) {
+fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, accounting: Accounting, all_live: bool) {
     let sum = |metric: &str| -> u64 {
         let name = format!("p{}_{metric}", probed.number);
         let rows = series.iter().filter(|(series, _)| series.split('{').next() == Some(&name));
         rows.map(|(_, count)| count.parse::<u64>().unwrap()).sum()
     };
     let ends_span = matches!(probed.role, Role::Return | Role::End);
-    let wanted = books.hits - books.filtered;
+    let wanted = accounting.hits - accounting.filtered;
     // A hit that lost something in the kernel went to user space all the same, but for an end without its start.
-    let delivered =
-        if loses_in_kernel(plan) { books.delivered..=wanted } else { books.delivered..=books.delivered };
+    let delivered = if loses_in_kernel(plan) {
+        accounting.delivered..=wanted
+    } else {
+        accounting.delivered..=accounting.delivered
+    };
     let check = |metric: &str, action: &ActionPlan| {
         let found = sum(metric);
         let of_the_dead = metric == "pid_total" && !all_live;
         match action.computed_in {
             // The series of a process that has ended goes away.
-            _ if of_the_dead => assert!(found <= wanted, "{metric}: {found} {books:?}"),
+            _ if of_the_dead => assert!(found <= wanted, "{metric}: {found} {accounting:?}"),
             ComputedIn::Hits | ComputedIn::Kernel if ends_span && plan.emit.is_none() => {
-                assert_eq!(found, books.aggregated, "{metric}: {books:?}")
+                assert_eq!(found, accounting.aggregated, "{metric}: {accounting:?}")
             }
             ComputedIn::Hits | ComputedIn::Kernel if ends_span => {
-                assert!((books.delivered..=wanted).contains(&found), "{metric}: {found} {books:?}")
+                assert!((accounting.delivered..=wanted).contains(&found), "{metric}: {found} {accounting:?}")
             }
-            ComputedIn::Hits | ComputedIn::Kernel => assert_eq!(found, wanted, "{metric}: {books:?}"),
-            ComputedIn::Ring(_) => assert!(delivered.contains(&found), "{metric}: {found} {books:?}"),
+            ComputedIn::Hits | ComputedIn::Kernel => assert_eq!(found, wanted, "{metric}: {accounting:?}"),
+            ComputedIn::Ring(_) => assert!(delivered.contains(&found), "{metric}: {found} {accounting:?}"),
         }
     };
     for (metric, action) in probed.counting.iter().zip(&plan.actions) {
         check(metric, action);
     }
     match (&plan.emit, loses_in_kernel(plan)) {
-        (None, _) => assert_eq!(books.delivered, 0),
-        (Some(_), _) => assert_eq!(books.aggregated, 0, "{books:?}"),
+        (None, _) => assert_eq!(accounting.delivered, 0),
+        (Some(_), _) => assert_eq!(accounting.aggregated, 0, "{accounting:?}"),
     }
     let loses = plan.emit.is_some() || loses_in_kernel(plan) || probed.role.is_start();
-    assert!(loses || books.lost == 0, "{books:?}");
+    assert!(loses || accounting.lost == 0, "{accounting:?}");
     if probed.role == Role::Return && probed.has_room && plan.emit.is_none() {
-        assert_eq!(books.lost, 0, "every return has its call: {books:?}");
+        assert_eq!(accounting.lost, 0, "every return has its call: {accounting:?}");
     }
 }
 
@@ -253,8 +256,8 @@ fn filtered_hits_never_show() {
         one.pid()
     ));
     two.begin("i32", 200_000);
-    while tracer.books(0).hits < 200_000 {
+    while tracer.accounting(0).hits < 200_000 {
         assert_eq!(tracer.render()["hits_total"], "0");
     }
-    assert_eq!(tracer.books_at_rest()[0].filtered, 200_000);
+    assert_eq!(tracer.accounting_at_rest()[0].filtered, 200_000);
 }
