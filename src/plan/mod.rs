@@ -8,6 +8,7 @@ mod build;
 mod carried;
 mod computed_in;
 mod lint;
+mod log;
 mod part;
 mod profiles;
 mod saved;

@@ -3,8 +3,7 @@
 use super::CgroupName;
 use super::carried::{CarriedValues, unnamed_length};
 use super::{
-    ActionPlan, ComputedIn, ConditionPlan, LabelPlan, LogPart, ProbePlan, Scale, ValueKind, ValuePlan,
-    ValueSource,
+    ActionPlan, ComputedIn, ConditionPlan, LabelPlan, ProbePlan, Scale, ValueKind, ValuePlan, ValueSource,
 };
 use crate::config::model::{
     Arg, ArgKind, BUILT_INS, Ban, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
@@ -128,7 +127,7 @@ impl Scope<'_> {
         Some(ConditionPlan { value, op, with })
     }
 
-    fn label(&mut self, label: &Label) -> Option<LabelPlan> {
+    pub(super) fn label(&mut self, label: &Label) -> Option<LabelPlan> {
         let name = match &label.value {
             LabelValue::Const(text) => return Some(LabelPlan::Const(text.clone())),
             LabelValue::From(name) => name,
@@ -303,48 +302,6 @@ impl Scope<'_> {
             }
             _ => return None,
         })
-    }
-
-    /// `{name}` in a template is the value of that name, or else the label of that name as a metric here shows it;
-    /// without a template all named arguments are shown.
-    pub(super) fn log(&mut self) {
-        let template = self.probe.log.clone().unwrap_or_else(|| {
-            let display: Vec<_> =
-                self.probe.args.iter().map(|arg| format!(" {0}={{{0}}}", arg.name)).collect();
-            format!("{}{}", self.plan.name, display.concat())
-        });
-        let mut rest = template.as_str();
-        let mut text = String::new();
-        while let Some(at) = rest.find(['{', '}']) {
-            text.push_str(&rest[..at]);
-            let close = rest[at..].find('}').map(|close| at + close);
-            if rest[at + 1..].starts_with(&rest[at..=at]) {
-                text.push_str(&rest[at..=at]);
-                rest = &rest[at + 2..];
-            } else if let (true, Some(close)) = (rest[at..].starts_with('{'), close) {
-                self.plan.log.push(LogPart::Text(std::mem::take(&mut text)));
-                let part = self.logged(&rest[at + 1..close]);
-                self.plan.log.extend(part);
-                rest = &rest[close + 1..];
-            } else {
-                rest = &rest[at + 1..];
-            }
-        }
-        text.push_str(rest);
-        self.plan.log.push(LogPart::Text(text));
-    }
-
-    fn logged(&mut self, name: &str) -> Option<LogPart> {
-        if self.probe.unread.metrics {
-            // It may be one of their labels.
-            return None;
-        }
-        let is_value = self.probe.args.iter().any(|arg| arg.name == name) || BUILT_INS.contains(&name);
-        let mut labels = self.probe.metrics.iter().flat_map(|metric| &metric.labels);
-        match labels.find(|label| label.name == name) {
-            Some(label) if !is_value => self.label(label).map(LogPart::Label),
-            _ => self.shown(&self.probe.at.clone(), name).map(LogPart::Value),
-        }
     }
 }
 
