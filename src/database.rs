@@ -19,7 +19,7 @@ const CHECKED_BYTES: u64 = 256 << 20;
 
 /// What is in a file.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub(crate) struct DatabaseKind {
     /// In words: "slow events".
     pub what: &'static str,
     /// The setting that names the file.
@@ -109,7 +109,7 @@ pub(crate) fn number(db: &Connection, query: &str) -> rusqlite::Result<u64> {
 ///
 /// # Errors
 /// If it cannot be had, or is another program's.
-pub(crate) fn open(path: &Path, kind: &Kind) -> Result<Connection, DatabaseError> {
+pub(crate) fn open(path: &Path, kind: &DatabaseKind) -> Result<Connection, DatabaseError> {
     let db = match connect(path, kind) {
         Err(Unusable::Damaged(reason)) => {
             let aside = set_aside(path, kind)?;
@@ -131,13 +131,13 @@ pub(crate) fn open(path: &Path, kind: &Kind) -> Result<Connection, DatabaseError
     })
 }
 
-impl Kind {
+impl DatabaseKind {
     fn next(&self) -> String {
         format!("see {} in the configuration", self.setting)
     }
 }
 
-fn connect(path: &Path, kind: &Kind) -> Result<Connection, Unusable> {
+fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
     create(path, kind).map_err(Unusable::Foreign)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
@@ -184,7 +184,7 @@ fn connect(path: &Path, kind: &Kind) -> Result<Connection, Unusable> {
 }
 
 /// Makes the file if it is not there, and its directory. Nobody else may read what is in it.
-fn create(path: &Path, kind: &Kind) -> Result<(), DatabaseError> {
+fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
     let failed = |what: &str, err: std::io::Error| {
         DatabaseError::told(
             format!("failed to {what} of {} {}: {err}", kind.what, path.display()),
@@ -216,7 +216,7 @@ fn create(path: &Path, kind: &Kind) -> Result<(), DatabaseError> {
 }
 
 /// Moves the file, with its log, to a name that is free.
-fn set_aside(path: &Path, kind: &Kind) -> Result<PathBuf, DatabaseError> {
+fn set_aside(path: &Path, kind: &DatabaseKind) -> Result<PathBuf, DatabaseError> {
     let with = |path: &Path, suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use super::links::{AttachPoint, Kind, NO_SITE};
+use super::links::{AttachPoint, LinkType, NO_SITE};
 use super::load::Kernel;
 use super::pinnable_link::detach;
 use super::placed::{Attached, PlacedSite};
@@ -28,7 +28,7 @@ impl Kernel {
             cookie: NO_SITE,
         };
         let spots: Vec<AttachPoint> = offsets.iter().enumerate().map(spot).collect();
-        let links = self.link(Kind::Entry, path, &spots)?;
+        let links = self.link(LinkType::Entry, path, &spots)?;
         let (first, last) = (offsets.iter().min(), offsets.iter().max());
         let (first, last) = (first.copied().unwrap_or(0), last.copied().unwrap_or(0));
         let view = File::open(path).and_then(|file| CodeView::new(file.as_fd(), first, last));

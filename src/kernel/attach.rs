@@ -14,7 +14,7 @@ use libbpf_rs::Link;
 use super::armed::{check_breakpoints, refuse_noexec, view};
 use super::error::{has_filtered_trampoline, kernel_release};
 use super::link_kind::Attach;
-use super::links::{AttachPoint, Kind};
+use super::links::{AttachPoint, LinkType};
 use super::load::Kernel;
 use super::pinnable_link::detach;
 use super::placed::{AttachMethod, Attached, PlacedSite};
@@ -71,7 +71,7 @@ impl Kernel {
         let view = view(file, sites).map_err(|err| Refusal::of_file(&err))?;
         // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
         // its start would wait for ever.
-        for kind in [Kind::Return, Kind::Session, Kind::Entry] {
+        for kind in [LinkType::Return, LinkType::Session, LinkType::Entry] {
             let of_kind = sites.iter().enumerate().filter(|(position, placed)| {
                 kind.is_of(placed.method) && !attached.refused.contains_key(position)
             });
@@ -90,7 +90,7 @@ impl Kernel {
     fn attach_kind_of(
         &self,
         attached: &mut Attached,
-        kind: Kind,
+        kind: LinkType,
         path: &Path,
         spots: Vec<AttachPoint>,
         idle: &[u64],
@@ -108,7 +108,7 @@ impl Kernel {
         self.attach_beside(attached, kind, path, &beside, idle)
     }
 
-    fn in_one_link(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> Result<Accepted, Refusal> {
+    fn in_one_link(&self, kind: LinkType, path: &Path, spots: &[AttachPoint]) -> Result<Accepted, Refusal> {
         let mut bad = BTreeMap::new();
         // More than twice only if the kernel changes its mind.
         for _ in 0..4 {
@@ -129,7 +129,7 @@ impl Kernel {
     /// Perf events are one for each site anyway.
     pub(super) fn each_alone(
         &self,
-        kind: Kind,
+        kind: LinkType,
         path: &Path,
         spots: &[AttachPoint],
     ) -> Result<Accepted, Refusal> {
@@ -152,7 +152,7 @@ impl Kernel {
     /// Which spots spoil the set.
     fn causes(
         &self,
-        kind: Kind,
+        kind: LinkType,
         path: &Path,
         spots: &[AttachPoint],
     ) -> Result<BTreeMap<usize, Refusal>, Refusal> {

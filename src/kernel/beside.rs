@@ -5,7 +5,7 @@ use std::path::Path;
 
 use libbpf_rs::Link;
 
-use super::links::{AttachPoint, Kind, NO_SITE};
+use super::links::{AttachPoint, LinkType, NO_SITE};
 use super::load::Kernel;
 use super::pinnable_link::detach;
 use super::placed::Attached;
@@ -18,7 +18,7 @@ impl Kernel {
     pub(super) fn attach_beside(
         &self,
         result: &mut Attached,
-        kind: Kind,
+        kind: LinkType,
         path: &Path,
         spots: &[AttachPoint],
         idle: &[u64],
@@ -61,7 +61,7 @@ impl Kernel {
         let first = (semaphore / 2) as usize % idle.len().max(1);
         for offset in idle[first..].iter().chain(&idle[..first]) {
             let spot = AttachPoint { position: 0, offset: *offset, semaphore, cookie: NO_SITE };
-            match self.link(Kind::Entry, path, &[spot]) {
+            match self.link(LinkType::Entry, path, &[spot]) {
                 Ok(links) => return Ok(Some(links)),
                 Err(refusal) if refusal.kind.is_of_a_site() => {}
                 Err(refusal) => return Err(refusal),

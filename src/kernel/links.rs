@@ -22,9 +22,9 @@ pub(super) struct AttachPoint {
     pub(super) cookie: u64,
 }
 
-/// The part of the sites that one link takes, by its kind.
+/// Which sites of a file one link has: it is made for all hits of one of these kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum LinkType {
     Entry,
     Return,
     Session,
@@ -32,7 +32,12 @@ pub(super) enum Kind {
 
 impl Kernel {
     /// Attaches at all of these, or at none.
-    pub(super) fn link(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> Result<Vec<Link>, Refusal> {
+    pub(super) fn link(
+        &self,
+        kind: LinkType,
+        path: &Path,
+        spots: &[AttachPoint],
+    ) -> Result<Vec<Link>, Refusal> {
         let created = match self.attach_kind() {
             Attach::Multi => self.link_multi(kind, path, spots).map(|link| vec![link]),
             Attach::Perf => self.link_perf(kind, path, spots),
@@ -40,29 +45,29 @@ impl Kernel {
         created.map_err(|err| Refusal::of_attaching(&err, self.attach_kind()))
     }
 
-    fn link_multi(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Link> {
+    fn link_multi(&self, kind: LinkType, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Link> {
         let has_semaphores = spots.iter().any(|spot| spot.semaphore != 0);
         let semaphores = spots.iter().filter(|_| has_semaphores);
         let opts = UprobeMultiOpts {
             offsets: spots.iter().map(|spot| spot.offset as usize).collect(),
             ref_ctr_offsets: semaphores.map(|spot| spot.semaphore as usize).collect(),
             cookies: spots.iter().map(|spot| spot.cookie).collect(),
-            retprobe: kind == Kind::Return,
-            session: kind == Kind::Session,
+            retprobe: kind == LinkType::Return,
+            session: kind == LinkType::Session,
             ..UprobeMultiOpts::default()
         };
         let programs = self.programs();
-        let program = if kind == Kind::Session { &programs.probe_session } else { &programs.probe_multi };
+        let program = if kind == LinkType::Session { &programs.probe_session } else { &programs.probe_multi };
         program.attach_uprobe_multi_with_opts(-1, path, "", opts)
     }
 
-    fn link_perf(&self, kind: Kind, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Vec<Link>> {
+    fn link_perf(&self, kind: LinkType, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Vec<Link>> {
         let mut links = Vec::with_capacity(spots.len());
         for spot in spots {
             let opts = UprobeOpts {
                 ref_ctr_offset: spot.semaphore as usize,
                 cookie: spot.cookie,
-                retprobe: kind == Kind::Return,
+                retprobe: kind == LinkType::Return,
                 ..UprobeOpts::default()
             };
             match self.programs().probe_perf.attach_uprobe_with_opts(-1, path, spot.offset as usize, opts) {
@@ -89,12 +94,12 @@ impl AttachPoint {
     }
 }
 
-impl Kind {
+impl LinkType {
     pub(super) fn is_of(self, method: AttachMethod) -> bool {
         match method {
-            AttachMethod::Entry => self == Kind::Entry,
-            AttachMethod::Return => self == Kind::Return,
-            AttachMethod::Session { .. } => self == Kind::Session,
+            AttachMethod::Entry => self == LinkType::Entry,
+            AttachMethod::Return => self == LinkType::Return,
+            AttachMethod::Session { .. } => self == LinkType::Session,
             AttachMethod::InSession => false,
         }
     }

@@ -22,12 +22,12 @@ pub struct ProcessChanges {
     pub executed: Vec<Executed>,
     /// Processes that a breakpoint has ended, which the kernel did not know: what they ran.
     pub trapped: Vec<(u32, Identity)>,
-    pub mapped: Vec<Mapped>,
+    pub mapped: Vec<MappedFile>,
 }
 
 /// A process has mapped code of a file that is not known to be dealt with.
 #[derive(Debug)]
-pub struct Mapped {
+pub struct MappedFile {
     pub pid: u32,
     pub file: NamedFile,
     pub address: u64,
@@ -145,7 +145,7 @@ impl Finder {
             if is_of_interest {
                 self.loading.entry(pid).or_default().push(address);
             }
-            changes.mapped.extend(is_of_interest.then_some(Mapped { pid, file, address }));
+            changes.mapped.extend(is_of_interest.then_some(MappedFile { pid, file, address }));
         }
         let ProcessChange::Executed { path, parent, file, time, ticket, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));

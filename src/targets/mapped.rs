@@ -1,7 +1,7 @@
 //! Files that processes map while they run, as the kernel tells it: most are libraries.
 
 use super::file::Identity;
-use super::follow::Mapped;
+use super::follow::MappedFile;
 use super::libraries::Library;
 use super::worker::Worker;
 use crate::selectors::{FileSelector, Selector};
@@ -12,8 +12,8 @@ const FILES: usize = 4096;
 impl Worker {
     /// After all targets that mean these processes were looked at: of files that are of interest to none, or that all targets
     /// know which ask for them, nothing need be told any more.
-    pub(super) fn note_mapped(&mut self, mapped: &[Mapped]) {
-        for Mapped { pid, file, address } in mapped {
+    pub(super) fn note_mapped(&mut self, mapped: &[MappedFile]) {
+        for MappedFile { pid, file, address } in mapped {
             // It may have unmapped it since.
             let Some(library) = self.finder.libraries.at(*pid, *address) else { continue };
             let all = self.selectors.iter().zip(&self.targets);

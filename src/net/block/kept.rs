@@ -9,9 +9,9 @@ use super::super::cidr::Prefix;
 use super::config::{BlockProtocol, BlockRule, BlockScope, parse_ports};
 use super::entry::Asker;
 use crate::clock::wall_seconds;
-use crate::database::{self, DatabaseError, Kind, identity};
+use crate::database::{self, DatabaseError, DatabaseKind, identity};
 
-const KIND: Kind = Kind {
+const KIND: DatabaseKind = DatabaseKind {
     what: "the blocklist's entries",
     setting: "network: { block: { file: ... } }",
     // "fibl".

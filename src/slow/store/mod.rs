@@ -10,9 +10,9 @@ use crate::clock::wall;
 use crate::config::model::SlowEvents;
 pub use crate::database::DatabaseError as SlowError;
 pub(super) use crate::database::is_damage;
-use crate::database::{self, Kind, identity, number, pragma};
+use crate::database::{self, DatabaseKind, identity, number, pragma};
 
-const KIND: Kind = Kind {
+const KIND: DatabaseKind = DatabaseKind {
     what: "slow events",
     setting: "slow_events: { file: ... }",
     // "fibe".
