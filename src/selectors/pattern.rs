@@ -38,7 +38,7 @@ impl fmt::Display for PatternError {
                 "has more than 127 characters besides its `*`: put a `*` for some of them"
             }
             PatternError::OpenSet => "has a `[` without its `]`",
-            PatternError::ForeignSet => "has letters other than those of ASCII in its `[...]`",
+            PatternError::ForeignSet => "contains non-ASCII characters in `[...]`",
         })
     }
 }
