@@ -114,7 +114,7 @@ pub(crate) fn open(path: &Path, kind: &DatabaseKind) -> Result<Connection, Datab
         Err(Unusable::Damaged(reason)) => {
             let aside = set_aside(path, kind)?;
             log::warn!(
-                "The file of {} {} is damaged ({reason}): it is kept as {}, and a new one is begun",
+                "The file of {} {} is damaged ({reason}): it was renamed to {}, and a new one was created",
                 kind.what,
                 path.display(),
                 aside.display()

@@ -133,7 +133,9 @@ impl Readers {
         let traced = &self.loaded.borrow_dependent().maps.traced;
         for file in files.difference(&self.files) {
             if let Err(err) = traced.update(&file.to_ne_bytes(), &1u32.to_ne_bytes(), MapFlags::ANY) {
-                log::warn!("who copies a traced file through memory may copy breakpoints: {err:#}");
+                log::warn!(
+                    "programs that copy a traced file through a mapping may copy breakpoints: {err:#}"
+                );
             }
         }
         self.files.difference(&files).for_each(|file| drop(traced.delete(&file.to_ne_bytes())));

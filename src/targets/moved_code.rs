@@ -77,7 +77,7 @@ impl Worker {
                     continue;
                 };
                 let name = &planned.name;
-                log::warn!("Target {name}: process {pid}, which ran {}, was ended by SIGTRAP", file.display);
+                log::warn!("Target {name}: process {pid}, which ran {}, was killed by SIGTRAP", file.display);
                 state.trapped.retain(|(_, at)| at.elapsed() < WITHIN);
                 state.trapped.push((*identity, Instant::now()));
                 if state.trapped.iter().filter(|(of, _)| of == identity).count() < DEATHS {
@@ -136,7 +136,7 @@ impl Worker {
             let lacks = code.lacks(&offsets);
             if lacks > 0 {
                 log::warn!(
-                    "Target {}: process {pid} has replaced the code at {lacks} of {} traced places of {} by memory of its \
+                    "Target {}: process {pid} has replaced the code at {lacks} of {} traced places of {} with memory of its \
                      own, as programs do to have huge pages: no hits come from there, and what it copies while it is \
                      traced ends it; turn that off in the program",
                     planned.name,

@@ -21,7 +21,7 @@ impl Telemetry {
         let rows = to.counter(
             "fibre_exporter_foreign_mappings_total",
             "Mappings of a traced file by processes that do not run it but read it (as what copies it may) or \
-             translate its code (Valgrind, QEMU's user mode); the breakpoints in them were taken out.",
+             translate its code (Valgrind, QEMU's user mode); the breakpoints in them were removed.",
         );
         for (name, foreign) in names().zip(&counts.foreign) {
             for (kind, word) in Foreign::ALL {

@@ -55,14 +55,12 @@ fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<Kept>) {
     match read {
         Ok((store, kept)) => {
             if !kept.is_empty() {
-                log::info!("blocklist: {} entries go on from {}", kept.len(), path.display());
+                log::info!("blocklist: restored {} entries from {}", kept.len(), path.display());
             }
             (Some(store), kept)
         }
         Err(err) => {
-            log::warn!(
-                "blocklist: entries that are added while the exporter runs are lost with its end: {err}"
-            );
+            log::warn!("blocklist: entries added at run time are lost when the exporter exits: {err}");
             (None, Vec::new())
         }
     }
@@ -335,7 +333,9 @@ impl Blocklist {
     /// Whether a change is in the file.
     fn note_kept(&self, done: Result<(), String>) {
         if let Err(error) = &done {
-            log::error!("blocklist: a change holds, but is not kept for after a restart: {error}");
+            log::error!(
+                "blocklist: a change is in effect, but was not stored and is lost at the next restart: {error}"
+            );
         }
         self.summary.lock().unwrap_or_else(PoisonError::into_inner).is_kept = Some(done.is_ok());
     }

@@ -125,7 +125,7 @@ impl ReadersThread {
         self.translators.insert(pid, HashSet::new());
         self.readers.add_translator(pid);
         if let Err(err) = self.readers.follow_translators(true) {
-            log::warn!("process {pid} translates code, and may be ended by a breakpoint in it: {err:#}");
+            log::warn!("process {pid} translates code, and may be killed by a breakpoint in it: {err:#}");
         }
         self.look_at_translator(pid);
     }
@@ -220,16 +220,16 @@ impl ReadersThread {
         let what = format!("Target {names}: process {pid} ({comm}) has mapped {display} to read it");
         match (failure, late) {
             (Some(err), _) => log::warn!(
-                "{what}, and finds breakpoints in it, which could not be taken out ({err}): a copy that it makes cannot be \
+                "{what}, and finds breakpoints in it, which could not be removed ({err}): a copy that it makes cannot be \
                  run; let it read a copy made by cp(1)"
             ),
             (None, Some(late)) => log::warn!(
-                "{what}; the breakpoints in that were taken out after {} us, so it may have read some: a copy that it has \
+                "{what}; the breakpoints in it were removed after {} us, so it may have read some: a copy that it has \
                  made may not run; let it read a copy made by cp(1)",
                 late.as_micros()
             ),
             (None, None) => {
-                log::info!("{what}; the breakpoints in that were taken out before it could read them");
+                log::info!("{what}; the breakpoints in it were removed before it could read them");
             }
         }
     }
@@ -244,8 +244,8 @@ impl ReadersThread {
             let restored = memory.restore(identity, &file.hidden, part, None);
             if let Some(err) = restored.failure.filter(|_| part_of(pid).is_some()) {
                 log::warn!(
-                    "Target {}: process {pid} translates {}, and will be ended by a breakpoint in it: they could not be taken \
-                     out ({err})",
+                    "Target {}: process {pid} translates {}, and will be killed by a breakpoint in it: they could not be \
+                     removed ({err})",
                     file.names(),
                     file.display
                 );
@@ -253,7 +253,7 @@ impl ReadersThread {
             let known = self.translators.entry(pid).or_default();
             if restored.bytes > 0 && known.insert(identity) {
                 log::info!(
-                    "Target {}: process {pid} translates the code of {} and is not traced: {} breakpoints were taken out of \
+                    "Target {}: process {pid} translates the code of {} and is not traced: {} breakpoints were removed from \
                      its memory",
                     file.names(),
                     file.display,
