@@ -41,7 +41,7 @@ pub(super) fn blocklist(
 fn source(row: &BlockRow, now: f64) -> BlockedSource {
     BlockedSource {
         prefix: row.prefix.to_string(),
-        source: cut(&row.source),
+        source: cut(&row.source.name),
         reason: cut(&row.reason),
         expires_in: row.expires_in,
         is_unconfirmed: row.is_unconfirmed,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::html::page;
 use super::*;
 use crate::exposition::Kind;
-use crate::net::Prefix;
+use crate::net::{Prefix, Source};
 use crate::slow::{Event, Fields, RelatedRow};
 
 const TARGETS: [&str; 2] = ["bitcoind", "billing"];
@@ -140,7 +140,7 @@ fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
         all.network = Some((network(enforced, stored), Vec::new()));
         all.blocked = vec![BlockRow {
             prefix: Prefix::parse("203.0.113.0/24").unwrap(),
-            source: "api".into(),
+            source: Source::named("api"),
             reason: "<b>scans</b>".into(),
             scope: None,
             expires_in: Some(90.0),

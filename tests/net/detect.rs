@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use exporter::net::{
     BanTerms, BlockConfig, BlockMode, Count, DetectConfig, Detection, Detections, Mode, Network,
-    NetworkConfig, Outcome, PortScan, Prefix, Rates, SynFlood, TcpAnomalies,
+    NetworkConfig, Outcome, PortScan, Prefix, Rates, Source, SynFlood, TcpAnomalies,
 };
 
 use crate::counting::{config, number, start, until};
@@ -120,7 +120,7 @@ fn scans_are_seen_banned_and_released() {
         let found = watched.next("port_scan");
         assert!(found.count >= 20.0 && matches!(found.outcome, Outcome::Banned(_)), "{kind}: {found:?}");
         until("it is banned", || !watched.is_reached());
-        assert_eq!(list.row(source).map(|row| row.source).as_deref(), Some("detection"), "{kind}");
+        assert_eq!(list.row(source).map(|row| row.source), Some(Source::named("detection")), "{kind}");
         list.unblock(source).unwrap();
         until("it is released", || watched.is_reached());
     }

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Stdio};
 
 use serde_json::Value;
 
-use crate::support::exporter::{Exporter, TIMEOUT, Place, Setup, exporter as command, finish, wait_for};
+use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, exporter as command, finish, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::http;
 use crate::support::siege::Besieged;

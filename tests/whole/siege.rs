@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, PASSWORD, TIMEOUT, Place, Setup, USER};
+use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, TIMEOUT, USER};
 use crate::support::siege::{Besieged, Besieger, connect_and_say_nothing, guess, others, send_noise};
 
 /// Scrapes that are asked for under each siege.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, PASSWORD, TIMEOUT, Place, Setup, USER, finish, wait_for};
+use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, TIMEOUT, USER, finish, wait_for};
 use crate::support::http;
 use crate::support::prometheus::{Prometheus, Scrape};
 

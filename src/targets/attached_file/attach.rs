@@ -125,8 +125,8 @@ impl AttachedFile {
             sites.iter_mut().for_each(|(_, site)| site.entry.flags |= site_flag::SITE_CANDIDATE.0);
         }
         let pages = found.stamp.bytes().next_multiple_of(PAGE);
-        self.hidden.span = image.as_ref().map_or(0, |image| image.load_span());
-        self.hidden.span *= u64::from(self.hidden.span != pages);
+        let span = read.as_ref().map_or(0, |(image, _)| image.load_span());
+        self.hidden.span = if span == pages { 0 } else { span };
         if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {
             self.idle = read.map(|(image, _)| image.idle_code()).unwrap_or_default();
         }

@@ -67,12 +67,10 @@ fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
     fs::create_dir(&lower).unwrap();
     build(&lower.join("copied"), &["-O1", "-DPAD=1", "-static"]);
     let text = fs::read(lower.join("copied")).unwrap();
-    let plain = Overlay::over(&lower, &place.path("plain"));
+    let plain = Mounted::overlay(&lower, &place.path("plain"));
     // One over another needs its own place for what is written.
-    let memory = place.path("memory");
-    fs::create_dir(&memory).unwrap();
-    run("mount", &["-t", "tmpfs", "none", memory.to_str().unwrap()]);
-    let nested = Overlay::over(&plain.at, &memory);
+    let memory = Mounted::at(&place.path("memory"), &["mount", "-t", "tmpfs", "none"]);
+    let nested = Mounted::overlay(&plain.at, &memory.at);
     let selector = format!("binary: {}", lower.join("copied").display());
     let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
     exporter.wait_until_ready();
@@ -86,8 +84,6 @@ fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
         fire_at_once(&at.join("copied"), 7);
     }
     assert_eq!(exporter.scrape().value("p_total", &[]), 14.0);
-    drop(nested);
-    run("umount", &["-l", memory.to_str().unwrap()]);
 }
 
 #[test]
