@@ -128,7 +128,8 @@ static __always_inline int deliver(struct hit *hit, struct probe *probe, __u32 n
 	if (!all && !is_slow)
 		return lost;
 	if (!all)
-		loss = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) > bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 2;
+		loss = bpf_ringbuf_query(&ring, BPF_RB_AVAIL_DATA) >
+		       bpf_ringbuf_query(&ring, BPF_RB_RING_SIZE) / 2;
 	if (!loss)
 		loss = emit(hit, probe, number);
 	if (loss && is_slow)
