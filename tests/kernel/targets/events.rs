@@ -118,11 +118,13 @@ fn a_program_that_ends_at_once_is_found_by_a_path_from_where_its_parent_is() {
     let name = named("ev-near");
     let path = program(builds.path(), directory.path(), &name);
     let tracer = start(&[("near", &format!("process: {name}"))]);
-    let script = "cd $0 && ./$1 1 < /dev/null && read answer";
+    let script = "cd $0 && ./$1 1 < /dev/null > /dev/null && echo ended && read answer";
     let mut shell = Command::new("sh");
     let shell = shell.args(["-c", script]).args([directory.path(), Path::new(&name)]);
-    let _stays = Program::of(shell);
+    let mut stays = Program::of(shell);
+    // It may have waited for that, and fire only then.
     until_attached(&tracer, 0);
+    assert_eq!(stays.answer(), "ended");
     let before = count(&tracer, "near_total");
     fire_at_once(&path, 5);
     assert_eq!(count(&tracer, "near_total"), before + 5);
