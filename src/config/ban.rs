@@ -71,7 +71,6 @@ pub(super) fn of_probe(fields: &Fields<'_>) -> Vec<Ban> {
 
 fn ban(node: &Node<'_>) -> Option<Ban> {
     let fields = node.fields(&BAN)?;
-    let errors = node.diags.len();
     let address =
         fields.require("address", "write address: NAME, where NAME is an argument with the peer's address");
     let address = address.and_then(|n| Some(Named { name: n.name()?.to_owned(), at: n.at }));
@@ -81,8 +80,6 @@ fn ban(node: &Node<'_>) -> Option<Ban> {
     let (within, ttl, max_ttl) = (time("within"), time("ttl"), time("max_ttl"));
     let reason = fields.get("reason").and_then(|n| n.text()).map(str::to_owned);
     let enforce = fields.get("mode").and_then(|n| n.one_of("mode", MODES)).unwrap_or(false);
-    if node.diags.len() > errors {
-        return None;
-    }
+    // Whatever is wrong, the rest is checked too.
     Some(Ban { at: node.at.clone(), address: address?, when, after, within, ttl, max_ttl, reason, enforce })
 }

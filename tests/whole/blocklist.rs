@@ -94,7 +94,7 @@ fn a_user_who_may_write_blocks_and_unblocks() {
         ("POST", "/198.51.100.7?confirm=60s", 409, "blocked already"),
         ("DELETE", "/203.0.113.0/24", 409, "network.block.entries"),
         ("GET", "/192.0.2.77", 404, "not in the blocklist"),
-        ("GET", "?page=0", 400, "page is a number"),
+        ("GET", "?page=0", 400, "page: expected a number from 1"),
         ("PUT", "/192.0.2.77", 405, "GET, HEAD, POST and DELETE"),
     ] {
         let (found, text) = ask(method, below, WRITER);
@@ -246,7 +246,7 @@ fn entries_outlast_the_exporter() {
     fs::remove_file(place.path("blocklist.db")).unwrap();
     fs::create_dir(place.path("blocklist.db")).unwrap();
     run(&["block", "198.51.100.12"]);
-    exporter.wait_for_log("is not kept for after a restart");
+    exporter.wait_for_log("was not stored and is lost at the next restart");
     assert_eq!(scraped(&exporter).value("xdp_blocklist_stored", &[]), 0.0);
 }
 

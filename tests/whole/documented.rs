@@ -88,6 +88,7 @@ const RULES: &[(&str, Rule)] = &[
     ("chcon", Not("no SELinux")),
     ("firewall-cmd", Not("no firewall of that kind")),
     ("ufw", Not("no firewall of that kind")),
+    ("curl -N -u prometheus", Not("asks for a password; tests/whole/blocklist.rs reads the stream")),
     ("curl -s localhost:9090", Not("no Prometheus here; tests/unprivileged/stack/live.rs asks one")),
 ];
 
@@ -200,7 +201,8 @@ fn every_configuration_of_the_documentation_fits_its_programs() {
     let any = compile("cc", "any.c", ANY, &["-fno-inline"], &machine.place.path("work"));
     // Certificates and passwords are where the examples have them.
     let files = "umask 077; ./generate-certs.sh 127.0.0.1 && mkdir -p /etc/fibre-exporter /etc/exporter && \
-                 echo secret > /etc/fibre-exporter/password && cp certs/127.0.0.1/node.* /etc/fibre-exporter && \
+                 echo secret | tee /etc/fibre-exporter/password > /etc/fibre-exporter/webhook-secret && \
+                 cp certs/127.0.0.1/node.* /etc/fibre-exporter && \
                  cp certs/127.0.0.1/node.* /etc/exporter && cp certs/ca.crt /etc/exporter/clients.crt";
     let made = machine.run(files);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

@@ -180,6 +180,10 @@ impl Single {
 
     /// The metrics and arguments of both in one probe, where that is all that differs between them.
     fn within(&self, other: &Self) -> Option<String> {
+        // What is missing in one may be in the other.
+        if [self, other].iter().any(|file| file.error.contains("is missing")) {
+            return None;
+        }
         let mut tree = Value::Mapping(self.tree.clone());
         let theirs = Value::Mapping(other.tree.clone());
         let (mine, probe) = (only_probe(&mut tree)?, &mut theirs.clone());
