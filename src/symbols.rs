@@ -89,8 +89,8 @@ impl Symbols {
     /// each: where the thread was, and what its calls return to. What the innermost function returns to is not among them where
     /// it has no frame yet, or no more. What leads to no code is no frame, nor is what follows.
     pub fn stack(&mut self, pid: u32, frames: &[u8], returns_to: Option<u64>) -> String {
-        let word = |bytes: &[u8]| u64::from_ne_bytes(std::array::from_fn(|n| bytes[n]));
-        let mut addresses: Vec<u64> = frames.chunks_exact(8).map(word).collect();
+        let mut addresses: Vec<u64> =
+            frames.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
         if let Some(address) = returns_to.filter(|address| addresses.get(1) != Some(address)) {
             addresses.insert(addresses.len().min(1), address);
         }
