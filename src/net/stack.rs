@@ -280,7 +280,7 @@ fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
 }
 
 /// A counter of `/proc/net/netstat`, which has a line of names and one of values for each protocol.
-fn netstat(text: &str, name: &str) -> Option<u64> {
+pub(super) fn netstat(text: &str, name: &str) -> Option<u64> {
     let lines: Vec<&str> = text.lines().collect();
     lines.as_chunks::<2>().0.iter().find_map(|pair| {
         let at = pair[0].split_whitespace().position(|one| one == name)?;

@@ -1,5 +1,7 @@
 //! What the kernel does about floods of SYN: SYN cookies, of the thread's network namespace.
 
+use super::super::stack::netstat;
+
 /// Its setting, and what it has counted since the namespace began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct SynCookies {
@@ -16,7 +18,7 @@ impl SynCookies {
         let counters = std::fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
         let mode = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").ok();
         let mode = mode.and_then(|mode| mode.trim().parse().ok());
-        let of = |name| counter(&counters, name).unwrap_or(0);
+        let of = |name| netstat(&counters, name).unwrap_or(0);
         Some(Self {
             mode,
             sent: of("SyncookiesSent"),
@@ -35,14 +37,6 @@ impl SynCookies {
     }
 }
 
-/// A counter of `TcpExt`: a line has names, the next one numbers.
-fn counter(text: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
-    let (names, numbers) = (lines.next()?, lines.next()?);
-    let mut all = names.split_whitespace().zip(numbers.split_whitespace());
-    all.find(|(known, _)| *known == name).and_then(|(_, number)| number.parse().ok())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,7 +46,7 @@ mod tests {
         let text =
             "TcpExt: SyncookiesSent SyncookiesRecv Other\nTcpExt: 7 8 9\nIpExt: SyncookiesSent\nIpExt: 1\n";
         assert_eq!(
-            [counter(text, "SyncookiesSent"), counter(text, "Other"), counter(text, "None")],
+            [netstat(text, "SyncookiesSent"), netstat(text, "Other"), netstat(text, "None")],
             [Some(7), Some(9), None]
         );
         let here = SynCookies::read().expect("the kernel tells");
