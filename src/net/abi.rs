@@ -165,6 +165,13 @@ pub(crate) const OWN_PORTS: usize = 8;
 pub(crate) const SPARED: usize = 4096;
 /// Sources that the packets of entries are counted by (`NET_SOURCES`).
 pub(crate) const SOURCES: usize = 256;
+/// Flags of TCP segments (RFC 9293, section 3.1; `NET_TH_FIN` and others).
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const URG: u8 = 0x20;
 /// Interfaces that programs find without a hash.
 pub(crate) const PORTS: usize = size_of::<net_ports>() / size_of::<net_port>();
 

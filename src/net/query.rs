@@ -8,6 +8,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use super::abi::{ACK, FIN, RST, SYN};
 use super::paging::Paging;
 use crate::percent;
 
@@ -257,10 +258,6 @@ impl Query {
 
 /// What a flow's TCP segments say of its state.
 pub(crate) fn tcp_state(flags: u8, data: bool) -> &'static str {
-    const FIN: u8 = 0x01;
-    const SYN: u8 = 0x02;
-    const RST: u8 = 0x04;
-    const ACK: u8 = 0x10;
     match () {
         () if flags & RST != 0 => "reset",
         () if flags & FIN != 0 => "closing",

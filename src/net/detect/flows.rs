@@ -3,16 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::super::abi::TICK_NANOSECONDS;
+use super::super::abi::{ACK, FIN, PSH, RST, SYN, TICK_NANOSECONDS, URG};
 use super::super::tables::{Flow, FlowKey};
 use super::snapshot::Snapshot;
-
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
-const URG: u8 = 0x20;
 
 /// How old a flow is before it is judged: an answer, and the answer to that, may still be under way.
 const GRACE: u64 = 1_000_000_000;
