@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::{
@@ -15,8 +15,7 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use super::list::ListFile;
-use super::replace::replace;
-use crate::clock::wall_seconds;
+use super::replace::{age, replace, touch};
 use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
 use crate::pins::fingerprint;
 
@@ -141,10 +140,7 @@ pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
         }
         return None;
     }
-    // Touched whenever nothing has changed.
-    let answered = fs::metadata(meta_of(path)).and_then(|data| data.modified()).ok()?;
-    let answered = answered.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;
-    Some((wall_seconds() - answered).max(0))
+    age(&meta_of(path))
 }
 
 impl Fetcher {
@@ -176,7 +172,7 @@ impl Fetcher {
         let answer = self.get(&self.config.url, &headers)?;
         let meta = match answer.status {
             StatusCode::NOT_MODIFIED if known.is_some() => {
-                self.touch().map_err(|err| self.unwritten(&err))?;
+                touch(&meta_of(&self.path)).map_err(|err| self.unwritten(&err))?;
                 return Ok(Fetched::Same);
             }
             StatusCode::OK => Meta {
@@ -212,10 +208,6 @@ impl Fetcher {
             replace(&self.path, body)?;
         }
         replace(&meta_of(&self.path), &serde_json::to_vec(meta)?)
-    }
-
-    fn touch(&self) -> io::Result<()> {
-        fs::File::options().write(true).open(meta_of(&self.path))?.set_modified(SystemTime::now())
     }
 
     fn check(&self, body: &[u8]) -> Result<(), String> {

@@ -1,10 +1,9 @@
 //! Threads that ask other machines what is to be blocked.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::super::sys::monotonic;
 use super::blocklist::Blocklist;
@@ -12,7 +11,7 @@ use super::crowdsec::{Crowdsec, CrowdsecConfig, NAME};
 use super::decisions::{Answered, Saved};
 use super::fetch::{Fetched, Fetcher, UrlConfig};
 use super::followed::{Followed, kept_in};
-use super::replace::replace;
+use super::replace::{replace, touch};
 use crate::clock::wall_seconds;
 
 /// How soon a list is asked for again that could not be fetched.
@@ -85,10 +84,7 @@ impl Blocklist {
             drop(state);
             let kept = match saved {
                 Some(bytes) => replace(&path, &bytes),
-                None => File::options()
-                    .write(true)
-                    .open(&path)
-                    .and_then(|file| file.set_modified(SystemTime::now())),
+                None => touch(&path),
             };
             self.note_decisions_kept(&path, kept);
             return Ok(Some(count));

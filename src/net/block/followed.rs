@@ -14,6 +14,7 @@ use super::entry::Source;
 use super::feed::Feed;
 use super::fetch::{UrlConfig, age_of_kept};
 use super::file::WatchedFile;
+use super::replace::age;
 use super::sources::Sources;
 use super::state::{Decision, ListState, Origin};
 use crate::clock::wall_seconds;
@@ -83,11 +84,8 @@ fn left(config: &BlockConfig) -> Option<(BTreeMap<About, Ban>, i64)> {
     let saved: Saved = serde_json::from_slice(&text)
         .map_err(|err| log::warn!("blocklist: {} is not read: {err}", path.display()))
         .ok()?;
-    let now = wall_seconds();
-    // The file is touched whenever there is an answer that changes nothing.
-    let answered = fs::metadata(&path).and_then(|data| data.modified()).ok()?;
-    let age = now - answered.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs() as i64;
-    (saved.url == url).then(|| (saved.bans(now), age.max(0)))
+    let age = age(&path)?;
+    (saved.url == url).then(|| (saved.bans(wall_seconds()), age))
 }
 
 fn decisions(bans: BTreeMap<About, Ban>, sources: &mut Sources, now: u64) -> BTreeMap<About, Decision> {
