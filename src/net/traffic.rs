@@ -8,6 +8,7 @@ use super::stats::TcpKind;
 use super::status::Status;
 use super::sys::monotonic;
 use super::tables::{read_flows, read_talkers};
+use super::thresholds::DetectConfig;
 
 /// Where it is read from.
 #[derive(Debug, Clone)]
@@ -17,8 +18,8 @@ pub(crate) struct TrafficReader {
 }
 
 impl TrafficReader {
-    /// As it is now; `None` if there are no tables or the kernel does not give them.
-    pub fn read(&self) -> Option<Snapshot> {
+    /// As it is now, with the tables that these modules need; `None` if there are no tables or the kernel does not give them.
+    pub fn read(&self, wanted: &DetectConfig) -> Option<Snapshot> {
         let tables = self.counter_maps.tables.as_ref()?;
         // First the counters: what is refused meanwhile is known at the next look.
         let (mut syns, mut untracked) = (0, 0);
@@ -31,8 +32,9 @@ impl TrafficReader {
                 untracked += sent.talkers_untracked() + sent.flows_untracked();
             }
         }
-        let flows = if tables.with_flows { read_flows(&tables.flows).ok()? } else { Default::default() };
-        let talkers = read_talkers(&tables.talkers).ok()?;
+        let (with_flows, with_talkers) = (tables.with_flows && wanted.needs_flows(), wanted.needs_talkers());
+        let flows = if with_flows { read_flows(&tables.flows).ok()? } else { Default::default() };
+        let talkers = if with_talkers { read_talkers(&tables.talkers).ok()? } else { Default::default() };
         Some(Snapshot { now: monotonic(), flows, talkers, syns, untracked, cookies: SynCookies::read() })
     }
 }

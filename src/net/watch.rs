@@ -142,7 +142,7 @@ impl Network {
     /// Has detection look at what is counted here, and bans put on the list, if there is one. In the thread's network namespace.
     pub fn detect(&self, detections: &Detections, report: impl Fn(Detection) + Send + 'static) {
         let traffic = self.traffic();
-        detections.start(self.blocklist().cloned(), move || traffic.read(), report);
+        detections.start(self.blocklist().cloned(), move |wanted| traffic.read(wanted), report);
     }
 
     /// The list of what is blocked, if there is one.

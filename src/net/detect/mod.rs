@@ -79,8 +79,8 @@ pub struct Detection {
 /// Who is told of what was detected.
 type Report = Box<dyn Fn(Detection) + Send>;
 
-/// What is looked at.
-type Look = Box<dyn Fn() -> Option<Snapshot> + Send>;
+/// What is looked at, as far as these modules need it.
+type Look = Box<dyn Fn(&DetectConfig) -> Option<Snapshot> + Send>;
 
 /// Detection in a running exporter. It has a thread from the first configuration on that wants something detected.
 pub struct Detections {
@@ -155,7 +155,7 @@ impl Detections {
     pub(super) fn start(
         &self,
         list: Option<Arc<Blocklist>>,
-        look: impl Fn() -> Option<Snapshot> + Send + 'static,
+        look: impl Fn(&DetectConfig) -> Option<Snapshot> + Send + 'static,
         report: impl Fn(Detection) + Send + 'static,
     ) {
         let output = Output { list, look: Box::new(look), report: Box::new(report) };
@@ -164,7 +164,7 @@ impl Detections {
 
     /// As [`Self::start`] where no packets are counted.
     pub fn start_without_network(&self, report: impl Fn(Detection) + Send + 'static) {
-        self.start_with(Output { list: None, look: Box::new(|| None), report: Box::new(report) });
+        self.start_with(Output { list: None, look: Box::new(|_| None), report: Box::new(report) });
     }
 
     fn start_with(&self, output: Output) {

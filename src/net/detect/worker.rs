@@ -83,8 +83,8 @@ impl Worker {
     }
 
     fn look_at_packets(&mut self) {
-        let Some(at) = (self.output.look)() else { return };
-        let Some((_, traffic)) = &mut self.packets else { return };
+        let Some((config, traffic)) = &mut self.packets else { return };
+        let Some(at) = (self.output.look)(config) else { return };
         let found = traffic.look(&at);
         {
             let mut numbers = lock(&self.numbers);

@@ -83,7 +83,12 @@ impl DetectConfig {
         self.modules().iter().any(|(_, mode)| mode.is_some())
     }
 
-    /// Whether flows are looked at, beside talkers.
+    /// Whether talkers are looked at.
+    pub(crate) fn needs_talkers(&self) -> bool {
+        self.rates.is_some()
+    }
+
+    /// Whether flows are looked at.
     pub(crate) fn needs_flows(&self) -> bool {
         self.syn_flood.is_some() || self.port_scan.is_some() || self.tcp_anomalies.is_some()
     }
