@@ -75,8 +75,11 @@ impl RateSums {
                     ("packets", &mut self.packets, packets, most_packets),
                     ("bytes", &mut self.bytes, bytes, most_bytes),
                 ] {
-                    if allowed > 0 && sums.add(source, now, amount) / seconds >= allowed {
-                        let rate = sums.add(source, now, 0) / seconds;
+                    if allowed == 0 {
+                        continue;
+                    }
+                    let rate = sums.add(source, now, amount) / seconds;
+                    if rate >= allowed {
                         found.push(Excess { source, unit, rate, allowed });
                     }
                 }

@@ -57,7 +57,6 @@ struct Flood {
 struct Anomalies {
     config: TcpAnomalies,
     by_source: Sums<IpAddr>,
-    last: BTreeMap<IpAddr, &'static str>,
 }
 
 impl Traffic {
@@ -68,7 +67,7 @@ impl Traffic {
             scans: config.port_scan.clone().map(|scan| (scan.terms, Scans::new(scan))),
             anomalies: config.tcp_anomalies.clone().map(|config| {
                 let by_source = Sums::new(MOST, nanoseconds(config.within));
-                Anomalies { config, by_source, last: BTreeMap::new() }
+                Anomalies { config, by_source }
             }),
             rates: config.rates.clone().map(|rates| (rates.terms, RateSums::new(rates))),
             anomalous: BTreeMap::new(),
@@ -186,18 +185,15 @@ impl Anomalies {
     fn look(&mut self, at: &Snapshot, steps: &[Step], found: &mut Vec<Finding>) {
         let TcpAnomalies { terms, packets: allowed, .. } = self.config;
         let mut over = BTreeMap::new();
-        self.last.clear();
         for Step { key, packets, attempt } in steps {
             let Attempt::Anomaly(kind) = attempt else { continue };
-            self.last.insert(key.source, kind);
             let sum = self.by_source.add(key.source, at.now, *packets);
             if sum >= u64::from(allowed) {
-                over.insert(key.source, sum);
+                over.insert(key.source, (sum, *kind));
             }
         }
-        for (source, sum) in over {
+        for (source, (sum, flags)) in over {
             self.by_source.forget(&source);
-            let flags = self.last.get(&source).copied().unwrap_or_default();
             found.push(Finding {
                 kind: "tcp_anomaly",
                 source: Some(Prefix::new(source, 128)),
