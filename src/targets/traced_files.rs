@@ -15,9 +15,7 @@ impl Worker {
                 let traced = all.entry(file.identity).or_default();
                 traced.targets.insert(target, self.plan.targets[target].name.clone());
                 traced.display.clone_from(&file.display);
-                traced.hidden.originals.extend(&file.hidden.originals);
-                traced.hidden.semaphores.extend(&file.hidden.semaphores);
-                traced.hidden.span = file.hidden.span;
+                traced.hidden.add(&file.hidden);
             }
         }
         readers.set_files(all);

@@ -100,9 +100,7 @@ impl SharedReaders {
                 let targets = file.targets.iter();
                 shared.targets.extend(targets.map(|(at, name)| (name.clone(), (status.clone(), *at))));
                 shared.display.clone_from(&file.display);
-                shared.hidden.originals.extend(&file.hidden.originals);
-                shared.hidden.semaphores.extend(&file.hidden.semaphores);
-                shared.hidden.span = file.hidden.span;
+                shared.hidden.add(&file.hidden);
             }
         }
         Some(all)

@@ -33,6 +33,15 @@ pub(in crate::targets) struct Hidden {
     pub span: u64,
 }
 
+impl Hidden {
+    /// What others hide in the same file, too.
+    pub fn add(&mut self, others: &Hidden) {
+        self.originals.extend(&others.originals);
+        self.semaphores.extend(&others.semaphores);
+        self.span = others.span;
+    }
+}
+
 /// What was found in a process.
 #[derive(Debug, Default)]
 pub(super) struct Restored {
