@@ -4,7 +4,7 @@
 //! stat(2) does, which is right but on overlayfs and other file systems that show numbers of their own.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -108,15 +108,6 @@ impl Files {
             true
         })?;
         Ok(found)
-    }
-
-    /// Where the process has mapped the file: the addresses at which a mapping of it begins.
-    ///
-    /// # Errors
-    /// As [`Files::mapped_by`].
-    pub fn starts_of_mappings(&mut self, pid: u32, inode: Inode) -> io::Result<HashSet<u64>> {
-        let all = self.mapped_by(pid)?;
-        Ok(all.into_iter().filter(|(_, mapped)| *mapped == inode).map(|(start, _)| start).collect())
     }
 
     /// Whether any process but the exporter maps the file, as far as the exporter's pid namespace reaches.

@@ -124,7 +124,8 @@ impl Finder {
     /// If the process has ended, or the kernel does not say.
     pub fn starts_of_mappings(&mut self, pid: u32, identity: Identity) -> io::Result<HashSet<u64>> {
         let Some(files) = &mut self.files else { return Ok(HashSet::new()) };
-        files.starts_of_mappings(pid, identity)
+        let all = files.mapped_by(pid)?;
+        Ok(all.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start).collect())
     }
 
     /// The processes that map the file, as far as the kernel's numbers are those of /proc.
