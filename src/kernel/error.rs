@@ -98,16 +98,19 @@ const OLDEST: (u32, u32) = (6, 1);
 
 /// Of a release such as 6.1.0-56-cloud-amd64, the first two numbers.
 fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    let mut numbers = numbers(release);
+    Some((numbers.next()?, numbers.next()?))
+}
+
+fn numbers(release: &str) -> impl Iterator<Item = u32> {
+    release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok())
 }
 
 /// Whether a function's return by the kernel's trampoline ends processes with a seccomp filter: Linux 6.11 made a system call of it, which
 /// these filters do not know, and only later kernels keep it from them.
 pub(super) fn has_filtered_trampoline(release: &str) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let mut next = || numbers.next().and_then(Result::ok);
-    match (next(), next(), next().unwrap_or(0)) {
+    let mut numbers = numbers(release);
+    match (numbers.next(), numbers.next(), numbers.next().unwrap_or(0)) {
         (Some(6), Some(11), _) => true,
         (Some(6), Some(12), patch) => patch < 14,
         (Some(6), Some(13), patch) => patch < 3,
