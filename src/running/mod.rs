@@ -15,7 +15,7 @@ use crate::config::Overrides;
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::engine::Engines;
-use crate::exposition::{Exemplars, Format, Head, Names};
+use crate::exposition::{Exemplars, Family, Format, Head, Names};
 use crate::http::{Fingerprint, HttpStats, Security, Visitors};
 use crate::logging::Logging;
 use crate::net::Network;
@@ -136,17 +136,15 @@ impl Running {
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
             self.telemetry(&state, Arc::new(status))
         };
-        if let Some(network) = &self.network {
-            let families = network.collect();
-            let meant = families.iter().filter(|family| names.want(family.head()));
-            meant.for_each(|family| family.write(format, &mut text));
-        }
-        let families = self.recorder.detections.families();
-        let meant = families.iter().filter(|family| names.want(family.head()));
-        meant.for_each(|family| family.write(format, &mut text));
-        let families = telemetry.collect();
-        let meant = families.iter().filter(|family| names.want(family.head()));
-        meant.for_each(|family| family.write(format, &mut text));
+        let mut write = |family: &Family| {
+            if names.want(family.head()) {
+                family.write(format, &mut text);
+            }
+        };
+        let network = self.network.iter().flat_map(|network| network.collect());
+        network.for_each(|family| write(&family));
+        self.recorder.detections.families().iter().for_each(&mut write);
+        telemetry.collect().iter().for_each(&mut write);
         format.finish(&mut text);
         text
     }
