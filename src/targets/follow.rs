@@ -141,11 +141,11 @@ impl Finder {
         if !is_of_interest && !is_end && !has_ended && !is_pinned {
             events.forget(pid);
         }
-        if let ProcessChange::Mapped { file, address, .. } = event.change {
-            if is_of_interest {
-                self.loading.entry(pid).or_default().push(address);
-            }
-            changes.mapped.extend(is_of_interest.then_some(MappedFile { pid, file, address }));
+        if let ProcessChange::Mapped { file, address, .. } = event.change
+            && is_of_interest
+        {
+            self.loading.entry(pid).or_default().push(address);
+            changes.mapped.push(MappedFile { pid, file, address });
         }
         let ProcessChange::Executed { path, parent, file, time, ticket, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
