@@ -50,13 +50,12 @@ impl Kind for Last {
     }
 
     fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
-        store.set(slot, by.value as u64);
-        store.set(slot + 1, by.time);
+        set_with_time(store, slot, by);
     }
 
     /// The time.
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
-        Some(from.single(1)).filter(|time| *time != 0)
+        read_time(from)
     }
 
     fn merge(&self, time: u64, from: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
@@ -71,6 +70,17 @@ impl Kind for Last {
     fn panel(&self, of: &Selection<'_>) -> Panel {
         gauge_panel(of, "the latest value.")
     }
+}
+
+/// Sets the value, and its time.
+pub(super) fn set_with_time(store: &UserStore, slot: u32, by: &Update<'_>) {
+    store.set(slot, by.value as u64);
+    store.set(slot + 1, by.time);
+}
+
+/// The time of the value, unless none was set.
+pub(super) fn read_time(from: &Slots<'_>) -> Option<u64> {
+    Some(from.single(1)).filter(|time| *time != 0)
 }
 
 /// The series as they are; of times, as dates.

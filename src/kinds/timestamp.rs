@@ -1,5 +1,6 @@
 //! Gauges of when a hit was last seen: how long ago something happened is `time() - NAME` in PromQL.
 
+use super::last::{read_time, set_with_time};
 use super::panel::{Panel, Query, Selection};
 use super::{Form, Kind, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
@@ -50,13 +51,12 @@ impl Kind for Timestamp {
     }
 
     fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>) {
-        store.set(slot, by.value as u64);
-        store.set(slot + 1, by.time);
+        set_with_time(store, slot, by);
     }
 
     /// The time.
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
-        Some(from.single(1)).filter(|time| *time != 0)
+        read_time(from)
     }
 
     fn merge(&self, time: u64, _: &Slots<'_>, _: NumberFormat, to: &mut Total, _: &mut [u64]) {
