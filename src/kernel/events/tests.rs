@@ -1,0 +1,219 @@
+//! What the kernel tells of processes that the tests start.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use super::*;
+use crate::clock::monotonic_now;
+
+/// What happens to this process, until nothing more does.
+fn of(events: &mut ProcessEvents, pid: u32) -> Vec<ProcessChange> {
+    events.take().into_iter().filter(|event| event.pid == pid).map(|event| event.change).collect()
+}
+
+#[test]
+fn only_what_is_wanted_is_told_as_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = format!("wanted{}", std::process::id());
+    let path = directory.path().join(&name);
+    std::fs::copy("/bin/dash", &path).unwrap();
+    let wanted = Wanted { names: vec![name], ..Wanted::default() };
+    let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+    let start = |path: &std::path::Path| {
+        let mut child =
+            Command::new(path).args(["-c", "(true); read x"]).stdin(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        pid
+    };
+    let pid = start(&path);
+    let changes = of(&mut events, pid);
+    let ProcessChange::Executed { file, path: ref executed, .. } = changes[0] else { panic!("{changes:?}") };
+    assert_eq!(executed, &path);
+    assert!(
+        file.file.inode != 0 && changes.last() == Some(&ProcessChange::Ended { signal: 0 }),
+        "{changes:?}"
+    );
+    let other = start("/bin/dash".as_ref());
+    assert_eq!(of(&mut events, other), []);
+    // Of a file that is known its path is not told.
+    events.set_known(file, false);
+    let pid = start(&path);
+    let changes = of(&mut events, pid);
+    assert!(matches!(&changes[0], ProcessChange::Executed { path, .. } if path.as_os_str().is_empty()));
+    events.pin(u32::MAX >> 2);
+    events.forget(u32::MAX >> 2);
+    assert!(!events.has_lost());
+}
+
+#[test]
+fn a_program_waits_until_its_file_was_looked_at_as_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = format!("waits{}", std::process::id());
+    let [program, written] = [name.as_str(), "written"].map(|name| directory.path().join(name));
+    std::fs::copy("/bin/dash", &program).unwrap();
+    let wanted = Wanted { names: vec![name], ..Wanted::default() };
+    let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    let call = b"bpf_task_work_schedule_resume_impl";
+    let can_wait = types.windows(call.len()).any(|window| window == call);
+    let run = |events: &mut ProcessEvents| {
+        let _ = std::fs::remove_file(&written);
+        let mut child = Command::new(&program).args(["-c", "echo > $0"]).arg(&written).spawn().unwrap();
+        let (file, time, ticket) = loop {
+            let told = of(events, child.id());
+            if let Some(ProcessChange::Executed { file, time, ticket, .. }) = told.first() {
+                break (*file, *time, *ticket);
+            }
+        };
+        let has_run = written.exists();
+        let late = monotonic_now() - time;
+        events.answer();
+        assert!(child.wait().unwrap().success() && written.exists());
+        (file, ticket, (late < LONGEST_HOLD.as_nanos() as u64).then_some(has_run))
+    };
+    // It waits only so long, and this test may be late.
+    let held = (0..100).map(|_| run(&mut events)).find(|(.., has_run)| has_run.is_some());
+    let (file, ticket, has_run) = held.unwrap();
+    assert_eq!(ticket > 0, can_wait);
+    assert!(!can_wait || has_run == Some(false), "it has run before its file was looked at");
+    events.set_known(file, false);
+    assert_eq!(run(&mut events).1, 0, "nobody waits for what is known");
+    // Who has waited in vain is the last one until somebody answers.
+    events.forget_file(file);
+    let mut unanswered = || {
+        let mut child = Command::new(&program).args(["-c", "true"]).spawn().unwrap();
+        assert!(child.wait().unwrap().success());
+        let told = of(&mut events, child.id());
+        told.iter().any(|change| matches!(change, ProcessChange::Executed { ticket, .. } if *ticket > 0))
+    };
+    assert_eq!([unanswered(), unanswered()], [can_wait, false]);
+    events.answer();
+    assert_eq!(run(&mut events).1 > 0, can_wait);
+}
+
+#[test]
+fn what_fits_no_glob_is_not_told_as_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let id = std::process::id();
+    let [fits, other] = [format!("glob{id}-x"), format!("other{id}")].map(|name| {
+        let path = directory.path().join(name);
+        std::fs::copy("/bin/dash", &path).unwrap();
+        path
+    });
+    let pattern = |text: String| Pattern::new(&text).unwrap();
+    let wanted = Wanted {
+        name_globs: vec![pattern(format!("nobody{id}*")), pattern(format!("glob{id}-[x-z]"))],
+        line_globs: vec![pattern(format!("*needle{id} *"))],
+        ..Wanted::default()
+    };
+    let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+    let run_with = |events: &mut ProcessEvents, path: &std::path::Path, text: &str| {
+        let mut child = Command::new(path).args(["-c", text]).spawn().unwrap();
+        child.wait().unwrap();
+        of(events, child.id())
+    };
+    let mut run = |path: &std::path::Path, text: &str| run_with(&mut events, path, text);
+    let is_told = |changes: &[ProcessChange]| matches!(changes.first(), Some(ProcessChange::Executed { .. }));
+    // The second time it is known what the globs say of the name.
+    for _ in 0..2 {
+        assert!(is_told(&run(&fits, "true")));
+        assert_eq!(run(&other, "true"), []);
+    }
+    assert!(is_told(&run(&other, &format!(": needle{id} ; true"))));
+    assert_eq!(run(&other, &format!(": needle{id}; true")), []);
+    // The same file by another name.
+    let linked = directory.path().join(format!("glob{id}-y"));
+    std::fs::hard_link(&other, &linked).unwrap();
+    assert!(is_told(&run(&linked, "true")));
+    assert_eq!(run(&other, "true"), []);
+    let wanted = Wanted { line_globs: Vec::new(), ..wanted };
+    let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+    let mut rename = |name: &str| run_with(&mut events, &other, &format!("echo {name} > /proc/self/comm"));
+    assert_eq!(rename("anybody"), []);
+    let renamed = rename(&format!("nobody{id}"));
+    assert!(
+        matches!(&renamed[..], [ProcessChange::Renamed { .. }, ProcessChange::Ended { .. }]),
+        "{renamed:?}"
+    );
+}
+
+#[test]
+fn more_globs_than_the_kernel_compares_are_left_to_the_reader() {
+    let globs = |count: u32| Wanted {
+        name_globs: (0..count).map(|n| Pattern::new(&format!("a{n}*")).unwrap()).collect(),
+        ..Wanted::default()
+    };
+    let most = event_limit::MAX_EVENT_GLOBS.0;
+    assert!(!globs(most).bounded().all);
+    let all = globs(most + 1).bounded();
+    assert!(all.all && all.name_globs.is_empty());
+}
+
+#[test]
+fn what_is_mapped_is_told_until_it_is_known_as_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = format!("maps{}", std::process::id());
+    let path = directory.path().join(&name);
+    std::fs::copy("/bin/dash", &path).unwrap();
+    let wanted = Wanted { names: vec![name], mappings: true, ..Wanted::default() };
+    let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+    assert!(events.tells_mappings());
+    let mut mapped = || -> Vec<NamedFile> {
+        let mut child = Command::new(&path).args(["-c", "true"]).spawn().unwrap();
+        child.wait().unwrap();
+        let file = |change| match change {
+            ProcessChange::Mapped { file, .. } => Some(file),
+            _ => None,
+        };
+        let told: Vec<_> = of(&mut events, child.id()).into_iter().filter_map(file).collect();
+        told.iter().for_each(|file| events.set_library_known(*file));
+        told
+    };
+    // The C library at least, and what the loader has looked up.
+    let told = mapped();
+    assert!(!told.is_empty() && told.iter().all(|of| of.file.inode != 0 && of.name != 0), "{told:?}");
+    assert_eq!(mapped(), []);
+    events.forget_library(told[0]);
+    let path = directory.path().join("other");
+    std::fs::copy("/bin/dash", &path).unwrap();
+    let mut other = Command::new(path).args(["-c", "true"]).spawn().unwrap();
+    other.wait().unwrap();
+    assert_eq!(of(&mut events, other.id()), [], "of no interest");
+}
+
+#[test]
+fn what_is_mapped_shared_is_data_and_not_told_as_root() {
+    let directory = tempfile::tempdir().unwrap();
+    let name = format!("data{}", std::process::id());
+    let [program, private, shared] =
+        [name.as_str(), "private", "shared"].map(|name| directory.path().join(name));
+    std::os::unix::fs::symlink("/usr/bin/python3", &program).unwrap();
+    std::fs::write(&private, [0; 4096]).unwrap();
+    std::fs::write(&shared, [0; 4096]).unwrap();
+    let wanted = Wanted { names: vec![name], mappings: true, ..Wanted::default() };
+    let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
+    let text = "import mmap, sys\nfor path, flags in zip(sys.argv[1:], [mmap.MAP_PRIVATE, mmap.MAP_SHARED]):\n    \
+                file = open(path, 'r+b')\n    \
+                mmap.mmap(file.fileno(), 0, flags=flags)";
+    let mut child = Command::new(&program).args(["-c", text]).args([&private, &shared]).spawn().unwrap();
+    assert!(child.wait().unwrap().success());
+    let told = of(&mut events, child.id());
+    let number = |change: &ProcessChange| match change {
+        ProcessChange::Mapped { file, .. } => Some(file.file.number),
+        _ => None,
+    };
+    let numbers: Vec<u64> = told.iter().filter_map(number).collect();
+    let is_told = |path: &PathBuf| numbers.contains(&path.metadata().unwrap().ino());
+    assert_eq!([&private, &shared].map(is_told), [true, false], "{told:?}");
+}
+
+#[test]
+fn a_name_has_a_key_for_each_way_to_be_called_so() {
+    let [exe, comm] = keys_of("bitcoind");
+    assert_eq!(exe.unwrap()[..4], 8u32.to_ne_bytes());
+    assert_eq!(comm.unwrap()[..4], u32::MAX.to_ne_bytes());
+    assert_eq!(keys_of("a-name-of-16-byte")[1], None);
+}
