@@ -23,7 +23,8 @@ use super::route::{Access, Caller, LocalPeer, RequestInfo, Route, RouteMatch, Ro
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, RaisedGauge, count};
 use super::stream::EventStream;
-use super::watch::{Watch, WatchedBody};
+use super::watch::Watch;
+use super::watched::WatchedBody;
 use super::{HTML, Level, PLAIN_TEXT, Report, coding, notify};
 
 /// What every connection of one listener answers with.
@@ -369,8 +370,8 @@ static PAGE_HEADERS: [(header::HeaderName, HeaderValue); 3] = [
 fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
     let length = answer.events.is_none().then_some(answer.body.len());
     let mut response = Response::new(match answer.events {
-        Some(events) => watch.enter_streaming(events),
-        None => watch.enter_writing(answer.body),
+        Some(events) => WatchedBody::events(events, watch),
+        None => WatchedBody::whole(answer.body, watch),
     });
     *response.status_mut() = answer.status;
     let headers = response.headers_mut();

@@ -103,10 +103,11 @@ mod tests {
     use super::*;
     use crate::http::limits::Limits;
     use crate::http::watch::{CloseReason, Watch};
+    use crate::http::watched::WatchedBody;
 
     fn writing(stall: Duration) -> Arc<Watch> {
         let watch = Watch::new(Arc::new(Limits { stall, ..Limits::default() }));
-        drop(watch.enter_writing(Bytes::new()));
+        drop(WatchedBody::whole(Bytes::new(), &watch));
         watch
     }
 
@@ -132,7 +133,7 @@ mod tests {
         for _ in 0..10 {
             let charge = budget.charge(&watch, 80).unwrap();
             watch.carry(charge);
-            drop(watch.enter_writing(Bytes::new()));
+            drop(WatchedBody::whole(Bytes::new(), &watch));
             watch.flushed();
         }
         assert_eq!(budget.lock().total(), 0);

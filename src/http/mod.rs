@@ -34,6 +34,7 @@ mod tls_error;
 mod turns;
 mod visitors;
 mod watch;
+mod watched;
 
 pub use auth::{Credentials, check_user, is_hash};
 pub use client_tls::ClientTls;

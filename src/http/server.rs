@@ -27,7 +27,8 @@ use super::security::Security;
 use super::slots::{Admission, Slot, Slots};
 use super::stats::{HttpStats, count};
 use super::tls::{HTTP2, Tls};
-use super::watch::{CloseReason, Phase, Watch, Watched};
+use super::watch::{CloseReason, Phase, Watch};
+use super::watched::Watched;
 use super::{Level, Report, notify};
 
 /// How long a listener that cannot give connections (no descriptors left, say) is left alone.

@@ -206,6 +206,7 @@ mod tests {
 
     use super::*;
     use crate::http::limits::Limits;
+    use crate::http::watched::WatchedBody;
 
     struct Held {
         watch: Arc<Watch>,
@@ -273,10 +274,10 @@ mod tests {
         };
         let slots = Slots::new(Arc::new(limits));
         let stalled = connect(&slots, "10.0.0.1").unwrap();
-        let _unsent = stalled.watch.enter_writing(Bytes::new());
+        let _unsent = WatchedBody::whole(Bytes::new(), &stalled.watch);
         std::thread::sleep(Duration::from_millis(2));
         let resting = connect(&slots, "10.0.0.1").unwrap();
-        drop(resting.watch.enter_writing(Bytes::new()));
+        drop(WatchedBody::whole(Bytes::new(), &resting.watch));
         resting.watch.flushed();
         let unproven = connect(&slots, "10.0.0.1").unwrap();
         let mut newcomers = Vec::new();
@@ -295,7 +296,7 @@ mod tests {
         let scraper = connect(&slots, "10.0.0.1").unwrap();
         scraper.watch.heard();
         scraper.watch.trust();
-        drop(scraper.watch.enter_writing(Bytes::new()));
+        drop(WatchedBody::whole(Bytes::new(), &scraper.watch));
         scraper.watch.flushed();
         // Guesses from the scraper's own address, whose passwords are being checked all the time.
         let mut guesses = Vec::new();

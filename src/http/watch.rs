@@ -5,20 +5,13 @@
 //! stream, the service, the body), the connection's task ends the connection when [`Watch::close_reason`] resolves,
 //! and the table of connections asks it whether the connection can be thrown out.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 
-use http_body_util::Full;
-use hyper::body::{Body, Bytes, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::budget::{Charge, Evictable};
 use super::limits::Limits;
-use super::stream::EventStream;
 
 /// What a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,19 +158,24 @@ impl Watch {
     }
 
     /// The answer is ready; its body reports to this watch.
-    pub(super) fn enter_writing(self: &Arc<Self>, body: Bytes) -> WatchedBody {
-        let mut state = self.lock();
-        state.body_taken = false;
-        self.enter(&mut state, Phase::Writing);
-        WatchedBody { content: Content::Whole(Full::new(body)), watch: self.clone() }
+    pub(super) fn enter_writing(&self) {
+        self.enter_answering(Phase::Writing);
     }
 
     /// Events follow, as long as the client takes them.
-    pub(super) fn enter_streaming(self: &Arc<Self>, events: EventStream) -> WatchedBody {
+    pub(super) fn enter_streaming(&self) {
+        self.enter_answering(Phase::Streaming);
+    }
+
+    fn enter_answering(&self, phase: Phase) {
         let mut state = self.lock();
         state.body_taken = false;
-        self.enter(&mut state, Phase::Streaming);
-        WatchedBody { content: Content::Events(events), watch: self.clone() }
+        self.enter(&mut state, phase);
+    }
+
+    /// hyper has let go of the answer's body.
+    pub(super) fn let_go_of_body(&self) {
+        self.lock().body_taken = true;
     }
 
     /// Throws the connection out.
@@ -258,7 +256,7 @@ impl Watch {
         self.changed.notify_one();
     }
 
-    fn received(&self) {
+    pub(super) fn received(&self) {
         let mut state = self.lock();
         state.heard = true;
         if state.phase == Phase::Idle && !state.has_frames {
@@ -266,7 +264,7 @@ impl Watch {
         }
     }
 
-    fn sent(&self) {
+    pub(super) fn sent(&self) {
         let mut state = self.lock();
         state.progress = Instant::now();
         if state.phase == Phase::Streaming {
@@ -289,105 +287,6 @@ impl Watch {
     }
 }
 
-/// A stream that tells its watch what moves. hyper flushes it when its own buffers are empty.
-pub(super) struct Watched<S> {
-    pub(super) stream: S,
-    pub(super) watch: Arc<Watch>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        if buffer.filled().len() > before {
-            self.watch.received();
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
-        self.watch.sent();
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bytes))?;
-        self.watch.sent();
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.watch.flushed();
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-/// An answer's body, which reports when hyper lets go of it. hyper asks for none of it on HEAD.
-pub(super) struct WatchedBody {
-    content: Content,
-    watch: Arc<Watch>,
-}
-
-enum Content {
-    Whole(Full<Bytes>),
-    Events(EventStream),
-}
-
-impl Body for WatchedBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &mut self.content {
-            Content::Whole(body) => Pin::new(body).poll_frame(cx),
-            Content::Events(events) => Pin::new(events).poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.content {
-            Content::Whole(body) => body.is_end_stream(),
-            Content::Events(events) => events.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.content {
-            Content::Whole(body) => body.size_hint(),
-            Content::Events(events) => events.size_hint(),
-        }
-    }
-}
-
-impl Drop for WatchedBody {
-    fn drop(&mut self) {
-        self.watch.lock().body_taken = true;
-    }
-}
-
 impl Evictable for Watch {
     fn is_stalled(&self) -> bool {
         self.standing() == EvictionClass::Stalled
@@ -402,7 +301,10 @@ impl Evictable for Watch {
 mod tests {
     use std::time::Duration;
 
+    use hyper::body::Bytes;
+
     use super::*;
+    use crate::http::watched::WatchedBody;
 
     /// Limits far enough apart that the order of what ends first is not a matter of speed.
     fn watch(limits: Limits) -> Arc<Watch> {
@@ -425,7 +327,7 @@ mod tests {
         assert_eq!(end(&header).await, CloseReason::Timeout(Phase::Header));
         let writing = watch(Limits { write: short, ..Limits::default() });
         writing.enter_handling();
-        let _body = writing.enter_writing(Bytes::new());
+        let _body = WatchedBody::whole(Bytes::new(), &writing);
         assert_eq!(end(&writing).await, CloseReason::Timeout(Phase::Writing));
     }
 
@@ -435,7 +337,7 @@ mod tests {
         watch.enter_handling();
         let (over, _body) = tokio::join!(end(&watch), async {
             tokio::task::yield_now().await;
-            watch.enter_writing(Bytes::new())
+            WatchedBody::whole(Bytes::new(), &watch)
         });
         assert_eq!(over, CloseReason::Timeout(Phase::Writing));
     }
@@ -449,7 +351,7 @@ mod tests {
         watch.enter_header();
         watch.enter_handling();
         assert_eq!(watch.standing(), EvictionClass::Busy);
-        let body = watch.enter_writing(Bytes::from_static(b"x"));
+        let body = WatchedBody::whole(Bytes::from_static(b"x"), &watch);
         watch.flushed();
         assert_eq!(watch.standing(), EvictionClass::Busy, "flushed, but the body is still to come");
         drop(body);
@@ -465,7 +367,7 @@ mod tests {
     #[test]
     fn an_answer_that_does_not_move_is_stalled() {
         let watch = watch(Limits { stall: Duration::ZERO, ..Limits::default() });
-        let _body = watch.enter_writing(Bytes::new());
+        let _body = WatchedBody::whole(Bytes::new(), &watch);
         assert_eq!(watch.standing(), EvictionClass::Stalled);
     }
 }
