@@ -5,7 +5,7 @@
  * extensions, untagged, of up to 2 KiB. All others take the slow path; the fuzz holds both to one model.
  *
  * Written in the BPF machine's own instructions, because a packet may cost 5 ns, which is what the processor takes to
- * fetch some 40 of them: the compiler lays out branches so that the common way jumps about, and knows neither which
+ * fetch some 40 of them: the compiler lays out branches so that the common path jumps about, and knows neither which
  * constants have short forms nor that a call of bpf_get_smp_processor_id leaves registers alone. So:
  *
  * - a frame's size is its own index: one counter says how many there were and how many bytes they had;

@@ -5,9 +5,10 @@
  * A program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first wants it.
  *
  * The common frame has a fast path of its own without calls, and everything else goes through a global function, whose
- * registers and stack the common way does not pay for.
+ * registers and stack the common path does not pay for.
  */
 #include "packet.bpf.h"
+#include "common.bpf.h"
 #include "fast.bpf.h"
 #include "block.bpf.h"
 #include "talkers.bpf.h"
