@@ -6,8 +6,6 @@
 mod delivery;
 mod outbox;
 mod receiver;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,3 +68,6 @@ impl Drop for Webhook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
