@@ -4,7 +4,7 @@
 //! after this one report their own errors with the same [`Place`] and [`Diagnostics`].
 
 mod args;
-mod ban;
+pub mod ban;
 mod buckets;
 mod conditions;
 pub mod diagnose;
@@ -42,7 +42,7 @@ pub use model::Config;
 pub use place::{ConfigSource, Place, Step};
 pub(crate) use points::is_probe_word;
 pub use profile::{PROFILE, Profile, parse_profile};
-pub(crate) use scalars::{duration, size};
+pub(crate) use scalars::{duration, go_duration, size};
 pub(crate) use settings::default_state_directory;
 pub(crate) use slow::default_file as default_events_file;
 pub use web::read_again;

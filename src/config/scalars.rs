@@ -27,6 +27,36 @@ pub(crate) fn duration(text: &str) -> Option<f64> {
     seconds.is_finite().then_some(seconds)
 }
 
+/// A duration as Go writes it, in seconds: `1h2m3.5s`, `-1.5ms`, `0`.
+/// Source: Go's time.ParseDuration, which also refuses what does not fit into 64 bits of nanoseconds.
+pub(crate) fn go_duration(text: &str) -> Option<f64> {
+    const UNITS: &[(&str, f64)] = &[
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("µs", 1e-6),
+        ("μs", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    let is_number = |c: char| c.is_ascii_digit() || c == '.';
+    let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if unsigned == "0" {
+        return Some(0.0);
+    }
+    let (mut rest, mut seconds) = (unsigned, 0.0);
+    while !rest.is_empty() {
+        let (number, behind) = rest.split_at(rest.find(|c| !is_number(c))?);
+        let (unit, behind) = behind.split_at(behind.find(is_number).unwrap_or(behind.len()));
+        let (_, factor) = UNITS.iter().find(|(name, _)| *name == unit)?;
+        seconds += number.parse::<f64>().ok()? * factor;
+        rest = behind;
+    }
+    let is_possible = !unsigned.is_empty() && seconds * 1e9 < i64::MAX as f64;
+    is_possible.then_some(if text.starts_with('-') { -seconds } else { seconds })
+}
+
 /// A size such as `4MiB`, in bytes. It must be a whole number of them.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = number_and_unit(text)?;
@@ -92,6 +122,31 @@ mod tests {
             assert_eq!(duration(text), None, "{text:?}");
         }
         assert_eq!(duration(&format!("{}h", "9".repeat(308))), None);
+    }
+
+    #[test]
+    fn durations_of_go() {
+        for (text, seconds) in [
+            ("1h0m0s", 3600.0),
+            ("1m30s", 90.0),
+            ("1.5h", 5400.0),
+            ("250ms", 0.25),
+            ("3µs", 3e-6),
+            ("1s.5s", 1.5),
+            ("+1s", 1.0),
+            ("-1m1s", -61.0),
+            ("0", 0.0),
+            ("0s", 0.0),
+            ("2540400h", 9_145_440_000.0),
+        ] {
+            assert_eq!(go_duration(text), Some(seconds), "{text}");
+        }
+        let nines = format!("{}h", "9".repeat(400));
+        for text in
+            ["", "-", "+", "1", "s", "h", "1d", "1h 1m", "1..2s", "1.2.3s", ".s", "s1", "9999999999h", &nines]
+        {
+            assert_eq!(go_duration(text), None, "{text}");
+        }
     }
 
     #[test]

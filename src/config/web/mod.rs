@@ -17,6 +17,7 @@ use super::endpoint::{Auth, Origin, TlsSettings, Web};
 use super::fields::{Fields, Node};
 use super::layers::Layers;
 use super::place::{ConfigSource, Place};
+use super::scalars::go_duration;
 use super::words::{did_you_mean, quote};
 use super::yaml;
 use crate::http::{Rate, is_hash};
@@ -246,9 +247,10 @@ fn http(fields: &Fields<'_>) -> Vec<(&'static str, String)> {
 }
 
 fn rate_limit(fields: &Fields<'_>) -> Option<Rate> {
+    let go = |node: &Node<'_>| Duration::try_from_secs_f64(go_duration(node.value.as_str()?)?).ok();
     let interval = present(fields, "interval").map(|node| {
         let zero = node.value.as_integer() == Some(0);
-        let interval = if zero { Some(Duration::ZERO) } else { node.value.as_str().and_then(go_duration) };
+        let interval = if zero { Some(Duration::ZERO) } else { go(&node) };
         if interval.is_none() {
             node.expected("a duration such as 1s or 500ms")
                 .help("the units are ns, us, ms, s, m and h; 0 means no limit");
@@ -259,60 +261,4 @@ fn rate_limit(fields: &Fields<'_>) -> Option<Rate> {
         present(fields, "burst").map_or(Some(0), |node| node.integer("a number of requests", 0..=1_000_000));
     let interval = interval.unwrap_or_default()?;
     Some(Rate { interval, burst: burst? }).filter(|limit| !limit.interval.is_zero())
-}
-
-/// A duration as Go writes it: `1h2m3.5s`.
-fn go_duration(text: &str) -> Option<Duration> {
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    let mut seconds = 0.0;
-    if rest == "0" {
-        return Some(Duration::ZERO);
-    }
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        rest = &rest[end..];
-        let units = [
-            ("ns", 1e-9),
-            ("us", 1e-6),
-            ("µs", 1e-6),
-            ("μs", 1e-6),
-            ("ms", 1e-3),
-            ("s", 1.0),
-            ("m", 60.0),
-            ("h", 3600.0),
-        ];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let (_, factor) = units.iter().find(|(unit, _)| *unit == &rest[..end])?;
-        seconds += number * factor;
-        rest = &rest[end..];
-    }
-    (!text.is_empty() && seconds < 1e9).then(|| Duration::from_secs_f64(seconds))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_those_of_go() {
-        let of = |text| go_duration(text).map(|duration| duration.as_millis());
-        for (text, expected) in [
-            ("1s", Some(1000)),
-            ("1m30s", Some(90_000)),
-            ("1.5h", Some(5_400_000)),
-            ("500ms", Some(500)),
-            ("0", Some(0)),
-            ("0s", Some(0)),
-            ("", None),
-            ("1", None),
-            ("s", None),
-            ("1d", None),
-            ("-1s", None),
-            ("1.2.3s", None),
-            ("9999999999h", None),
-        ] {
-            assert_eq!(of(text), expected, "{text}");
-        }
-    }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::super::cidr::Prefix;
 use super::list::lenient;
+use crate::config::go_duration;
 
 /// Letters of an origin, of a scenario, and of what messages quote.
 const LETTERS: usize = 100;
@@ -147,35 +148,6 @@ impl Answered {
     }
 }
 
-/// Seconds of a duration as Go writes them: `3h59m49.1s`, `-1.5ms`.
-fn go_duration(text: &str) -> Option<f64> {
-    let (mut rest, sign) = match text.strip_prefix('-') {
-        Some(rest) => (rest, -1.0),
-        None => (text, 1.0),
-    };
-    let mut seconds = 0.0;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let (number, behind) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
-        let (unit, behind) =
-            behind.split_at(behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len()));
-        let length = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" | "μs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        seconds += number.parse::<f64>().ok()? * length;
-        rest = behind;
-    }
-    Some(sign * seconds)
-}
-
 /// Decisions in a file, for an exporter that begins while nobody answers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Saved {
@@ -281,18 +253,6 @@ mod tests {
             "{\"new\":[],\"deleted\":[}",
         ] {
             assert!(Answered::parse(body.as_bytes(), true).is_err(), "{body}");
-        }
-    }
-
-    #[test]
-    fn durations_are_read_as_go_writes_them() {
-        for (text, seconds) in
-            [("1h0m0s", 3600.0), ("1.5s", 1.5), ("250ms", 0.25), ("3µs", 3e-6), ("-1m1s", -61.0), ("0s", 0.0)]
-        {
-            assert_eq!(go_duration(text), Some(seconds), "{text}");
-        }
-        for text in ["", "-", "1", "h", "1d", "1h 1m", "1..2s", "s1"] {
-            assert_eq!(go_duration(text), None, "{text}");
         }
     }
 
