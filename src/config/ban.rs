@@ -18,7 +18,24 @@ pub(super) const BAN_KEY: Key = Key::new(
     "Whose address is banned by hits of this probe, such as a failed login.",
 );
 
-const MODES: &[(&str, bool)] = &[("observe", false), ("enforce", true)];
+/// Whether somebody is banned, or it is only told.
+pub const BAN_MODES: &[(&str, bool)] = &[("observe", false), ("enforce", true)];
+
+/// The keys that say how, of `ban:` and of the modules of `network.detect:`.
+pub const MODE: Key = Key::new(
+    "mode",
+    Schema::Words(|| words(BAN_MODES)),
+    "`enforce` bans, which needs `network.block`; `observe` only counts, logs and keeps the event.",
+)
+.or("observe");
+pub const TTL: Key =
+    Key::new("ttl", Schema::LabelText, "How long the first ban of an address holds.").or("10m");
+pub const MAX_TTL: Key = Key::new(
+    "max_ttl",
+    Schema::LabelText,
+    "Each further ban is twice as long, up to this. After as long without a ban the address begins anew.",
+)
+.or("24h");
 
 /// An element of `ban:`.
 pub static BAN: Section = Section {
@@ -41,24 +58,14 @@ pub static BAN: Section = Section {
         )
         .or("1"),
         Key::new("within", Schema::LabelText, "The time in which they come: `90s`, `15m`, `12h`, `1d`.").or("60s"),
-        Key::new("ttl", Schema::LabelText, "How long the first ban of an address holds.").or("10m"),
-        Key::new(
-            "max_ttl",
-            Schema::LabelText,
-            "Each further ban is twice as long, up to this. After as long without a ban the address begins anew.",
-        )
-        .or("24h"),
+        TTL,
+        MAX_TTL,
         Key::new(
             "reason",
             Schema::Text,
             "Shown with the entry; the label `kind` or `reason` of metrics. Default: the probe's name.",
         ),
-        Key::new(
-            "mode",
-            Schema::Words(|| words(MODES)),
-            "`enforce` bans, which needs `network.block`; `observe` only counts, logs and keeps the event.",
-        )
-        .or("observe"),
+        MODE,
     ]),
     one_of: &[],
 };
@@ -76,10 +83,21 @@ fn ban(node: &Node<'_>) -> Option<Ban> {
     let address = address.and_then(|n| Some(Named { name: n.name()?.to_owned(), at: n.at }));
     let time = |key: &str| fields.get(key).and_then(|n| Some(Named { name: n.label_text()?, at: n.at }));
     let when = fields.get("when").map(|n| conditions::decode(&n)).unwrap_or_default();
-    let after = fields.get("after").and_then(|n| n.integer("a number of hits", BAN_AFTER)).unwrap_or(1);
+    let after = fields.get("after").and_then(|n| n.integer("a number of hits", BAN_AFTER));
+    let after = after.or_else(|| BAN.default("after", |text| text.parse().ok()));
     let (within, ttl, max_ttl) = (time("within"), time("ttl"), time("max_ttl"));
     let reason = fields.get("reason").and_then(|n| n.text()).map(str::to_owned);
-    let enforce = fields.get("mode").and_then(|n| n.one_of("mode", MODES)).unwrap_or(false);
+    let enforce = fields.get("mode").and_then(|n| n.one_of("mode", BAN_MODES)).unwrap_or(false);
     // Whatever is wrong, the rest is checked too.
-    Some(Ban { at: node.at.clone(), address: address?, when, after, within, ttl, max_ttl, reason, enforce })
+    Some(Ban {
+        at: node.at.clone(),
+        address: address?,
+        when,
+        after: after?,
+        within,
+        ttl,
+        max_ttl,
+        reason,
+        enforce,
+    })
 }

@@ -61,6 +61,11 @@ impl Section {
         self.keys.iter().map(|key| key.name)
     }
 
+    /// What holds where a key is not written, as its reader reads it.
+    pub(crate) fn default<T>(&self, name: &str, read: impl FnOnce(&'static str) -> Option<T>) -> Option<T> {
+        self.keys.iter().find(|key| key.name == name)?.default.and_then(read)
+    }
+
     pub(crate) fn has(&self, name: &str) -> bool {
         self.names().any(|known| known == name)
     }

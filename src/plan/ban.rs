@@ -6,13 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::scope::Scope;
 use super::{ConditionPlan, Plan, ValueKind};
+use crate::config::ban::BAN;
 use crate::config::model::{ArgKind, Ban, Named};
 use crate::config::{Diagnostics, Place};
 use crate::net::{BanRule, BanTerms, parse_ttl};
-
-const WITHIN: Duration = Duration::from_secs(60);
-const TTL: Duration = Duration::from_secs(600);
-const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The longest time in which hits count together: what is remembered of addresses is in memory only.
 const LONGEST_WITHIN: Duration = Duration::from_secs(24 * 3600);
@@ -31,13 +28,13 @@ impl Scope<'_> {
     pub(super) fn ban(&mut self, ban: &Ban) -> Option<BanPlan> {
         let address = self.value(&ban.address.at, &ban.address.name);
         let when: Vec<_> = ban.when.iter().map(|condition| self.condition(condition)).collect();
-        let within = self.time(ban.within.as_ref(), WITHIN);
+        let within = self.time("within", ban.within.as_ref());
         if let (Some(within), Some(written)) = (within, &ban.within)
             && within > LONGEST_WITHIN
         {
             self.diags.error(&written.at, "at most 1d is possible");
         }
-        let (ttl, max_ttl) = (self.time(ban.ttl.as_ref(), TTL), self.time(ban.max_ttl.as_ref(), MAX_TTL));
+        let (ttl, max_ttl) = (self.time("ttl", ban.ttl.as_ref()), self.time("max_ttl", ban.max_ttl.as_ref()));
         if let (Some(ttl), Some(max_ttl), Some(written)) = (ttl, max_ttl, &ban.max_ttl)
             && max_ttl < ttl
         {
@@ -64,8 +61,10 @@ impl Scope<'_> {
         })
     }
 
-    fn time(&self, written: Option<&Named>, default: Duration) -> Option<Duration> {
-        let Some(Named { at, name }) = written else { return Some(default) };
+    fn time(&self, key: &str, written: Option<&Named>) -> Option<Duration> {
+        let Some(Named { at, name }) = written else {
+            return BAN.default(key, |text| parse_ttl(text).ok());
+        };
         parse_ttl(name).map_err(|error| self.diags.error(at, error)).ok()
     }
 }

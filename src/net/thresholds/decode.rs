@@ -2,11 +2,13 @@
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::super::block::parse_ttl;
 use super::{BanTerms, DetectConfig, PortScan, Rates, SynFlood, TcpAnomalies};
-use crate::config::section::{Key, Schema, Section, words};
+use crate::config::ban::{BAN_MODES, MAX_TTL, MODE, TTL};
+use crate::config::section::{Key, Schema, Section};
 use crate::config::{Fields, Node};
 
 const RATE: RangeInclusive<u32> = 1..=100_000_000;
@@ -15,22 +17,6 @@ const PORTS: RangeInclusive<u32> = 2..=1000;
 /// Sums are kept for each second of it.
 const LONGEST_AVERAGE: Duration = Duration::from_secs(600);
 const LONGEST_SLOW: Duration = Duration::from_secs(24 * 3600);
-
-const MODES: &[(&str, bool)] = &[("observe", false), ("enforce", true)];
-
-const MODE: Key = Key::new(
-    "mode",
-    Schema::Words(|| words(MODES)),
-    "`enforce` bans, which needs `network.block`; `observe` only counts, logs and keeps the event.",
-)
-.or("observe");
-const TTL: Key = Key::new("ttl", Schema::LabelText, "How long the first ban of a source holds.").or("10m");
-const MAX_TTL: Key = Key::new(
-    "max_ttl",
-    Schema::LabelText,
-    "Each further ban is twice as long, up to this. After as long without a ban the source begins anew.",
-)
-.or("24h");
 
 /// A module: on with its defaults, off, or on as it says.
 macro_rules! module {
@@ -144,31 +130,31 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
     let syn_flood = module("syn_flood", &SYN_FLOOD).map(|module| {
         Some(SynFlood {
             terms: module.terms()?,
-            per_source: module.integer("per_source", "a number of SYNs", RATE, 100)?,
-            in_all: module.integer("in_all", "a number of SYNs", RATE, 5000)?,
-            within: module.time("within", Duration::from_secs(10), LONGEST_AVERAGE)?,
+            per_source: module.integer("per_source", "a number of SYNs", RATE)?,
+            in_all: module.integer("in_all", "a number of SYNs", RATE)?,
+            within: module.time("within", LONGEST_AVERAGE)?,
         })
     });
     let port_scan = module("port_scan", &PORT_SCAN).map(|module| {
         Some(PortScan {
             terms: module.terms()?,
-            ports: module.integer("ports", "a number of ports", PORTS, 20)?,
-            within: module.time("within", Duration::from_secs(60), LONGEST_SLOW)?,
-            slow_ports: module.integer("slow_ports", "a number of ports", PORTS, 60)?,
-            slow_within: module.time("slow_within", Duration::from_secs(3600), LONGEST_SLOW)?,
+            ports: module.integer("ports", "a number of ports", PORTS)?,
+            within: module.time("within", LONGEST_SLOW)?,
+            slow_ports: module.integer("slow_ports", "a number of ports", PORTS)?,
+            slow_within: module.time("slow_within", LONGEST_SLOW)?,
         })
     });
     let tcp_anomalies = module("tcp_anomalies", &TCP_ANOMALIES).map(|module| {
         Some(TcpAnomalies {
             terms: module.terms()?,
-            packets: module.integer("packets", "a number of segments", RATE, 5)?,
-            within: module.time("within", Duration::from_secs(60), LONGEST_AVERAGE)?,
+            packets: module.integer("packets", "a number of segments", RATE)?,
+            within: module.time("within", LONGEST_AVERAGE)?,
         })
     });
     let rates = module("rates", &RATES).map(|module| {
         let most = 1..=i64::MAX as u64;
         let limit = |key: &str| match module.has(key) {
-            true => module.integer(key, "a number per second", most.clone(), 0),
+            true => module.integer(key, "a number per second", most.clone()),
             false => Some(0),
         };
         let rates = Rates {
@@ -177,9 +163,9 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
             bytes: limit("bytes")?,
             prefix_packets: limit("prefix_packets")?,
             prefix_bytes: limit("prefix_bytes")?,
-            ipv4_prefix: module.integer("ipv4_prefix", "a length", 8..=31, 24)?,
-            ipv6_prefix: module.integer("ipv6_prefix", "a length", 16..=127, 64)?,
-            within: module.time("within", Duration::from_secs(10), LONGEST_AVERAGE)?,
+            ipv4_prefix: module.integer("ipv4_prefix", "a length", 8..=31)?,
+            ipv6_prefix: module.integer("ipv6_prefix", "a length", 16..=127)?,
+            within: module.time("within", LONGEST_AVERAGE)?,
         };
         if (rates.packets, rates.bytes, rates.prefix_packets, rates.prefix_bytes) == (0, 0, 0, 0) {
             module
@@ -197,19 +183,22 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
 }
 
 /// A module that is on, with what it says if it says something.
-struct Module<'a>(Option<Fields<'a>>);
+struct Module<'a> {
+    section: &'static Section,
+    fields: Option<Fields<'a>>,
+}
 
 impl<'a> Module<'a> {
     fn of(node: Option<Node<'a>>, section: &'static Section) -> Option<Self> {
         let node = node?;
         if node.value.is_mapping() {
-            return Some(Self(Some(node.fields(section)?)));
+            return Some(Self { section, fields: Some(node.fields(section)?) });
         }
-        node.boolean()?.then_some(Self(None))
+        node.boolean()?.then_some(Self { section, fields: None })
     }
 
     fn get(&self, key: &str) -> Option<Node<'a>> {
-        self.0.as_ref().and_then(|fields| fields.get(key))
+        self.fields.as_ref().and_then(|fields| fields.get(key))
     }
 
     fn has(&self, key: &str) -> bool {
@@ -217,20 +206,25 @@ impl<'a> Module<'a> {
     }
 
     fn error(&self, text: &str, help: &str) {
-        if let Some(fields) = &self.0 {
+        if let Some(fields) = &self.fields {
             fields.error(text).help(help);
         }
     }
 
-    fn integer<T>(&self, key: &str, what: &str, range: RangeInclusive<T>, default: T) -> Option<T>
+    fn integer<T>(&self, key: &str, what: &str, range: RangeInclusive<T>) -> Option<T>
     where
-        T: TryFrom<i128> + PartialOrd + std::fmt::Display,
+        T: TryFrom<i128> + FromStr + PartialOrd + std::fmt::Display,
     {
-        self.get(key).map_or(Some(default), |node| node.integer(what, range))
+        match self.get(key) {
+            Some(node) => node.integer(what, range),
+            None => self.section.default(key, |text| text.parse().ok()),
+        }
     }
 
-    fn time(&self, key: &str, default: Duration, longest: Duration) -> Option<Duration> {
-        let Some(node) = self.get(key) else { return Some(default) };
+    fn time(&self, key: &str, longest: Duration) -> Option<Duration> {
+        let Some(node) = self.get(key) else {
+            return self.section.default(key, |text| parse_ttl(text).ok());
+        };
         let time = parse_ttl(&node.label_text()?).map_err(|error| node.error(error)).ok()?;
         if time > longest {
             node.error(format!("{}s: at most {}s is possible", time.as_secs(), longest.as_secs()));
@@ -240,9 +234,8 @@ impl<'a> Module<'a> {
     }
 
     fn terms(&self) -> Option<BanTerms> {
-        let enforce = self.get("mode").map_or(Some(false), |node| node.one_of("mode", MODES))?;
-        let ttl = self.time("ttl", Duration::from_secs(600), Duration::MAX)?;
-        let max_ttl = self.time("max_ttl", Duration::from_secs(24 * 3600), Duration::MAX)?;
+        let enforce = self.get("mode").map_or(Some(false), |node| node.one_of("mode", BAN_MODES))?;
+        let (ttl, max_ttl) = (self.time("ttl", Duration::MAX)?, self.time("max_ttl", Duration::MAX)?);
         if max_ttl < ttl && self.has("max_ttl") {
             self.error("`max_ttl` is shorter than `ttl`", "");
         }
