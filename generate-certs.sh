@@ -4,7 +4,7 @@
 #   ./generate-certs.sh NAME...            NAME: a host name or an IP address of a machine that runs an exporter
 #   ./generate-certs.sh --renew [NAME...]  issues these anew, or all that there are
 #
-# In ./certs, or in the folder that CERTS_DIR names:
+# In ./certs, or in the directory that CERTS_DIR names:
 #   ca.crt           for Prometheus (ca_file)
 #   ca.key           signs new certificates; keep it, and keep it to yourself
 #   NAME/node.crt    for that exporter (tls_cert)
@@ -48,7 +48,7 @@ is_hostname() {
     ((${#1} <= 253)) && [[ $1 =~ ^$label(\.$label)*$ ]] && ! [[ $1 =~ ^[0-9.]+$ ]]
 }
 
-# The name becomes a folder and a line of a configuration for openssl, so nothing else may pass.
+# The name becomes a directory and a line of a configuration for openssl, so nothing else may pass.
 check_name() {
     [[ $1 != ca.crt && $1 != ca.key ]] || fail "\"$1\" is the name of a file of the authority; nothing was written"
     is_ipv4 "$1" || is_ipv6 "$1" || is_hostname "$1" ||
@@ -72,8 +72,8 @@ pair_matches() {
     [[ $from_cert == "$from_key" ]]
 }
 
-# Makes a folder whose certificates others may read; one that is there keeps its mode.
-open_folder() {
+# Makes a directory whose certificates others may read; one that is there keeps its mode.
+open_directory() {
     [[ -d $1 ]] || { mkdir -p "$1" && chmod 755 "$1"; }
 }
 
@@ -150,7 +150,7 @@ issue() {
             "subjectAltName=$(san_of "$name")") 2>"$work/log" ||
         fail "openssl cannot sign the certificate for $name: $(cat "$work/log")"
     chmod 644 "$work/node.crt"
-    open_folder "$certs/$name"
+    open_directory "$certs/$name"
     mv "$work/node.key" "$certs/$name/node.key"
     mv "$work/node.crt" "$certs/$name/node.crt"
 }
@@ -188,8 +188,8 @@ main() {
     for name in "$@"; do check_name "$name"; done
 
     umask 077 # no key is readable by others, not even between its making and a chmod
-    open_folder "$certs"
-    # In the same folder, so that `mv` replaces a file in one step.
+    open_directory "$certs"
+    # In the same directory, so that `mv` replaces a file in one step.
     work=$(mktemp -d "$certs/.new.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     ensure_ca "$work"

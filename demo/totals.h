@@ -1,4 +1,4 @@
-/* The demo's own books: what the metrics of an exporter that missed nothing must say. */
+/* The demo's own totals: what the metrics of an exporter that missed nothing must say. */
 #ifndef DEMO_TOTALS_H
 #define DEMO_TOTALS_H
 

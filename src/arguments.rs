@@ -198,11 +198,11 @@ pub(crate) fn contradicted_result(value: &ValuePlan, result: &FunctionResult) ->
     let ValueSource::Retval(asked) = value.source else { return None };
     let declared = &result.declared;
     match (asked, result.value) {
-        _ if declared == "void" => Some(
-            "retval means nothing where the function returns nothing, as debug information says".to_string(),
-        ),
+        _ if declared == "void" => {
+            Some("retval is not valid here: by debug information the function returns nothing".to_string())
+        }
         _ if !result.in_register => Some(format!(
-            "retval means nothing where the result is in no general register, as a `{declared}` by debug information"
+            "retval is not valid here: by debug information the result is a `{declared}`, which is in no general register"
         )),
         (Some(asked), ValueType::Integer { bytes, signed })
             if (asked.bytes, asked.signed) != (bytes, signed) =>

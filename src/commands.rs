@@ -118,8 +118,8 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| eprintln!("warning: {warning}"));
     let checked = check::check(&plan, terminal::width());
     let shown = show(&terminal::painted(&checked.table));
-    if !checked.mistakes.is_empty() {
-        return refuse(&checked.mistakes);
+    if !checked.errors.is_empty() {
+        return refuse(&checked.errors);
     }
     lint(&plan).iter().for_each(|remark| eprintln!("note: {remark}"));
     let Some(time) = attach else { return shown };
@@ -217,7 +217,7 @@ fn change_blocklist(
         Ok(text) => show(&text),
         Err(err) => {
             eprintln!("exporter: {err}");
-            ExitCode::from(if err.is_mistake() { CONFIGURATION } else { RUN_TIME })
+            ExitCode::from(if err.is_in_request() { CONFIGURATION } else { RUN_TIME })
         }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) struct Checked {
     pub tls: Option<LoadedTls>,
 }
 
-/// Reads the configuration and plans it, or says every mistake.
+/// Reads the configuration and plans it, or reports every error.
 pub(crate) fn load(overrides: &Overrides) -> Result<Checked, Diagnostics> {
     load_keeping(overrides, |_| {})
 }

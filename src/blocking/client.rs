@@ -72,7 +72,7 @@ impl fmt::Display for ClientError {
 
 impl ClientError {
     /// Whether what was asked for is at fault.
-    pub fn is_mistake(&self) -> bool {
+    pub fn is_in_request(&self) -> bool {
         matches!(self, Self::Refused(400, _))
     }
 }

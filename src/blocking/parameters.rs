@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_explained() {
+    fn errors_are_explained() {
         for (below, query, body, said) in [
             ("", "", "", "name a prefix"),
             ("::1", "prefix=::1", "", "both"),

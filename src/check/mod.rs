@@ -32,14 +32,14 @@ use places::Notes;
 pub struct Checked {
     pub table: String,
     /// Probes that are not in a target's file, or cannot be used there. A file that is not there yet is none.
-    pub mistakes: Diagnostics,
+    pub errors: Diagnostics,
 }
 
 /// Looks for every probe of the plan in the files that its targets mean now.
 ///
 /// What is wider than `screen` becomes blocks.
 pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
-    let mut checker = Checker { plan, screen, text: String::new(), mistakes: Diagnostics::new() };
+    let mut checker = Checker { plan, screen, text: String::new(), errors: Diagnostics::new() };
     for target in &plan.targets {
         if !checker.text.is_empty() {
             checker.text.push('\n');
@@ -63,14 +63,14 @@ pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
     if let Some(directory) = &plan.settings.pinned {
         checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(directory)));
     }
-    Checked { table: checker.text, mistakes: checker.mistakes }
+    Checked { table: checker.text, errors: checker.errors }
 }
 
 struct Checker<'a> {
     plan: &'a Plan,
     screen: Option<usize>,
     text: String,
-    mistakes: Diagnostics,
+    errors: Diagnostics,
 }
 
 impl Checker<'_> {
@@ -110,18 +110,18 @@ impl Checker<'_> {
         let bytes = match found.read() {
             Ok(bytes) => bytes,
             Err(err) => {
-                self.mistakes.error(&target.at, format!("failed to read {}: {err}", found.display));
+                self.errors.error(&target.at, format!("failed to read {}: {err}", found.display));
                 return;
             }
         };
         match Image::parse(&bytes) {
             Err(err) => {
-                self.mistakes.error(&target.at, format!("{}: {err}", found.display));
+                self.errors.error(&target.at, format!("{}: {err}", found.display));
             }
             Ok(image) if foreign(image.arch()) => {
                 let message =
                     format!("{} is built for another architecture than this machine's", found.display);
-                self.mistakes.error(&target.at, message);
+                self.errors.error(&target.at, message);
             }
             Ok(image) => {
                 let is_function =
@@ -164,17 +164,17 @@ impl Checker<'_> {
         }
     }
 
-    /// The probes of a program; if it has none of them, that is one mistake.
+    /// The probes of a program; if it has none of them, that is one error.
     fn probes(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>, found: &TargetFile) {
         let image = index.image();
-        let before = self.mistakes.len();
+        let before = self.errors.len();
         let there = self.table(target, Some((index, found)));
         let is_usdt = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Usdt { .. });
         let damaged = notes(image).err().filter(|_| target.probes.iter().any(is_usdt));
         let reason = match damaged {
             Some(ElfError::NoNotes) => no_notes(found, image, &target.selector),
             Some(reason) => reason.to_string(),
-            None if there == 0 && !target.probes.is_empty() && self.mistakes.len() == before => {
+            None if there == 0 && !target.probes.is_empty() && self.errors.len() == before => {
                 format!(
                     "it has none of the target's probes; `exporter probes {}` lists its probes",
                     found.display
@@ -182,7 +182,7 @@ impl Checker<'_> {
             }
             None => return,
         };
-        self.mistakes.error(&target.at, format!("{}: {reason}", found.display));
+        self.errors.error(&target.at, format!("{}: {reason}", found.display));
     }
 
     /// The target's probes; returns how many are in the file.
@@ -214,7 +214,7 @@ impl Checker<'_> {
                 && !(err.is_absent() && probe.optional)
                 && !matches!(err, ResolveError::Site(SiteError::Elf(_)))
             {
-                self.mistake(probe, err, found, &notes);
+                self.unresolved(probe, err, found, &notes);
             }
             self.rows(&mut table, probe, sites, semaphores, &notes);
             if let Some(reason) = reason {
@@ -301,7 +301,7 @@ impl Checker<'_> {
         }
     }
 
-    fn mistake(&self, probe: &ProbePlan, err: &ResolveError, found: &TargetFile, notes: &Notes) {
+    fn unresolved(&self, probe: &ProbePlan, err: &ResolveError, found: &TargetFile, notes: &Notes) {
         let named = match err {
             ResolveError::Value { name, .. } | ResolveError::Missing { name, .. } => Some(name),
             _ => None,
@@ -312,7 +312,7 @@ impl Checker<'_> {
         if let (Some(_), Some(note)) = (named, &notes.whole) {
             message.push_str(&format!("; the probe's note reads `{note}`"));
         }
-        let added = self.mistakes.error(at, message);
+        let added = self.errors.error(at, message);
         if err.is_absent() {
             let functions = matches!(probe.point, Point::Function(_));
             added.help(match functions {

@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_are_no_mistakes() {
+    fn help_and_version_are_no_errors() {
         let version = refused(&["--version"]);
         assert_eq!((version.kind(), version.exit_code()), (ErrorKind::DisplayVersion, 0));
         assert_eq!(version.to_string(), format!("exporter {}\n", env!("CARGO_PKG_VERSION")));

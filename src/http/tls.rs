@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_named() {
+    fn each_error_is_named() {
         let (certificate, key) = pair();
         let (_, other_key) = pair();
         let cut = &key[..key.len() / 2];

@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_say_what_was_expected() {
+    fn errors_say_what_was_expected() {
         for (query, text) in [
             ("sort=size", "sort: expected bytes, packets, first_seen or last_seen"),
             ("page=0", "page: expected a number from 1"),

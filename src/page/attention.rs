@@ -235,7 +235,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     if own.value("fibre_exporter_config_last_reload_successful") == Some(0.0) {
         all.push(warning(
             "The configuration was not reloaded",
-            "There is a mistake in it; the one in use stays.",
+            "It has an error; the one in use stays.",
             "The log names it; `exporter check FILE` does, too.",
         ));
     }

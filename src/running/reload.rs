@@ -14,7 +14,7 @@ use crate::service;
 
 impl Running {
     /// Reads the configuration, with all files that it names, anew, and does what it says. Probes that are the same are not
-    /// touched. With a mistake in it nothing changes, and all mistakes are told. What was done is also logged.
+    /// touched. With an error in it nothing changes, and all errors are reported. What was done is also logged.
     ///
     /// # Errors
     /// What is wrong, a line each.
@@ -98,8 +98,8 @@ impl Running {
         Ok(notices.iter().map(|line| format!("{line}\n")).collect())
     }
 
-    /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with a
-    /// mistake in them nothing changes.
+    /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with an
+    /// error in them nothing changes.
     pub fn refresh_web(&self) {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = self.web();

@@ -44,7 +44,7 @@ pub struct Telemetry {
 #[derive(Debug)]
 pub struct Reloads {
     successful: AtomicBool,
-    /// When it was last read without a mistake, in seconds since 1970, as the bits of an `f64`.
+    /// When it was last read without an error, in seconds since 1970, as the bits of an `f64`.
     success: AtomicU64,
 }
 

@@ -160,9 +160,9 @@ fn a_flood_of_syn_is_seen_banned_and_released() {
     assert_eq!((watched.bans("syn_flood"), watched.events("syn_flood")), (1, 2));
 }
 
-/// Addresses that are invented have nobody banned, and are told of together.
+/// Spoofed addresses have nobody banned, and are reported together.
 #[test]
-fn a_flood_from_invented_addresses_is_told_and_bans_nobody() {
+fn a_flood_from_spoofed_addresses_is_reported_and_bans_nobody() {
     let mut flood = flood(true).unwrap();
     (flood.in_all, flood.within) = (20, seconds(60));
     let watched = watched(DetectConfig { syn_flood: Some(flood), ..DetectConfig::default() });

@@ -126,7 +126,7 @@ fn transactions_and_queries_of_pgbench() {
     let exporter = Exporter::with_profile(&cluster.file(), "postgresql");
     let statements_before = cluster.log_lines("statement: ").len();
     let ended = "SELECT sum(xact_commit), sum(xact_rollback) FROM pg_stat_database";
-    let books_before = cluster.sql(&[ended]);
+    let statistics_before = cluster.sql(&[ended]);
     let before = exporter.scrape();
 
     // Without -n it would vacuum first.
@@ -138,7 +138,7 @@ fn transactions_and_queries_of_pgbench() {
     }
 
     let after = exporter.scrape();
-    let books_after = cluster.sql(&[ended]);
+    let statistics_after = cluster.sql(&[ended]);
     let count = |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
     // Beside the thousand: two queries of pgbench for the tables' sizes, three connections that begin; then three
     // connections of psql.
@@ -152,11 +152,11 @@ fn transactions_and_queries_of_pgbench() {
 
     // The server's statistics, which the session that asks is not in yet, but the one that asked before is: one
     // transaction for its beginning, one for its question.
-    let book = |text: &str| {
+    let pair = |text: &str| {
         let (commits, rollbacks) = text.trim().split_once('|').expect("two columns");
         (commits.parse::<f64>().expect("a number"), rollbacks.parse::<f64>().expect("a number"))
     };
-    let ((c0, r0), (c1, r1)) = (book(&books_before), book(&books_after));
+    let ((c0, r0), (c1, r1)) = (pair(&statistics_before), pair(&statistics_after));
     assert_eq!(count("postgresql_transactions_total", &[("result", "commit")]), c1 - c0 - 2.0);
     assert_eq!(count("postgresql_transactions_total", &[("result", "abort")]), r1 - r0);
 

@@ -72,16 +72,16 @@ fn backends_of_a_postmaster_are_its_children() {
         let text = cluster.sql(&["SELECT sum(xact_commit) FROM pg_stat_database"]);
         text.trim().parse::<f64>().expect("a number")
     };
-    let books_before = commits();
+    let commits_before = commits();
     let before = exporter.scrape();
     run(cluster.client("pgbench").args(["-n", "-t", "200", "-c", "3"]));
     run(other.client("pgbench").args(["-n", "-t", "100", "-c", "2"]));
     let committed = |scrape: &Metrics| scrape.sum("postgresql_transactions_total", &[("result", "commit")]);
-    // Each session that asks is in the books of the next one, with its beginning and its question; and what a backend did is there
+    // Each session that asks is in the statistics of the next one, with its beginning and its question; and what a backend did is there
     // once it has ended.
-    wait_for("the server's books to be the exporter's", || {
+    wait_for("the server's statistics to be the exporter's", || {
         let counted = committed(&exporter.scrape()) - committed(&before);
-        counted == commits() - books_before - 2.0
+        counted == commits() - commits_before - 2.0
     });
     let after = exporter.scrape();
     assert!(committed(&after) - committed(&before) >= 600.0, "{}", committed(&after));

@@ -45,8 +45,8 @@ const ANYONE_CAN_SPEND: &str = "raw(51)";
 
 /// The directory with `bitcoind` and `bitcoin-cli`, built on first use (minutes) and then kept outside the tree.
 pub fn binaries() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build-bitcoind.sh");
         let output = Command::new(&script).stderr(Stdio::inherit()).output().expect("run build-bitcoind.sh");
         assert!(output.status.success(), "{} failed: its messages are above", script.display());

@@ -231,16 +231,16 @@ impl<'a> Setup<'a> {
         self
     }
 
-    /// Starts it as nobody, with these rights in the way of setpriv(1) (`-all,+bpf`) and none to get others.
-    pub fn nobody_with(self, rights: &str) -> Self {
+    /// Starts it as nobody, with these capabilities in the way of setpriv(1) (`-all,+bpf`) and none to get others.
+    pub fn nobody_with(self, capabilities: &str) -> Self {
         self.through(&[
             "setpriv",
             "--reuid=65534",
             "--regid=65534",
             "--clear-groups",
-            &format!("--inh-caps={rights}"),
-            &format!("--ambient-caps={rights}"),
-            &format!("--bounding-set={rights}"),
+            &format!("--inh-caps={capabilities}"),
+            &format!("--ambient-caps={capabilities}"),
+            &format!("--bounding-set={capabilities}"),
             "--no-new-privs",
             "--",
         ])

@@ -152,7 +152,7 @@ fn unpin_takes_everything_away() {
     wait_for("the semaphore to be lowered", || forms.semaphore("forms:i32") == 0);
     wait_for("links, programs and maps to go", || held.is_disjoint(&all_in_kernel()));
     forms.fire("i32", 5);
-    // Once more is no mistake.
+    // Once more is no error.
     unpin(&bpf.state());
 }
 

@@ -60,16 +60,19 @@ fn only_the_thread_that_programs_wait_for_runs_before_others() {
 fn the_units_rights_are_enough_for_another_users_program() {
     let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fibre-exporter.service"));
     let unit = unit.expect("read the unit");
-    let names = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).expect("its rights");
+    let names =
+        unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).expect("its capabilities");
     let names: Vec<_> = names.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
     for (attach, more) in [("multi", ""), ("perf", ",+sys_admin")] {
         let place = Place::new();
         let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
         fs::set_permissions(&demo, Permissions::from_mode(0o700)).expect("protect it");
         chown(&demo, Some(31_337), Some(31_337)).expect("give it away");
-        let rights = format!("-all,+{}{more}", names.join(",+"));
-        let exporter =
-            Setup::fibre(&place, &demo).yaml(&format!("attach: {attach}\n")).nobody_with(&rights).start();
+        let capabilities = format!("-all,+{}{more}", names.join(",+"));
+        let exporter = Setup::fibre(&place, &demo)
+            .yaml(&format!("attach: {attach}\n"))
+            .nobody_with(&capabilities)
+            .start();
         exporter.wait_until_ready();
         let totals = play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
         exporter.scrape().measured().assert_same(&totals.series("demo"));

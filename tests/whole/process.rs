@@ -274,8 +274,8 @@ fn of_roots_rights_it_keeps_six_in_every_thread() {
 fn four_rights_are_enough_without_being_root() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
-    let rights = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search";
-    let exporter = Setup::fibre(&place, &demo).nobody_with(rights).start();
+    let capabilities = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search";
+    let exporter = Setup::fibre(&place, &demo).nobody_with(capabilities).start();
     exporter.wait_until_ready();
     let totals = crate::support::demo::play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
     exporter.scrape().measured().assert_same(&totals.series("demo"));

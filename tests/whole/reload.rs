@@ -179,7 +179,7 @@ fn counters_go_on_when_a_probe_that_feeds_them_changes_or_goes() {
 }
 
 #[test]
-fn a_file_with_mistakes_changes_nothing_and_all_are_told() {
+fn a_file_with_errors_changes_nothing_and_all_are_reported() {
     let place = Place::new();
     let program = compiled(&place, FINITE);
     let good = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
@@ -195,9 +195,9 @@ fn a_file_with_mistakes_changes_nothing_and_all_are_told() {
     write(&place, &exporter, &good.replace("one_total", "0ne_total").replace("node_name", "node_nam"));
     let (status, text) = post(&exporter, &[]);
     assert_eq!(status, 500);
-    for mistake in ["0ne_total", "node_nam"] {
-        assert!(text.contains(mistake), "{mistake}: {text}");
-        exporter.wait_for_log(mistake);
+    for error in ["0ne_total", "node_nam"] {
+        assert!(text.contains(error), "{error}: {text}");
+        exporter.wait_for_log(error);
     }
     assert_eq!(outcome(), (0.0, since));
     assert!(Command::new(&program).arg("10").status().expect("run it").success());

@@ -37,7 +37,8 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fibre-exporter.service"));
     let unit = unit.expect("read the unit");
     assert!(unit.contains("\nStateDirectory=fibre-exporter\n"), "where the file is by default");
-    let names = unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).expect("its rights");
+    let names =
+        unit.lines().find_map(|line| line.strip_prefix("AmbientCapabilities=")).expect("its capabilities");
     let names: Vec<_> = names.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
@@ -219,7 +220,7 @@ fn forms(binary: &Path, slow: &str) -> String {
 
 /// Slow is everything, with little room for it.
 #[test]
-fn the_books_balance_when_there_are_more_slow_events_than_can_be_kept() {
+fn the_accounting_balances_when_there_are_more_slow_events_than_can_be_kept() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let file = place.path("events.db");

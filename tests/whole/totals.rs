@@ -27,12 +27,12 @@ fn every_metric_is_what_the_demo_fired_over_https_with_a_password() {
     assert_eq!(totals.fired("validation:block_connected"), 3000);
     let scrape = exporter.scrape();
     scrape.measured().assert_same(&totals.series("demo"));
-    books_balance(&scrape, &totals);
+    accounting_balances(&scrape, &totals);
     assert_eq!(scrape.sum("fibre_exporter_probe_delivered_total", &[]), 0.0, "nothing needs the ring");
 }
 
 /// The exporter's own numbers about a run of the demo of which nothing was lost.
-fn books_balance(scrape: &Metrics, totals: &Totals) {
+fn accounting_balances(scrape: &Metrics, totals: &Totals) {
     assert_eq!(scrape.value("fibre_exporter_up", &[]), 1.0);
     assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 6.0);
     assert_eq!(scrape.sum("fibre_exporter_errors_total", &[]), 0.0);
@@ -146,7 +146,7 @@ fn verbose_logs_each_event_once_and_changes_no_number() {
     let totals = play(&demo, &["--rate", "0", "--blocks", "200", "--wait-attached"]);
     let scrape = exporter.scrape();
     scrape.measured().assert_same(&totals.series("demo"));
-    books_balance(&scrape, &totals);
+    accounting_balances(&scrape, &totals);
     one_line_for_each_event(&exporter, &totals);
 }
 
@@ -171,7 +171,7 @@ fn metrics_of_which_the_kernel_can_compute_none_have_the_same_numbers() {
     let totals = play(&demo, &["--rate", "0", "--blocks", "200", "--wait-attached"]);
     let scrape = exporter.scrape();
     scrape.measured().assert_same(&totals.series("demo"));
-    books_balance(&scrape, &totals);
+    accounting_balances(&scrape, &totals);
     assert_eq!(scrape.sum("fibre_exporter_probe_aggregated_total", &[]), 0.0);
     one_line_for_each_event(&exporter, &totals);
 }

@@ -182,7 +182,7 @@ impl Ban for List<'_> {
         }
         if self.is_too_much {
             let why =
-                format!("{MOST_FLOODERS} sources were banned within a minute; the addresses may be invented");
+                format!("{MOST_FLOODERS} sources were banned within a minute; the addresses may be spoofed");
             return Err(("too_many", why));
         }
         // Somebody else's entry may hold for longer than this one would.

@@ -1,6 +1,6 @@
-//! The accounting balance: random configurations, bursts from several processes at once, rings, dictionaries and the room for
+//! The accounting balance: random configurations, bursts from several processes at once, rings, interners and the room for
 //! starts of spans far too small, and processes that are killed in the middle. Every round has a seed, which it prints:
-//! `BOOKS_SEED=7` runs only that one.
+//! `ACCOUNTING_SEED=7` runs only that one.
 
 mod configuration;
 
@@ -40,9 +40,9 @@ impl Work {
 }
 
 #[test]
-fn the_books_balance_whatever_happens() {
-    if let Ok(seed) = std::env::var("BOOKS_SEED") {
-        one_round(seed.parse().expect("BOOKS_SEED is a number"));
+fn the_accounting_balances_whatever_happens() {
+    if let Ok(seed) = std::env::var("ACCOUNTING_SEED") {
+        one_round(seed.parse().expect("ACCOUNTING_SEED is a number"));
         return;
     }
     let began = Instant::now();
@@ -85,7 +85,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
         .collect();
     let only = random.chance(3).then(|| work[0].pid);
     let (config, probed) = configuration(random, &binary, only);
-    eprintln!("BOOKS_SEED={seed}: {program}, {} processes\n{config}", work.len());
+    eprintln!("ACCOUNTING_SEED={seed}: {program}, {} processes\n{config}", work.len());
     let tracer = Tracer::start_by(&config, random.chance(4));
     assert_eq!(tracer.plan.probes.len(), probed.len());
     let forms: BTreeSet<_> = probed.iter().map(|probed| probed.form).collect();
@@ -101,7 +101,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
     }
     let victims = if work.len() > 1 { random.below(2) as usize } else { 0 };
     let mut before = tracer.render();
-    let mut books_before = vec![Accounting::default(); probed.len()];
+    let mut before_all = vec![Accounting::default(); probed.len()];
     for n in 0..5 {
         std::thread::sleep(Duration::from_millis(random.below(8)));
         for process in work.iter_mut().rev().take(if n == 2 { victims } else { 0 }) {
@@ -111,7 +111,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
         let now = tracer.render();
         grows(&before, &now);
         before = now;
-        for (probe, before) in books_before.iter_mut().enumerate() {
+        for (probe, before) in before_all.iter_mut().enumerate() {
             let now = tracer.accounting(probe);
             *before = check_in_between(*before, now);
         }
@@ -133,7 +133,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
     grows(&before, &series);
     assert_eq!((undecodable, tracer.stray()), (0, 0));
     for (n, probed) in probed.iter().enumerate() {
-        check_in_between(books_before[n], accounting[n]);
+        check_in_between(before_all[n], accounting[n]);
         check_counts(probed.form, &work, only, accounting[n]);
         check_series(&tracer.plan.probes[n], probed, &series, accounting[n], victims == 0);
         if probed.role == Role::Return {

@@ -51,7 +51,7 @@ fn a_file_that_may_not_be_read_is_read_when_it_may_be() {
     let binary = compile(&place, "program");
     let mode = |bits| std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(bits)).unwrap();
     mode(0o000);
-    // Without the rights by which root reads everything.
+    // Without the capabilities by which root reads everything.
     let exporter = Setup::new(&place, yaml(&binary))
         .through(&["setpriv", "--bounding-set", "-dac_override,-dac_read_search"])
         .start();

@@ -67,7 +67,7 @@ fn lives(at: &Path, builds: &Path, name: &str) {
     // On overlayfs this makes another file of it.
     run("chmod", &["711", path.to_str().unwrap()]);
     counted_again(&tracer, &path);
-    expect("the file with other rights", 20, &mut || fire_at_once(&path, 20));
+    expect("the file with another mode", 20, &mut || fire_at_once(&path, 20));
     expect("the process that ran before", 5, &mut || running.fire(5));
     let new = at.join(format!("{name}.new"));
     copy(&second, &new);

@@ -37,7 +37,7 @@ fn shown(config: &Config, name: &str) -> String {
     }
 }
 
-const FOLDER: &str = "tests/config/files";
+const DIRECTORY: &str = "tests/config/files";
 
 /// For each setting: what flag, variable and file say, and what is shown for each of them and for the default.
 const CASES: &[(&str, [&str; 3], [&str; 4])] = &[
@@ -111,7 +111,7 @@ fn with(file: &str, flags: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Load
         overrides.set(key(name), *text);
     }
     let env: Environment = env.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
-    load_bytes(format!("{FOLDER}/c.yaml"), file.into(), &overrides, &env)
+    load_bytes(format!("{DIRECTORY}/c.yaml"), file.into(), &overrides, &env)
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn every_setting_from_every_source() {
 }
 
 #[test]
-fn a_mistake_is_told_with_its_source() {
+fn an_error_is_reported_with_its_source() {
     let wrong = BTreeMap::from([
         ("pid", "0"),
         ("metrics_port", "http"),
@@ -180,14 +180,14 @@ fn a_mistake_is_told_with_its_source() {
         assert!(env.starts_with(&format!("{}: ", key(name).env)), "{env}");
         let file = with(&format!("{file}{name}: {text}\n"), &[], &[]).unwrap_err().render();
         assert!(
-            file.starts_with(&format!("{FOLDER}/c.yaml:")) && file.contains(&format!(" {name}: ")),
+            file.starts_with(&format!("{DIRECTORY}/c.yaml:")) && file.contains(&format!(" {name}: ")),
             "{file}"
         );
     }
 }
 
 #[test]
-fn mistakes_of_all_sources_are_told_at_once() {
+fn errors_of_all_sources_are_reported_at_once() {
     let found = with(
         "metrics_port: 0\n",
         &[("metrics_port", "x")],
@@ -195,13 +195,13 @@ fn mistakes_of_all_sources_are_told_at_once() {
     );
     let found = found.unwrap_err().render();
     let starts: Vec<_> = found.lines().filter_map(|line| line.split(": ").next()).collect();
-    let file = format!("{FOLDER}/c.yaml:1:1");
+    let file = format!("{DIRECTORY}/c.yaml:1:1");
     assert_eq!(starts[..4], ["--port", "FIBRE_METRICS_PORT", "FIBRE_PID", file.as_str()], "{found}");
     assert!(found.contains("nothing to trace"));
 }
 
 #[test]
-fn a_wrong_file_does_not_hide_other_mistakes_nor_invent_some() {
+fn a_wrong_file_neither_hides_other_errors_nor_adds_some() {
     let found =
         with("a: [\n", &[("metrics_port", "x"), ("metrics_auth_username", "u")], &[]).unwrap_err().render();
     assert!(found.contains("--port: ") && found.contains("not valid YAML"), "{found}");
@@ -234,7 +234,7 @@ fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() 
     let file = "bitcoind_path: /b\nmetrics_auth_username: u\n";
     let inline = format!("{file}metrics_auth_password: inline\n");
     let by_file = format!("{file}metrics_auth_password_file: password\n");
-    let path = format!("{FOLDER}/password");
+    let path = format!("{DIRECTORY}/password");
     assert_eq!(password(with(&by_file, &[("metrics_auth_password", "flag")], &[])), "flag");
     assert_eq!(password(with(&inline, &[("metrics_auth_password_file", &path)], &[])), "from the file");
     assert_eq!(password(with(&inline, &[], &[("FIBRE_METRICS_AUTH_PASSWORD_FILE", &path)])), "from the file");
@@ -244,7 +244,7 @@ fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() 
 
 #[test]
 fn halves_of_a_pair_may_come_from_different_sources() {
-    let cert = format!("{FOLDER}/node.crt");
+    let cert = format!("{DIRECTORY}/node.crt");
     let loaded = with("bitcoind_path: /b\ntls_key: node.key\n", &[("tls_cert", &cert)], &[]).unwrap();
     assert_eq!(format!("{:?}", loaded.config.settings.web.tls.unwrap().cert), cert);
 }

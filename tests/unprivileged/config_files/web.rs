@@ -10,7 +10,7 @@ use exporter::config::{Environment, LoadedConfig, Overrides, load, load_bytes, r
 
 use super::{difference, files};
 
-const FOLDER: &str = "tests/config/web";
+const DIRECTORY: &str = "tests/config/web";
 
 fn flags(pairs: &[(&str, &str)]) -> Overrides {
     let mut overrides = Overrides::default();
@@ -59,7 +59,7 @@ fn bad_files_are_refused_with_the_expected_text() {
     assert!(files.len() >= 40);
     for path in files {
         let found = by_flag(&path).map_or_else(|text| text, |_| "it is accepted\n".to_owned());
-        let found = found.replace(&format!("{FOLDER}/bad/"), "");
+        let found = found.replace(&format!("{DIRECTORY}/bad/"), "");
         wrong += &difference(&path, &found);
         // What cannot be indented under a key is another file.
         if inline(&path).is_ok() {
@@ -71,8 +71,8 @@ fn bad_files_are_refused_with_the_expected_text() {
 
 #[test]
 fn what_both_ways_say_is_refused_and_the_rest_goes_together() {
-    let users = format!("{FOLDER}/good/users.yml");
-    let certificate = format!("{FOLDER}/good/certificate.yml");
+    let users = format!("{DIRECTORY}/good/users.yml");
+    let certificate = format!("{DIRECTORY}/good/certificate.yml");
     let with = |file: &str, more: &[(&str, &str)]| {
         let flags = flags(&[&[("bitcoind_path", "/b"), ("web_config_file", file)], more].concat());
         load(&flags, &Environment::new()).map_err(|diags| diags.render())

@@ -1,5 +1,5 @@
 //! The compose file and the files that its containers mount: each is valid, and what one says of another
-//! is true. A mistake here would show only when the stack is started.
+//! is true. An error here would show only when the stack is started.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
