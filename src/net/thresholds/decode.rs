@@ -128,28 +128,31 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
     let fields = node.fields(&DETECT)?;
     let module = |key: &str, section: &'static Section| Module::of(fields.get(key), section);
     let syn_flood = module("syn_flood", &SYN_FLOOD).map(|module| {
-        Some(SynFlood {
-            terms: module.terms()?,
-            per_source: module.integer("per_source", "a number of SYNs", RATE)?,
-            in_all: module.integer("in_all", "a number of SYNs", RATE)?,
-            within: module.time("within", LONGEST_AVERAGE)?,
-        })
+        let terms = module.terms();
+        let per_source = module.integer("per_source", "a number of SYNs", RATE);
+        let in_all = module.integer("in_all", "a number of SYNs", RATE);
+        let within = module.time("within", LONGEST_AVERAGE);
+        Some(SynFlood { terms: terms?, per_source: per_source?, in_all: in_all?, within: within? })
     });
     let port_scan = module("port_scan", &PORT_SCAN).map(|module| {
+        let terms = module.terms();
+        let ports = module.integer("ports", "a number of ports", PORTS);
+        let within = module.time("within", LONGEST_SLOW);
+        let slow_ports = module.integer("slow_ports", "a number of ports", PORTS);
+        let slow_within = module.time("slow_within", LONGEST_SLOW);
         Some(PortScan {
-            terms: module.terms()?,
-            ports: module.integer("ports", "a number of ports", PORTS)?,
-            within: module.time("within", LONGEST_SLOW)?,
-            slow_ports: module.integer("slow_ports", "a number of ports", PORTS)?,
-            slow_within: module.time("slow_within", LONGEST_SLOW)?,
+            terms: terms?,
+            ports: ports?,
+            within: within?,
+            slow_ports: slow_ports?,
+            slow_within: slow_within?,
         })
     });
     let tcp_anomalies = module("tcp_anomalies", &TCP_ANOMALIES).map(|module| {
-        Some(TcpAnomalies {
-            terms: module.terms()?,
-            packets: module.integer("packets", "a number of segments", RATE)?,
-            within: module.time("within", LONGEST_AVERAGE)?,
-        })
+        let terms = module.terms();
+        let packets = module.integer("packets", "a number of segments", RATE);
+        let within = module.time("within", LONGEST_AVERAGE);
+        Some(TcpAnomalies { terms: terms?, packets: packets?, within: within? })
     });
     let rates = module("rates", &RATES).map(|module| {
         let most = 1..=i64::MAX as u64;
@@ -157,23 +160,30 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
             true => module.integer(key, "a number per second", most.clone()),
             false => Some(0),
         };
-        let rates = Rates {
-            terms: module.terms()?,
-            packets: limit("packets")?,
-            bytes: limit("bytes")?,
-            prefix_packets: limit("prefix_packets")?,
-            prefix_bytes: limit("prefix_bytes")?,
-            ipv4_prefix: module.integer("ipv4_prefix", "a length", 8..=31)?,
-            ipv6_prefix: module.integer("ipv6_prefix", "a length", 16..=127)?,
-            within: module.time("within", LONGEST_AVERAGE)?,
-        };
-        if (rates.packets, rates.bytes, rates.prefix_packets, rates.prefix_bytes) == (0, 0, 0, 0) {
+        let terms = module.terms();
+        let packets = limit("packets");
+        let bytes = limit("bytes");
+        let prefix_packets = limit("prefix_packets");
+        let prefix_bytes = limit("prefix_bytes");
+        let ipv4_prefix = module.integer("ipv4_prefix", "a length", 8..=31);
+        let ipv6_prefix = module.integer("ipv6_prefix", "a length", 16..=127);
+        let within = module.time("within", LONGEST_AVERAGE);
+        if [packets, bytes, prefix_packets, prefix_bytes] == [Some(0); 4] {
             module
                 .error("no limit is set", "write packets: 100000, or bytes, prefix_packets or prefix_bytes");
         }
-        Some(rates)
+        Some(Rates {
+            terms: terms?,
+            packets: packets?,
+            bytes: bytes?,
+            prefix_packets: prefix_packets?,
+            prefix_bytes: prefix_bytes?,
+            ipv4_prefix: ipv4_prefix?,
+            ipv6_prefix: ipv6_prefix?,
+            within: within?,
+        })
     });
-    // What is wrong has been reported.
+    // What is wrong has been reported, all of it together.
     Some(DetectConfig {
         syn_flood: syn_flood.flatten(),
         port_scan: port_scan.flatten(),
@@ -234,8 +244,9 @@ impl<'a> Module<'a> {
     }
 
     fn terms(&self) -> Option<BanTerms> {
-        let enforce = self.get("mode").map_or(Some(false), |node| node.one_of("mode", BAN_MODES))?;
-        let (ttl, max_ttl) = (self.time("ttl", Duration::MAX)?, self.time("max_ttl", Duration::MAX)?);
+        let enforce = self.get("mode").map_or(Some(false), |node| node.one_of("mode", BAN_MODES));
+        let (ttl, max_ttl) = (self.time("ttl", Duration::MAX), self.time("max_ttl", Duration::MAX));
+        let (enforce, ttl, max_ttl) = (enforce?, ttl?, max_ttl?);
         if max_ttl < ttl && self.has("max_ttl") {
             self.error("`max_ttl` is shorter than `ttl`", "");
         }
@@ -281,5 +292,9 @@ mod tests {
             let wrong = read(text).unwrap_err();
             assert!(wrong.contains(said), "{text}: {wrong}");
         }
+        let all = "{ port_scan: { mode: drop, ttl: x, max_ttl: y, ports: 1, within: 2d, slow_ports: 1, slow_within: z }, \
+                   rates: { mode: drop, packets: 0, bytes: 0, ipv4_prefix: 7, within: 1h } }";
+        let all = read(all).unwrap_err();
+        assert_eq!(all.lines().filter(|line| !line.starts_with(' ')).count(), 12, "{all}");
     }
 }
