@@ -3,7 +3,7 @@
 
 use crate::abi::accounting_slot;
 use crate::config::model::ReturnsBy;
-use crate::kernel::{Accounting, Counts, Prices, Shared, prices};
+use crate::kernel::{Accounting, Counts, Prices, Shared};
 use crate::plan::{ComputedIn, Hook, Plan, ProbePlan};
 
 /// Seconds that the exporter's own program takes for a hit, beyond counting it (ARCHITECTURE.md, "Cost of a hit").
@@ -38,8 +38,8 @@ pub(crate) fn seconds(
 }
 
 /// The same of a probe by its number, at this moment.
-pub fn until_now(plan: &Plan, shared: &Shared, probe: usize) -> f64 {
-    seconds(&plan.probes[probe], &prices(), |which| shared.accounting(probe, which))
+pub fn until_now(plan: &Plan, shared: &Shared, prices: &Prices, probe: usize) -> f64 {
+    seconds(&plan.probes[probe], prices, |which| shared.accounting(probe, which))
 }
 
 fn handling(probe: &ProbePlan) -> f64 {

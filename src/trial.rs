@@ -11,14 +11,14 @@ use tokio::time::{interval, sleep};
 
 use crate::costs::until_now;
 use crate::drain::Drain;
-use crate::kernel::{Accounting, Attach, Prices, choose, measure_prices};
+use crate::kernel::{Accounting, Attach, Prices, choose};
 use crate::layout::Layout;
 use crate::net::Network;
 use crate::page::interfaces;
 use crate::plan::Plan;
 use crate::run::{RunError, failed_to};
 use crate::table::TextTable;
-use crate::targets::{ProbeManager, ProbeState, Usage};
+use crate::targets::{Attaching, ProbeManager, ProbeState, StartState, Usage};
 use crate::terminal;
 
 /// What came of attaching.
@@ -40,12 +40,13 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     let attach = choose(plan.settings.attach);
     let plan = Arc::new(plan);
     let layout = Arc::new(Layout::new(&plan));
-    let prices = measure_prices(attach);
+    let attaching = Attaching::new(attach);
+    let prices = attaching.prices.measure(attach);
     // From now on, Ctrl-C loses no counts.
     let mut interrupt = Interrupt::new()?;
     let network = plan.network.clone().map(|config| Network::start(config, |_| {})).transpose();
     let network = network.map_err(RunError::Network)?;
-    let manager = ProbeManager::start(plan.clone(), layout.clone(), attach)?;
+    let manager = ProbeManager::begin(plan.clone(), layout.clone(), &attaching, StartState::default())?;
     // Without it the ring would fill, and hits would be lost that a run does not lose.
     let user = Arc::new(layout.user_store(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, manager.shared(), None)
@@ -72,7 +73,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
             status.sites.to_string(),
             accounting.hits.to_string(),
             accounting.lost.to_string(),
-            milliseconds(until_now(&plan, &shared, number)),
+            milliseconds(until_now(&plan, &shared, &prices, number)),
         ]);
         if !state.reason().is_empty() {
             table.line(state.reason());

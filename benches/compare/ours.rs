@@ -9,7 +9,7 @@ use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::costs::until_now;
 use exporter::drain::Drain;
 use exporter::elf::{Image, SymbolIndex};
-use exporter::kernel::{Kernel, PidNamespace, choose, measure_prices};
+use exporter::kernel::{Kernel, PidNamespace, Prices, SharedPrices, choose};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
@@ -22,6 +22,7 @@ use crate::target::Target;
 /// The exporter with its programs loaded. Attaching is left to the measurement, which takes turns with others.
 pub struct Exporter {
     pub kernel: Kernel,
+    prices: Prices,
     target: PathBuf,
     sites: Vec<ResolvedSite>,
     registry: Registry,
@@ -46,7 +47,7 @@ fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, Strin
 
 impl Exporter {
     pub fn load(target: &Target, probes: &str, all_to_ring: bool) -> Result<Self, String> {
-        measure_prices(choose(AttachMode::Auto));
+        let prices = SharedPrices::default().measure(choose(AttachMode::Auto));
         let plan = Arc::new(planned(&target.path, probes, all_to_ring)?);
         let layout = Arc::new(Layout::new(&plan));
         let kernel = Kernel::load(&plan, &layout, choose(AttachMode::Auto), PidNamespace::default())
@@ -63,7 +64,7 @@ impl Exporter {
         let drain = Drain::start(plan.clone(), &layout, user, kernel.shared(), None)
             .map_err(|err| err.to_string())?;
         let target = target.path.clone();
-        Ok(Self { kernel, target, sites, registry, plan, drain, text: Vec::new() })
+        Ok(Self { kernel, prices, target, sites, registry, plan, drain, text: Vec::new() })
     }
 
     /// Attaches to all sites. Dropping the links detaches.
@@ -82,7 +83,7 @@ impl Exporter {
     /// Seconds that the exporter says its hits cost so far.
     pub fn cost(&self) -> f64 {
         let shared = self.kernel.shared();
-        (0..self.plan.probes.len()).map(|probe| until_now(&self.plan, &shared, probe)).sum()
+        (0..self.plan.probes.len()).map(|probe| until_now(&self.plan, &shared, &self.prices, probe)).sum()
     }
 
     /// Waits for the events that are still in the ring, then renders all series.

@@ -14,7 +14,7 @@ use self::retired::RetiredCounts;
 use crate::clock::unix_now;
 use crate::costs::until_now;
 use crate::drain::Drain;
-use crate::kernel::{Attach, KernelError, Pinning, Shared};
+use crate::kernel::{Attach, KernelError, Pinning, Shared, SharedPrices};
 use crate::layout::Layout;
 use crate::metrics::{CounterStore, ProbeRef};
 use crate::pins::{EnginePins, PinError, StateDirectory};
@@ -31,6 +31,7 @@ pub(crate) struct Engine {
     drain: Drain,
     counters: CounterStore,
     shared: Shared,
+    prices: SharedPrices,
     status: Arc<Status>,
     /// Where its maps and links are, if they stay when the exporter ends.
     pins: Option<Arc<EnginePins>>,
@@ -64,7 +65,8 @@ impl Engine {
                 KernelError { what, source: err.into(), next: String::new() }
             })?;
         let counters = CounterStore { layout, kernel: shared.store.clone(), user };
-        Ok(Self { plan, manager, drain, counters, shared, status, pins })
+        let prices = attaching.prices.clone();
+        Ok(Self { plan, manager, drain, counters, shared, prices, status, pins })
     }
 
     /// As [`Engine::start`], in an engine of its own of the directory, if there is one.
@@ -295,6 +297,6 @@ impl Engines {
     pub fn cost(&self, probe: usize) -> f64 {
         let probe_ref = self.probe_refs[probe];
         let engine = &self.all[probe_ref.engine];
-        until_now(&engine.plan, &engine.shared, probe_ref.probe)
+        until_now(&engine.plan, &engine.shared, &engine.prices.get(), probe_ref.probe)
     }
 }

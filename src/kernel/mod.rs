@@ -51,7 +51,7 @@ pub use load::{Kernel, Shape, Shared};
 pub use misses::{LoadedProgram, misses};
 pub use pinnable_link::{PinnableLink, detach, release};
 pub use placed::{AttachMethod, Attached, PlacedSite};
-pub use prices::{Prices, measure_prices, prices};
+pub use prices::{Prices, SharedPrices};
 pub use readers::{LONGEST_WAIT, ReaderChange, ReaderEvent, Readers};
 pub use refusal::{Refusal, RefusalKind};
 pub use starts::Sweep;

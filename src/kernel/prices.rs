@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::OnceLock;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
@@ -38,16 +38,21 @@ impl Default for Prices {
     }
 }
 
-static MEASURED: OnceLock<Prices> = OnceLock::new();
+/// What is known of them by now, for all who share it.
+#[derive(Debug, Clone, Default)]
+pub struct SharedPrices(Arc<OnceLock<Prices>>);
 
-/// As they are known by now: assumed, before they are measured.
-pub fn prices() -> Prices {
-    MEASURED.get().copied().unwrap_or_default()
-}
+impl SharedPrices {
+    /// Assumed, before they are measured.
+    pub fn get(&self) -> Prices {
+        self.0.get().copied().unwrap_or_default()
+    }
 
-/// Measures them, once for the life of the process, in some 30 ms. Where that is not possible they stay assumed, which is logged.
-pub fn measure_prices(attach: Attach) -> Prices {
-    if MEASURED.get().is_none() {
+    /// Measures them, once, in some 30 ms. Where that is not possible they stay assumed, which is logged.
+    pub fn measure(&self, attach: Attach) -> Prices {
+        if let Some(prices) = self.0.get() {
+            return *prices;
+        }
         let (sender, receiver) = sync_channel(1);
         // It still detaches when all is told, which takes as long again.
         let thread = std::thread::Builder::new().name("prices".to_string()).spawn(move || {
@@ -59,10 +64,10 @@ pub fn measure_prices(attach: Attach) -> Prices {
             }
         });
         let prices = thread.ok().and_then(|_| receiver.recv_timeout(MOST_WAIT).ok()).unwrap_or_default();
-        let _ = MEASURED.set(prices);
-        log::debug!("A hit costs at least: {:?}", self::prices());
+        let prices = *self.0.get_or_init(|| prices);
+        log::debug!("A hit costs at least: {prices:?}");
+        prices
     }
-    prices()
 }
 
 /// Calls between two looks at the clock, and how often that is done: the quickest counts, which nothing else has disturbed.

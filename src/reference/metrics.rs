@@ -8,7 +8,7 @@ use crate::abi::accounting_slot;
 use crate::config::{self, Environment, Overrides};
 use crate::exposition::Family;
 use crate::http::HttpStats;
-use crate::kernel::{Attach, Counts, SlowCounts};
+use crate::kernel::{Attach, Counts, Prices, SlowCounts};
 use crate::kinds;
 use crate::net;
 use crate::plan::{self, Plan};
@@ -138,6 +138,7 @@ fn telemetry() -> Telemetry {
         drain: Arc::default(),
         http,
         attach: Attach::Multi,
+        prices: Prices::default(),
         logging: None,
         reloads: Arc::new(Reloads::started()),
         started: 0.0,

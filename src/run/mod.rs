@@ -15,7 +15,7 @@ use crate::config::{Overrides, default_state_directory};
 use crate::http::{
     self, Endpoint, EndpointKind, HttpStats, Level, Listener, Notice, Security, ServerOptions,
 };
-use crate::kernel::{Attach, measure_prices};
+use crate::kernel::Attach;
 use crate::loading::{Checked, LoadedTls, secured};
 use crate::logging::Logging;
 use crate::net::{self, Event, Network, NetworkConfig};
@@ -70,7 +70,7 @@ pub(crate) fn run(
     let pins = directory.as_ref().map(|all| network_pins(all, network.is_some())).transpose()?;
     let state = std::thread::scope(|scope| {
         // Before the first scrape, so that what is told of costs does not change.
-        scope.spawn(|| measure_prices(attaching.kind));
+        scope.spawn(|| attaching.prices.measure(attaching.kind));
         ActiveConfig::begin(plan, &settings, &attaching, directory, &recorder)
     })?;
     let network =

@@ -159,6 +159,7 @@ impl Running {
             status,
             http: self.http.clone(),
             attach: engines.attach_kind().unwrap_or(self.attaching.kind),
+            prices: self.attaching.prices.get(),
             logging: Some(self.logging.clone()),
             started: self.start_time,
             reloads: self.reloads.clone(),

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::gate::Gate;
 use super::readers::SharedReaders;
-use crate::kernel::Attach;
+use crate::kernel::{Attach, SharedPrices};
 
 /// How probes are attached, and what all who attach share.
 #[derive(Debug, Clone)]
 pub struct Attaching {
     pub kind: Attach,
+    /// What a hit costs.
+    pub prices: SharedPrices,
     /// Holds back programs whose file is being replaced; None where the right to that is missing.
     pub(super) gate: Option<Arc<Gate>>,
     /// Keeps breakpoints from those who read traced files.
@@ -22,7 +24,7 @@ impl Attaching {
         let gate = Gate::prepare();
         let given_up = give_up();
         gate.iter().for_each(|gate| gate.start());
-        (Self { kind, gate, readers: Arc::default() }, given_up)
+        (Self { kind, prices: SharedPrices::default(), gate, readers: Arc::default() }, given_up)
     }
 
     /// Where no rights are given up.

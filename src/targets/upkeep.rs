@@ -74,9 +74,10 @@ impl Worker {
     /// Measures targets whose probes were hit since the last time; without hits nothing is read.
     pub(super) fn measure_usage(&mut self) {
         let plan = self.plan.clone();
-        let shared = self.kernel.shared();
+        let (shared, prices) = (self.kernel.shared(), self.prices.get());
         for (target, planned) in plan.targets.iter().enumerate() {
-            let cost: f64 = planned.probes.iter().map(|probe| until_now(&plan, &shared, *probe)).sum();
+            let cost: f64 =
+                planned.probes.iter().map(|probe| until_now(&plan, &shared, &prices, *probe)).sum();
             let state = &mut self.targets[target];
             let files: Vec<Identity> =
                 state.current.iter().chain(&state.replaced).map(|file| file.identity).collect();

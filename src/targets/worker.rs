@@ -16,7 +16,9 @@ use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
 use crate::config::model::Point;
-use crate::kernel::{Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, Wanted};
+use crate::kernel::{
+    Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, SharedPrices, Wanted,
+};
 use crate::layout::Layout;
 use crate::plan::{Plan, TargetPlan};
 use crate::selectors::{FileSelector, Selector};
@@ -28,6 +30,8 @@ pub(super) const WALK_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
     pub(super) kernel: Kernel,
+    /// What a hit costs.
+    pub(super) prices: SharedPrices,
     pub(super) status: Arc<Status>,
     pub(super) cookies: Cookies,
     pub(super) shed: Shed,
@@ -126,6 +130,7 @@ impl Worker {
         let mut worker = Self {
             plan,
             kernel,
+            prices: attaching.prices,
             status,
             cookies,
             shed: Shed::new(),

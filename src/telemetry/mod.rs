@@ -13,7 +13,7 @@ use crate::clock::unix_now;
 use crate::drain::DrainStats;
 use crate::exposition::Families;
 use crate::http::HttpStats;
-use crate::kernel::{Attach, Counts, LOST};
+use crate::kernel::{Attach, Counts, LOST, Prices};
 use crate::logging::Logging;
 use crate::plan::Plan;
 use crate::slow::SlowNumbers;
@@ -29,6 +29,7 @@ pub struct Telemetry {
     /// Of the metrics and the health endpoint.
     pub http: [Arc<HttpStats>; 2],
     pub attach: Attach,
+    pub prices: Prices,
     pub logging: Option<Logging>,
     pub started: f64,
     pub reloads: Arc<Reloads>,

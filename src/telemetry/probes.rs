@@ -6,7 +6,7 @@ use super::Telemetry;
 use crate::abi::accounting_slot;
 use crate::costs::seconds;
 use crate::exposition::Families;
-use crate::kernel::{Accounting, LOST, Sweep, prices};
+use crate::kernel::{Accounting, LOST, Sweep};
 use crate::plan::{ProbePlan, SpanEnd, SpanPlan};
 
 impl Telemetry {
@@ -89,10 +89,9 @@ impl Telemetry {
             "Time that the probe's hits took of the processes that hit it, filtered hits included (an estimate: \
              hits times fibre_exporter_hit_cost_seconds and the probe's work).",
         );
-        let prices = prices();
         for (number, labels) in labels.iter().enumerate() {
             let accounting = |which| self.counts.accounting(number, which);
-            rows.number(labels, seconds(&self.plan.probes[number], &prices, accounting));
+            rows.number(labels, seconds(&self.plan.probes[number], &self.prices, accounting));
         }
         let rows = to.counter(
             "fibre_exporter_probe_lost_total",

@@ -2,7 +2,6 @@
 
 use super::Telemetry;
 use crate::exposition::Families;
-use crate::kernel::prices;
 use crate::targets::{Foreign, Reattached};
 
 impl Telemetry {
@@ -67,7 +66,7 @@ impl Telemetry {
         named().for_each(|(labels, usage)| {
             usage.share.into_iter().for_each(|share| rows.number(&labels, share))
         });
-        let prices = prices();
+        let prices = self.prices;
         let source = if prices.is_measured { "measured" } else { "assumed" };
         let rows = to.gauge(
             "fibre_exporter_hit_cost_seconds",
