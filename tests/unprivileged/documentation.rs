@@ -128,3 +128,43 @@ fn every_metric_that_is_named_is_one() {
     assert!(wrong.is_empty(), "{wrong}");
     assert!(seen > 100, "{seen} names");
 }
+
+/// A file or directory of the source that moves or goes away is not described where it was.
+#[test]
+fn every_file_that_developers_are_told_of_is_there() {
+    let mut files = BTreeSet::new();
+    for directory in ["src", "bpf", "tests", "benches", "docs", "scripts", "profiles", "fuzz", "docker", ".ci"] {
+        paths_below(Path::new(directory), &mut files);
+    }
+    files.extend(["config.example.yaml", "Cargo.toml", "rust-toolchain.toml"].map(ToString::to_string));
+    let (mut seen, mut wrong) = (0, String::new());
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let text = fs::read_to_string(page).unwrap();
+        for path in text.split('`').skip(1).step_by(2) {
+            let is_path =
+                [".rs", ".c", ".h", ".sh", ".py", ".md", ".yaml", "/"].iter().any(|end| path.ends_with(end));
+            if !is_path || path.contains([' ', '*', ':']) || path.contains("NAME") || path.starts_with('/') {
+                continue;
+            }
+            seen += 1;
+            let below = format!("/{path}");
+            if !files.iter().any(|file| file == path || file.ends_with(&below)) {
+                wrong += &format!("{page}: {path}\n");
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(seen > 60, "{seen} paths");
+}
+
+/// Those of all files, and of directories with a slash behind.
+fn paths_below(directory: &Path, to: &mut BTreeSet<String>) {
+    to.insert(format!("{}/", directory.display()));
+    for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            paths_below(&entry, to);
+        } else {
+            to.insert(entry.to_str().unwrap().to_owned());
+        }
+    }
+}
