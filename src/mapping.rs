@@ -105,7 +105,8 @@ pub struct CodeView {
     from: u64,
 }
 
-const PAGE: u64 = 4096;
+/// Bytes of a page of memory, on the one kind of machine that this runs on.
+pub const PAGE: u64 = 4096;
 
 impl CodeView {
     /// Maps the pages that hold the bytes from offset `first` to `last` of the file.

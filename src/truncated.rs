@@ -14,7 +14,7 @@ thread_local! {
     static READING: Cell<u32> = const { Cell::new(0) };
 }
 
-const PAGE: usize = 4096;
+const PAGE: usize = crate::mapping::PAGE as usize;
 
 /// Runs what reads mapped files, of which pages may vanish.
 pub(crate) fn reading<T>(work: impl FnOnce() -> T) -> T {

@@ -153,7 +153,7 @@ pub fn command() -> Command {
                         .value_name("N")
                         .value_parser(value_parser!(u32).range(1..))
                         .default_value("100")
-                        .help("The latest N"),
+                        .help("At most this many, the latest"),
                 )
                 .arg(table_or_json()),
         )
@@ -183,9 +183,11 @@ pub fn command() -> Command {
                         .value_parser(parse_ports)
                         .help("Only packets to this port or range (1000-2000)"),
                 )
-                .arg(Arg::new("confirm").long("confirm").value_name("TIME").value_parser(parse_ttl).help(
-                    "Take it back after this time unless Enter is pressed: for when it may lock you out",
-                )),
+                .arg(
+                    Arg::new("confirm").long("confirm").value_name("TIME").value_parser(parse_ttl).help(
+                        "Unblock again after this time unless Enter is pressed, in case it locks you out",
+                    ),
+                ),
         )
         .subcommand(
             blocklist_command("unblock")
@@ -218,12 +220,7 @@ pub fn command() -> Command {
 fn blocklist_command(name: &'static str) -> Command {
     let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
     Command::new(name)
-        .arg(
-            path("config")
-                .short('c')
-                .value_name("FILE")
-                .help("Configuration file of the exporter that is meant"),
-        )
+        .arg(path("config").short('c').value_name("FILE").help("Configuration file of the running exporter"))
         .arg(
             path("socket")
                 .value_name("PATH")

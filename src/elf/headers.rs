@@ -18,6 +18,8 @@ pub(super) const LE: LittleEndian = LittleEndian;
 /// Longest symbol name looked at. Real ones reach a few thousand bytes; without a limit, a table
 /// of many names that share one endless string would cost the square of the file's size.
 const NAME_MAX: usize = 1 << 16;
+/// Bytes of a page of memory, of programs for x86-64.
+pub(super) const PAGE: u64 = 4096;
 
 /// The processors whose argument forms and instructions are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +147,6 @@ impl<'a> Headers<'a> {
     /// after relocation beside the rest. In a program that starts, the kernel raises it in the first of them, which need not
     /// be the one that the program reads. None if one segment loads it.
     pub fn semaphore_loaded_twice(&self, offset: u64) -> Option<SharedSemaphore> {
-        const PAGE: u64 = 4096;
         let page = offset / PAGE;
         let holds = |s: &ProgramHeader64<LittleEndian>| {
             let (start, bytes) = (s.p_offset(LE), s.p_filesz(LE));
@@ -295,7 +296,6 @@ impl<'a> Headers<'a> {
 
     /// Bytes in memory from the first to the last that is loaded, in whole pages: some loaders ask for all of that at once.
     pub fn load_span(&self) -> u64 {
-        const PAGE: u64 = 4096;
         let first = self.loads().map(|segment| segment.p_vaddr(LE) / PAGE * PAGE).min().unwrap_or(0);
         let end = |segment: &ProgramHeader64<_>| segment.p_vaddr(LE).saturating_add(segment.p_memsz(LE));
         let last = self.loads().map(end).max().unwrap_or(0);

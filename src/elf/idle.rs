@@ -9,10 +9,8 @@ use object::elf;
 use object::read::elf::{ProgramHeader, SectionHeader};
 
 use super::Image;
-use super::headers::{LE, executable};
+use super::headers::{LE, PAGE, executable};
 use super::probeable::{Verdict, verdict};
-
-const PAGE: u64 = 4096;
 
 /// Fill between two sections is shorter than any alignment that linkers use; more is something else.
 const LONGEST_FILL: u64 = 64;

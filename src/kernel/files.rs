@@ -59,7 +59,7 @@ impl fmt::Debug for Files {
     }
 }
 
-const PAGE: usize = 4096;
+const PAGE: usize = crate::mapping::PAGE as usize;
 
 impl Files {
     /// Loads the iterators.

@@ -198,7 +198,7 @@ impl CapabilityState {
 }
 
 /// What `keep_privileges: none` comes to.
-pub(super) const GIVEN_UP: &str = "all privileges were given up once everything was attached (`keep_privileges: none`): restart the exporter";
+pub(super) const GIVEN_UP: &str = "all capabilities were dropped once everything was attached (`keep_privileges: none`): restart the exporter";
 
 /// `kernel.perf_event_paranoid`; 3, and 4 on some distributions, refuse perf events altogether.
 fn paranoid() -> i32 {

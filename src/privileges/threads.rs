@@ -18,7 +18,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
-/// Whether all capabilities were given up on purpose: what is refused from then on needs a restart.
+/// Whether all capabilities were dropped on purpose: what is refused from then on needs a restart. Of the process, as the capabilities
+/// themselves are: so it is a static, and whoever is refused something can ask.
 pub fn given_up() -> bool {
     GIVEN_UP.load(Ordering::Relaxed)
 }

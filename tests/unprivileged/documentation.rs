@@ -133,7 +133,9 @@ fn every_metric_that_is_named_is_one() {
 #[test]
 fn every_file_that_developers_are_told_of_is_there() {
     let mut files = BTreeSet::new();
-    for directory in ["src", "bpf", "tests", "benches", "docs", "scripts", "profiles", "fuzz", "docker", ".ci"] {
+    for directory in
+        ["src", "bpf", "tests", "benches", "docs", "scripts", "profiles", "fuzz", "docker", ".ci"]
+    {
         paths_below(Path::new(directory), &mut files);
     }
     files.extend(["config.example.yaml", "Cargo.toml", "rust-toolchain.toml"].map(ToString::to_string));

@@ -46,7 +46,7 @@ pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option
         (Some(username), None) if complete && !gave_password(layers) => {
             layers
                 .diags
-                .error(&username.at, "metrics_auth_username is set without a password")
+                .error(&username.at, "the user has no password")
                 .help("set metrics_auth_password_file (or metrics_auth_password) too, or remove the user");
             None
         }

@@ -12,6 +12,7 @@ use crate::config::model::Point;
 use crate::debug_symbols::DebugFiles;
 use crate::elf::Image;
 use crate::kernel::{AttachMethod, Kernel, Lease, PlacedSite, Refusal, RefusalKind};
+use crate::mapping::PAGE;
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
@@ -19,8 +20,6 @@ use crate::targets::cookies::Cookies;
 use crate::targets::file::TargetFile;
 use crate::targets::outcome::Outcome;
 use crate::targets::status::{ProbeState, Status};
-
-const PAGE: u64 = 4096;
 
 /// Why a function of a library is not traced.
 const ONLY_EXECUTABLE: &str =
