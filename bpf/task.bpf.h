@@ -106,6 +106,14 @@ struct signal_struct {
 	} live;
 };
 
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+
+struct sigpending {
+	sigset_t signal;
+};
+
 struct task_struct {
 	unsigned int flags;
 	unsigned in_execve : 1;
@@ -122,6 +130,7 @@ struct task_struct {
 	struct pid *thread_pid;
 	struct css_set *cgroups;
 	struct signal_struct *signal;
+	struct sigpending pending;
 };
 
 #pragma clang attribute pop

@@ -2,28 +2,21 @@
 /*
  * Makes the current task wait, before its system call returns, until user space has answered its ticket: src/kernel/tickets.rs.
  * Where the kernel cannot do that (before Linux 6.18) nobody waits; nor does anybody after one has waited in vain, until user space
- * answers again.
+ * answers that one.
  */
 #ifndef WAIT_BPF_H
 #define WAIT_BPF_H
 
 #include <bpf/bpf_helpers.h>
-
-enum ticket_limit {
-	TURNSTILES = 64, /* tasks that wait at a time */
-};
+#include <bpf/bpf_core_read.h>
+#include "task.bpf.h"
+#include "tickets.bpf.h"
 
 /* Tasks below it have a real-time policy. From <linux/sched/prio.h>. */
 #define MAX_RT_PRIO 100
 
 /* Nanoseconds that a task waits at most; 0 where the kernel cannot make it wait. */
 const volatile __u64 longest_wait = 0;
-
-/* The ticket that was answered last at each turnstile. */
-volatile __u64 answered[TURNSTILES] = {};
-
-/* A task has waited in vain since user space answered last. */
-volatile __u64 is_unanswered = 0;
 
 __u64 tickets = 0;
 
@@ -55,28 +48,46 @@ extern int bpf_task_work_schedule_resume_impl(struct task_struct *task, struct b
 struct waiting {
 	__u64 ticket;
 	__u64 until;
+	const void *mapped;
 };
+
+/* From <asm/signal.h>. */
+#define SIGKILL 9
+
+/* Whether the current task is to end whatever it does: it need not wait for that. */
+static __always_inline bool is_killed(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, pending.signal.sig[0]) & 1UL << (SIGKILL - 1);
+}
 
 static long wait_on(__u64 turn, struct waiting *waiting)
 {
 	char byte;
 
-	if (answered[waiting->ticket % TURNSTILES] >= waiting->ticket)
+	if (is_answered(waiting->ticket) || is_killed())
 		return 1;
 	if (bpf_ktime_get_ns() > waiting->until) {
-		is_unanswered = 1;
+		give_up(waiting->ticket);
 		return 1;
 	}
-	/* It lets others run on this CPU, whatever it reads. */
-	bpf_copy_from_user_task(&byte, sizeof(byte), (void *)waiting->ticket, bpf_get_current_task_btf(), 0);
+	/*
+	 * It lets others run on this CPU if something is mapped there (cond_resched() in __get_user_pages()). Nothing that a program may call
+	 * sleeps for a while.
+	 */
+	bpf_copy_from_user_task(&byte, sizeof(byte), waiting->mapped, bpf_get_current_task_btf(), 0);
 	return 0;
 }
 
 /* Before the system call returns. */
 static int wait_for_answer(struct bpf_map *map, void *key, struct turnstile *value)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
 	struct waiting waiting = { .ticket = value->ticket, .until = bpf_ktime_get_ns() + longest_wait };
 
+	/* The stack, as far as the kernel has filled it. */
+	waiting.mapped = (const void *)BPF_CORE_READ(task, mm, arg_start);
 	bpf_loop(1 << 23, wait_on, &waiting, 0);
 	return 0;
 }
@@ -88,7 +99,7 @@ static __always_inline __u64 make_wait(void)
 	__u64 ticket;
 	__u32 at;
 
-	if (!longest_wait || is_unanswered || !bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
+	if (!longest_wait || !may_wait() || !bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
 		return 0;
 	/* It would keep user space from the CPU. */
 	if (bpf_get_current_task_btf()->prio < MAX_RT_PRIO)
@@ -106,11 +117,15 @@ static __always_inline __u64 make_wait(void)
 	return ticket;
 }
 
-/* Nobody will answer it. */
+/* Nobody will answer it: the current task need not wait. */
 static __always_inline void let_go(__u64 ticket)
 {
-	if (ticket)
-		answered[ticket % TURNSTILES] = ticket;
+	__u32 at = ticket % TURNSTILES;
+	struct turnstile *turnstile = ticket ? bpf_map_lookup_elem(&turnstiles, &at) : NULL;
+
+	/* Of one that was made to wait and has not begun to, nobody else uses the turnstile. */
+	if (turnstile)
+		turnstile->ticket = 0;
 }
 
 #endif

@@ -56,3 +56,4 @@ pub use readers::{LONGEST_WAIT, ReaderChange, ReaderEvent, Readers};
 pub use refusal::{Refusal, RefusalKind};
 pub use starts::Sweep;
 pub use store::KernelStore;
+pub use tickets::can_make_wait;

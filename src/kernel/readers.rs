@@ -124,7 +124,7 @@ impl Readers {
         self.loaded.with_dependent_mut(|_, skel| {
             let bss = skel.maps.bss_data.as_deref_mut();
             let Some(bss) = bss.filter(|_| ticket > 0) else { return };
-            answer(&mut bss.answered, &mut bss.is_unanswered, [ticket]);
+            answer(&mut bss.answered, [ticket]);
         });
     }
 

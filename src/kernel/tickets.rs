@@ -2,15 +2,24 @@
 
 use std::time::Duration;
 
-/// Who waits with these tickets goes on. `answered` is the kernel's table of turnstiles, each with the ticket answered last, and
-/// `is_unanswered` what keeps others from waiting in vain.
-pub(super) fn answer(answered: &mut [u64], is_unanswered: &mut u64, tickets: impl IntoIterator<Item = u64>) {
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::types::Func;
+
+/// What makes a task wait, which the kernel's own type information tells.
+const CALL: &str = "bpf_task_work_schedule_resume_impl";
+
+/// Whether the kernel can make a task wait before its system call returns: since Linux 6.18.
+pub fn can_make_wait() -> bool {
+    Btf::from_vmlinux().is_ok_and(|btf| btf.type_by_name::<Func<'_>>(CALL).is_some())
+}
+
+/// Who waits with these tickets goes on. `answered` is the kernel's table of turnstiles, each with the ticket answered last.
+pub(super) fn answer(answered: &mut [u64], tickets: impl IntoIterator<Item = u64>) {
     let turnstiles = answered.len().max(1) as u64;
     for ticket in tickets {
         if let Some(answered) = answered.get_mut((ticket % turnstiles) as usize) {
             *answered = ticket.max(*answered);
         }
-        *is_unanswered = 0;
     }
 }
 
@@ -30,13 +39,13 @@ mod tests {
 
     #[test]
     fn a_turnstile_lets_all_through_up_to_its_latest_ticket() {
-        let (mut answered, mut is_unanswered) = ([0; 4], 1);
-        answer(&mut answered, &mut is_unanswered, []);
-        assert_eq!((answered, is_unanswered), ([0; 4], 1));
-        answer(&mut answered, &mut is_unanswered, [6, 2, 7]);
-        assert_eq!((answered, is_unanswered), ([0, 0, 6, 7], 0));
+        let mut answered = [0; 4];
+        answer(&mut answered, []);
+        assert_eq!(answered, [0; 4]);
+        answer(&mut answered, [6, 2, 7]);
+        assert_eq!(answered, [0, 0, 6, 7]);
         answer_all(&mut answered);
         assert_eq!(answered, [u64::MAX; 4]);
-        answer(&mut [], &mut is_unanswered, [1]);
+        answer(&mut [], [1]);
     }
 }

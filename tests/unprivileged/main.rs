@@ -19,7 +19,7 @@ mod elf_parameters;
 mod elf_programs;
 mod encoder;
 mod fuzz_seeds;
-mod numbers;
+mod orders;
 mod reference;
 mod stack;
 mod workflows;

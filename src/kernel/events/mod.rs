@@ -1,6 +1,8 @@
 //! Which processes come and go, as the kernel tells it: see `bpf/events.bpf.c`.
 
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::io;
@@ -171,7 +173,7 @@ impl ProcessEvents {
         let unanswered = std::mem::take(&mut self.unanswered);
         self.loaded.with_dependent_mut(|_, skel| {
             let Some(bss) = skel.maps.bss_data.as_deref_mut() else { return };
-            answer(&mut bss.answered, &mut bss.is_unanswered, unanswered);
+            answer(&mut bss.answered, unanswered);
         });
     }
 
@@ -313,6 +315,3 @@ fn keys_of(name: &str) -> [Option<Vec<u8>>; 2] {
     let length = u32::try_from(name.len()).unwrap_or_default();
     [Some(key(length)), (name.len() < start.len()).then(|| key(name_length::NAME_COMM.0))]
 }
-
-#[cfg(test)]
-mod tests;
