@@ -94,7 +94,8 @@ impl Symbols {
         if let Some(address) = returns_to.filter(|address| addresses.get(1) != Some(address)) {
             addresses.insert(addresses.len().min(1), address);
         }
-        let maps = text(format!("/proc/{}/maps", living_thread(pid))).unwrap_or_default();
+        let thread = living_thread(pid);
+        let maps = text(format!("/proc/{thread}/maps")).unwrap_or_default();
         let mappings: Vec<_> =
             maps.lines().filter_map(Mapping::parse).filter(|mapping| mapping.is_executable()).collect();
         let mut names = Vec::new();
@@ -105,7 +106,7 @@ impl Symbols {
             if mapping.name == TRAMPOLINE {
                 continue;
             }
-            let name = self.name(pid, at);
+            let name = self.name_by(pid, at, |symbols| symbols.look_up_in(thread, at, mapping));
             let file = mapping.name.rsplit('/').next().unwrap_or_default();
             names.push(match &*name {
                 UNKNOWN if !file.is_empty() => format!("{file}+{:#x}", mapping.offset + (at - mapping.start)),
@@ -118,13 +119,23 @@ impl Symbols {
     /// The function that holds the address in this process, demangled; `unknown` if nothing says so, as for a process
     /// that has ended before it was looked at.
     pub fn name(&mut self, pid: u32, address: u64) -> Arc<str> {
+        self.name_by(pid, address, |symbols| symbols.look_up(pid, address))
+    }
+
+    /// What is remembered, or else what `look_up` finds.
+    fn name_by(
+        &mut self,
+        pid: u32,
+        address: u64,
+        look_up: impl FnOnce(&mut Self) -> Option<Arc<str>>,
+    ) -> Arc<str> {
         if self.is_another(pid) {
             self.known.retain(|(known, _), _| *known != pid);
         }
         if let Some(name) = self.known.get(&(pid, address)) {
             return name.clone();
         }
-        let name: Arc<str> = self.look_up(pid, address).unwrap_or_else(|| UNKNOWN.into());
+        let name: Arc<str> = look_up(self).unwrap_or_else(|| UNKNOWN.into());
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
@@ -151,8 +162,16 @@ impl Symbols {
         let pid = living_thread(pid);
         let maps = text(format!("/proc/{pid}/maps")).ok()?;
         let mut mappings = maps.lines().filter_map(Mapping::parse);
-        let mapping = mappings.find(|mapping| mapping.inode != 0 && mapping.contains(address))?;
-        let file = open(pid, &mapping)?;
+        let mapping = mappings.find(|mapping| mapping.contains(address))?;
+        self.look_up_in(pid, address, &mapping)
+    }
+
+    /// Of a mapping that holds the address.
+    fn look_up_in(&mut self, pid: u32, address: u64, mapping: &Mapping<'_>) -> Option<Arc<str>> {
+        if mapping.inode == 0 {
+            return None;
+        }
+        let file = open(pid, mapping)?;
         let meta = file.metadata().ok()?;
         let identity = Identity {
             device: meta.dev(),
@@ -162,7 +181,7 @@ impl Symbols {
         };
         let mapped = match self.files.iter().position(|known| known.identity == identity) {
             Some(at) => self.files.remove(at),
-            None => Mapped { identity, names: Names::of(pid, file, &mapping, identity.bytes > READ)? },
+            None => Mapped { identity, names: Names::of(pid, file, mapping, identity.bytes > READ)? },
         };
         let name = mapped.names.name(mapping.offset + (address - mapping.start));
         self.files.push(mapped);

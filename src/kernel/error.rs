@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use caps::{CapSet, Capability};
 
@@ -120,8 +121,12 @@ pub(super) fn has_filtered_trampoline(release: &str) -> bool {
 
 /// As uname(1) -r prints it.
 pub fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_or_else(|_| "unknown".to_string(), |s| s.trim().to_string())
+    static RELEASE: OnceLock<String> = OnceLock::new();
+    let read = || {
+        std::fs::read_to_string("/proc/sys/kernel/osrelease")
+            .map_or_else(|_| "unknown".to_string(), |s| s.trim().to_string())
+    };
+    RELEASE.get_or_init(read).clone()
 }
 
 #[cfg(test)]

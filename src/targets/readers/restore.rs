@@ -38,7 +38,8 @@ impl Hidden {
     pub fn add(&mut self, others: &Hidden) {
         self.originals.extend(&others.originals);
         self.semaphores.extend(&others.semaphores);
-        self.span = others.span;
+        // Who has found no site in the file does not know it.
+        self.span = self.span.max(others.span);
     }
 }
 
@@ -154,4 +155,24 @@ pub(super) fn is_there(pid: u32) -> bool {
 pub(super) fn executable_name(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{}/exe", living_thread(pid))).ok()?;
     Some(path.file_name()?.to_str()?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_hide_in_a_file_is_all_hidden_whoever_comes_last() {
+        let of = |offset, span| Hidden {
+            originals: BTreeMap::from([(offset, 0x90)]),
+            semaphores: BTreeMap::from([(offset, 8)]),
+            span,
+        };
+        for spans in [[0x5000, 0], [0, 0x5000]] {
+            let mut all = Hidden::default();
+            all.add(&of(1, spans[0]));
+            all.add(&of(2, spans[1]));
+            assert_eq!((all.originals.len(), all.semaphores.len(), all.span), (2, 2, 0x5000));
+        }
+    }
 }
