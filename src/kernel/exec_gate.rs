@@ -1,6 +1,7 @@
 //! Programs that wait in execve(2) until they are let in: permission events of fanotify(7) for single files.
 //!
-//! Whatever ends this process lets them in too, because the kernel answers for a group that is closed. An event is only read when
+//! Whatever ends this process lets them in too, because the kernel answers for a group that is closed; while it is stopped, another one does
+//! ([`exec_watchdog`]). An event is only read when
 //! it is answered, one after the other: reading opens the file, and where no descriptor is left the kernel denies the exec.
 //! So the thread that answers has a table of descriptors of its own ([`apart`]).
 #![allow(unsafe_code)]
@@ -13,11 +14,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
+use super::exec_watchdog;
 use super::lease::{checked, signal};
 
 /// The files whose execution waits.
 #[derive(Debug)]
-pub struct ExecGate(OwnedFd);
+pub struct ExecGate {
+    group: OwnedFd,
+    /// What the watchdog is told by.
+    watchdog: Option<OwnedFd>,
+}
 
 impl ExecGate {
     /// For no file yet. It works on when `CAP_SYS_ADMIN` is given up.
@@ -30,7 +36,14 @@ impl ExecGate {
         // SAFETY: a plain system call.
         let fd = checked(unsafe { libc::fanotify_init(flags, opened as _) })?;
         // SAFETY: a new descriptor that nothing else has.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let mut gate = Self { group: unsafe { OwnedFd::from_raw_fd(fd) }, watchdog: None };
+        gate.watchdog = Some(exec_watchdog::start(&gate)?);
+        Ok(gate)
+    }
+
+    /// All that is open.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        [Some(&self.group), self.watchdog.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd)
     }
 
     /// Whoever executes the file from now on waits. `follow` says whether a symbolic link is followed, or means nothing.
@@ -45,15 +58,23 @@ impl ExecGate {
 
     /// Nobody waits from now on but those who wait already.
     pub fn open(&self) {
-        if let Err(err) = self.mark(libc::FAN_MARK_FLUSH, 0, None) {
+        if let Err(err) = self.try_open() {
             log::error!("failed to stop holding back programs: {err}");
         }
+    }
+
+    /// As [`ExecGate::open`].
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(super) fn try_open(&self) -> io::Result<()> {
+        self.mark(libc::FAN_MARK_FLUSH, 0, None)
     }
 
     fn mark(&self, how: libc::c_uint, events: u64, path: Option<&CString>) -> io::Result<()> {
         let path = path.map_or(std::ptr::null(), |path| path.as_ptr());
         // SAFETY: the path lives through the call.
-        checked(unsafe { libc::fanotify_mark(self.0.as_raw_fd(), how, events, libc::AT_FDCWD, path) })?;
+        checked(unsafe { libc::fanotify_mark(self.group.as_raw_fd(), how, events, libc::AT_FDCWD, path) })?;
         Ok(())
     }
 
@@ -61,7 +82,7 @@ impl ExecGate {
     pub fn waiting(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: the kernel writes one integer.
-        let outcome = checked(unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD, &raw mut bytes) });
+        let outcome = checked(unsafe { libc::ioctl(self.group.as_raw_fd(), libc::FIONREAD, &raw mut bytes) });
         outcome.map_or(0, |_| bytes as usize / size_of::<libc::fanotify_event_metadata>())
     }
 
@@ -70,48 +91,70 @@ impl ExecGate {
     /// # Errors
     /// If the kernel could not open the file for one, which it has denied the execution then.
     pub fn let_in(&self, most: usize) -> io::Result<usize> {
-        let mut failed = None;
-        for let_in in 0..most {
-            match self.let_in_one() {
-                Ok(true) => {}
-                Ok(false) => return failed.map_or(Ok(let_in), Err),
-                Err(err) => drop(failed.get_or_insert(err)),
+        self.tell(exec_watchdog::READS);
+        let (mut let_in, mut failed) = (0, None);
+        while let_in < most {
+            match self.read() {
+                Ok(None) => break,
+                Ok(Some(event)) => {
+                    if let Some(Err(err)) = event.map(|file| self.answer(file.as_raw_fd())) {
+                        failed.get_or_insert(err);
+                    }
+                    let_in += 1;
+                }
+                Err(err) => {
+                    failed.get_or_insert(err);
+                    let_in += 1;
+                }
             }
         }
-        failed.map_or(Ok(most), Err)
+        self.tell(exec_watchdog::HAS_ANSWERED);
+        failed.map_or(Ok(let_in), Err)
     }
 
-    fn let_in_one(&self) -> io::Result<bool> {
+    /// Tells the watchdog.
+    pub(super) fn tell(&self, what: u8) {
+        // A full pipe tells enough.
+        if let Some(watchdog) = &self.watchdog {
+            let _ = rustix::io::write(watchdog, &[what]);
+        }
+    }
+
+    /// The file that the next one executes; no file where nobody waits for an answer, nothing where nobody waits.
+    pub(super) fn read(&self) -> io::Result<Option<Option<OwnedFd>>> {
         let mut event = MaybeUninit::<libc::fanotify_event_metadata>::zeroed();
         let bytes = size_of::<libc::fanotify_event_metadata>();
         // SAFETY: the kernel writes at most so many bytes.
-        let read = unsafe { libc::read(self.0.as_raw_fd(), event.as_mut_ptr().cast(), bytes) };
+        let read = unsafe { libc::read(self.group.as_raw_fd(), event.as_mut_ptr().cast(), bytes) };
         if read < 0 {
             let err = io::Error::last_os_error();
-            return if err.kind() == io::ErrorKind::WouldBlock { Ok(false) } else { Err(err) };
+            return if err.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(err) };
         }
         if usize::try_from(read) != Ok(bytes) {
-            return Ok(false);
+            return Ok(None);
         }
         // SAFETY: written by the kernel; all bit patterns are valid.
         let event = unsafe { event.assume_init() };
-        if event.fd < 0 {
-            return Ok(true);
-        }
         // SAFETY: the event's own descriptor, which nothing else has.
-        let file = unsafe { OwnedFd::from_raw_fd(event.fd) };
-        let answer = libc::fanotify_response { fd: file.as_raw_fd(), response: libc::FAN_ALLOW };
+        Ok(Some((event.fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(event.fd) })))
+    }
+
+    /// Lets in who executes the file that was read with this number.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn answer(&self, number: RawFd) -> io::Result<()> {
+        let answer = libc::fanotify_response { fd: number, response: libc::FAN_ALLOW };
+        let bytes = size_of::<libc::fanotify_response>();
         // SAFETY: the structure that the kernel reads lives through the call.
-        let written = unsafe {
-            libc::write(self.0.as_raw_fd(), (&raw const answer).cast(), size_of::<libc::fanotify_response>())
-        };
-        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(true) }
+        let written = unsafe { libc::write(self.group.as_raw_fd(), (&raw const answer).cast(), bytes) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
 impl AsFd for ExecGate {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.group.as_fd()
     }
 }
 
@@ -131,7 +174,7 @@ pub fn apart<T: Send + 'static>(
     let kept = moved.clone();
     let (ready, is_ready) = sync_channel(1);
     std::thread::Builder::new().name(name.to_string()).spawn(move || {
-        let descriptors = own_descriptors(&kept);
+        let descriptors = only_descriptors(&kept);
         let is_apart = descriptors.is_ok();
         let _ = ready.send(descriptors);
         if is_apart {
@@ -147,7 +190,7 @@ pub fn apart<T: Send + 'static>(
 }
 
 /// Gives the calling thread a table of descriptors of its own in which there are only these, in order.
-fn own_descriptors(keep: &[RawFd]) -> io::Result<()> {
+pub(super) fn only_descriptors(keep: &[RawFd]) -> io::Result<()> {
     let unshare = libc::CLOSE_RANGE_UNSHARE.cast_signed();
     let mut first = 0;
     for fd in keep.iter().copied().chain([RawFd::MAX]) {

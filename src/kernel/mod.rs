@@ -9,6 +9,7 @@ mod control;
 mod error;
 mod events;
 mod exec_gate;
+mod exec_watchdog;
 mod files;
 mod filtering;
 mod filters;

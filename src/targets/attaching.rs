@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::gate::Gate;
 use super::readers::SharedReaders;
-use crate::kernel::{Attach, SharedPrices};
+use crate::kernel::{Attach, SharedPrices, can_make_wait};
 
 /// How probes are attached, and what all who attach share.
 #[derive(Debug, Clone)]
@@ -12,7 +12,8 @@ pub struct Attaching {
     pub kind: Attach,
     /// What a hit costs.
     pub prices: SharedPrices,
-    /// Holds back programs whose file is being replaced; None where the right to that is missing.
+    /// Holds back programs whose file is being replaced; None where the right to that is missing, and where it is not needed: a kernel that
+    /// makes programs wait itself lets them go on by itself, too.
     pub(super) gate: Option<Arc<Gate>>,
     /// Keeps breakpoints from those who read traced files.
     pub(super) readers: Arc<SharedReaders>,
@@ -21,7 +22,7 @@ pub struct Attaching {
 impl Attaching {
     /// Makes what needs rights that are given up later; `give_up` gives them up, before any thread is created.
     pub fn prepare<T>(kind: Attach, give_up: impl FnOnce() -> T) -> (Self, T) {
-        let gate = Gate::prepare();
+        let gate = if can_make_wait() { None } else { Gate::prepare() };
         let given_up = give_up();
         gate.iter().for_each(|gate| gate.start());
         (Self { kind, prices: SharedPrices::default(), gate, readers: Arc::default() }, given_up)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::denied::why_denied;
@@ -106,6 +106,17 @@ impl Finder {
             && let Some(events) = &self.events
         {
             events.forget_cgroups();
+        }
+    }
+
+    /// What the file is called that the target's path leads to: whoever executes it by that name, and not by the path's, is told, too.
+    pub(super) fn note_name(&mut self, target: usize, path: &Path) {
+        let Ok(path) = path.canonicalize() else { return };
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+        if self.processes.call(target, name)
+            && let Some(events) = &self.events
+        {
+            events.want(name);
         }
     }
 
@@ -279,7 +290,7 @@ fn filters(selector: &Selector) -> Option<ProcessFilter> {
         // To be told when it is run.
         Some(path) => {
             let name = path.file_name().and_then(|name| name.to_str());
-            name.map(|name| ProcessFilter::Runs(name.to_string(), selector.processes.clone()))
+            name.map(|name| ProcessFilter::Runs(vec![name.to_string()], selector.processes.clone()))
         }
         None => Some(ProcessFilter::Matching(selector.processes.clone())),
     }

@@ -3,10 +3,11 @@
 //! A breakpoint takes the kernel longer than a program takes to start. A thread of its own marks a file as soon as it is
 //! written beside a target's or put in its place. Who executes it meanwhile waits until all managers have dealt with what they
 //! were told before, but never longer than [`LONGEST`]; the marks go a moment later. The thread waits for nothing else, and
-//! where it fails or the exporter ends nobody waits any more.
+//! where it fails or the exporter ends nobody waits any more. Where the kernel makes programs wait by itself (`kernel::can_make_wait`)
+//! there is no gate.
 
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +35,7 @@ type Parts = (ExecGate, PathWatcher, UnixStream);
 fn descriptors((gate, watcher, woken): &Parts) -> Vec<RawFd> {
     let watched = watcher.descriptors();
     let all = watched.iter().map(AsRawFd::as_raw_fd);
-    all.chain([gate.as_fd().as_raw_fd(), woken.as_raw_fd()]).collect()
+    all.chain(gate.descriptors()).chain([woken.as_raw_fd()]).collect()
 }
 
 /// Of all managers of a process, since it can only be made before rights are given up.

@@ -235,6 +235,10 @@ impl Worker {
                 changed = true;
                 continue;
             }
+            // Before it is attached to: who executes it meanwhile waits.
+            if planned.selector.path().is_some() {
+                self.finder.note_name(target, &file.path);
+            }
             let lease = match lease(&self.watch.breaks, &mut self.finder, file) {
                 Ok(lease) => lease,
                 Err(err) => {

@@ -23,6 +23,7 @@ mod siege;
 mod slow;
 mod soak;
 mod start;
+mod stopped;
 mod targets;
 mod totals;
 mod web;

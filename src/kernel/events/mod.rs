@@ -102,6 +102,9 @@ const NO_MAPPINGS: &str =
 /// Programs of which is remembered whether their names fit any of the globs.
 const GLOB_RESULTS: u32 = 8192;
 
+/// So many times as many names as are wanted at first can be wanted later.
+const MORE_NAMES: usize = 8;
+
 /// The reader is woken when a quarter of the ring is full.
 const WAKE_BYTES: u32 = 1 << 16;
 
@@ -181,6 +184,12 @@ impl ProcessEvents {
     pub fn has_lost(&mut self) -> bool {
         let now = self.loaded.borrow_dependent().maps.bss_data.as_deref().map_or(0, |bss| bss.lost);
         std::mem::replace(&mut self.lost, now) != now
+    }
+
+    /// Processes that are called so are told as well.
+    pub fn want(&self, name: &str) {
+        let names = &self.loaded.borrow_dependent().maps.names;
+        keys_of(name).iter().flatten().for_each(|key| self.set(names, key, 1));
     }
 
     /// What this process does is told from now on.
@@ -276,7 +285,7 @@ fn load<'a>(
     hold: Duration,
 ) -> libbpf_rs::Result<EventsSkel<'a>> {
     let mut open = EventsSkelBuilder::default().open(storage.borrow_mut())?;
-    let entries = u32::try_from(2 * wanted.names.len().max(1)).unwrap_or(u32::MAX);
+    let entries = u32::try_from(2 * MORE_NAMES * wanted.names.len().max(1)).unwrap_or(u32::MAX);
     open.maps.names.set_max_entries(entries)?;
     let count = |globs: &[Pattern]| u32::try_from(globs.len()).unwrap_or(u32::MAX);
     let (names, lines) = (count(&wanted.name_globs), count(&wanted.line_globs));

@@ -22,8 +22,8 @@ use crate::selectors::{ProcessFacts, ProcessSelector};
 /// What tells whether a process is of interest to a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessFilter {
-    /// It runs a file that is called so, as the target's is; this says which of those count.
-    Runs(String, ProcessSelector),
+    /// It runs a file that is called one of these, as the target's is; this says which of those count.
+    Runs(Vec<String>, ProcessSelector),
     Matching(ProcessSelector),
 }
 
@@ -45,6 +45,9 @@ pub struct Processes {
     members: Vec<Vec<BTreeSet<String>>>,
     next: usize,
 }
+
+/// Names of the files that one path leads to.
+const NAMES: usize = 8;
 
 /// Processes whose mappings are read again at a time, where the kernel does not tell of new ones; and where it does: of what is mapped
 /// at a place that the program has chosen it does not.
@@ -224,16 +227,31 @@ impl Processes {
 
     fn matches(&self, target: usize, process: &Process) -> bool {
         match self.filters.get(target) {
-            Some(Some(ProcessFilter::Runs(name, selector)))
-                if process.is_called(name) || selector.predicates.is_empty() =>
-            {
-                process.is_called(name)
+            Some(Some(ProcessFilter::Runs(names, selector))) => {
+                let is_called = names.iter().any(|name| process.is_called(name));
+                is_called || (!selector.predicates.is_empty() && self.is_meant(target, selector, process))
             }
-            Some(Some(filters)) => {
-                process.families.contains(&target) || filters.selector().may_fit(&process.facts())
-            }
+            Some(Some(ProcessFilter::Matching(selector))) => self.is_meant(target, selector, process),
             _ => false,
         }
+    }
+
+    fn is_meant(&self, target: usize, selector: &ProcessSelector, process: &Process) -> bool {
+        process.families.contains(&target) || selector.may_fit(&process.facts())
+    }
+
+    /// The file at the target's path is called so, too. Whether that is new.
+    pub fn call(&mut self, target: usize, name: &str) -> bool {
+        let Some(Some(ProcessFilter::Runs(names, _))) = self.filters.get_mut(target) else { return false };
+        let is_new = !names.iter().any(|known| known == name);
+        if is_new {
+            // The first one is that of the path.
+            if names.len() >= NAMES {
+                names.remove(1);
+            }
+            names.push(name.to_string());
+        }
+        is_new
     }
 
     fn forked(&self, parent: &Process, pid: u32) -> Process {
@@ -353,6 +371,23 @@ mod tests {
         processes.all.values_mut().for_each(|process| process.libraries = None);
         processes.forget_some_libraries(false);
         assert_eq!(processes.take_changed(), BTreeSet::new());
+    }
+
+    #[test]
+    fn the_file_of_a_path_can_have_other_names() {
+        let path = ProcessFilter::Runs(vec!["app".to_string()], ProcessSelector::default());
+        let mut processes = Processes::of(vec![Some(path), Some(called("other"))]);
+        let process = Processes::default().look_at(std::process::id(), None).unwrap();
+        let of = |comm: &str| Process { comm: comm.to_string(), exe: None, ..process.clone() };
+        assert!(processes.matches(0, &of("app")) && !processes.matches(0, &of("app-1")));
+        assert!(!processes.call(0, "app") && !processes.call(1, "app-1"));
+        assert!(processes.call(0, "app-1") && !processes.call(0, "app-1"));
+        assert!(processes.matches(0, &of("app-1")) && !processes.matches(1, &of("app-1")));
+        for version in 2..=NAMES {
+            processes.call(0, &format!("app-{version}"));
+        }
+        assert!(processes.matches(0, &of("app")) && processes.matches(0, &of(&format!("app-{NAMES}"))));
+        assert!(!processes.matches(0, &of("app-1")));
     }
 
     #[test]
