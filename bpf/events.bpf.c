@@ -409,6 +409,20 @@ int moved(__u64 *ctx)
 	return 0;
 }
 
+#define PAGE_SIZE 4096
+
+/*
+ * Whether it looks like musl's loader, which marks its calls by nothing: it asks for as many pages as all segments take in memory, of which the
+ * file has hardly ever as many. Who reads a file maps all of it, or a part of that size.
+ */
+static __always_inline bool is_for_all_segments(struct file *file, const struct pt_regs *regs)
+{
+	__u64 bytes = regs->si, size = BPF_CORE_READ(file, f_inode, i_size);
+
+	return regs->r10 == MAP_PRIVATE && !regs->r9 && !(regs->dx & PROT_WRITE) && !(bytes % PAGE_SIZE) &&
+	       bytes != (size + PAGE_SIZE - 1) / PAGE_SIZE * PAGE_SIZE;
+}
+
 /*
  * A place for a new mapping was found: a loader asks for one for each library, and maps its parts into that. No tracepoint tells of
  * the mapping itself; that is there a moment later. Most calls are of memory without a file. Loaders map files privately; what is
@@ -437,8 +451,7 @@ int mapped(__u64 *ctx)
 		return 0;
 	event.file = key.file;
 	event.name = key.name;
-	/* By the C library's loader, which maps the code after this. */
-	if (regs->r10 & MAP_DENYWRITE)
+	if (regs->r10 & MAP_DENYWRITE || is_for_all_segments(file, regs))
 		event.ticket = make_wait();
 	send(&event, SHORT_EVENT, true);
 	return 0;

@@ -13,8 +13,9 @@
 #define PROT_WRITE 0x2
 #define PROT_EXEC 0x4
 #define MAP_SHARED 0x01
+#define MAP_PRIVATE 0x02
 #define MAP_ANONYMOUS 0x20
-#define MAP_DENYWRITE 0x800 /* of no effect; the C library's loader sets it */
+#define MAP_DENYWRITE 0x800 /* of no effect; glibc's loader sets it */
 
 struct fdtable {
 	unsigned int max_fds;

@@ -16,6 +16,7 @@ struct super_block {
 struct inode {
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	long long i_size;
 	__u32 i_generation;
 };
 

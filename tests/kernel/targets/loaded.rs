@@ -123,6 +123,56 @@ fn a_library_from_anywhere_counts_from_its_first_call() {
     }
 }
 
+/// musl's loader does not mark its calls as that of glibc does.
+#[test]
+fn a_library_that_musls_loader_loads_counts_from_its_first_call() {
+    const PROGRAM: &str = r#"
+        #include <dlfcn.h>
+        #include <stdio.h>
+        #include <string.h>
+        int main(void) {
+            char line[4096];
+            while (fgets(line, sizeof(line), stdin)) {
+                line[strcspn(line, "\n")] = 0;
+                void *library = dlopen(line, RTLD_NOW);
+                if (!library)
+                    return puts(dlerror()), 1;
+                int (*work)(int) = (int (*)(int))dlsym(library, "work");
+                for (int n = 0; n < 300; n++)
+                    work(n);
+                puts("done");
+                fflush(stdout);
+            }
+        }"#;
+    let directory = directory();
+    let name = format!("musl{}", std::process::id() % 100_000);
+    let [path, library, source] = [&name, "libmade.so", "source.c"].map(|name| directory.path().join(name));
+    let make = |text: &str, options: &[&str], to: &Path| {
+        fs::write(&source, text).unwrap();
+        run("musl-gcc", &[&["-O1", "-o", to.to_str().unwrap(), source.to_str().unwrap()], options].concat());
+    };
+    make(PROGRAM, &[], &path);
+    make(
+        "int v; __attribute__((noinline)) int work(int n) { return v += n; }",
+        &["-shared", "-fPIC"],
+        &library,
+    );
+    let tracer = Tracer::start_unready(
+        &format!(
+            "node_name: test\ntargets:\n- name: l\n  library: libfar.so\n  process: {name}\n  probes:\n  - function: work\n    \
+             metrics: [{{ counter: l_total }}]\n"
+        ),
+        false,
+    );
+    let mut program = Program::start(&path);
+    counted_from_the_first_hit(&tracer, "l_total", 300, |turn| {
+        let far = directory.path().join(turn.to_string()).join("libfar.so");
+        fs::create_dir(far.parent().unwrap()).unwrap();
+        copy(&library, &far);
+        assert_eq!(program.say(far.to_str().unwrap()), "done");
+    });
+}
+
 #[test]
 fn names_can_be_any_bytes() {
     let directory = directory();
