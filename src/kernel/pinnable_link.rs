@@ -71,7 +71,8 @@ pub fn detach(links: Vec<Link>) {
     std::thread::scope(|scope| {
         while !links.is_empty() {
             let some = links.split_off(links.len().saturating_sub(each));
-            scope.spawn(move || drop(some));
+            // Where there is no thread, they are dropped here.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(some));
         }
     });
 }

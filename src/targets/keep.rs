@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::attached_file::{AttachContext, AttachedFile};
-use super::cookies::Cookies;
 use super::file::TargetFile;
 use super::look::guard;
 use super::outcome::Outcome;
@@ -106,7 +105,7 @@ impl Worker {
                     let reason = reason.unwrap_or_else(|| format!("{} was written meanwhile", file.display));
                     log::info!("Target {name}: detached: {reason}");
                     // Its numbers are still free.
-                    file.detach(&mut Cookies::new(0));
+                    release(file.into_leaving().links);
                     continue;
                 }
                 used.extend(file.cookies.iter().map(|(_, cookie)| *cookie));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::announce::announce;
-use super::attached_file::{AttachContext, AttachedFile, detach_all};
+use super::attached_file::{AttachContext, AttachedFile};
 use super::file::{Identity, Stamp, TargetFile};
 use super::find::Finder;
 use super::outcome::Outcome;
@@ -157,9 +157,9 @@ impl Worker {
                 state.written = None;
                 // That one process will not come back.
                 if planned.selector.is_by_process() && planned.selector.processes.pid().is_some() {
-                    for mut old in state.current.drain(..) {
-                        old.detach(&mut self.cookies);
+                    for old in state.current.drain(..) {
                         self.finder.forget_executed(old.identity);
+                        self.detacher.detach(vec![old.into_leaving()]);
                     }
                 }
                 // Files that are attached stay so: their processes may still run, or the file may come back.
@@ -191,8 +191,8 @@ impl Worker {
                     if old.is_taken_over
                         && let Err(err) = guard(&mut old, file, &self.watch.breaks, &mut self.finder)
                     {
-                        old.detach(&mut self.cookies);
                         self.finder.forget_executed(old.identity);
+                        self.detacher.detach(vec![old.into_leaving()]);
                         (changed, written) = (true, err);
                         continue;
                     }
@@ -205,8 +205,8 @@ impl Worker {
                 }
                 // Written over in place: the sites are elsewhere now.
                 Some(_) => {
-                    old.detach(&mut self.cookies);
                     self.finder.forget_executed(old.identity);
+                    self.detacher.detach(vec![old.into_leaving()]);
                     changed = true;
                 }
                 None => {
@@ -235,6 +235,14 @@ impl Worker {
                 changed = true;
                 continue;
             }
+            // Written over while nobody ran it.
+            if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
+                self.detacher.detach(vec![state.replaced.swap_remove(at).into_leaving()]);
+            }
+            if self.detacher.is_busy_with(file.identity) {
+                written = Some(leaving(&file.display));
+                continue;
+            }
             // Before it is attached to: who executes it meanwhile waits.
             if planned.selector.path().is_some() {
                 self.finder.note_name(target, &file.path);
@@ -246,11 +254,6 @@ impl Worker {
                     continue;
                 }
             };
-            // Written over while nobody ran it.
-            if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
-                let mut old = state.replaced.swap_remove(at);
-                old.detach(&mut self.cookies);
-            }
             let new_file = AttachedFile::attach(context, file, lease, &mut self.cookies);
             state.note_attached(&new_file, target, &self.status);
             announce(&self.plan, planned, file, &new_file, elsewhere);
@@ -294,7 +297,7 @@ impl Worker {
             log::info!("Target {}: no process runs {} any more; detached", planned.name, old.display);
             self.finder.forget_executed(old.identity);
         }
-        detach_all(unused, &mut self.cookies);
+        self.detacher.detach(unused.into_iter().map(AttachedFile::into_leaving).collect());
     }
 
     /// The states of a target's probes: attached if it is so in any of its files, and partly if not at all sites.
@@ -331,6 +334,10 @@ impl Worker {
 
 /// What is not put back.
 const LEFT_OUT: &str = "it was shed, and a file that was replaced and still runs is not traced any more";
+
+fn leaving(file: &str) -> String {
+    format!("the probes of what {file} was before are being removed; it is attached afterwards")
+}
 
 /// Takes the lease on a file that an earlier exporter attached to.
 ///

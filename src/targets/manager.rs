@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::attached_file::{Shed, detach_all};
+use super::attached_file::{AttachedFile, Shed};
 use super::attaching::Attaching;
-use super::cookies::Cookies;
+use super::detacher::Leaving;
 use super::follow::ProcessChanges;
 use super::record::StartState;
 use super::state::{TargetState, Written};
@@ -154,6 +154,8 @@ impl Worker {
             let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
             // Before anything else: somebody waits.
             self.give_way(&wakeup.breaks);
+            self.detacher.give_back(&mut self.cookies);
+            self.forget_starts_of_shed();
             if wakeup.is_over {
                 self.watch.open_gate();
                 break;
@@ -161,13 +163,16 @@ impl Worker {
             for (task, done) in requests.try_iter() {
                 match task {
                     Task::Retire(probes) => {
-                        self.retire(&probes);
+                        let lot = self.retire(&probes);
                         self.keep();
+                        self.detacher.detach_and_tell(lot, Some(done));
                     }
-                    Task::Shed(probes) => self.take_out(probes),
-                    Task::Restore(probes) => self.put_back(&probes),
+                    Task::Shed(probes) => self.take_out(probes, done),
+                    Task::Restore(probes) => {
+                        self.put_back(&probes);
+                        let _ = done.try_send(());
+                    }
                 }
-                let _ = done.try_send(());
             }
             self.prepare(&wakeup.sibling);
             if wakeup.processes || self.finder.due_in().is_some_and(|due| due.is_zero()) {
@@ -209,6 +214,7 @@ impl Worker {
             self.watch.answer(&wakeup);
             self.keep_if_changed();
         }
+        self.detacher.end();
         self.keep();
         if self.kernel.pins().is_some_and(|pins| !pins.is_over()) {
             // What is pinned stays.
@@ -224,20 +230,22 @@ impl Worker {
                 state.current.into_iter().chain(state.replaced).chain(candidates)
             })
             .collect();
-        detach_all(all, &mut Cookies::new(0));
+        self.detacher.detach(all.into_iter().map(AttachedFile::into_leaving).collect());
+        self.detacher.end();
         self.guard.iter_mut().for_each(Guard::end);
         self.kernel.unpin();
     }
 
-    /// Takes probes out of all files, and out of the plan.
-    fn retire(&mut self, probes: &BTreeSet<usize>) {
+    /// Takes probes out of the plan; returns what is to be taken out of files.
+    fn retire(&mut self, probes: &BTreeSet<usize>) -> Vec<Leaving> {
         // Or the kernel could not lower them.
         self.raise_all_semaphores();
         let mut plan = Plan::clone(&self.plan);
         let units = probes.iter().map(|probe| plan.probes[*probe].unit).collect();
+        let mut lot = Vec::new();
         for (target, state) in plan.targets.iter_mut().zip(&mut self.targets) {
             let is_left: Vec<bool> = target.probes.iter().map(|probe| !probes.contains(probe)).collect();
-            state.files_mut().for_each(|file| file.retire(&units, &is_left, &mut self.cookies));
+            lot.extend(state.files_mut().map(|file| file.retire(&units, &is_left)));
             target.probes.retain(|probe| !probes.contains(probe));
         }
         self.plan = Arc::new(plan);
@@ -245,6 +253,7 @@ impl Worker {
         for probe in probes {
             self.status.set(*probe, ProbeState::Absent(reason.to_string()), [0, 0], None);
         }
+        lot
     }
 
     /// Looks at the targets for which processes have begun or changed.

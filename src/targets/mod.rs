@@ -6,6 +6,7 @@ mod attached_file;
 mod attaching;
 mod cookies;
 mod denied;
+mod detacher;
 mod file;
 mod find;
 mod follow;

@@ -89,7 +89,7 @@ impl Worker {
                      restarts; turn that off in the program before",
                     file.display
                 );
-                file.give_up(&reason, &mut self.cookies);
+                self.detacher.detach(vec![file.give_up(&reason)]);
                 log::error!("Target {name}: not traced any more: {reason}");
                 self.publish(target, planned);
             }

@@ -1,17 +1,29 @@
 //! Takes probes out of all files of their target for a while, and puts them back.
 
 use std::collections::BTreeSet;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 
 use super::attached_file::Shed;
 use super::worker::Worker;
 
+/// Probes on the way out.
+pub(super) struct Shedding {
+    /// Tells when they are.
+    out: Receiver<()>,
+    /// What they begin.
+    spans: BTreeSet<u32>,
+    /// Who is told then.
+    done: SyncSender<()>,
+}
+
 impl Worker {
-    /// Takes the probes out: all of their units.
-    pub(super) fn take_out(&mut self, probes: Shed) {
+    /// Takes the probes out: all of their units. `done` is told when they are.
+    pub(super) fn take_out(&mut self, probes: Shed, done: SyncSender<()>) {
         // Or the kernel could not lower them.
         self.raise_all_semaphores();
         let plan = self.plan.clone();
         let of = |probe: &usize| &plan.probes[*probe];
+        let mut lot = Vec::new();
         for (target, planned) in plan.targets.iter().enumerate() {
             let here = planned.probes.iter().filter(|probe| probes.contains_key(probe));
             let units: BTreeSet<usize> = here.map(|probe| of(probe).unit).collect();
@@ -19,18 +31,28 @@ impl Worker {
                 continue;
             }
             let state = &mut self.targets[target];
-            state.files_mut().for_each(|file| file.shelve(&units, &plan, &mut self.cookies));
+            lot.extend(state.files_mut().map(|file| file.shelve(&units, &plan)));
             // What was measured with them says nothing any more.
             state.meter.lately.clear();
         }
-        // What has begun ends unseen: the next end at the same place is not its.
-        let spans: BTreeSet<u32> = probes.keys().filter_map(|probe| Some(of(probe).span?.number)).collect();
-        if !spans.is_empty() {
-            self.status.add_expired(&self.kernel.forget_starts(&spans, plan.spans));
-        }
+        let spans = probes.keys().filter_map(|probe| Some(of(probe).span?.number)).collect();
+        let (tell, out) = sync_channel(1);
+        self.shedding.push(Shedding { out, spans, done });
+        self.detacher.detach_and_tell(lot, Some(tell));
         let touched = probes.keys().map(|probe| of(probe).target).collect();
         self.shed.extend(probes);
         self.publish_all(&touched);
+    }
+
+    /// What has begun ends unseen where probes are out: the next end at the same place is not its.
+    pub(super) fn forget_starts_of_shed(&mut self) {
+        let is_out = |shedding: &mut Shedding| shedding.out.try_recv() != Err(TryRecvError::Empty);
+        for Shedding { spans, done, .. } in self.shedding.extract_if(.., is_out).collect::<Vec<_>>() {
+            if !spans.is_empty() {
+                self.status.add_expired(&self.kernel.forget_starts(&spans, self.plan.spans));
+            }
+            let _ = done.try_send(());
+        }
     }
 
     /// Puts probes back that were taken out.

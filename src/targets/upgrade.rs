@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::attached_file::{AttachContext, AttachedFile, detach_all};
+use super::attached_file::{AttachContext, AttachedFile};
 use super::file::TargetFile;
 use super::find::Finder;
 use super::libraries::has_any;
@@ -90,10 +90,9 @@ impl Worker {
             broken.extend(state.replaced.extract_if(.., |g| is_broken(g)));
             let candidates = state.candidates.extract_if(.., |candidate| is_broken(&candidate.attached));
             broken.extend(candidates.map(|candidate| candidate.attached));
-            for attached in &mut broken {
-                attached.detach(&mut self.cookies);
+            for attached in &broken {
                 self.finder.forget_executed(attached.identity);
-                log::info!("Target {}: {} is about to be written; detached", planned.name, attached.display);
+                log::info!("Target {}: {} is about to be written; detaching", planned.name, attached.display);
             }
             let reason =
                 broken.first().filter(|_| is_current).map(|attached| being_written(&attached.display));
@@ -110,8 +109,8 @@ impl Worker {
                 planned.selector.path() == Some(path) || self.targets[target].paths.contains(*path)
             };
             paths.filter(is_path).for_each(|path| self.watch.expect(path));
-            // Only now may the writers begin.
-            drop(broken);
+            // Then the writers may begin.
+            self.detacher.detach(broken.into_iter().map(AttachedFile::into_leaving).collect());
         }
     }
 
@@ -130,12 +129,13 @@ impl Worker {
         }
     }
 
-    /// How long to wait for news, when a target waits for a writer.
+    /// How long to wait for news, when a target waits for a writer, or probes are on the way out that somebody waits for.
     pub(super) fn pause_for_writers(&self, pause: Duration) -> Duration {
         let waits = |state: &TargetState| {
             state.written.is_some_and(|written| written.since.elapsed() < WRITER_TIMEOUT)
         };
-        if self.targets.iter().any(waits) { WRITER_PAUSE } else { pause }
+        let is_due = self.targets.iter().any(waits) || !self.shedding.is_empty();
+        if is_due { WRITER_PAUSE } else { pause }
     }
 
     /// Tells the kernel how a file must be called to be a target's.
@@ -169,9 +169,8 @@ impl Worker {
             if known.any(|known| known.identity == found.identity) {
                 continue;
             }
-            let Some(mut attached) = self.attach_candidate(planned, &found) else { continue };
+            let Some(attached) = self.attach_candidate(planned, &found) else { continue };
             if !attached.is_attached() {
-                attached.detach(&mut self.cookies);
                 continue;
             }
             log::debug!("Target {}: {} may replace it; attached ahead", planned.name, found.display);
@@ -179,7 +178,7 @@ impl Worker {
             let mut beside = candidates.iter().enumerate().filter(|(_, candidate)| candidate.path.is_none());
             let oldest = beside.next().map(|(at, _)| at);
             if let Some(oldest) = oldest.filter(|_| beside.count() + 1 == CANDIDATES) {
-                candidates.remove(oldest).attached.detach(&mut self.cookies);
+                self.detacher.detach(vec![candidates.remove(oldest).attached.into_leaving()]);
             }
             candidates.push(Candidate { attached, since: Instant::now(), path: None });
         }
@@ -191,7 +190,7 @@ impl Worker {
         planned: &TargetPlan,
         found: &TargetFile,
     ) -> Option<AttachedFile> {
-        if !is_elf(found) {
+        if !is_elf(found) || self.detacher.is_busy_with(found.identity) {
             return None;
         }
         let lease = lease(&self.watch.breaks, &mut self.finder, found).ok()?;
@@ -216,7 +215,7 @@ impl Worker {
                 }
             }
             let old = state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDACY);
-            detach_all(old.map(|candidate| candidate.attached).collect(), &mut self.cookies);
+            self.detacher.detach(old.map(|candidate| candidate.attached.into_leaving()).collect());
         }
     }
 }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use super::attached_file::Shed;
 use super::attaching::Attaching;
 use super::cookies::Cookies;
+use super::detacher::Detacher;
 use super::file::Identity;
 use super::find::Finder;
 use super::readers::ReadersHandle;
 use super::record::{Changing, Signature, StartState};
+use super::shed::Shedding;
 use super::state::TargetState;
 use super::status::Status;
 use super::watch::Watch;
@@ -35,6 +37,8 @@ pub(super) struct Worker {
     pub(super) status: Arc<Status>,
     pub(super) cookies: Cookies,
     pub(super) shed: Shed,
+    pub(super) shedding: Vec<Shedding>,
+    pub(super) detacher: Detacher,
     pub(super) targets: Vec<TargetState>,
     pub(super) finder: Finder,
     pub(super) watch: Watch,
@@ -134,6 +138,8 @@ impl Worker {
             status,
             cookies,
             shed: Shed::new(),
+            shedding: Vec::new(),
+            detacher: Detacher::default(),
             targets,
             finder,
             watch,

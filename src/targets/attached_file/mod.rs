@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use self::again::RetrySchedule;
 pub use self::attach::{AttachContext, place};
 use super::cookies::Cookies;
+use super::detacher::Leaving;
 use super::file::{Identity, Stamp, TargetFile};
 use super::outcome::Outcome;
 use super::readers::Hidden;
 use super::status::ProbeState;
 use crate::elf::SharedSemaphore;
-use crate::kernel::{Kernel, Lease, PinnableLink, release};
+use crate::kernel::{Kernel, Lease, PinnableLink};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
 
@@ -122,8 +123,8 @@ impl AttachedFile {
     }
 
     /// Takes the probes of these units out for a while.
-    pub fn shelve(&mut self, units: &BTreeSet<usize>, plan: &Plan, cookies: &mut Cookies) {
-        self.take_out(units, cookies);
+    pub fn shelve(&mut self, units: &BTreeSet<usize>, plan: &Plan) -> Leaving {
+        let leaving = self.take_out(units);
         let unit = |at: usize| plan.probes[self.probes[at].probe].unit;
         let gone: Vec<_> = self.sites.extract_if(.., |(at, _)| units.contains(&unit(*at))).collect();
         // Another unit's probe may be at the same place.
@@ -131,6 +132,7 @@ impl AttachedFile {
         self.shared_semaphores.retain(|(offset, _)| sites.iter().any(|(_, site)| site.offset == *offset));
         gone.iter().for_each(|(at, _)| self.probes[*at].sites -= 1);
         self.shelved.extend(gone);
+        leaving
     }
 
     /// Puts back what is taken out no longer. Whether there was something.
@@ -151,11 +153,10 @@ impl AttachedFile {
         true
     }
 
-    fn take_out(&mut self, units: &BTreeSet<usize>, cookies: &mut Cookies) {
-        let gone = self.links.extract_if(.., |(unit, _)| units.contains(unit));
-        release(gone.map(|(_, link)| link).collect());
-        let gone = self.cookies.extract_if(.., |(unit, _)| units.contains(unit));
-        cookies.free.extend(gone.map(|(_, cookie)| cookie));
+    fn take_out(&mut self, units: &BTreeSet<usize>) -> Leaving {
+        let links = self.links.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, link)| link);
+        let numbers = self.cookies.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, number)| number);
+        Leaving { identity: self.identity, links: links.collect(), numbers: numbers.collect(), lease: None }
     }
 
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
@@ -176,29 +177,39 @@ impl AttachedFile {
         self.probes.iter().map(|probe| (&probe.state, probe.sites)).ne(before.iter().map(|(s, n)| (s, *n)))
     }
 
-    /// Takes the probes out of the file. Site numbers are given back only then: until it is detached, a hit could
+    /// Takes the probes out of the file. Site numbers are given back only when that is done: until then a hit could
     /// still name them.
-    pub fn detach(&mut self, cookies: &mut Cookies) {
-        release(self.links.drain(..).map(|(_, link)| link).collect());
+    pub fn leave_all(&mut self) -> Leaving {
         self.shared_semaphores.clear();
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
-        cookies.free.extend(self.cookies.drain(..).map(|(_, cookie)| cookie));
+        Leaving {
+            identity: self.identity,
+            links: self.links.drain(..).map(|(_, link)| link).collect(),
+            numbers: self.cookies.drain(..).map(|(_, number)| number).collect(),
+            lease: None,
+        }
+    }
+
+    /// Likewise, with the lease, which writers wait for.
+    pub fn into_leaving(mut self) -> Leaving {
+        Leaving { lease: self.lease.take(), ..self.leave_all() }
     }
 
     /// Takes the probes out of the file for as long as it is what it is.
-    pub fn give_up(&mut self, reason: &str, cookies: &mut Cookies) {
-        self.detach(cookies);
+    pub fn give_up(&mut self, reason: &str) -> Leaving {
+        let leaving = self.leave_all();
         for probe in &mut self.probes {
             (probe.sites, probe.state) = (0, ProbeState::Refused(reason.to_string()));
             probe.open.clear();
         }
         self.unread = false;
+        leaving
     }
 
     /// Takes the probes of these units out of the file, and leaves the others alone. `is_left` says which probes remain, by
     /// their positions.
-    pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool], cookies: &mut Cookies) {
-        self.take_out(units, cookies);
+    pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool]) -> Leaving {
+        let leaving = self.take_out(units);
         // Positions change with those that go.
         let mut kept = 0;
         let positions: Vec<Option<usize>> = (0..self.probes.len())
@@ -219,6 +230,7 @@ impl AttachedFile {
         }
         let mut is_kept = positions.iter().map(Option::is_some);
         self.probes.retain(|_| is_kept.next().unwrap_or(true));
+        leaving
     }
 
     /// Notes that no process that is meant runs the file.
@@ -260,21 +272,6 @@ impl AttachedFile {
     pub fn offsets(&self) -> Vec<u64> {
         self.sites.iter().map(|(_, site)| site.offset).collect()
     }
-}
-
-/// Takes the probes out of all these files at the same time: the kernel takes as long for one, and somebody may wait.
-pub fn detach_all(mut files: Vec<AttachedFile>, cookies: &mut Cookies) {
-    std::thread::scope(|scope| {
-        let detach = |file: &mut AttachedFile| {
-            let mut freed = Cookies::new(0);
-            file.detach(&mut freed);
-            freed.free
-        };
-        let running: Vec<_> = files.iter_mut().map(|file| scope.spawn(move || detach(file))).collect();
-        for detached in running {
-            cookies.free.extend(detached.join().unwrap_or_default());
-        }
-    });
 }
 
 #[cfg(test)]

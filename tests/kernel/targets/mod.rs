@@ -8,6 +8,7 @@ mod files;
 mod first_starts;
 mod loaded;
 mod meant;
+mod moments;
 mod moved_code;
 mod namespaces;
 mod process_labels;

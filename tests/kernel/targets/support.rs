@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
+pub use exporter::kernel::can_make_wait;
+
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
@@ -201,13 +203,6 @@ pub fn hierarchy() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let found = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
     found.expect("control groups of version 2").split(' ').nth(1).unwrap().into()
-}
-
-/// Whether the kernel can make a task wait before its system call returns: Linux 6.18.
-pub fn can_make_wait() -> bool {
-    let types = fs::read("/sys/kernel/btf/vmlinux").unwrap();
-    let name = b"bpf_task_work_schedule_resume_impl";
-    types.windows(name.len()).any(|window| window == name)
 }
 
 /// In each turn code fires so often that was never seen before. All of that is counted where the kernel makes it wait, unless the exporter has

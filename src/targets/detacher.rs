@@ -1,0 +1,114 @@
+//! Takes probes out of files, in threads of their own.
+//!
+//! The kernel lets go of a probe when none of its programs can be using it any more; such is also the one that makes a process wait
+//! until its file was looked at. So whoever looks at files must not wait for that: neither would go on before the process has waited for
+//! as long as it may.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use super::cookies::Cookies;
+use super::file::Identity;
+use crate::kernel::{Lease, PinnableLink, release};
+
+/// The probes of a file, on the way out.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) identity: Identity,
+    pub(super) links: Vec<PinnableLink>,
+    /// Those of its sites: a hit can name them until the links are gone.
+    pub(super) numbers: Vec<u32>,
+    /// Writers wait for it until then.
+    pub(super) lease: Option<Lease>,
+}
+
+/// What is on the way out.
+#[derive(Debug, Default)]
+pub(super) struct Detacher {
+    shared: Arc<Mutex<DetachState>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct DetachState {
+    /// Files that have probes on the way out, and of how many lots.
+    files: HashMap<Identity, usize>,
+    /// Of those that are out.
+    numbers: Vec<u32>,
+}
+
+fn lock(state: &Mutex<DetachState>) -> MutexGuard<'_, DetachState> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Detacher {
+    /// Takes all of these out at the same time, for the kernel takes as long for one, and then lets go of the leases.
+    pub(super) fn detach(&mut self, lot: Vec<Leaving>) {
+        self.detach_and_tell(lot, None);
+    }
+
+    /// As [`Detacher::detach`], and tells somebody when that is done.
+    pub(super) fn detach_and_tell(&mut self, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
+        self.threads.retain(|thread| !thread.is_finished());
+        if lot.iter().all(|leaving| leaving.links.is_empty()) {
+            finish(&self.shared, lot, done);
+            return;
+        }
+        for leaving in &lot {
+            *lock(&self.shared).files.entry(leaving.identity).or_default() += 1;
+        }
+        let shared = self.shared.clone();
+        // What it is given is not lost where there is no thread.
+        let (give, given) = sync_channel(1);
+        let work = move || given.iter().for_each(|(lot, done)| take_out(&shared, lot, done));
+        match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
+            Ok(thread) => {
+                let _ = give.send((lot, done));
+                self.threads.push(thread);
+            }
+            Err(err) => {
+                log::debug!("failed to start a thread that detaches: {err}");
+                take_out(&self.shared, lot, done);
+            }
+        }
+    }
+
+    /// Whether former probes of the file are still there: with others, hits would count twice.
+    pub(super) fn is_busy_with(&self, identity: Identity) -> bool {
+        lock(&self.shared).files.contains_key(&identity)
+    }
+
+    /// Numbers of sites are free again whose probes are out.
+    pub(super) fn give_back(&self, cookies: &mut Cookies) {
+        cookies.free.append(&mut lock(&self.shared).numbers);
+    }
+
+    /// Waits until all is out.
+    pub(super) fn end(&mut self) {
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
+}
+
+fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
+    let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
+    release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
+    for identity in identities {
+        let files = &mut lock(shared).files;
+        if let Some(lots) = files.get_mut(&identity) {
+            *lots -= 1;
+        }
+        files.retain(|_, lots| *lots > 0);
+    }
+    finish(shared, lot, done);
+}
+
+/// Once the writer goes on, the file can be attached to.
+fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
+    lock(shared).numbers.extend(lot.iter().flat_map(|leaving| &leaving.numbers));
+    lot.into_iter().for_each(|leaving| drop(leaving.lease));
+    if let Some(done) = done {
+        let _ = done.try_send(());
+    }
+}
