@@ -53,6 +53,23 @@ static __always_inline bool exe_is_called(const struct filter *filter)
 	return true;
 }
 
+/*
+ * The kernel cuts a name after 15 bytes. Whether the leader's is what remains of the executable's, which then is what the process is
+ * called.
+ */
+static __always_inline bool is_cut(const __u64 comm[2])
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct dentry *exe = BPF_CORE_READ(task, mm, exe_file, f_path.dentry);
+	__u64 begin[2];
+
+	if (!exe || BPF_CORE_READ(exe, d_name.len) < sizeof(begin) ||
+	    bpf_probe_read_kernel(begin, sizeof(begin), BPF_CORE_READ(exe, d_name.name)))
+		return false;
+	/* The last byte of the leader's is its NUL. */
+	return comm[0] == begin[0] && comm[1] == (begin[1] & ~0ULL >> 8);
+}
+
 /* By the leader's name, which a thread does not change by giving itself another, or by the executable's. */
 static __always_inline bool is_called(const struct filter *filter)
 {
@@ -62,7 +79,7 @@ static __always_inline bool is_called(const struct filter *filter)
 	if (bpf_probe_read_kernel(comm, sizeof(comm), task->group_leader->comm))
 		return false;
 	if (filter->length < 16 && comm[0] == filter->name[0] && comm[1] == filter->name[1])
-		return true;
+		return !is_cut(comm);
 	return exe_is_called(filter);
 }
 
@@ -71,9 +88,12 @@ static __always_inline bool name_fits(const struct filter *filter)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
-	__u64 comm = (__u64)leader + __builtin_preserve_field_info(leader->comm, 0);
+	__u64 name = (__u64)leader + __builtin_preserve_field_info(leader->comm, 0);
+	__u64 comm[2];
 
-	if (fits_glob(comm, MAX_NAME, filter->glob, false) > 0)
+	if (bpf_probe_read_kernel(comm, sizeof(comm), (void *)name))
+		return false;
+	if (!is_cut(comm) && fits_glob(name, MAX_NAME, filter->glob, false) > 0)
 		return true;
 	return fits_glob((__u64)BPF_CORE_READ(task, mm, exe_file, f_path.dentry, d_name.name), MAX_NAME,
 			 filter->glob, false) > 0;

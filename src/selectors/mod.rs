@@ -75,6 +75,18 @@ pub struct ProcessFacts<'a> {
     pub belongs: &'a Belongs,
 }
 
+impl<'a> ProcessFacts<'a> {
+    /// What the process is called: by its leader, unless that is only the beginning of what it runs is called, and by that.
+    pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let is_cut = self.comm.len() == COMM_BYTES
+            && self.exe.is_some_and(|exe| exe.len() > COMM_BYTES && exe.starts_with(self.comm));
+        [Some(self.comm).filter(|_| !is_cut), self.exe].into_iter().flatten()
+    }
+}
+
+/// Bytes of a name that the kernel keeps.
+const COMM_BYTES: usize = 15;
+
 /// How the kernel tells whether a predicate holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelTest<'a> {
@@ -265,9 +277,7 @@ impl Predicate {
         let belongs = facts.belongs;
         match self {
             Predicate::Pid(pid) => facts.pid == *pid,
-            Predicate::Process(name) => {
-                name.matches(facts.comm) || facts.exe.is_some_and(|exe| name.matches(exe))
-            }
+            Predicate::Process(name) => facts.names().any(|called| name.matches(called)),
             Predicate::Cmdline(pattern) => pattern.matches(facts.cmdline),
             Predicate::Container(_) | Predicate::Image(_) => {
                 belongs.containers.iter().any(|container| self.fits_container(container))

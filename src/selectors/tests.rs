@@ -102,6 +102,20 @@ fn what_the_kernel_is_told_of_members() {
 }
 
 #[test]
+fn the_beginning_of_a_long_name_is_not_the_name() {
+    let belongs = Belongs::default();
+    let is = |name: &str, comm, exe| {
+        read("process", name).fits(&ProcessFacts { comm, exe: Some(exe), ..facts(&belongs) })
+    };
+    assert!(is("fifteen-letters", "fifteen-letters", "fifteen-letters"));
+    assert!(!is("fifteen-letters", "fifteen-letters", "fifteen-letters-and-more"));
+    assert!(!is("*-letters", "fifteen-letters", "fifteen-letters-and-more"));
+    assert!(is("*-more", "fifteen-letters", "fifteen-letters-and-more"));
+    assert!(is("fifteen-letters", "fifteen-letters", "sh"), "a script");
+    assert!(is("fifteen", "fifteen", "fifteen-letters"), "it calls itself so");
+}
+
+#[test]
 fn command_lines_are_words_with_one_space_between() {
     assert_eq!(command_line(b"java\0-jar\0\0a b.jar\0"), "java -jar a b.jar");
     assert_eq!(command_line(b"postgres: idle\0\0\0\0"), "postgres: idle");

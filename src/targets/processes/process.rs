@@ -33,7 +33,7 @@ pub struct Process {
 
 impl Process {
     pub(super) fn is_called(&self, name: &str) -> bool {
-        self.comm == name || self.exe.as_deref() == Some(name)
+        self.facts().names().any(|called| called == name)
     }
 
     pub(super) fn facts(&self) -> ProcessFacts<'_> {

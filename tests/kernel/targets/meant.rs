@@ -56,6 +56,26 @@ fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
     assert_eq!(count(&tracer, "long_total"), 7);
 }
 
+/// The kernel keeps the same fifteen bytes of both names.
+#[test]
+fn a_name_is_not_one_that_begins_so() {
+    let (builds, directory) = (builds(), directory());
+    let name = format!("{:0>15}", std::process::id());
+    let (path, longer) = (directory.path().join(&name), directory.path().join(name.clone() + "-helper"));
+    copy(&builds.path().join("first"), &path);
+    fs::hard_link(&path, &longer).unwrap();
+    let (mut program, mut helper) = (Program::start(&path), Program::start(&longer));
+    let tracer = Tracer::start(&config(&[
+        ("name", &format!("process: \"{name}\"")),
+        ("glob", &format!("process: \"?{}\"", &name[1..])),
+        ("longer", &format!("process: \"{name}-*\"")),
+    ]));
+    program.fire(7);
+    helper.fire(100);
+    let counts = ["name_total", "glob_total", "longer_total"].map(|metric| count(&tracer, metric));
+    assert_eq!(counts, [7, 7, 100]);
+}
+
 #[test]
 fn a_container_is_that_container_with_all_its_control_groups() {
     let (builds, directory) = (builds(), directory());
