@@ -111,7 +111,7 @@ pub enum SiteError {
     /// The file has USDT probes, but not this one; `near` holds `provider:name`, the nearest first.
     NoProbe { provider: String, name: String, near: Vec<String> },
     /// No function of that name; `near` holds the nearest names, `stripped` says that there is no `.symtab`.
-    NoFunction { pattern: String, near: Vec<String>, stripped: bool },
+    NoFunction { pattern: String, near: Vec<String>, unnamed: Option<Unnamed> },
     /// The name is there, but nothing that a probe can be set on.
     NotProbeable { name: String, reason: &'static str },
     /// The program chooses at its start which code this is; `implementations` holds names, or offsets in the file.
@@ -124,6 +124,14 @@ pub enum SiteError {
     InsideInstruction { what: String, before: u64, after: u64 },
     /// A separate debug file that belongs to another build of the program.
     OtherBuild,
+}
+
+/// Why a file's functions may have no names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unnamed {
+    Stripped,
+    /// It is stripped, and what it has of names in itself cannot be unpacked.
+    Packed,
 }
 
 impl From<ElfError> for SiteError {
@@ -139,15 +147,20 @@ impl fmt::Display for SiteError {
             SiteError::NoProbe { provider, name, near } => {
                 write!(f, "no USDT probe {provider}:{name} in this file{}", Near(near))
             }
-            SiteError::NoFunction { pattern, near, stripped } => {
+            SiteError::NoFunction { pattern, near, unnamed } => {
                 write!(f, "no function {pattern} in this file{}", Near(near))?;
-                if *stripped {
-                    f.write_str(
-                        "; the file is stripped, so only exported functions have names: install the debug \
-                         symbols, or use a file offset such as 0x1234",
-                    )?;
-                }
-                Ok(())
+                let why = match unnamed {
+                    None => return Ok(()),
+                    Some(Unnamed::Stripped) => "",
+                    Some(Unnamed::Packed) => {
+                        " and its .gnu_debugdata is damaged, too large or packed otherwise than by `xz` alone,"
+                    }
+                };
+                write!(
+                    f,
+                    "; the file is stripped,{why} so only exported functions have names: install the debug symbols, or \
+                     use a file offset such as 0x1234"
+                )
             }
             SiteError::NotProbeable { name, reason } => write!(f, "{name} cannot be probed: {reason}"),
             SiteError::Ifunc { name, implementations } => {

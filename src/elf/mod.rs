@@ -53,7 +53,7 @@ pub use approach::Approach;
 pub use code::Functions;
 pub use debug::{debug_file_candidates, shared_debug_candidates};
 pub use debug_info::DebugInfo;
-pub use error::{ElfError, FormError, SiteError};
+pub use error::{ElfError, FormError, SiteError, Unnamed};
 pub use exit::{Exit, ExitKind, Exits, NoExits, Passage, PassageKind};
 pub use forms::{ArgForm, Form, Reg, parse_args};
 pub use functions::function_sites;

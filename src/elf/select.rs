@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::copies::{drop_chained, listed, remarks_on, remarks_on_each};
+use super::error::Unnamed;
 use super::ifunc::implementations;
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
@@ -210,11 +211,10 @@ fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
 pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
     let image = index.image();
     let names = index.plain_names().map(|(symbol, plain)| plain.unwrap_or(symbol.name).to_owned());
-    SiteError::NoFunction {
-        pattern: pattern.to_owned(),
-        near: nearest(pattern, names),
-        stripped: image.is_stripped() && image.pclntab().is_none(),
-    }
+    let is_packed = || image.section(b".gnu_debugdata").is_some();
+    let unnamed = (image.is_stripped() && image.pclntab().is_none())
+        .then(|| if is_packed() { Unnamed::Packed } else { Unnamed::Stripped });
+    SiteError::NoFunction { pattern: pattern.to_owned(), near: nearest(pattern, names), unnamed }
 }
 
 /// Of several names for one address, the exported one, then the one with the fewest leading underscores.

@@ -297,26 +297,39 @@ fn compressed_symbols_without_end_are_not_unpacked() {
     assert!(embedded_symbols(&Image::parse(&bytes).unwrap()).is_none());
 }
 
-#[test]
-fn symbols_that_a_program_carries_compressed_are_read() {
-    let path = compile("names-mini", "cc", WORK, &["-O1", "-DFACTOR=3"]);
+/// A stripped program with the name of one of its functions in itself, packed by xz with these options; and the program before.
+fn carrying(name: &str, packing: &[&str]) -> (Vec<u8>, Vec<u8>) {
+    let path = compile(name, "cc", WORK, &["-O1", "-DFACTOR=3"]);
     let mini = path.with_extension("mini");
     run(Command::new("objcopy").args(["-S", "--keep-symbol=work"]).args([&path, &mini]));
     let packed = path.with_extension("mini.xz");
-    run(Command::new("xz").args(["--keep", "--force"]).arg(&mini));
+    run(Command::new("xz").args(["--keep", "--force"]).args(packing).arg(&mini));
     let carrying = path.with_extension("carrying");
     run(Command::new("objcopy")
         .arg("--strip-all")
         .arg(format!("--add-section=.gnu_debugdata={}", packed.display()))
         .args([&path, &carrying]));
-    let whole = fs::read(&path).unwrap();
+    (fs::read(&carrying).unwrap(), fs::read(&path).unwrap())
+}
+
+#[test]
+fn symbols_that_a_program_carries_compressed_are_read() {
+    let (bytes, whole) = carrying("names-mini", &[]);
     let right = offsets(&Image::parse(&whole).unwrap(), "work");
-    let bytes = fs::read(&carrying).unwrap();
     let image = Image::parse(&bytes).unwrap();
     assert!(function_sites(&image, "work").is_err());
     let embedded = embedded_symbols(&image).unwrap();
     let named = image.with_embedded_symbols(&Image::parse(&embedded).unwrap());
     assert_eq!(offsets(&named, "work"), right);
+}
+
+#[test]
+fn names_that_cannot_be_unpacked_are_told() {
+    let (bytes, _) = carrying("names-filtered", &["--x86", "--lzma2"]);
+    let image = Image::parse(&bytes).unwrap();
+    assert_eq!(embedded_symbols(&image), None);
+    let said = function_sites(&image, "work").unwrap_err().to_string();
+    assert!(said.contains("its .gnu_debugdata is damaged, too large or packed otherwise"), "{said}");
 }
 
 const INLINED: &str = r#"
