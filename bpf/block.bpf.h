@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Whether a packet's source is blocked. Two bitmaps of 2 MiB stand in front, which most packets are done with after one
+ * Whether a packet is blocked: by its source when it is received, by its destination when it is sent. Two bitmaps of 2 MiB stand in front, which most packets are done with after one
  * load: IPv4 has a bit for each /24 that an entry touches, IPv6 one for each hash of the first 32 bits and one for each hash
  * of a prefix with its length. A bit that is set means only that it is worth looking: then one hash table is asked for each
  * prefix length in use, the longest first. Bits are set before an entry is needed and cleared after it is gone, so that
@@ -78,6 +78,8 @@ static const volatile __u32 list_allowed = NET_LIST_ALLOWED;
 #define TRANSPORT_FROM(transport) ((__u32)(transport) >> 16)
 #define TRANSPORT_TO(transport) ((__u32)(transport)&0xffff)
 #define TRANSPORT_NEIGHBOUR (1ULL << 40)
+#define TRANSPORT_EGRESS_SHIFT 41
+#define TRANSPORT_DIRECTION(transport) ((__u32)((transport) >> TRANSPORT_EGRESS_SHIFT) & 1)
 
 /* Packets and bytes in one number. */
 #define AMOUNT(packets, bytes) ((__u64)(packets) << 32 | (bytes))
@@ -135,6 +137,8 @@ static __always_inline bool holds(const struct net_rule *rule, __u64 transport, 
 {
 	__u32 port = TRANSPORT_TO(transport);
 
+	if (!(rule->directions >> TRANSPORT_DIRECTION(transport) & 1))
+		return false;
 	if (rule->expires && (__s32)(now - rule->expires) >= 0)
 		return false;
 	if (!rule->protocol)
@@ -276,21 +280,25 @@ static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 tran
 	return found ? found : find6_in(high, low, list, 0, transport);
 }
 
-/* Whether it passes whoever sends it: to the exporter's own listeners, of a connection that is spared, or neighbour
- * discovery, without which nobody on the link could be reached. */
-static __always_inline bool is_exempt(const struct net_connection *connection, __u64 transport)
+/* Whether it passes whoever it is from or to: a packet of the exporter's own listeners, of a connection that is spared, or
+ * neighbour discovery, without which nobody on the link could be reached. */
+static __always_inline bool is_exempt(struct net_connection *connection, __u64 transport)
 {
-	__u32 i, to = TRANSPORT_TO(transport);
+	bool is_sent = TRANSPORT_DIRECTION(transport) == NET_EGRESS;
+	__u32 own = is_sent ? TRANSPORT_FROM(transport) : TRANSPORT_TO(transport), i;
 
 	if (transport & TRANSPORT_NEIGHBOUR)
 		return true;
-	if (TRANSPORT_NUMBER(transport) != IPPROTO_TCP || !to)
+	own &= 0xffff;
+	if (TRANSPORT_NUMBER(transport) != IPPROTO_TCP || !own)
 		return false;
 #pragma unroll
 	for (i = 0; i < NET_OWN_PORTS; i++) {
-		if (*(volatile __u32 *)&blocklist.own_ports[i] == to)
+		if (*(volatile __u32 *)&blocklist.own_ports[i] == own)
 			return true;
 	}
+	connection->source_port = is_sent ? TRANSPORT_TO(transport) : TRANSPORT_FROM(transport);
+	connection->destination_port = own;
 	return bpf_map_lookup_elem(&spared, connection) != 0;
 }
 
@@ -302,11 +310,7 @@ static __always_inline __u32 judged(bool whole)
 
 __noinline __u32 judge4(__u32 address, __u64 transport, __u64 amount)
 {
-	struct net_connection connection = {
-		.source = { 0, 0, bpf_htonl(0xffff), address },
-		.source_port = TRANSPORT_FROM(transport),
-		.destination_port = TRANSPORT_TO(transport),
-	};
+	struct net_connection connection = { .source = { 0, 0, bpf_htonl(0xffff), address } };
 	__u32 host = bpf_ntohl(address), found;
 
 	if (!with_blocklist)
@@ -320,11 +324,7 @@ __noinline __u32 judge4(__u32 address, __u64 transport, __u64 amount)
 
 __noinline __u32 judge6(__u64 high, __u64 low, __u64 transport, __u64 amount)
 {
-	struct net_connection connection = {
-		.source = { high, high >> 32, low, low >> 32 },
-		.source_port = TRANSPORT_FROM(transport),
-		.destination_port = TRANSPORT_TO(transport),
-	};
+	struct net_connection connection = { .source = { high, high >> 32, low, low >> 32 } };
 	__u32 found;
 
 	if (!with_blocklist)
@@ -361,35 +361,40 @@ static __always_inline bool is_neighbour_discovery(const struct frame *f, const 
 	return *icmp >= 133 && *icmp <= 137;
 }
 
+/* Where the address of the other end is in an IP header. */
+#define PEER4(egress) ((egress) ? 16 : 12)
+#define PEER6(egress) ((egress) ? 24 : 8)
+
 /* Whether a frame that has an IP header is worth asking for. */
-static __always_inline bool is_marked_frame(const struct frame *f, __u64 what)
+static __always_inline bool is_marked_frame(const struct frame *f, __u64 what, bool egress)
 {
 	void *ip = f->data + IS_IP_AT(what);
 
 	/* Each with its own comparison: the verifier of Linux 6.1 does not see that one was made for the other. */
 	if (IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0))
-		return ip + IPV6_HEADER <= f->end && is_marked6(*(__u32 *)(ip + 8));
+		return ip + IPV6_HEADER <= f->end && is_marked6(*(__u32 *)(ip + PEER6(egress)));
 	barrier_var(ip);
-	return ip + IPV4_HEADER <= f->end && is_marked4(*(__u32 *)(ip + 12));
+	return ip + IPV4_HEADER <= f->end && is_marked4(*(__u32 *)(ip + PEER4(egress)));
 }
 
 /* Of such a frame: zero if it passes. */
-static __always_inline __u32 judge(const struct frame *f, __u64 what, __u64 amount)
+static __always_inline __u32 judge(const struct frame *f, __u64 what, bool egress, __u64 amount)
 {
 	void *ip = f->data + IS_IP_AT(what);
-	__u64 transport = transport_of(f, what);
+	__u64 transport = transport_of(f, what) | (__u64)egress << TRANSPORT_EGRESS_SHIFT;
 
 	if (IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0)) {
 		if (ip + IPV6_HEADER > f->end)
 			return 0;
 		if (IS_CELL(what) == IS(NET_FAMILY_IPV6, NET_PROTOCOL_ICMPV6) && is_neighbour_discovery(f, ip))
 			transport |= TRANSPORT_NEIGHBOUR;
-		return judge6(*(__u64 *)(ip + 8), *(__u64 *)(ip + 16), transport, amount);
+		ip += PEER6(egress);
+		return judge6(*(__u64 *)ip, *(__u64 *)(ip + 8), transport, amount);
 	}
 	barrier_var(ip);
 	if (ip + IPV4_HEADER > f->end)
 		return 0;
-	return judge4(*(__u32 *)(ip + 12), transport, amount);
+	return judge4(*(__u32 *)(ip + PEER4(egress)), transport, amount);
 }
 
 /* Counts what was judged; true if the packet is dropped. */

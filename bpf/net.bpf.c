@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
  * Counts what crosses interfaces: XDP or TC (TCX) on the way in, TC on the way out. Nothing is changed or held, and dropped only
- * what comes from a source that the configuration blocks and enforces.
+ * what comes from or goes to an address that the configuration blocks and enforces.
  * A program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first wants it.
  *
  * The common frame has a fast path of its own without calls, and everything else goes through a global function, whose
@@ -84,7 +84,7 @@ __noinline __u32 drops_xdp(struct xdp_md *ctx, __u64 what)
 		return false;
 	f = xdp_frame(ctx, port, true);
 	skip_outer(&f);
-	judged = judge(&f, what, AMOUNT(1, f.length));
+	judged = judge(&f, what, false, AMOUNT(1, f.length));
 	if (!judged || !count_judged(stats, judged, 1))
 		return false;
 	row = row_of(stats->rows[NET_VERDICT_DROP][0], what);
@@ -97,7 +97,7 @@ __noinline __u32 drops_xdp(struct xdp_md *ctx, __u64 what)
 	return true;
 }
 
-#define MAY_DROP(f, what) (with_blocklist && HAS_IP(what) && is_marked_frame(f, what))
+#define MAY_DROP(f, what, egress) (with_blocklist && HAS_IP(what) && is_marked_frame(f, what, egress))
 
 static __always_inline int ingress_any(struct xdp_md *ctx, bool talkers, bool pieces)
 {
@@ -108,7 +108,7 @@ static __always_inline int ingress_any(struct xdp_md *ctx, bool talkers, bool pi
 	if (stats) {
 		skip_outer(&f);
 		what = parse_frame(&f);
-		if (MAY_DROP(&f, what) && drops_xdp(ctx, what))
+		if (MAY_DROP(&f, what, false) && drops_xdp(ctx, what))
 			return XDP_DROP;
 		account_xdp(&f, stats, what, port, talkers);
 	}
@@ -152,7 +152,7 @@ static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
 	if (!what)
 		return talkers ? ingress_any_talkers(ctx) : ingress_any_plain(ctx);
-	if (MAY_DROP(&f, what) && drops_xdp(ctx, what))
+	if (MAY_DROP(&f, what, false) && drops_xdp(ctx, what))
 		return XDP_DROP;
 	account_xdp(&f, stats, what, port, talkers);
 	return XDP_PASS;
@@ -279,7 +279,7 @@ static __always_inline struct frame skb_packet(struct __sk_buff *ctx, __u64 port
 	return f;
 }
 
-__noinline __u32 drops_tc(struct __sk_buff *ctx, __u64 what)
+__noinline __u32 drops_tc(struct __sk_buff *ctx, __u64 what, __u32 egress)
 {
 	struct net_stats *stats;
 	struct segments s;
@@ -291,12 +291,12 @@ __noinline __u32 drops_tc(struct __sk_buff *ctx, __u64 what)
 	if (!with_blocklist)
 		return false;
 	port = port_of(ctx->ifindex);
-	stats = stats_of(PORT_ID(port), false);
+	stats = stats_of(PORT_ID(port), egress);
 	if (!stats)
 		return false;
 	f = skb_packet(ctx, port);
-	s = segments_of(&f, what, false);
-	judged = judge(&f, what, AMOUNT(s.packets, s.bytes));
+	s = segments_of(&f, what, egress);
+	judged = judge(&f, what, egress, AMOUNT(s.packets, s.bytes));
 	if (!judged || !count_judged(stats, judged, s.packets))
 		return false;
 	row = row_of(stats->rows[NET_VERDICT_DROP][0], what);
@@ -323,7 +323,7 @@ static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
 		f = skb_packet(ctx, port);
 		what = parse_frame(&f);
 	}
-	if (!egress && MAY_DROP(&f, what) && drops_tc(ctx, what))
+	if (MAY_DROP(&f, what, egress) && drops_tc(ctx, what, egress))
 		return TCX_DROP;
 	account_tc(&f, stats, what, port, egress);
 	return TCX_NEXT;
@@ -351,7 +351,7 @@ static __always_inline int tc_common(struct __sk_buff *ctx, bool egress)
 	what = f.link == NET_LINK_ETHERNET ? parse_common(&f) : 0;
 	if (!what)
 		return egress ? egress_any(ctx) : ingress_any_tc(ctx);
-	if (!egress && MAY_DROP(&f, what) && drops_tc(ctx, what))
+	if (MAY_DROP(&f, what, egress) && drops_tc(ctx, what, egress))
 		return TCX_DROP;
 	account_tc(&f, stats, what, port, egress);
 	return TCX_NEXT;

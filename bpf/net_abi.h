@@ -228,7 +228,8 @@ struct net_rule {
 	unsigned short last_port;
 	unsigned char protocol; /* IANA number; zero: every packet */
 	unsigned char length; /* of the prefix */
-	unsigned short source; /* whose entry it is: where its packets are counted beside */
+	unsigned char source; /* whose entry it is: where its packets are counted beside */
+	unsigned char directions; /* a bit for each enum net_direction in which it holds */
 };
 
 /* Packets of the entries of one source, by what became of them (enum net_verdict). */

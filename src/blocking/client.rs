@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::PATH;
-use crate::net::{BlockScope, Prefix};
+use crate::net::{BlockDirection, BlockScope, Prefix};
 use crate::table::TextTable;
 
 /// Entries that are asked for at once.
@@ -26,6 +26,7 @@ pub enum Command {
         prefix: Prefix,
         reason: String,
         ttl: Option<Duration>,
+        direction: Option<BlockDirection>,
         scope: Option<BlockScope>,
         /// Take it back unless it is confirmed within this time.
         confirm: Option<Duration>,
@@ -85,7 +86,7 @@ pub(crate) fn command(
     say: &mut dyn FnMut(&str),
 ) -> Result<String, ClientError> {
     match command {
-        Command::Block { prefix, reason, ttl, scope, confirm } => {
+        Command::Block { prefix, reason, ttl, direction, scope, confirm } => {
             let mut asked = json!({ "prefix": prefix.to_string() });
             let mut set = |name: &str, value: Option<String>| {
                 if let Some(value) = value {
@@ -94,6 +95,7 @@ pub(crate) fn command(
             };
             set("reason", Some(reason.clone()).filter(|reason| !reason.is_empty()));
             set("ttl", ttl.map(|ttl| ttl.as_secs().to_string()));
+            set("direction", direction.map(|direction| direction.word().to_string()));
             set("protocol", scope.map(|scope| scope.protocol.word().to_string()));
             set("ports", scope.and_then(|scope| scope.port_range()));
             let Some(within) = confirm else {
@@ -175,8 +177,10 @@ fn table(entries: &[Value]) -> String {
     if entries.is_empty() {
         return "nothing is blocked\n".to_string();
     }
-    let mut table =
-        TextTable::new(0, &["PREFIX", "ONLY", "SOURCE", "EXPIRES", "PACKETS", "BYTES", "LAST", "REASON"]);
+    let mut table = TextTable::new(
+        0,
+        &["PREFIX", "DIRECTION", "ONLY", "SOURCE", "EXPIRES", "PACKETS", "BYTES", "LAST", "REASON"],
+    );
     for entry in entries {
         let text = |name: &str| entry[name].as_str().unwrap_or_default().to_string();
         let number = |name: &str| entry[name].as_u64().unwrap_or_default().to_string();
@@ -185,6 +189,7 @@ fn table(entries: &[Value]) -> String {
         let is_unconfirmed = entry["unconfirmed"].as_bool() == Some(true);
         table.row([
             text("prefix"),
+            text("direction"),
             format!("{} {}", text("protocol"), text("ports")).trim().to_string(),
             format!("{} {}", text("source"), text("origin")).trim_end().to_string(),
             if is_unconfirmed { format!("{expires} (unconfirmed)") } else { expires },

@@ -15,7 +15,8 @@ use serde::Serialize;
 use self::parameters::Parameters;
 use crate::http::{self, Access, Caller, Limiter, Rate, Reply, RequestInfo, Route};
 use crate::net::{
-    Asker, BlockConfig, BlockEntry, BlockError, BlockProtocol, BlockRule, BlockScope, Blocked, Blocklist,
+    Asker, BlockConfig, BlockDirection, BlockEntry, BlockError, BlockProtocol, BlockRule, BlockScope,
+    Blocked, Blocklist,
 };
 use crate::net::{Network, parse_ports, parse_ttl};
 
@@ -35,7 +36,7 @@ const REASON: usize = 200;
 const CONFIRM: Duration = Duration::from_secs(3600);
 
 /// What can be asked for when something is to be blocked.
-const BLOCK: &[&str] = &["prefix", "reason", "ttl", "protocol", "ports", "confirm"];
+const BLOCK: &[&str] = &["prefix", "reason", "ttl", "direction", "protocol", "ports", "confirm"];
 
 /// Status and text of an error.
 #[derive(Debug, PartialEq, Eq)]
@@ -174,8 +175,13 @@ fn asked_for(parameters: &Parameters) -> Result<(BlockEntry, Option<Duration>), 
         return Err(invalid("ports needs protocol=tcp or protocol=udp"));
     }
     let scope = protocol.map(|protocol| BlockScope::new(protocol, ports));
+    let direction = |text| {
+        let unknown = || invalid(format!("direction is ingress, egress or both, not {text:?}"));
+        BlockDirection::of(text).ok_or_else(unknown)
+    };
+    let direction = parameters.get("direction").map(direction).transpose()?;
     let reason = parameters.get("reason").unwrap_or_default().chars().take(REASON).collect();
-    Ok((BlockEntry { prefix, rule: BlockRule { reason, ttl, scope } }, confirm))
+    Ok((BlockEntry { prefix, rule: BlockRule { reason, ttl, direction, scope } }, confirm))
 }
 
 /// What is not listed is not blocked, which is what was asked for.
@@ -201,9 +207,10 @@ fn unblock(list: &Blocklist, request: &RequestInfo) -> Result<Changed, Refused> 
 fn described(entry: &BlockEntry) -> String {
     let BlockEntry { prefix, rule } = entry;
     let scope = rule.scope.map(|scope| format!(" {scope}")).unwrap_or_default();
+    let direction = rule.direction.map(|of| format!(" {}", of.word())).unwrap_or_default();
     let time = rule.ttl.map_or_else(|| "for good".to_string(), |ttl| format!("for {}s", ttl.as_secs()));
     let reason = if rule.reason.is_empty() { String::new() } else { format!(", reason {:?}", rule.reason) };
-    format!("{prefix}{scope} {time}{reason}")
+    format!("{prefix}{direction}{scope} {time}{reason}")
 }
 
 /// A line for each change that is asked for: who, what, from where.
@@ -245,9 +252,9 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_understood_or_explained() {
         let (entry, confirm) =
-            asked("ttl=1h&reason=port+scan%0a&protocol=tcp&ports=1-9&confirm=60s").unwrap();
+            asked("ttl=1h&reason=port+scan%0a&direction=both&protocol=tcp&ports=1-9&confirm=60s").unwrap();
         assert_eq!(confirm, Some(Duration::from_secs(60)));
-        assert_eq!(described(&entry), "192.0.2.7/32 tcp 1-9 for 3600s, reason \"port scan\\n\"");
+        assert_eq!(described(&entry), "192.0.2.7/32 both tcp 1-9 for 3600s, reason \"port scan\\n\"");
         assert_eq!(described(&asked("").unwrap().0), "192.0.2.7/32 for good");
         for (query, said) in [
             ("ttl=1w", "write 90s"),
@@ -256,6 +263,7 @@ mod tests {
             ("ports=22", "needs protocol"),
             ("protocol=icmp&ports=22", "needs protocol"),
             ("protocol=sctp", "tcp, udp or icmp"),
+            ("direction=out", "ingress, egress or both"),
             ("protocol=tcp&ports=0", "neither a port"),
         ] {
             let Refused(status, text) = asked(query).unwrap_err();

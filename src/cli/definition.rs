@@ -170,6 +170,13 @@ pub fn command() -> Command {
                 )
                 .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Shown with the entry"))
                 .arg(
+                    Arg::new("direction")
+                        .long("direction")
+                        .value_name("DIRECTION")
+                        .value_parser(["ingress", "egress", "both"])
+                        .help("Packets received from it, sent to it, or both [default: network.block.direction]"),
+                )
+                .arg(
                     Arg::new("protocol")
                         .long("protocol")
                         .value_name("PROTOCOL")

@@ -13,7 +13,7 @@ use clap_complete::Shell;
 use crate::blocking;
 use crate::config::Overrides;
 use crate::config::keys::KEYS;
-use crate::net::{BlockProtocol, BlockScope, Prefix};
+use crate::net::{BlockDirection, BlockProtocol, BlockScope, Prefix};
 use crate::slow::Query;
 
 pub use self::definition::{command, man_page};
@@ -155,6 +155,7 @@ fn blocklist(name: &str, matches: &ArgMatches) -> blocking::Command {
                 prefix,
                 reason: text("reason").unwrap_or_default().to_owned(),
                 ttl: matches.get_one("ttl").copied(),
+                direction: text("direction").and_then(BlockDirection::of),
                 scope: protocol.map(|protocol| BlockScope::new(protocol, ports)),
                 confirm: matches.get_one("confirm").copied(),
             }

@@ -68,6 +68,7 @@ pub(crate) fn families(
 
     if let Some(blocked) = blocked {
         all.push(stats::would_drop(&counted));
+        all.extend(stats::sent_drops(&counted));
         all.extend(block::families(blocked));
     }
     all.extend(states(readings));

@@ -51,9 +51,9 @@ pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
 };
 pub use block::{
-    Asker, BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRow, BlockRule,
-    BlockScope, Blocked, Blocklist, ContentCheck, CrowdsecConfig, DecisionScope, Source, UrlConfig,
-    parse_ports, parse_ttl,
+    Asker, BlockConfig, BlockDirection, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol,
+    BlockRow, BlockRule, BlockScope, Blocked, Blocklist, ContentCheck, CrowdsecConfig, DecisionScope, Source,
+    UrlConfig, parse_ports, parse_ttl,
 };
 pub use cidr::{CidrGroup, Prefix};
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};

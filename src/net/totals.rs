@@ -9,7 +9,7 @@ use super::counters::{Counters, cells};
 use super::query::InterfaceName;
 use super::stats::Reason;
 
-/// Received packets.
+/// Packets of one direction: received ones, where nothing else is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 struct Totals {
     packets_processed: u64,
@@ -28,6 +28,8 @@ struct Interface {
     mode: &'static str,
     #[serde(flatten)]
     totals: Totals,
+    /// Sent packets.
+    egress: Totals,
 }
 
 #[derive(Serialize)]
@@ -70,6 +72,8 @@ impl BySource {
 struct Shown {
     #[serde(flatten)]
     totals: Totals,
+    /// Sent packets.
+    egress: Totals,
     interfaces: Vec<Interface>,
     /// None without a blocklist.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,11 +115,17 @@ pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
         .filter_map(|reading| {
             let (counters, hook) = reading.ingress.as_ref()?;
             let place = InterfaceName::from(&reading.labels);
-            Some(Interface { place, mode: hook.label(), totals: Totals::of(counters) })
+            let egress = reading.egress.as_ref().map(Totals::of).unwrap_or_default();
+            Some(Interface { place, mode: hook.label(), totals: Totals::of(counters), egress })
         })
         .collect();
-    let mut totals = Totals::default();
+    let (mut totals, mut egress) = (Totals::default(), Totals::default());
     interfaces.iter().for_each(|interface| totals.add(interface.totals));
+    // Also of interfaces on which only sent packets are counted.
+    readings
+        .iter()
+        .filter_map(|reading| reading.egress.as_ref())
+        .for_each(|sent| egress.add(Totals::of(sent)));
     let blocklist = blocked.map(|summary| Blocked {
         enforced: summary.enforce,
         entries: summary.entries.iter().map(|(_, count)| count).sum(),
@@ -123,7 +133,8 @@ pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
         sources: BySource::all(summary),
     });
     // Plain data with text keys: there is nothing that JSON could not say.
-    serde_json::to_string(&Shown { totals, interfaces, blocklist }).unwrap_or_else(|_| "{}".to_string())
+    serde_json::to_string(&Shown { totals, egress, interfaces, blocklist })
+        .unwrap_or_else(|_| "{}".to_string())
 }
 
 #[cfg(test)]
@@ -138,6 +149,7 @@ mod tests {
         let reading = |name: &str, frames| Reading {
             labels: vec![("interface", name.to_string())],
             ingress: Some((counters(frames), Hook::Native)),
+            egress: Some(counters(1)),
             ..Reading::default()
         };
         let summary =
@@ -148,6 +160,10 @@ mod tests {
             (&shown["packets_processed"], &shown["packets_dropped"]),
             (&7.into(), &0.into()),
             "{text}"
+        );
+        assert_eq!(
+            (&shown["egress"]["packets_passed"], &shown["interfaces"][0]["egress"]["packets_passed"]),
+            (&2.into(), &1.into())
         );
         assert_eq!(shown["interfaces"].as_array().unwrap().len(), 2, "{text}");
         assert_eq!(shown["interfaces"][1]["packets_passed"], 4, "{text}");

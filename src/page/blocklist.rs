@@ -17,8 +17,9 @@ pub(super) fn blocklist(
     let entries = sources.iter().map(|row| row.value).fold(0.0, std::ops::Add::add);
     let sources = sources.iter().filter(|row| row.value > 0.0);
     // The one never grows while the other does.
-    let dropped = families.sum("xdp_drops_total", |_| true);
-    let would_drop = families.sum("xdp_would_drop_total", |_| true);
+    let both = |names: [&str; 2]| names.iter().map(|name| families.sum(name, |_| true)).sum::<f64>();
+    let dropped = both(["xdp_drops_total", "tc_egress_drops_total"]);
+    let would_drop = both(["xdp_would_drop_total", "tc_egress_would_drop_total"]);
     let shown = if is_enforced { dropped } else { would_drop };
     let unread = families.rows("xdp_blocklist_file_readable").into_iter().filter(|row| row.value == 0.0);
     let is_invalid = |row: &super::families::Row| row.value > 0.0;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::html::page;
 use super::*;
 use crate::exposition::Kind;
-use crate::net::{Prefix, Source};
+use crate::net::{BlockDirection, Prefix, Source};
 use crate::slow::{Event, Fields, RelatedRow};
 
 const TARGETS: [&str; 2] = ["bitcoind", "billing"];
@@ -142,6 +142,7 @@ fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
             prefix: Prefix::parse("203.0.113.0/24").unwrap(),
             source: Source::named("api"),
             reason: "<b>scans</b>".into(),
+            direction: BlockDirection::Ingress,
             scope: None,
             expires_in: Some(90.0),
             is_unconfirmed: false,

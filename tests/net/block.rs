@@ -6,16 +6,16 @@ include!(concat!(env!("OUT_DIR"), "/net.skel.rs"));
 
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::generated::types::net_fast;
 use self::generated::{NetSkel, NetSkelBuilder};
 use exporter::net::{
-    Asker, BlockConfig, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
-    Blocklist, Counters, Direction, FAST_BLOCKS, Hook, Mode, Network, NetworkConfig, Prefix, Reason, Verdict,
-    cells, cpu_slots, set_operand,
+    Asker, BlockConfig, BlockDirection, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol,
+    BlockRule, BlockScope, Blocklist, Counters, Direction, FAST_BLOCKS, Hook, Mode, Network, NetworkConfig,
+    Prefix, Reason, Verdict, cells, cpu_slots, set_operand,
 };
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
@@ -23,7 +23,7 @@ use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
 use crate::counting::{attached, config, number, start, until};
 use crate::frames::Chance;
 use crate::model::{Ends, parse};
-use crate::namespace::{HERE, Namespace, pair, up};
+use crate::namespace::{HERE, Namespace, THERE, pair, up};
 use crate::support::exporter::TIMEOUT;
 
 fn prefix(text: &str) -> Prefix {
@@ -139,6 +139,73 @@ fn native_xdp_drops() {
 #[test]
 fn generic_xdp_drops() {
     a_connection_stops_and_goes_on(Mode::Generic, Hook::Generic);
+}
+
+fn sent_and_dropped(network: &Network, what: &str) -> u64 {
+    number(&network.collect(), what, &[("interface", "exn0"), ("reason", "blocklist")])
+}
+
+/// What is sent to an address is dropped by its destination; what is received from it passes.
+#[test]
+fn what_is_sent_is_dropped_too() {
+    let (here, there) = pair();
+    let observing = BlockConfig { mode: BlockMode::Observe, ..BlockConfig::default() };
+    let (network, events) = start(&here, blocking(Mode::Auto, observing));
+    attached(&events);
+    up(&here, &there);
+    let receiver = there.run(|| UdpSocket::bind((THERE, 7100)).unwrap());
+    let sender = here.run(|| UdpSocket::bind((HERE, 7101)).unwrap());
+    // A refusal of the kernel to send what is dropped is told to the sender.
+    let send = || sender.send_to(b"x", (THERE, 7100));
+    let comes = |within: Duration| {
+        receiver.set_read_timeout(Some(within)).unwrap();
+        receiver.recv(&mut [0]).is_ok()
+    };
+    let rule = BlockRule { direction: Some(BlockDirection::Egress), ..BlockRule::default() };
+    block(&here, &network, BlockEntry { prefix: prefix("10.99.0.2"), rule: rule.clone() });
+    send().unwrap();
+    assert!(comes(TIMEOUT), "nothing is dropped in mode observe");
+    until("it is told", || sent_and_dropped(&network, "tc_egress_would_drop_total") == 1);
+
+    network.change(&blocking(Mode::Auto, enforcing())).unwrap();
+    let _ = send();
+    until("it is dropped", || sent_and_dropped(&network, "tc_egress_drops_total") == 1);
+    assert!(!comes(Duration::from_millis(300)));
+    let families = network.collect();
+    let sent = [("verdict", "drop"), ("protocol", "udp")];
+    assert_eq!(number(&families, "tc_egress_packets_total", &sent), 1);
+    assert_eq!(number(&families, "tc_egress_bytes_total", &sent), 14 + 20 + 8 + 1);
+    // The other direction is open.
+    assert_eq!(dropped(&network, "blocklist"), 0);
+    there.run(|| UdpSocket::bind((THERE, 0)).unwrap().send_to(b"y", (HERE, 7101)).unwrap());
+    sender.set_read_timeout(Some(TIMEOUT)).unwrap();
+    sender.recv(&mut [0]).expect("what is received passes");
+    let page: serde_json::Value = serde_json::from_str(&network.blocked("").unwrap()).unwrap();
+    assert_eq!(page["entries"][0]["direction"], "egress", "{page}");
+    let totals: serde_json::Value = serde_json::from_str(&network.statistics("").unwrap()).unwrap();
+    assert_eq!(
+        (&totals["egress"]["packets_dropped"], &totals["packets_dropped"]),
+        (&1.into(), &0.into()),
+        "{totals}"
+    );
+
+    // Of one protocol to one port: others pass.
+    let scope = Some(BlockScope { protocol: BlockProtocol::Udp, ports: (7100, 7100) });
+    block(&here, &network, BlockEntry { prefix: prefix("10.99.0.2"), rule: BlockRule { scope, ..rule } });
+    answers(&here, "10.99.0.2");
+    let _ = send();
+    until("it is dropped", || sent_and_dropped(&network, "tc_egress_drops_total") == 2);
+
+    // Both directions by the list's own setting, and neighbours are found all the same.
+    network.blocklist().unwrap().unblock(prefix("10.99.0.2")).unwrap();
+    let both =
+        BlockConfig { direction: BlockDirection::Both, entries: vec![entry("fd99::2")], ..enforcing() };
+    network.change(&blocking(Mode::Auto, both)).unwrap();
+    here.command("ip neigh flush dev exn0");
+    assert!(!pings(&here, "fd99::2") && !pings(&there, "fd99::1"));
+    until("neighbours are found", || here.command("ip -6 neigh show fd99::2 dev exn0").contains("lladdr"));
+    network.change(&blocking(Mode::Auto, enforcing())).unwrap();
+    answers(&here, "fd99::2");
 }
 
 /// Nothing acts unless the configuration says so; what is allowed passes whatever is blocked; times end; files count.
@@ -259,7 +326,16 @@ impl Model {
                 ports: [(0, 65535), (2001, 2001), (1, 2001), (2002, 2004)][chance.below(4) as usize],
             });
             if !entries.iter().any(|entry| entry.prefix == prefix) {
-                entries.push(BlockEntry { prefix, rule: BlockRule { scope, ..BlockRule::default() } });
+                let direction = match chance.below(4) {
+                    0 => Some(BlockDirection::Egress),
+                    1 => Some(BlockDirection::Both),
+                    2 => Some(BlockDirection::Ingress),
+                    _ => None,
+                };
+                entries.push(BlockEntry {
+                    prefix,
+                    rule: BlockRule { direction, scope, ..BlockRule::default() },
+                });
             }
         }
         let allow = (0..12).map(|_| Prefix::new(address(chance), length(chance))).collect();
@@ -275,9 +351,20 @@ impl Model {
         }
     }
 
-    fn judge(&self, ends: &Ends, frame: &[u8]) -> Option<Reason> {
-        let source = Prefix::new(ends.source, 128);
+    fn judge(&self, ends: &Ends, frame: &[u8], direction: Direction) -> Option<Reason> {
+        let (peer, own_port) = match direction {
+            Direction::Ingress => (Prefix::new(ends.source, 128), ends.destination_port),
+            Direction::Egress => (Prefix::new(ends.destination, 128), ends.source_port),
+        };
         let holds = |entry: &&BlockEntry| {
+            let of = entry.rule.direction.unwrap_or(BlockDirection::Ingress);
+            let other = match direction {
+                Direction::Ingress => BlockDirection::Egress,
+                Direction::Egress => BlockDirection::Ingress,
+            };
+            if of == other {
+                return false;
+            }
             let Some(scope) = entry.rule.scope else { return true };
             let number = match scope.protocol {
                 BlockProtocol::Tcp => 6,
@@ -287,11 +374,11 @@ impl Model {
             };
             ends.number == number && (scope.ports.0..=scope.ports.1).contains(&ends.destination_port)
         };
-        let found = self.entries.iter().filter(|entry| entry.prefix.contains(source)).filter(holds);
+        let found = self.entries.iter().filter(|entry| entry.prefix.contains(peer)).filter(holds);
         let found = found.max_by_key(|entry| entry.prefix.bits())?;
-        let is_own = ends.number == 6 && ends.destination_port == self.own_port;
+        let is_own = ends.number == 6 && own_port == self.own_port;
         let machine = ["127.0.0.0/8", "::1"].iter().map(|text| prefix(text));
-        let is_allowed = self.allow.iter().copied().chain(machine).any(|allowed| allowed.contains(source));
+        let is_allowed = self.allow.iter().copied().chain(machine).any(|allowed| allowed.contains(peer));
         if is_own || is_allowed || is_neighbour_discovery(frame) {
             return None;
         }
@@ -344,14 +431,14 @@ fn is_neighbour_discovery(frame: &[u8]) -> bool {
     ip[0] >> 4 == 6 && ip[6] == 58 && ip[7] == 255 && (133..=137).contains(&ip[40])
 }
 
-fn set_source(frame: &mut [u8], source: IpAddr) {
-    let at = ip_at(frame);
-    match (source, frame.get(at).map(|first| first >> 4)) {
-        (IpAddr::V4(source), Some(4)) if frame.len() >= at + 20 => {
-            frame[at + 12..at + 16].copy_from_slice(&source.octets())
+fn set_peer(frame: &mut [u8], peer: IpAddr, direction: Direction) {
+    let (at, egress) = (ip_at(frame), direction as usize);
+    match (peer, frame.get(at).map(|first| first >> 4)) {
+        (IpAddr::V4(peer), Some(4)) if frame.len() >= at + 20 => {
+            frame[at + 12 + 4 * egress..][..4].copy_from_slice(&peer.octets())
         }
-        (IpAddr::V6(source), Some(6)) if frame.len() >= at + 40 => {
-            frame[at + 8..at + 24].copy_from_slice(&source.octets())
+        (IpAddr::V6(peer), Some(6)) if frame.len() >= at + 40 => {
+            frame[at + 8 + 16 * egress..][..16].copy_from_slice(&peer.octets())
         }
         _ => {}
     }
@@ -374,10 +461,13 @@ fn load<'a>(storage: &'a mut MaybeUninit<libbpf_rs::OpenObject>, list: &Blocklis
     open.load().expect("the kernel refused the programs; run as root")
 }
 
-fn counters(skel: &NetSkel<'_>) -> Counters {
-    let key = (Direction::Ingress as u32).to_ne_bytes();
+fn counters(skel: &NetSkel<'_>, direction: Direction) -> Counters {
+    let key = (direction as u32).to_ne_bytes();
     let sum =
         Counters::sum(&skel.maps.strays.lookup_percpu(&key, MapFlags::ANY).unwrap().expect("one value"));
+    if direction == Direction::Egress {
+        return sum;
+    }
     let fast = skel.maps.bss_fast.lookup(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().expect("one value");
     sum.with_fast(fast.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)))
 }
@@ -390,38 +480,48 @@ fn verdict(program: &ProgramMut<'_>, frame: &[u8]) -> u32 {
 const XDP_DROP: u32 = 1;
 const TC_ACT_SHOT: u32 = 2;
 
+/// A million packets, each by all programs.
+const ROUNDS: u32 = 16;
+const PACKETS: u32 = 1_000_000 / ROUNDS;
+
 #[test]
 fn packets_by_random_lists_are_judged_as_the_model_does() {
     let mut chance = Chance::new(0x5eed_b10c);
-    let (mut dropped, mut passed) = (0u64, 0u64);
-    for round in 0..8 {
+    let mut judgements = [[0u64; 2]; Direction::ALL.len()];
+    for round in 0..ROUNDS {
         let model = Model::random(&mut chance);
         // Where no address is the machine's own.
         let config = model.config();
         let list = Namespace::new().run(move || Blocklist::new(&config)).expect("this test needs root");
         let mut storage = MaybeUninit::uninit();
         let skel = load(&mut storage, &list);
-        let programs: [(&str, &ProgramMut<'_>, u32); 3] = [
-            ("fast path", &skel.progs.net_ingress_blocklist, XDP_DROP),
-            ("slow path", &skel.progs.net_ingress_slow, XDP_DROP),
-            ("TC", &skel.progs.net_tc_ingress, TC_ACT_SHOT),
+        let programs: [(&str, &ProgramMut<'_>, u32, Direction); 4] = [
+            ("fast path", &skel.progs.net_ingress_blocklist, XDP_DROP, Direction::Ingress),
+            ("slow path", &skel.progs.net_ingress_slow, XDP_DROP, Direction::Ingress),
+            ("TC", &skel.progs.net_tc_ingress, TC_ACT_SHOT, Direction::Ingress),
+            ("sent", &skel.progs.net_egress, TC_ACT_SHOT, Direction::Egress),
         ];
-        let (mut expected, mut total) = ([0u64; 2], 0);
-        for _ in 0..17_000 {
+        let mut expected = [([0u64; 2], 0); Direction::ALL.len()];
+        let mut packets = 0;
+        while packets < PACKETS {
             let mut frame = if chance.below(4) == 0 {
                 crate::frames::any(&mut chance)
             } else {
                 crate::frames::sound(&mut chance)
             };
             frame.resize(frame.len().max(60), 0);
-            let near = match chance.below(2) {
-                0 => address(&mut chance),
-                _ => model.entries[chance.below(model.entries.len() as u64) as usize].prefix.address(),
-            };
-            set_source(&mut frame, near);
+            for direction in Direction::ALL {
+                let near = match chance.below(2) {
+                    0 => address(&mut chance),
+                    _ => model.entries[chance.below(model.entries.len() as u64) as usize].prefix.address(),
+                };
+                set_peer(&mut frame, near, *direction);
+            }
             let Some(ends) = parse(&frame).ends else { continue };
-            let judged = model.judge(&ends, &frame);
-            for (name, program, drop) in &programs {
+            packets += 1;
+            let judged = [Direction::Ingress, Direction::Egress].map(|of| model.judge(&ends, &frame, of));
+            for (name, program, drop, direction) in &programs {
+                let judged = judged[*direction as usize];
                 let is_dropped = verdict(program, &frame) == *drop;
                 assert_eq!(
                     is_dropped,
@@ -429,24 +529,31 @@ fn packets_by_random_lists_are_judged_as_the_model_does() {
                     "round {round}, {name}: {ends:?}\n{:?}\n{frame:02x?}",
                     model.entries
                 );
-                total += 1;
+                let (dropped, total) = &mut expected[*direction as usize];
+                *total += 1;
                 if let Some(reason) = judged {
-                    expected[reason as usize] += 1;
+                    dropped[reason as usize] += 1;
                 }
             }
-            *if judged.is_some() { &mut dropped } else { &mut passed } += 1;
+            for (judged, of) in judged.iter().zip(&mut judgements) {
+                of[usize::from(judged.is_some())] += 1;
+            }
         }
-        let found = counters(&skel);
-        assert_eq!([found.drops(Reason::Blocklist), found.drops(Reason::Cidr)], expected);
-        let rows = |wanted: Verdict| -> u64 {
-            cells().filter(|(verdict, ..)| *verdict == wanted).map(|(v, f, p)| found.packets(v, f, p)).sum()
-        };
-        assert_eq!(
-            (rows(Verdict::Drop), rows(Verdict::Pass)),
-            (expected[0] + expected[1], total - expected[0] - expected[1])
-        );
+        let mut dropped = 0;
+        for direction in Direction::ALL {
+            let found = counters(&skel, *direction);
+            let (expected, total) = expected[*direction as usize];
+            assert_eq!([found.drops(Reason::Blocklist), found.drops(Reason::Cidr)], expected);
+            let rows = |wanted: Verdict| -> u64 {
+                let cells = cells().filter(|(verdict, ..)| *verdict == wanted);
+                cells.map(|(v, f, p)| found.packets(v, f, p)).sum()
+            };
+            let drops = expected.iter().sum::<u64>();
+            assert_eq!((rows(Verdict::Drop), rows(Verdict::Pass)), (drops, total - drops), "{direction:?}");
+            dropped += drops;
+        }
         let hits: u64 = list.rows(0, usize::MAX).iter().map(|row| row.packets).sum();
-        assert_eq!(hits, rows(Verdict::Drop), "each packet dropped is a hit of one entry");
+        assert_eq!(hits, dropped, "each packet dropped is a hit of one entry");
     }
-    assert!(dropped > 20_000 && passed > 20_000, "{dropped} dropped, {passed} passed");
+    assert!(judgements.as_flattened().iter().all(|number| *number > 100_000), "{judgements:?}");
 }

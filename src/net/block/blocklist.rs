@@ -261,7 +261,8 @@ impl Blocklist {
             deadline: deadline(&entry.rule, now),
             confirm_by: confirm.map(|within| now.saturating_add(within.as_nanos() as u64)),
         };
-        let rule = kernel_rule(prefix, entry.rule.scope, asked.until(), Sources::of_asker(by));
+        let direction = entry.rule.direction.unwrap_or(state.config.direction);
+        let rule = kernel_rule(prefix, direction, entry.rule.scope, asked.until(), Sources::of_asker(by));
         let (is_new, is_ours) = match state.held.get(&prefix) {
             None => (true, true),
             Some(Origin::Asked(_)) => (before.is_none(), true),

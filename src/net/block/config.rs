@@ -12,6 +12,8 @@ use super::fetch::UrlConfig;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BlockConfig {
     pub mode: BlockMode,
+    /// Of entries that do not say in which themselves.
+    pub direction: BlockDirection,
     pub entries: Vec<BlockEntry>,
     pub files: Vec<BlockFile>,
     /// Lists that other machines publish. They are kept beside `file`.
@@ -37,6 +39,16 @@ pub enum BlockMode {
     Enforce,
 }
 
+/// Packets that an entry is about, by the address of the other end: the source of what is received, the destination of what is
+/// sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BlockDirection {
+    #[default]
+    Ingress,
+    Egress,
+    Both,
+}
+
 /// Something that is blocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockEntry {
@@ -50,11 +62,13 @@ pub struct BlockRule {
     pub reason: String,
     /// For how long; `None` for good.
     pub ttl: Option<Duration>,
+    /// `None` for that of the list.
+    pub direction: Option<BlockDirection>,
     /// `None` for every packet.
     pub scope: Option<BlockScope>,
 }
 
-/// The packets of a source that are meant.
+/// The packets of an address that are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockScope {
     pub protocol: BlockProtocol,
@@ -107,6 +121,25 @@ impl BlockScope {
             Self::ALL_PORTS => None,
             (first, last) if first == last => Some(first.to_string()),
             (first, last) => Some(format!("{first}-{last}")),
+        }
+    }
+}
+
+impl BlockDirection {
+    pub const WORDS: &'static [(&'static str, Self)] =
+        &[("ingress", Self::Ingress), ("egress", Self::Egress), ("both", Self::Both)];
+
+    /// The one that is written so.
+    pub fn of(word: &str) -> Option<Self> {
+        Self::WORDS.iter().find(|(known, _)| *known == word).map(|(_, direction)| *direction)
+    }
+
+    /// As it is written.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+            Self::Both => "both",
         }
     }
 }

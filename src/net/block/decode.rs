@@ -4,20 +4,22 @@ use std::borrow::Cow;
 
 use super::super::cidr::Prefix;
 use super::config::{
-    BlockConfig, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope, parse_ports,
-    parse_ttl,
+    BlockConfig, BlockDirection, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
+    parse_ports, parse_ttl,
 };
 use super::decode_feeds;
-use crate::config::Node;
 use crate::config::section::{Key, Schema, Section, words};
+use crate::config::{Fields, Node};
 
 const MODES: &[(&str, BlockMode)] = &[("observe", BlockMode::Observe), ("enforce", BlockMode::Enforce)];
+
+const DIRECTION: Schema = Schema::Words(|| words(BlockDirection::WORDS));
 
 /// `network.block:`.
 pub(in super::super) static BLOCK: Section = Section {
     name: "block",
     what: "the blocklist",
-    about: "Sources whose packets are dropped, or would be.",
+    about: "Addresses whose packets are dropped, or would be.",
     keys: Cow::Borrowed(&[
         Key::new(
             "mode",
@@ -25,6 +27,12 @@ pub(in super::super) static BLOCK: Section = Section {
             "`enforce` drops packets, `observe` counts what would be dropped.",
         )
         .or("observe"),
+        Key::new(
+            "direction",
+            DIRECTION,
+            "Of entries that do not say it themselves, files, lists and CrowdSec.",
+        )
+        .or("ingress"),
         Key::new(
             "entries",
             Schema::OneOrList(&Schema::Either(&[Schema::Text, Schema::Section(|| &ENTRY)])),
@@ -77,6 +85,11 @@ static ENTRY: Section = Section {
             Schema::LabelText,
             "How long it holds, from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: no limit.",
         ),
+        Key::new(
+            "direction",
+            DIRECTION,
+            "`ingress`: packets received from it, `egress`: packets sent to it, `both`. Default: `block: { direction }`.",
+        ),
         Key::new("protocol", Schema::Words(|| words(BlockProtocol::WORDS)), "Only packets of this protocol."),
         Key::new(
             "ports",
@@ -104,6 +117,7 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<BlockConfig> {
     let list = |key: &str| fields.get(key).map(|node| node.one_or_list()).unwrap_or_default();
     Some(BlockConfig {
         mode: fields.get("mode").and_then(|node| node.one_of("mode", MODES)).unwrap_or_default(),
+        direction: direction(&fields).unwrap_or_default(),
         entries: list("entries").iter().filter_map(entry).collect(),
         files: list("files").iter().filter_map(file).collect(),
         urls: list("blocklist_url").iter().filter_map(decode_feeds::blocklist_url).collect(),
@@ -125,6 +139,10 @@ fn prefix(node: &Node<'_>) -> Option<Prefix> {
     }
 }
 
+fn direction(fields: &Fields<'_>) -> Option<BlockDirection> {
+    fields.get("direction").and_then(|node| node.one_of("direction", BlockDirection::WORDS))
+}
+
 fn entry(node: &Node<'_>) -> Option<BlockEntry> {
     if !node.value.is_mapping() {
         return Some(BlockEntry { prefix: prefix(node)?, rule: BlockRule::default() });
@@ -139,7 +157,10 @@ fn entry(node: &Node<'_>) -> Option<BlockEntry> {
         fields.error("`ports` needs `protocol: tcp` or `protocol: udp`");
     }
     let scope = protocol.map(|protocol| BlockScope::new(protocol, ports));
-    Some(BlockEntry { prefix: prefix?, rule: BlockRule { reason, ttl, scope } })
+    Some(BlockEntry {
+        prefix: prefix?,
+        rule: BlockRule { reason, ttl, direction: direction(&fields), scope },
+    })
 }
 
 fn parsed<T>(node: &Node<'_>, parse: fn(&str) -> Result<T, String>) -> Option<T> {
@@ -174,11 +195,17 @@ mod tests {
     #[test]
     fn short_and_long_forms() {
         let config = read(
-            "{ mode: enforce, entries: [192.0.2.7, { prefix: '2001:db8::/32', reason: scans, ttl: 12h, protocol: tcp, ports: 22 }], \
+            "{ mode: enforce, direction: both, entries: [192.0.2.7, { prefix: '2001:db8::/32', direction: egress, reason: scans, \
+             ttl: 12h, protocol: tcp, ports: 22 }], \
              files: [/a/drop.txt, { path: /b, reason: spam }], allow: 198.51.100.0/24 }",
         )
         .unwrap();
         assert_eq!((config.mode, config.entries.len(), config.allow.len()), (BlockMode::Enforce, 2, 1));
+        let directions: Vec<_> = config.entries.iter().map(|entry| entry.rule.direction).collect();
+        assert_eq!(
+            (config.direction, directions),
+            (BlockDirection::Both, vec![None, Some(BlockDirection::Egress)])
+        );
         assert_eq!(
             config.entries[1].rule.scope,
             Some(BlockScope { protocol: BlockProtocol::Tcp, ports: (22, 22) })
@@ -194,6 +221,7 @@ mod tests {
     fn errors_are_named() {
         for (text, said) in [
             ("{ mode: drop }", "unknown mode \"drop\""),
+            ("{ direction: sent }", "unknown direction \"sent\""),
             ("{ entries: [192.0.2.7/24] }", "did you mean \"192.0.2.0/24\""),
             ("{ entries: [{ reason: x }] }", "`prefix` is missing"),
             ("{ entries: [{ prefix: ::1, ttl: 1w }] }", "write 90s"),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::super::cidr::Prefix;
-use super::config::BlockScope;
+use super::config::{BlockDirection, BlockScope};
 
 /// Why the list is not changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +106,7 @@ pub struct BlockRow {
     pub prefix: Prefix,
     pub source: Source,
     pub reason: String,
+    pub direction: BlockDirection,
     pub scope: Option<BlockScope>,
     /// How long it will hold.
     pub expires_in: Option<f64>,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::{Connection, params};
 
 use super::super::cidr::Prefix;
-use super::config::{BlockProtocol, BlockRule, BlockScope, parse_ports};
+use super::config::{BlockDirection, BlockProtocol, BlockRule, BlockScope, parse_ports};
 use super::entry::Asker;
 use crate::clock::wall_seconds;
 use crate::database::{self, DatabaseError, DatabaseKind, identity};
@@ -16,7 +16,7 @@ const KIND: DatabaseKind = DatabaseKind {
     setting: "network: { block: { file: ... } }",
     // "fibl".
     application: 0x6669_626c,
-    version: 1,
+    version: 2,
     tables: "
         CREATE TABLE entries (
             prefix TEXT PRIMARY KEY,
@@ -25,10 +25,11 @@ const KIND: DatabaseKind = DatabaseKind {
             protocol TEXT,
             ports TEXT,
             since INTEGER NOT NULL, -- seconds since 1970
-            until INTEGER -- NULL: for good
+            until INTEGER, -- NULL: for good
+            direction TEXT -- NULL: that of the list
         );
     ",
-    upgrades: &[],
+    upgrades: &[(1, &["ALTER TABLE entries ADD COLUMN direction TEXT"])],
 };
 
 /// An entry, and for how long it still holds.
@@ -68,14 +69,15 @@ impl EntryStore {
 
     fn load_at(&self, now: i64) -> rusqlite::Result<Vec<Kept>> {
         self.db.execute("DELETE FROM entries WHERE until <= ?", [now])?;
-        let mut select =
-            self.db.prepare("SELECT prefix, source, reason, protocol, ports, since, until FROM entries")?;
+        let columns = "prefix, source, reason, protocol, ports, since, until, direction";
+        let mut select = self.db.prepare(&format!("SELECT {columns} FROM entries"))?;
         let mut rows = select.query([])?;
         let mut kept = Vec::new();
         while let Some(row) = rows.next()? {
             let (prefix, source): (String, String) = (row.get(0)?, row.get(1)?);
             let (protocol, ports): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
             let (since, until): (i64, Option<i64>) = (row.get(5)?, row.get(6)?);
+            let direction: Option<String> = row.get(7)?;
             // A clock that was set back makes nothing last longer than it was meant to.
             let remaining = until.map(|until| (until - now).min(until - since).max(1));
             let protocol = protocol.as_deref().and_then(BlockProtocol::of);
@@ -85,6 +87,7 @@ impl EntryStore {
             let rule = BlockRule {
                 reason: row.get(2)?,
                 ttl: remaining.map(|seconds| Duration::from_secs(seconds.unsigned_abs())),
+                direction: direction.as_deref().and_then(BlockDirection::of),
                 scope: protocol.map(|protocol| BlockScope::new(protocol, ports)),
             };
             kept.push(Kept { prefix, by, rule });
@@ -106,9 +109,10 @@ impl EntryStore {
             let until = rule.ttl.map(|ttl| now.saturating_add(ttl.as_secs() as i64));
             let protocol = rule.scope.map(|scope| scope.protocol.word());
             let ports = rule.scope.and_then(|scope| scope.port_range());
+            let direction = rule.direction.map(BlockDirection::word);
             begun.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
-                params![prefix.to_string(), by.word(), rule.reason, protocol, ports, now, until],
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                params![prefix.to_string(), by.word(), rule.reason, protocol, ports, now, until, direction],
             )?;
         }
         begun.commit()
@@ -146,7 +150,8 @@ mod tests {
 
     fn kept(prefix: &str, ttl: Option<u64>) -> Kept {
         let scope = Some(BlockScope { protocol: BlockProtocol::Tcp, ports: (22, 23) });
-        let rule = BlockRule { reason: "a\"b".into(), ttl: ttl.map(Duration::from_secs), scope };
+        let direction = ttl.map(|_| BlockDirection::Egress);
+        let rule = BlockRule { reason: "a\"b".into(), ttl: ttl.map(Duration::from_secs), direction, scope };
         Kept { prefix: Prefix::parse(prefix).unwrap(), by: Asker::Detection, rule }
     }
 

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 
 use super::super::abi::{
-    List, MARK_BYTES, OWN_PORTS, SOURCES, SPARED, Verdict, net_blocklist, net_connection, net_prefix4,
-    net_prefix6, net_rule, net_source,
+    Direction, List, MARK_BYTES, OWN_PORTS, SOURCES, SPARED, Verdict, net_blocklist, net_connection,
+    net_prefix4, net_prefix6, net_rule, net_source,
 };
 use super::super::cidr::Prefix;
 use super::super::counters::{Sum, sum_words};
@@ -18,7 +18,7 @@ use crate::mapping::Mapped;
 use crate::pins::MapSpec;
 
 /// A rule as the kernel has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
     /// The tick from which on it does not hold; zero: it holds for good.
     pub expires: u32,
@@ -26,7 +26,17 @@ pub(crate) struct Rule {
     pub scope: Option<(u8, u16, u16)>,
     /// Whose entry it is.
     pub source: u16,
+    /// A bit for each [`Direction`] in which it holds.
+    pub directions: u8,
 }
+
+impl Rule {
+    /// For good, for every packet.
+    pub const ALWAYS: Self = Self { expires: 0, scope: None, source: 0, directions: BOTH };
+}
+
+/// Every direction.
+pub(super) const BOTH: u8 = 1 << Direction::Ingress as u8 | 1 << Direction::Egress as u8;
 
 /// What a rule has met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

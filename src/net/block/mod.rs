@@ -28,8 +28,8 @@ mod summary;
 
 pub use blocklist::Blocklist;
 pub use config::{
-    BlockConfig, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope, parse_ports,
-    parse_ttl,
+    BlockConfig, BlockDirection, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
+    parse_ports, parse_ttl,
 };
 pub use crowdsec::CrowdsecConfig;
 pub use decisions::DecisionScope;

@@ -21,6 +21,7 @@ struct Row {
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
     reason: String,
+    direction: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     protocol: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,6 +82,7 @@ impl From<BlockRow> for Row {
             source: row.source.name,
             origin: row.source.origin,
             reason: row.reason,
+            direction: row.direction.word(),
             protocol: row.scope.map(|scope| scope.protocol.word()),
             ports: row.scope.and_then(|scope| scope.port_range()),
             expires_in: row.expires_in,

@@ -259,7 +259,9 @@ fn value(prefix: Prefix, rule: Rule, hits: Hits) -> [u8; size_of::<net_rule>()] 
     put(offset_of!(net_rule, last), &hits.last.to_ne_bytes());
     put(offset_of!(net_rule, expires), &rule.expires.to_ne_bytes());
     put(offset_of!(net_rule, length), &[prefix.bits()]);
-    put(offset_of!(net_rule, source), &rule.source.to_ne_bytes());
+    // There are no more of them: `SOURCES`.
+    put(offset_of!(net_rule, source), &[u8::try_from(rule.source).unwrap_or(u8::MAX)]);
+    put(offset_of!(net_rule, directions), &[rule.directions]);
     if let Some((protocol, first, last)) = rule.scope {
         put(offset_of!(net_rule, protocol), &[protocol]);
         put(offset_of!(net_rule, first_port), &first.to_ne_bytes());

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::abi::{List, TICK_NANOSECONDS};
+use super::super::abi::{Direction, List, TICK_NANOSECONDS};
 use super::super::cidr::Prefix;
-use super::config::{BlockConfig, BlockEntry, BlockProtocol, BlockRule, BlockScope};
+use super::config::{BlockConfig, BlockDirection, BlockEntry, BlockProtocol, BlockRule, BlockScope};
 use super::decisions::{About, DecisionScope};
 use super::entry::{Asker, BlockRow, Source};
 use super::feed::Feed;
 use super::file::WatchedFile;
 use super::kept::Kept;
-use super::maps::{BlockMaps, Hits, Rule};
+use super::maps::{BOTH, BlockMaps, Hits, Rule};
 use super::marks::Marks;
 use super::protect::Protected;
 use super::rules::RuleTables;
@@ -108,6 +108,7 @@ pub(super) fn is_over(deadline: Option<u64>, now: u64) -> bool {
 
 pub(super) fn kernel_rule(
     prefix: Prefix,
+    direction: BlockDirection,
     scope: Option<BlockScope>,
     deadline: Option<u64>,
     source: u16,
@@ -122,6 +123,11 @@ pub(super) fn kernel_rule(
         expires: deadline.map_or(0, tick),
         scope: scope.map(|scope| (number(scope.protocol) as u8, scope.ports.0, scope.ports.1)),
         source,
+        directions: match direction {
+            BlockDirection::Ingress => 1 << Direction::Ingress as u8,
+            BlockDirection::Egress => 1 << Direction::Egress as u8,
+            BlockDirection::Both => BOTH,
+        },
     }
 }
 
@@ -217,25 +223,29 @@ impl ListState {
 
     pub fn rule(&self, prefix: Prefix, origin: Origin, now: u64) -> Rule {
         let source = self.source(origin);
-        let rule = |scope, deadline| kernel_rule(prefix, scope, deadline, source);
+        let default = self.config.direction;
+        let rule = |wanted: Option<&BlockRule>, deadline| {
+            let direction = wanted.and_then(|rule| rule.direction).unwrap_or(default);
+            kernel_rule(prefix, direction, wanted.and_then(|rule| rule.scope), deadline, source)
+        };
         let asked = self.asked.get(&prefix);
         match origin {
             Origin::Config(number) => {
-                rule(self.config.entries[number as usize].rule.scope, self.deadlines[number as usize])
+                rule(Some(&self.config.entries[number as usize].rule), self.deadlines[number as usize])
             }
             Origin::File(_) => rule(None, None),
             // What was asked for beside it goes on in its place, without a gap.
             Origin::Decision(_) => {
                 let decided = self.decision(prefix, now).map_or(now, |by| by.deadline);
-                let deadline = match asked.filter(|asked| asked.rule.scope.is_none()) {
+                let is_same =
+                    |rule: &BlockRule| rule.scope.is_none() && rule.direction.is_none_or(|of| of == default);
+                let deadline = match asked.filter(|asked| is_same(&asked.rule)) {
                     Some(asked) => asked.until().map(|until| until.max(decided)),
                     None => Some(decided),
                 };
                 rule(None, deadline)
             }
-            Origin::Asked(_) => {
-                asked.map_or_else(Rule::default, |asked| rule(asked.rule.scope, asked.until()))
-            }
+            Origin::Asked(_) => rule(asked.map(|asked| &asked.rule), asked.and_then(Asked::until)),
         }
     }
 
@@ -389,11 +399,11 @@ impl ListState {
         let new: Vec<Prefix> = allowed.difference(&self.allowed).copied().collect();
         let gone: Vec<Prefix> = self.allowed.difference(&allowed).copied().collect();
         if new.len() > FEW || !self.tables.has_room(List::Allowed, new.len()) {
-            let rules: Vec<_> = allowed.iter().map(|prefix| (*prefix, Rule::default())).collect();
+            let rules: Vec<_> = allowed.iter().map(|prefix| (*prefix, Rule::ALWAYS)).collect();
             self.tables.replace(maps, List::Allowed, &rules, &marks(self.held.keys(), &allowed))?;
         } else {
             for prefix in new {
-                self.tables.set(maps, List::Allowed, prefix, Rule::default())?;
+                self.tables.set(maps, List::Allowed, prefix, Rule::ALWAYS)?;
             }
             for prefix in gone {
                 self.tables.remove(maps, List::Allowed, prefix)?;
@@ -431,6 +441,7 @@ impl ListState {
             prefix,
             source: self.sources.of(self.source(origin)).cloned().unwrap_or_else(|| Source::named("")),
             reason: rule.reason,
+            direction: rule.direction.unwrap_or(self.config.direction),
             scope: rule.scope,
             is_unconfirmed: asked.is_some_and(|asked| asked.confirm_by.is_some()),
             expires_in: deadline.map(|deadline| seconds(deadline.saturating_sub(now))),

@@ -189,7 +189,7 @@ impl Ban for List<'_> {
         if let Some(row) = list.row(source).filter(|row| row.source.name != Asker::Detection.word()) {
             return Err(("listed", format!("{source} is listed already ({})", row.source.name)));
         }
-        let rule = BlockRule { reason: reason.to_string(), ttl: Some(time), scope: None };
+        let rule = BlockRule { reason: reason.to_string(), ttl: Some(time), ..BlockRule::default() };
         match list.block(&BlockEntry { prefix: source, rule }, Asker::Detection) {
             Ok(_) => Ok(()),
             Err(error) => {

@@ -33,23 +33,35 @@ impl Counters {
 fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     let help = "Dropped frames, by reason: a blocked address (blocklist) or prefix (cidr). Always 0 unless network.block \
                 enforces.";
-    vec![by_reason("xdp_drops_total", help, counted, Counters::drops)]
+    vec![by_reason("xdp_drops_total", help, Direction::Ingress, counted, Counters::drops)]
+}
+
+/// Sent packets that a blocklist drops or would drop.
+pub(crate) fn sent_drops(counted: &[Counted<'_>]) -> [Family; 2] {
+    let dropped = "Frames that were to be sent and were dropped, by reason as in xdp_drops_total.";
+    let would = "Frames that were sent and would be dropped if network.block enforced, by reason.";
+    let family = |name, help, number| by_reason(name, help, Direction::Egress, counted, number);
+    [
+        family("tc_egress_drops_total", dropped, Counters::drops),
+        family("tc_egress_would_drop_total", would, Counters::would_drop),
+    ]
 }
 
 /// What a blocklist that is only observed would drop.
 pub(crate) fn would_drop(counted: &[Counted<'_>]) -> Family {
     let help = "Frames that would be dropped if network.block enforced, by reason; they are passed on.";
-    by_reason("xdp_would_drop_total", help, counted, Counters::would_drop)
+    by_reason("xdp_would_drop_total", help, Direction::Ingress, counted, Counters::would_drop)
 }
 
 fn by_reason(
     name: &'static str,
     help: &'static str,
+    direction: Direction,
     counted: &[Counted<'_>],
     number: fn(&Counters, Reason) -> u64,
 ) -> Family {
     let mut family = Family::new(name, Kind::Counter, help);
-    for one in of(Direction::Ingress, counted) {
+    for one in of(direction, counted) {
         for reason in Reason::ALL {
             family.number_of(one.of, &[("reason", reason.label())], number(one.counters, *reason));
         }

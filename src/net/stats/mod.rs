@@ -64,7 +64,7 @@ pub(crate) const ALL: &[Statistic] = &[
 pub(crate) use tracked::families as tracked;
 
 /// Packets that would be dropped; shown if there is a blocklist.
-pub(crate) use drops::would_drop;
+pub(crate) use drops::{sent_drops, would_drop};
 
 /// By group of prefixes; shown if there are any.
 pub(crate) use cidrs::families as cidrs;
