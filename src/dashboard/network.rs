@@ -343,9 +343,14 @@ fn blocklist(grid: &mut Grid) {
     };
     grid.time_series(
         "Blocked frames",
-        "Frames of listed sources, dropped, or passed on because of `mode: observe`.",
+        "Frames from and to listed addresses, dropped, or passed on because of `mode: observe`.",
         "pps",
-        &[blocked("xdp_drops_total", "dropped"), blocked("xdp_would_drop_total", "would be dropped")],
+        &[
+            blocked("xdp_drops_total", "dropped"),
+            blocked("xdp_would_drop_total", "would be dropped"),
+            blocked("tc_egress_drops_total", "not sent"),
+            blocked("tc_egress_would_drop_total", "would not be sent"),
+        ],
     );
     grid.time_series(
         "Blocklist entries",
