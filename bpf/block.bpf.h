@@ -3,7 +3,8 @@
  * Whether a packet is blocked: by its source when it is received, by its destination when it is sent. Two bitmaps of 2 MiB stand in front, which most packets are done with after one
  * load: IPv4 has a bit for each /24 that an entry touches, IPv6 one for each hash of the first 32 bits and one for each hash
  * of a prefix with its length. A bit that is set means only that it is worth looking: then one hash table is asked for each
- * prefix length in use, the longest first. Bits are set before an entry is needed and cleared after it is gone, so that
+ * prefix length in use, the longest first. What is allowed has a bitmap of its own, small enough to stay in the processor's
+ * cache, so that few packets ask for it. Bits are set before an entry is needed and cleared after it is gone, so that
  * user space changes everything while packets pass.
  *
  * Any failure lets the packet pass.
@@ -92,6 +93,14 @@ static const volatile __u32 list_allowed = NET_LIST_ALLOWED;
 static __always_inline bool is_marked(const __u8 *marks, __u32 bit)
 {
 	return *(const volatile __u8 *)(marks + (bit >> 3 & (NET_MARK_BYTES - 1))) >> (bit & 7) & 1;
+}
+
+/* Whether it is worth looking for it in the allowlist, by a number of 16 bits. */
+static __always_inline bool may_be_allowed(__u32 bit)
+{
+	const volatile __u8 *byte = &blocklist.allowed[bit >> 3 & (NET_ALLOWED_BYTES - 1)];
+
+	return *byte >> (bit & 7) & 1;
 }
 
 static __always_inline bool is_marked4(__u32 address)
@@ -224,10 +233,13 @@ __noinline __u32 ask6(__u64 high, __u64 low, __u32 ask, __u64 transport, __u64 a
 	return rules && answer(bpf_map_lookup_elem(rules, &key), transport, amount);
 }
 
-/* The longest prefix of a list that has the address and whose rule holds, as a question; zero if there is none. */
+/*
+ * The longest prefix of a list that has the address and whose rule holds, as a question; zero if there is none. If there is an
+ * amount, it is counted there.
+ */
 #define FOUND (1u << 16)
 
-__noinline __u32 find4(__u32 list, __u32 host, __u64 transport)
+__noinline __u32 find4(__u32 list, __u32 host, __u64 transport, __u64 amount)
 {
 	__u64 lengths;
 	__u32 i, at;
@@ -242,17 +254,20 @@ __noinline __u32 find4(__u32 list, __u32 host, __u64 transport)
 		__u32 length = highest_bit(lengths);
 
 		lengths ^= 1ULL << length;
-		if (ask4(host, ASK(list, length), transport, 0))
+		if (ask4(host, ASK(list, length), transport, amount))
 			return FOUND | ASK(list, length);
 	}
 	return 0;
 }
 
-/* Of the lengths in one of the words: one after the other in the same loop is more than the verifier follows. */
-__noinline __u32 find6_in(__u64 high, __u64 low, __u32 list, __u32 word, __u64 transport)
+/* Of the lengths in one of the words, which is in front of the list: one after the other in the same loop is more than the
+ * verifier follows. */
+#define LENGTHS(word, list) ((__u32)(word) << 8 | (list))
+
+__noinline __u32 find6_in(__u64 high, __u64 low, __u32 where, __u64 transport, __u64 amount)
 {
+	__u32 i, at, list = where & 0xff, word = where >> 8;
 	__u64 lengths;
-	__u32 i, at;
 
 	if (!with_blocklist)
 		return 0;
@@ -265,19 +280,19 @@ __noinline __u32 find6_in(__u64 high, __u64 low, __u32 list, __u32 word, __u64 t
 
 		lengths ^= 1ULL << length;
 		length += 64 * word;
-		if (ask6(high, low, ASK(list, length), transport, 0))
+		if (ask6(high, low, ASK(list, length), transport, amount))
 			return FOUND | ASK(list, length);
 	}
 	return 0;
 }
 
-static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 transport)
+static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 transport, __u64 amount)
 {
-	__u32 found = find6_in(high, low, list, 2, transport);
+	__u32 found = find6_in(high, low, LENGTHS(2, list), transport, amount);
 
 	if (!found)
-		found = find6_in(high, low, list, 1, transport);
-	return found ? found : find6_in(high, low, list, 0, transport);
+		found = find6_in(high, low, LENGTHS(1, list), transport, amount);
+	return found ? found : find6_in(high, low, LENGTHS(0, list), transport, amount);
 }
 
 /* Whether it passes whoever it is from or to: a packet of the exporter's own listeners, of a connection that is spared, or
@@ -297,6 +312,8 @@ static __always_inline bool is_exempt(struct net_connection *connection, __u64 t
 		if (*(volatile __u32 *)&blocklist.own_ports[i] == own)
 			return true;
 	}
+	if (!*(volatile __u32 *)&blocklist.spares)
+		return false;
 	connection->source_port = is_sent ? TRANSPORT_TO(transport) : TRANSPORT_FROM(transport);
 	connection->destination_port = own;
 	return bpf_map_lookup_elem(&spared, connection) != 0;
@@ -315,27 +332,27 @@ __noinline __u32 judge4(__u32 address, __u64 transport, __u64 amount)
 
 	if (!with_blocklist)
 		return 0;
-	found = find4(NET_LIST_BLOCKED, host, transport);
-	if (!found || is_exempt(&connection, transport) || find4(NET_LIST_ALLOWED, host, transport))
+	if (is_exempt(&connection, transport) ||
+	    (may_be_allowed(host >> 16) && find4(NET_LIST_ALLOWED, host, transport, 0)))
 		return 0;
-	ask4(host, found & 0xffff, transport, amount);
-	return judged((found & 0xff) == 32);
+	found = find4(NET_LIST_BLOCKED, host, transport, amount);
+	return found ? judged((found & 0xff) == 32) : 0;
 }
 
 __noinline __u32 judge6(__u64 high, __u64 low, __u64 transport, __u64 amount)
 {
 	struct net_connection connection = { .source = { high, high >> 32, low, low >> 32 } };
-	__u32 found;
+	__u32 found, first = high;
 
 	if (!with_blocklist)
 		return 0;
 	high = bpf_be64_to_cpu(high);
 	low = bpf_be64_to_cpu(low);
-	found = find6(NET_LIST_BLOCKED, high, low, transport);
-	if (!found || is_exempt(&connection, transport) || find6(NET_LIST_ALLOWED, high, low, transport))
+	if (is_exempt(&connection, transport) || (may_be_allowed(first * NET_MARK_FACTOR >> 16) &&
+						  find6(NET_LIST_ALLOWED, high, low, transport, 0)))
 		return 0;
-	ask6(high, low, found & 0xffff, transport, amount);
-	return judged((found & 0xff) == 128);
+	found = find6(NET_LIST_BLOCKED, high, low, transport, amount);
+	return found ? judged((found & 0xff) == 128) : 0;
 }
 
 static __always_inline __u64 transport_of(const struct frame *f, __u64 what)

@@ -245,11 +245,14 @@ struct net_lengths {
 };
 
 #define NET_OWN_PORTS 8
+#define NET_ALLOWED_BYTES (1 << 13)
 struct net_blocklist {
 	struct net_lengths lengths[NET_LISTS];
 	unsigned int own_ports[NET_OWN_PORTS]; /* TCP ports that are served here, host byte order; zero: none */
 	unsigned int enforce; /* zero: what would be dropped is counted, and passes */
-	unsigned int pad;
+	unsigned int spares; /* how many connections go on though their peer is blocked */
+	/* A bit for each IPv4 /16 that the allowlist touches, and for each hash of the first 32 bits of its IPv6 prefixes. */
+	unsigned char allowed[NET_ALLOWED_BYTES];
 };
 
 /* A TCP connection, by the peer's address (as in net_talker) and both ports in host byte order. */

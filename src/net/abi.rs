@@ -159,6 +159,8 @@ pub(crate) const HASH_KEYS: usize = 13;
 /// Bytes of each of the blocklist's bitmaps (`NET_MARK_BYTES`), and what spreads addresses over that of IPv6.
 pub(crate) const MARK_BYTES: usize = 1 << 21;
 pub(crate) const MARK_FACTOR: u32 = 0x9e37_79b1;
+/// Of the bitmap of what is allowed (`NET_ALLOWED_BYTES`).
+pub(crate) const ALLOWED_BYTES: usize = 1 << 13;
 /// Ports that are served here (`NET_OWN_PORTS`).
 pub(crate) const OWN_PORTS: usize = 8;
 /// Connections that are spared (`NET_SPARED`).
@@ -186,7 +188,7 @@ const _: () = {
     assert!(
         size_of::<net_connection>() == 20
             && size_of::<net_lengths>() == 32
-            && size_of::<net_blocklist>() == 104
+            && size_of::<net_blocklist>() == 104 + ALLOWED_BYTES
     );
     assert!(std::mem::offset_of!(net_blocklist, lengths) == 0);
     assert!(size_of::<net_source>() == 16 * Verdict::ALL.len());

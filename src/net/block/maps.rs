@@ -13,7 +13,7 @@ use super::super::abi::{
 };
 use super::super::cidr::Prefix;
 use super::super::counters::{Sum, sum_words};
-use super::marks::{Marks, each_word};
+use super::marks::{ALLOWED_WORDS, Bitmap, Marks, each_word};
 use crate::mapping::Mapped;
 use crate::pins::MapSpec;
 
@@ -154,6 +154,11 @@ impl BlockMaps {
         self.half(offset_of!(net_blocklist, enforce), u32::from(enforce));
     }
 
+    /// Whether, and how many, connections are spared.
+    pub(super) fn set_spares(&self, number: usize) {
+        self.half(offset_of!(net_blocklist, spares), number as u32);
+    }
+
     /// TCP ports to which everything passes: the first eight.
     pub fn set_own_ports(&self, ports: &[u16]) {
         for at in 0..OWN_PORTS {
@@ -181,29 +186,36 @@ impl BlockMaps {
     }
 
     pub(super) fn mark(&self, list: List, prefix: Prefix) {
-        each_word(list, prefix, |is_v4, word, bits| {
-            let words = if is_v4 { &self.marks4.1 } else { &self.marks6.1 };
-            words[word].fetch_or(bits, Ordering::Release);
+        each_word(list, prefix, |bitmap, word, bits| {
+            self.bitmap(bitmap)[word].fetch_or(bits, Ordering::Release);
         });
+    }
+
+    fn bitmap(&self, bitmap: Bitmap) -> &[AtomicU64] {
+        match bitmap {
+            Bitmap::V4 => &self.marks4.1,
+            Bitmap::V6 => &self.marks6.1,
+            Bitmap::Allowed => &self.common.1[offset_of!(net_blocklist, allowed) / 8..][..ALLOWED_WORDS],
+        }
+    }
+
+    fn bitmaps<'a>(&'a self, marks: &'a Marks) -> impl Iterator<Item = (&'a AtomicU64, u64)> {
+        [(Bitmap::V4, &marks.v4), (Bitmap::V6, &marks.v6), (Bitmap::Allowed, &marks.allowed)]
+            .into_iter()
+            .flat_map(|(bitmap, words)| self.bitmap(bitmap).iter().zip(words.iter().copied()))
     }
 
     /// Sets all bits that these have, beside those that are set.
     pub fn add_marks(&self, marks: &Marks) {
-        for (words, new) in [(&self.marks4.1, &marks.v4), (&self.marks6.1, &marks.v6)] {
-            for (word, new) in words.iter().zip(new).filter(|(_, new)| **new != 0) {
-                word.fetch_or(*new, Ordering::Release);
-            }
+        for (word, new) in self.bitmaps(marks).filter(|(_, new)| *new != 0) {
+            word.fetch_or(new, Ordering::Release);
         }
     }
 
     /// Leaves only the bits that these have.
     pub fn set_marks(&self, marks: &Marks) {
-        for (words, new) in [(&self.marks4.1, &marks.v4), (&self.marks6.1, &marks.v6)] {
-            for (word, new) in
-                words.iter().zip(new).filter(|(word, new)| word.load(Ordering::Relaxed) != **new)
-            {
-                word.store(*new, Ordering::Release);
-            }
+        for (word, new) in self.bitmaps(marks).filter(|(word, new)| word.load(Ordering::Relaxed) != *new) {
+            word.store(new, Ordering::Release);
         }
     }
 }

@@ -4,67 +4,103 @@
 
 use std::net::IpAddr;
 
-use super::super::abi::{List, MARK_BYTES, MARK_FACTOR};
+use super::super::abi::{ALLOWED_BYTES, List, MARK_BYTES, MARK_FACTOR};
 use super::super::cidr::Prefix;
 
 /// Words of one bitmap.
 pub(crate) const WORDS: usize = MARK_BYTES / 8;
 const BITS: u32 = (MARK_BYTES * 8) as u32;
+/// The same of what is allowed.
+pub(crate) const ALLOWED_WORDS: usize = ALLOWED_BYTES / 8;
+const ALLOWED_BITS: u32 = (ALLOWED_BYTES * 8) as u32;
 
 /// Shorter IPv6 prefixes set all bits: they would set most of them one by one.
 const SHORTEST_6: u8 = 12;
 
-/// Both bitmaps. The bit `n` is the bit `n % 64` of the word `n / 64`, which is where programs find it in bytes.
+/// The bitmaps. The bit `n` is the bit `n % 64` of the word `n / 64`, which is where programs find it in bytes.
 #[derive(Debug)]
 pub(crate) struct Marks {
     pub v4: Vec<u64>,
     pub v6: Vec<u64>,
+    pub allowed: Vec<u64>,
+}
+
+/// Which of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bitmap {
+    V4,
+    V6,
+    /// Of what is allowed.
+    Allowed,
 }
 
 impl Marks {
     pub fn new() -> Self {
-        Self { v4: vec![0; WORDS], v6: vec![0; WORDS] }
+        Self { v4: vec![0; WORDS], v6: vec![0; WORDS], allowed: vec![0; ALLOWED_WORDS] }
     }
 
     pub fn add(&mut self, list: List, prefix: Prefix) {
-        each_word(list, prefix, |is_v4, word, bits| {
-            let words = if is_v4 { &mut self.v4 } else { &mut self.v6 };
+        each_word(list, prefix, |bitmap, word, bits| {
+            let words = match bitmap {
+                Bitmap::V4 => &mut self.v4,
+                Bitmap::V6 => &mut self.v6,
+                Bitmap::Allowed => &mut self.allowed,
+            };
             words[word] |= bits;
         });
     }
 }
 
-/// What a prefix of a list sets: whether in the bitmap of IPv4, in which word, and bits of it.
-pub(crate) fn each_word(list: List, prefix: Prefix, mut set: impl FnMut(bool, usize, u64)) {
-    let mut range = |is_v4: bool, first: u32, count: u32| {
+/// What a prefix of a list sets: in which bitmap, in which word, and bits of it.
+pub(crate) fn each_word(list: List, prefix: Prefix, mut set: impl FnMut(Bitmap, usize, u64)) {
+    let range = |bitmap: Bitmap, first: u32, count: u32| {
         let (first, last) = (first as usize, (first + count - 1) as usize);
         for word in first / 64..=last / 64 {
             let from = if word == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
             let to = if word == last / 64 { u64::MAX >> (63 - last % 64) } else { u64::MAX };
-            set(is_v4, word, from & to);
+            set(bitmap, word, from & to);
         }
     };
     match list {
         List::Blocked => each_blocked(prefix, range),
-        List::Allowed => hashed(prefix).into_iter().for_each(move |bit| range(false, bit, 1)),
+        List::Allowed => each_allowed(prefix, range),
     }
 }
 
-/// What a blocked prefix sets: whether in the bitmap of IPv4, the first bit, and how many.
-fn each_blocked(prefix: Prefix, mut set: impl FnMut(bool, u32, u32)) {
+/// What an allowed prefix sets: in which bitmap, the first bit, and how many.
+fn each_allowed(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
+    match prefix.address() {
+        IpAddr::V4(address) => {
+            set(Bitmap::Allowed, address.to_bits() >> 16, 1 << 16u8.saturating_sub(prefix.bits()));
+        }
+        IpAddr::V6(_) if prefix.bits() < SHORTEST_6 => set(Bitmap::Allowed, 0, ALLOWED_BITS),
+        IpAddr::V6(address) => {
+            let first = (address.to_bits() >> 96) as u32;
+            // The upper bits of those by which what is blocked is found.
+            (0..1u32 << 32u8.saturating_sub(prefix.bits()))
+                .for_each(|more| set(Bitmap::Allowed, first_bit(first + more) >> 8, 1));
+        }
+    }
+    if let Some(bit) = hashed(prefix) {
+        set(Bitmap::V6, bit, 1);
+    }
+}
+
+/// What a blocked prefix sets.
+fn each_blocked(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
     match prefix.address() {
         IpAddr::V4(address) => {
             let count = 1 << 24u8.saturating_sub(prefix.bits());
-            set(true, address.to_bits() >> 8, count);
+            set(Bitmap::V4, address.to_bits() >> 8, count);
         }
-        IpAddr::V6(_) if prefix.bits() < SHORTEST_6 => set(false, 0, BITS),
+        IpAddr::V6(_) if prefix.bits() < SHORTEST_6 => set(Bitmap::V6, 0, BITS),
         IpAddr::V6(address) => {
             let first = (address.to_bits() >> 96) as u32;
             for more in 0..1u32 << 32u8.saturating_sub(prefix.bits()) {
-                set(false, first_bit(first + more), 1);
+                set(Bitmap::V6, first_bit(first + more), 1);
             }
             if let Some(bit) = hashed(prefix) {
-                set(false, bit, 1);
+                set(Bitmap::V6, bit, 1);
             }
         }
     }
@@ -118,7 +154,15 @@ mod tests {
         assert_eq!(
             marks.v4.iter().filter(|word| **word > 0).count(),
             1,
-            "what is allowed is only asked then"
+            "what is allowed is not looked for there"
         );
+        let allowed = |text: &str| {
+            let mut marks = Marks::new();
+            marks.add(List::Allowed, Prefix::parse(text).unwrap());
+            marks.allowed.iter().map(|word| word.count_ones()).sum::<u32>()
+        };
+        let numbers =
+            ["10.2.0.0/16", "10.2.3.4", "10.0.0.0/8", "0.0.0.0/0", "2001:db8::1", "::/0"].map(allowed);
+        assert_eq!(numbers, [1, 1, 256, 1 << 16, 1, 1 << 16]);
     }
 }

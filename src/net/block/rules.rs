@@ -203,10 +203,12 @@ impl RuleTables {
             // It fails only if it is not there.
             let _ = maps.spared.delete(&connection_key(*gone));
         }
+        maps.set_spares(self.spared.len().max(connections.len()));
         for new in connections.difference(&self.spared) {
             maps.spared.update(&connection_key(*new), &1u32.to_ne_bytes(), MapFlags::ANY)?;
         }
         self.spared = connections;
+        maps.set_spares(self.spared.len());
         Ok(())
     }
 }
