@@ -134,9 +134,8 @@ impl Answerer {
         }
         let (request, body) = request.into_parts();
         let path = request.uri.path();
-        // RFC 9112, section 3.2.
-        if request.version == Version::HTTP_11 && !request.headers.contains_key(header::HOST) {
-            return Answer::text("other", StatusCode::BAD_REQUEST, "missing Host header\n");
+        if let Some(wrong) = wrong_host(&request) {
+            return Answer::text("other", StatusCode::BAD_REQUEST, wrong);
         }
         let found = self.router.find(&request.method, path, self.is_control || secured.auth.is_some());
         if !self.is_within_rate(&request, peer.address, watch, secured) {
@@ -347,6 +346,20 @@ fn note_visit(
     let user = header(header::AUTHORIZATION).filter(|_| has_users).and_then(user_of);
     let agent = header(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     visitors.note(peer, user, agent, began.elapsed(), answer.body.len(), answer.status.as_u16());
+}
+
+/// What is wrong with the header `Host` (RFC 9112, section 3.2).
+fn wrong_host(request: &Parts) -> Option<&'static str> {
+    let is_part = |letter: &u8| letter.is_ascii_graphic() && !b"/\\?#@,<>\"".contains(letter);
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if request.version == Version::HTTP_11 => Some("missing Host header\n"),
+        (_, Some(_)) => Some("more than one Host header\n"),
+        (Some(host), None) if !host.as_bytes().iter().all(|letter| is_part(letter)) => {
+            Some("invalid Host header\n")
+        }
+        _ => None,
+    }
 }
 
 /// Whether a process may use the control socket.

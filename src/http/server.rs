@@ -299,6 +299,8 @@ impl Connection {
             http1::Builder::new()
                 // The watch has both of its cases.
                 .header_read_timeout(None)
+                // Who has asked and says no more (`nc -N`) still wants an answer.
+                .half_close(true)
                 .max_header_size(answerer.limits.max_header_bytes)
                 .serve_connection(io, service)
         );

@@ -104,6 +104,12 @@ fn what_clients_do_wrong_is_counted() {
         answer.lines().next().unwrap_or_default().to_owned()
     };
     assert!(first_line("GET / HTTP/1.1\r\n\r\n").contains(" 400 "), "without Host");
+    for host in ["a\r\nHost: a", "a b", "a,b", "http://a", "u@a"] {
+        assert!(first_line(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).contains(" 400 "), "{host}");
+    }
+    for host in ["", "[fe80::1%25eth0]:9435", "a.example:80", "_x"] {
+        assert!(first_line(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).contains(" 401 "), "{host}");
+    }
     let old = format!("GET / HTTP/1.0\r\n{}\r\n", server.authorization(PASSWORD));
     assert!(first_line(&old).contains(" 200 "), "HTTP/1.0 has none");
     assert!(first_line("\x01\x02\x03\r\n\r\n").contains(" 400 "));
@@ -121,5 +127,30 @@ fn what_clients_do_wrong_is_counted() {
     };
     counted("malformed_requests_total");
     counted("oversized_headers_total");
-    counted("unauthorized_requests_total");
+    assert!(
+        text.contains("fibre_exporter_http_unauthorized_requests_total{endpoint=\"metrics\"} 5\n"),
+        "{text}"
+    );
+}
+
+/// As `nc -N` and old health checks do it.
+#[test]
+fn who_says_no_more_gets_an_answer_still() {
+    let place = Place::new();
+    let exporter = besieged(&place);
+    let server = known(&exporter);
+    for _ in 0..20 {
+        let mut stream = server.connect(SCRAPER).expect("connect");
+        let request = format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{}\r\n", server.authorization(PASSWORD));
+        stream.write_all(request.as_bytes()).expect("write");
+        stream.shutdown(std::net::Shutdown::Write).expect("shut down");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("the answer, and its end");
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("fibre_exporter_up"), "{answer}");
+    }
+    // Without a whole request there is nothing to answer.
+    let mut stream = server.connect(SCRAPER).expect("connect");
+    stream.write_all(b"GET /metrics HTTP/1.1\r\n").expect("write");
+    stream.shutdown(std::net::Shutdown::Write).expect("shut down");
+    assert_eq!(stream.read(&mut [0; 1]).expect("its end"), 0);
 }
