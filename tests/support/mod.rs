@@ -10,6 +10,7 @@ pub mod exporter;
 pub mod exposition;
 pub mod harm;
 pub mod http;
+pub mod http2;
 pub mod names;
 pub mod on_kernel;
 pub mod program;

@@ -20,6 +20,7 @@ mod privileges;
 mod process;
 mod reload;
 mod siege;
+mod siege_http2;
 mod slow;
 mod soak;
 mod start;
