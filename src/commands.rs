@@ -51,7 +51,9 @@ pub fn perform(invocation: Invocation) -> ExitCode {
         Invocation::Probes { target, functions, format } => {
             list_probes(&target, functions.as_deref(), format)
         }
-        Invocation::Dashboard { file, alerts } => show_dashboard(&Overrides::file(file), alerts),
+        Invocation::Dashboard { file, alerts, runbooks } => {
+            show_dashboard(&Overrides::file(file), alerts, runbooks.as_deref())
+        }
     }
 }
 
@@ -237,9 +239,9 @@ fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCod
     }
 }
 
-fn show_dashboard(overrides: &Overrides, alerts: bool) -> ExitCode {
+fn show_dashboard(overrides: &Overrides, alerts: bool, runbooks: Option<&str>) -> ExitCode {
     match load(overrides) {
-        Ok(Checked { plan, .. }) if alerts => show(&dashboard::alerts(&plan)),
+        Ok(Checked { plan, .. }) if alerts => show(&dashboard::alerts(&plan, runbooks)),
         Ok(Checked { plan, .. }) => show(&dashboard::dashboard(&plan)),
         Err(wrong) => refuse(&wrong),
     }

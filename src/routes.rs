@@ -7,10 +7,11 @@ use hyper::body::Bytes;
 use hyper::{Method, StatusCode};
 
 use crate::blocking;
+use crate::dashboard::ALERTS;
 use crate::exposition::{Names, negotiate};
 use crate::http::{self, Access, Broadcast, Reply, Route, Router};
 use crate::net::{Network, QueryError};
-use crate::page::{self, Link};
+use crate::page::{self, Link, runbook};
 use crate::percent;
 use crate::running::Running;
 
@@ -56,6 +57,7 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
         let (running, links) = (running.clone(), links.clone());
         Route::get(path, about, content_type, move |_| Reply::ok(bytes(&running, &links)))
     };
+    let runbook = runbook();
     vec![
         shown("/", "How the exporter is doing, for a browser", http::HTML, |running, links| {
             running.status.html(|| running.snapshot(links))
@@ -63,7 +65,9 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
         shown(STATUS.path, STATUS.about, http::JSON, |running, links| {
             running.status.json(|| running.snapshot(links))
         }),
-        part("/page.css", "text/css; charset=utf-8", page::STYLE),
+        // What a link in an alert leads to: whoever is woken by it need not know a password.
+        Route::get(ALERTS, "", http::HTML, move |_| Reply::ok(runbook.clone())).open_to(Access::Open),
+        part("/page.css", "text/css; charset=utf-8", page::STYLE).open_to(Access::Open),
         part("/page.js", "text/javascript; charset=utf-8", page::SCRIPT),
         part("/page.svg", "image/svg+xml", page::ICON),
     ]

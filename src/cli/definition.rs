@@ -83,7 +83,14 @@ pub fn command() -> Command {
             Command::new("dashboard")
                 .about("Print a Grafana dashboard, or alerting rules, for a configuration")
                 .arg(file())
-                .arg(switch("alerts").help("Print Prometheus alerting rules instead")),
+                .arg(switch("alerts").help("Print Prometheus alerting rules instead"))
+                .arg(
+                    Arg::new("runbooks")
+                        .long("runbooks")
+                        .value_name("URL")
+                        .requires("alerts")
+                        .help("Where docs/alerts.md is published [default: /alerts on the exporters]"),
+                ),
         )
         .subcommand(
             Command::new("schema")

@@ -35,7 +35,7 @@ pub enum Invocation {
     /// List the profiles, or print the one named.
     Profiles { name: Option<String> },
     /// Print a Grafana dashboard for `file`, or with `alerts` Prometheus rules.
-    Dashboard { file: PathBuf, alerts: bool },
+    Dashboard { file: PathBuf, alerts: bool, runbooks: Option<String> },
     /// Print the JSON schema of a configuration, or its reference as Markdown.
     Schema { markdown: bool },
     /// Read a password from standard input and print its bcrypt hash.
@@ -112,7 +112,11 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
             },
         },
         "profiles" => Invocation::Profiles { name: text("name") },
-        "dashboard" => Invocation::Dashboard { file: file(), alerts: matches.get_flag("alerts") },
+        "dashboard" => Invocation::Dashboard {
+            file: file(),
+            alerts: matches.get_flag("alerts"),
+            runbooks: matches.get_one("runbooks").cloned(),
+        },
         "schema" => Invocation::Schema { markdown: matches.get_flag("markdown") },
         "hash-password" => Invocation::HashPassword { cost: matches.get_one("cost").copied().unwrap_or(10) },
         "completions" => {
@@ -280,12 +284,27 @@ mod tests {
         assert_eq!(parsed(&["profiles", "fibre"]), Invocation::Profiles { name: Some("fibre".into()) });
         assert_eq!(
             parsed(&["dashboard", "c.yaml"]),
-            Invocation::Dashboard { file: file.clone(), alerts: false }
+            Invocation::Dashboard { file: file.clone(), alerts: false, runbooks: None }
         );
         assert_eq!(
             parsed(&["dashboard", "c.yaml", "--alerts"]),
-            Invocation::Dashboard { file, alerts: true }
+            Invocation::Dashboard { file: file.clone(), alerts: true, runbooks: None }
         );
+        assert_eq!(
+            parsed(&[
+                "dashboard",
+                "c.yaml",
+                "--alerts",
+                "--runbooks",
+                "https://docs.example.org/alerts.html"
+            ]),
+            Invocation::Dashboard {
+                file,
+                alerts: true,
+                runbooks: Some("https://docs.example.org/alerts.html".into())
+            }
+        );
+        refused(&["dashboard", "c.yaml", "--runbooks", "https://docs.example.org/alerts.html"]);
         assert_eq!(parsed(&["schema"]), Invocation::Schema { markdown: false });
         assert_eq!(parsed(&["schema", "--markdown"]), Invocation::Schema { markdown: true });
         assert_eq!(

@@ -4,21 +4,19 @@
 //! Every rule is about the exporters with this configuration's node name, each by its instance: two of the same name are
 //! told apart, and exporters with another configuration have rules of their own.
 
+mod network;
+mod probes;
+
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::net::NetworkConfig;
+use super::scheme;
 use crate::plan::{LabelPlan, Plan, ProbePlan};
 
-/// Where each alert is explained, in a section of its name.
-const RUNBOOK: &str = "docs/alerts.md";
-
-/// The part of a program's time that tracing may take before somebody is told.
-const MOST_OVERHEAD: f64 = 0.05;
-
-/// The part of DNS queries that may fail before somebody is told.
-const MOST_FAILING: f64 = 0.2;
+/// Where each alert is explained, in a section of its name: among the sources, and on every exporter's page.
+const SOURCES: &str = "docs/alerts.md";
+pub(crate) const ALERTS: &str = "/alerts";
 
 /// How long an exporter is remembered that is gone.
 const MEMORY: &str = "7d";
@@ -42,6 +40,9 @@ struct Rule {
     lasting: Option<&'static str>,
     labels: Labels,
     annotations: Annotations,
+    /// The exporter that it is about cannot be asked for anything.
+    #[serde(skip)]
+    is_gone: bool,
 }
 
 #[derive(Serialize)]
@@ -64,9 +65,30 @@ impl Rule {
         summary: &str,
         reason: &'static str,
     ) -> Self {
-        let runbook_url = format!("{RUNBOOK}#{}", alert.to_lowercase());
-        let annotations = Annotations { summary: summary.to_string(), description: reason, runbook_url };
-        Self { alert, expr, lasting: None, labels: Labels { severity }, annotations }
+        let annotations =
+            Annotations { summary: summary.to_string(), description: reason, runbook_url: String::new() };
+        Self { alert, expr, lasting: None, labels: Labels { severity }, annotations, is_gone: false }
+    }
+
+    /// It is another exporter that must explain it.
+    fn of_a_gone_one(mut self) -> Self {
+        self.is_gone = true;
+        self
+    }
+
+    /// Its section in what `base` is the address of. Without one the exporter explains it itself, at the address by which
+    /// Prometheus knows it.
+    fn runbook(&self, base: Option<&str>, scheme: &str) -> String {
+        let page = |instance: &str| format!("{scheme}://{instance}{ALERTS}");
+        let base = match base {
+            Some(base) => template_safe(base),
+            None if self.is_gone => format!(
+                "{{{{ with query \"fibre_exporter_info\" }}}}{}{{{{ else }}}}{SOURCES}{{{{ end }}}}",
+                page("{{ . | first | label \"instance\" }}")
+            ),
+            None => page("{{ $labels.instance }}"),
+        };
+        format!("{base}#{}", self.alert.to_lowercase())
     }
 
     /// Fires only after it has held for so long.
@@ -76,11 +98,13 @@ impl Rule {
     }
 }
 
-/// A rule file, in YAML.
-pub fn alerts(plan: &Plan) -> String {
-    let rules = Rules {
-        groups: [Group { name: format!("exporter {}", plan.settings.node_name), rules: rules(plan) }],
-    };
+/// A rule file, in YAML. `runbooks` is the address of a page whose sections explain the alerts, if not the exporters' own.
+pub fn alerts(plan: &Plan, runbooks: Option<&str>) -> String {
+    let mut rules = rules(plan);
+    for rule in &mut rules {
+        rule.annotations.runbook_url = rule.runbook(runbooks, scheme(plan));
+    }
+    let rules = Rules { groups: [Group { name: format!("exporter {}", plan.settings.node_name), rules }] };
     // Strings and lists only: nothing of it can fail.
     serde_yaml::to_string(&rules).unwrap_or_default()
 }
@@ -102,7 +126,8 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             "The exporter is down, unreachable, or rejects the password. The Targets page of Prometheus shows \
              the last error.",
         )
-        .lasting("2m"),
+        .lasting("2m")
+        .of_a_gone_one(),
         Rule::new(
             "ExporterNotScraped",
             "critical",
@@ -113,7 +138,8 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             ),
             "The exporter is not a Prometheus target, or was never scraped successfully.",
         )
-        .lasting("10m"),
+        .lasting("10m")
+        .of_a_gone_one(),
         Rule::new(
             "ExporterScrapeSlow",
             "warning",
@@ -141,167 +167,29 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             ours("fibre_exporter_tls_certificate_not_after_seconds - time() < 21 * 86400"),
             "The TLS certificate of the exporter on {{ $labels.instance }} expires in {{ $value | \
              humanizeDuration }}.",
-            "Prometheus cannot scrape the exporter after that. Replace the files; they are reloaded within 30 \
+            "Prometheus cannot scrape the exporter after that. Replace the files; they are reloaded within \
              seconds, without a restart.",
         ));
     }
     if !plan.targets.is_empty() {
-        rules.extend(probe_rules(plan, &ours));
+        rules.extend(probes::rules(plan, &ours));
+    }
+    if plan.probes.iter().any(|probe| !probe.slow.is_empty()) {
+        rules.extend(probes::slow_rules(plan, &ours));
+    }
+    if detects(plan) {
+        rules.extend(network::detection_rules(&ours));
     }
     if let Some(network) = &plan.network {
-        rules.extend(network_rules(network, &ours));
+        rules.extend(network::rules(network, &ours));
     }
     rules
 }
 
-/// Rules of packets: of what is not counted, and of what the blocklist does not do.
-fn network_rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::new(
-            "ExporterInterfaceNotCounted",
-            "warning",
-            ours("network_attach_failed{reason!=\"pending\"} == 1"),
-            "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
-            "Packets of this interface and direction are missing from all metrics. See the exporter's log and /ready.",
-        )
-        .lasting("5m"),
-    ];
-    if network.block.is_some() {
-        rules.push(
-            Rule::new(
-                "ExporterBlocklistFileUnreadable",
-                "warning",
-                ours("xdp_blocklist_file_readable == 0"),
-                "The blocklist file {{ $labels.file }} on {{ $labels.instance }} cannot be read.",
-                "The entries read before still hold, and become old. The exporter's log has the reason.",
-            )
-            .lasting("10m"),
-        );
-        rules.push(Rule::new(
-            "ExporterBlocklistNotStored",
-            "warning",
-            ours("xdp_blocklist_stored == 0"),
-            "Entries added to the blocklist of {{ $labels.instance }} are not stored.",
-            "They hold now, and are gone after a restart. The disk is full or the file cannot be written; see the log.",
-        ));
-        rules.push(Rule::new(
-            "ExporterBlocklistErrors",
-            "warning",
-            ours("increase(xdp_blocklist_errors_total[10m]) > 0"),
-            "The kernel refused changes of the blocklist of {{ $labels.instance }}.",
-            "What was listed before is still blocked; what was added may not be. The exporter's log has the reason.",
-        ));
-    }
-    if network.count.tcp {
-        rules.push(Rule::new(
-            "ExporterListenOverflows",
-            "warning",
-            ours("increase(network_tcp_listen_overflows_total[10m]) > 0"),
-            "A listening socket on {{ $labels.instance }} dropped connections: its accept queue was full.",
-            "A server accepts too slowly, or its backlog is too short.",
-        ));
-    }
-    if network.count.dns {
-        let rate = |matcher: &str| {
-            format!("sum by (job, instance, server) (rate(network_dns_queries_total{{{matcher}}}[10m]))")
-        };
-        let failing = rate("result=~\"timeout|servfail|refused\"");
-        rules.push(
-            Rule::new(
-                "ExporterDnsFailing",
-                "warning",
-                ours(&format!("({failing} / {} > {MOST_FAILING} and {failing} > 0.05)", rate(""))),
-                "{{ $value | humanizePercentage }} of the DNS queries of {{ $labels.instance }} to {{ $labels.server }} servers fail.",
-                "They time out, or the answer is SERVFAIL or REFUSED.",
-            )
-            .lasting("10m"),
-        );
-    }
-    rules
-}
-
-/// Rules of probes, and of their hits.
-fn probe_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
-    let targets = one_of(plan.targets.iter().map(|target| target.name.as_str()));
-    let mut rules = vec![
-        Rule::new(
-            "ExporterProbeNotAttached",
-            "warning",
-            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1")),
-            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is {{ $labels.state }}: {{ $labels.reason }}.",
-            "The probe's metrics do not change until it is attached. `exporter check FILE` shows details.",
-        )
-        .lasting("5m"),
-        Rule::new(
-            "ExporterProbePartlyAttached",
-            "info",
-            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=\"partly\"}} == 1")),
-            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is only partly attached: \
-             {{ $labels.reason }}.",
-            "Its counts are correct but incomplete: hits at the other sites are missing.",
-        )
-        .lasting("15m"),
-    ];
-    rules.push(Rule::new(
-        "ExporterProbeShed",
-        "warning",
-        ours(&format!("increase(fibre_exporter_probe_shed_seconds_total{{target=~{targets}}}[10m]) > 0")),
-        "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} was detached for {{ $value | humanizeDuration }} of the \
-         last ten minutes.",
-        "Tracing took more of the program's CPU time than limits.overhead allows. The probe's counts are too low.",
-    ));
-    let rate =
-        |name: &str| format!("rate(fibre_exporter_target_{name}_seconds_total{{target=~{targets}}}[10m])");
-    rules.push(
-        Rule::new(
-            "ExporterTracingOverhead",
-            "warning",
-            ours(&format!("{} / {} > {MOST_OVERHEAD}", rate("tracing"), rate("cpu"))),
-            "Tracing takes {{ $value | humanizePercentage }} of the CPU time of {{ $labels.target }} on {{ $labels.instance }}.",
-            "The program is slower by that. fibre_exporter_probe_cost_seconds_total shows which probes cost most.",
-        )
-        .lasting("15m"),
-    );
-    if let Some(probes) = absence_matters(plan) {
-        let absent = format!("fibre_exporter_probe_state{{{probes}, state=\"absent\"}} == 1");
-        rules.push(
-            Rule::new(
-                "ExporterProbeAbsent",
-                "warning",
-                ours(&absent),
-                "The file of {{ $labels.target }} on {{ $labels.instance }} has no probe {{ $labels.probe }}.",
-                "The program may have been replaced by another version or build. `exporter probes FILE` lists \
-                 its probes.",
-            )
-            .lasting("5m"),
-        );
-    }
-    rules.push(Rule::new(
-        "ExporterHitsLost",
-        "warning",
-        ours(&format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}}}[10m]) > 0")),
-        "Hits of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} were lost ({{ $labels.reason }}).",
-        "The metrics of this probe are too low. If the reason is ring_full, raise `ring: { size }`.",
-    ));
-    rules.push(Rule::new(
-        "ExporterReadFaults",
-        "warning",
-        ours(&format!("increase(fibre_exporter_probe_read_faults_total{{target=~{targets}}}[10m]) > 0")),
-        "Arguments of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} could not be read.",
-        "The memory was not mapped, or the argument is not a pointer: check its `type`.",
-    ));
-    let free = metrics_with_free_labels(plan);
-    if !free.is_empty() {
-        let of = one_of(free.into_iter().map(|metric| plan.metrics[metric].name.as_str()));
-        rules.push(Rule::new(
-            "ExporterLabelOverflow",
-            "info",
-            ours(&format!("increase(fibre_exporter_label_overflow_total{{metric=~{of}}}[1h]) > 0")),
-            "{{ $labels.metric }} on {{ $labels.instance }} has reached the limit of a label.",
-            "Further values are counted as \"other\". Map the values to fewer, or raise the label's `limit`.",
-        ));
-    }
-    rules
+/// Whether attackers are looked for, by probes or in packets.
+pub(super) fn detects(plan: &Plan) -> bool {
+    plan.probes.iter().any(|probe| !probe.bans.is_empty())
+        || plan.network.as_ref().is_some_and(|network| network.detect.is_on())
 }
 
 /// Matchers of the probes that must be in their files; `None` if a program may do without any of them.

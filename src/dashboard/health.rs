@@ -1,7 +1,7 @@
 //! The row about the exporter itself.
 
 use super::panels::{Column, Grid};
-use super::{CHOSEN, own, own_rate, scheme};
+use super::{CHOSEN, own, own_increase, own_rate, scheme};
 use crate::kinds::panel::Query;
 use crate::plan::Plan;
 
@@ -10,16 +10,15 @@ const PROBES_HEIGHT: usize = 9;
 
 pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     grid.row("Exporter health", true);
-    let rate = own_rate;
     let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
     if !plan.targets.is_empty() {
         probe_health(grid, scheme(plan));
     }
     grid.time_series(
         "Errors",
-        "Errors of the exporter, by type.",
-        "ops",
-        &one(rate("errors_total"), "{{error_type}} {{instance}}"),
+        "Errors of the exporter in the selected window, by type.",
+        "short",
+        &one(own_increase("errors_total", "$window"), "{{error_type}} {{instance}}"),
     );
     grid.time_series(
         "Scrape time",
@@ -44,7 +43,6 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
 
 /// Panels about probes and their hits.
 fn probe_health(grid: &mut Grid, scheme: &str) {
-    let rate = own_rate;
     let one = |expr: String, legend: &str| vec![Query { expr, legend: legend.to_string() }];
     probe_table(grid, scheme);
     grid.time_series(
@@ -57,27 +55,30 @@ fn probe_health(grid: &mut Grid, scheme: &str) {
         ],
     );
     let by_probe = "{{target}} {{probe}} {{instance}}";
-    grid.time_series("Hits", "Hit rate of each probe.", "ops", &one(rate("probe_hits_total"), by_probe));
+    grid.time_series("Hits", "Hit rate of each probe.", "ops", &one(own_rate("probe_hits_total"), by_probe));
     grid.time_series(
         "Hits lost",
-        "Lost hits, by reason. If this is not 0, metrics of the probe are too low.",
-        "ops",
+        "Lost hits in the selected window, by reason. If this is not 0, metrics of the probe are too low.",
+        "short",
         &one(
-            format!("sum by (instance, target, probe, reason) ({})", rate("probe_lost_total")),
+            format!(
+                "sum by (instance, target, probe, reason) ({})",
+                own_increase("probe_lost_total", "$window")
+            ),
             "{{target}} {{probe}} {{reason}} {{instance}}",
         ),
     );
     grid.time_series(
         "Read faults",
-        "Hits with a value that could not be read from the application's memory.",
-        "ops",
-        &one(rate("probe_read_faults_total"), by_probe),
+        "Hits in the selected window with a value that could not be read from the application's memory.",
+        "short",
+        &one(own_increase("probe_read_faults_total", "$window"), by_probe),
     );
     grid.time_series(
         "Label overflow",
-        "Hits counted as \"other\" because a label reached its limit.",
-        "ops",
-        &one(rate("label_overflow_total"), "{{metric}} {{instance}}"),
+        "Hits in the selected window that were counted as \"other\" because a label reached its limit.",
+        "short",
+        &one(own_increase("label_overflow_total", "$window"), "{{metric}} {{instance}}"),
     );
     grid.time_series(
         "Tracing",

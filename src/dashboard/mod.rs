@@ -5,9 +5,11 @@ mod health;
 mod network;
 mod overview;
 mod panels;
+mod security;
 
 use serde_json::{Value, json};
 
+pub(crate) use alerts::ALERTS;
 pub use alerts::alerts;
 
 use crate::kinds;
@@ -42,6 +44,12 @@ pub fn dashboard(plan: &Plan) -> String {
     }
     if let Some(network) = &plan.network {
         network::show(&mut grid, network, std::mem::replace(&mut collapsed, true));
+        if let Some(block) = &network.block {
+            security::blocklist(&mut grid, block);
+        }
+    }
+    if alerts::detects(plan) {
+        security::detection(&mut grid, plan.network.as_ref().map(|network| &network.detect));
     }
     health::show(&mut grid, plan);
     let mut names: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
@@ -119,6 +127,10 @@ fn annotations(plan: &Plan) -> Value {
         let reattached = own_increase("reattach_total", "2m");
         let expr = format!("sum by (instance, target, reason) ({reattached}) > 0");
         all.push(annotation("Attached again", "yellow", expr, "{{target}} {{reason}} {{instance}}", false));
+    }
+    if alerts::detects(plan) {
+        let bans = format!("sum by (instance, reason) (increase(xdp_autobans_total{{{CHOSEN}}}[2m])) > 0");
+        all.push(annotation("Banned", "red", bans, "{{reason}} {{instance}}", false));
     }
     Value::Array(all)
 }

@@ -6,8 +6,8 @@ use crate::kinds::panel::Query;
 use crate::net::{Count, NetworkConfig};
 
 /// Interfaces of the same name in several network namespaces are told apart.
-const PLACE: &str = "instance, netns, container, interface";
-const PLACE_LEGEND: &str = "{{interface}} {{netns}} {{container}}";
+pub(super) const PLACE: &str = "instance, netns, container, interface";
+pub(super) const PLACE_LEGEND: &str = "{{interface}} {{netns}} {{container}}";
 
 /// What narrows queries of series by interface, beside [`CHOSEN`].
 const INTERFACE: &str = r#"interface=~"$interface""#;
@@ -28,9 +28,6 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     if count.talkers > 0 || !count.cidrs.is_empty() {
         hosts(grid, count);
     }
-    if config.block.is_some() {
-        blocklist(grid);
-    }
 }
 
 /// Whether some panel shows only the greatest.
@@ -38,21 +35,21 @@ pub(super) fn ranks(config: &NetworkConfig) -> bool {
     config.count.cgroups || config.count.top_sources > 0
 }
 
-fn query(expr: String, legend: &str) -> Query {
+pub(super) fn query(expr: String, legend: &str) -> Query {
     Query { expr, legend: format!("{legend} {{{{instance}}}}") }
 }
 
-fn sum(by: &str, expr: &str) -> String {
+pub(super) fn sum(by: &str, expr: &str) -> String {
     format!("sum by ({by}) ({expr})")
 }
 
 /// Of a series by interface.
-fn rate(name: &str) -> String {
+pub(super) fn rate(name: &str) -> String {
     format!("rate({name}{{{CHOSEN}, {INTERFACE}}}[$__rate_interval])")
 }
 
 /// Of a series of the whole machine.
-fn rate_of_all(name: &str) -> String {
+pub(super) fn rate_of_all(name: &str) -> String {
     format!("rate({name}{{{CHOSEN}}}[$__rate_interval])")
 }
 
@@ -126,11 +123,13 @@ fn packets(grid: &mut Grid, count: &Count) {
             &[of("xdp_tcp_resets_total", "reset"), of("xdp_tcp_zero_windows_total", "zero window")],
         );
     }
+    let malformed = format!("increase(xdp_malformed_packets_total{{{CHOSEN}, {INTERFACE}}}[$window])");
+    let malformed = sum("instance, direction, interface, reason", &malformed);
     grid.time_series(
         "Malformed frames",
-        "Frames with truncated or inconsistent headers.",
-        "pps",
-        &[by("xdp_malformed_packets_total", "interface, reason", "{{interface}} {{direction}} {{reason}}")],
+        "Frames in the selected window with truncated or inconsistent headers.",
+        "short",
+        &[query(malformed, "{{interface}} {{direction}} {{reason}}")],
     );
     grid.time_series(
         "Fragments",
@@ -332,58 +331,4 @@ fn hosts(grid: &mut Grid, count: &Count) {
             ],
         );
     }
-}
-
-fn blocklist(grid: &mut Grid) {
-    let all = |metric: &str| format!("{metric}{{{CHOSEN}}}");
-    grid.row("Blocklist", true);
-    let blocked = |metric: &str, what: &str| {
-        let expr = sum(&format!("{PLACE}, reason"), &rate(metric));
-        query(expr, &format!("{PLACE_LEGEND} {{{{reason}}}} {what}"))
-    };
-    grid.time_series(
-        "Blocked frames",
-        "Frames from and to listed addresses, dropped, or passed on because of `mode: observe`.",
-        "pps",
-        &[
-            blocked("xdp_drops_total", "dropped"),
-            blocked("xdp_would_drop_total", "would be dropped"),
-            blocked("tc_egress_drops_total", "not sent"),
-            blocked("tc_egress_would_drop_total", "would not be sent"),
-        ],
-    );
-    grid.time_series(
-        "Blocklist entries",
-        "Entries by the source that lists them.",
-        "short",
-        &[query(all("xdp_blocklist_entries"), "{{source}}")],
-    );
-    grid.time_series(
-        "Never dropped",
-        "Addresses and prefixes that are never dropped, and SSH connections that go on.",
-        "short",
-        &[
-            query(all("xdp_allowlist_entries"), "allowed"),
-            query(all("xdp_spared_connections"), "SSH connections"),
-        ],
-    );
-    grid.time_series(
-        "Blocklist files",
-        "Lines that were not understood; 1 for a file that cannot be read.",
-        "short",
-        &[
-            query(all("xdp_blocklist_file_invalid_lines"), "{{file}} invalid lines"),
-            query(format!("1 - {}", all("xdp_blocklist_file_readable")), "{{file}} unreadable"),
-        ],
-    );
-    grid.time_series(
-        "Changes that failed",
-        "Changes that the kernel refused, and tables whose hits could not be read; 1 if entries are not stored.",
-        "short",
-        &[
-            query(format!("increase({}[$window])", all("xdp_blocklist_errors_total")), "refused"),
-            query(format!("increase({}[$window])", all("xdp_blocklist_unread_tables_total")), "unread tables"),
-            query(format!("1 - {}", all("xdp_blocklist_stored")), "not stored"),
-        ],
-    );
 }

@@ -15,8 +15,9 @@ const STATE_COLORS: [(&str, Option<f64>); 3] = [("green", None), ("orange", Some
 
 pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     let (probes, network) = (!plan.targets.is_empty(), plan.network.as_ref());
+    let mut stats = Vec::new();
     let stat = |title, description, unit, expr, bad_from| Stat { title, description, unit, expr, bad_from };
-    grid.stat(&stat(
+    stats.push(stat(
         "Exporters down",
         "Exporters whose latest scrape failed.",
         "short",
@@ -24,28 +25,28 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
         Some(1.0),
     ));
     if probes {
-        grid.stat(&stat(
+        stats.push(stat(
             "Probes not attached",
             "Probes that wait for their program, were refused, or are not in its file, on exporters that are up.",
             "short",
             format!("count({}) or vector(0)", not_attached(plan)),
             Some(1.0),
         ));
-        grid.stat(&stat(
+        stats.push(stat(
             "Hits",
             "Hits of all probes in the selected window.",
             "short",
             format!("sum({})", own_increase("probe_hits_total", "$window")),
             None,
         ));
-        grid.stat(&stat(
+        stats.push(stat(
             "Last hit",
             "Time since the last hit of any probe.",
             "s",
             format!("time() - max({} > 0)", own("probe_last_hit_timestamp_seconds")),
             None,
         ));
-        grid.stat(&stat(
+        stats.push(stat(
             "Hits lost",
             "Hits lost in the dashboard's time range.",
             "short",
@@ -55,17 +56,26 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     }
     if let Some(network) = network {
         let rate = |name: &str| format!("sum(rate({name}{{{CHOSEN}}}[$__rate_interval]))");
-        grid.stat(&stat(
-            "Interfaces not counted",
+        stats.push(stat(
+            "Not counted",
             "Interfaces and directions in which packets are not counted.",
             "short",
             format!("count({}) or vector(0)", not_counted()),
             Some(1.0),
         ));
-        grid.stat(&stat("Received", "Received bytes per second.", "Bps", rate("xdp_bytes_total"), None));
-        grid.stat(&stat("Sent", "Sent bytes per second.", "Bps", rate("tc_egress_bytes_total"), None));
+        stats.push(stat("Received", "Received bytes per second.", "Bps", rate("xdp_bytes_total"), None));
+        stats.push(stat("Sent", "Sent bytes per second.", "Bps", rate("tc_egress_bytes_total"), None));
+        if alerts::detects(plan) {
+            stats.push(stat(
+                "Attackers found",
+                "Addresses that crossed a threshold in the dashboard's time range, and floods.",
+                "short",
+                format!("sum(increase(security_events_total{{{CHOSEN}}}[$__range])) or vector(0)"),
+                None,
+            ));
+        }
         if network.block.is_some() {
-            grid.stat(&stat(
+            stats.push(stat(
                 "Blocked frames",
                 "Frames of listed sources per second, dropped, or passed on because of `mode: observe`.",
                 "pps",
@@ -74,13 +84,14 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
             ));
         }
     }
-    grid.stat(&stat(
+    stats.push(stat(
         "Errors",
         "Errors of the exporters in the dashboard's time range.",
         "short",
         format!("sum({})", own_increase("errors_total", "$__range")),
         Some(1.0),
     ));
+    grid.stats(&stats);
     table(grid, plan);
 }
 
@@ -141,7 +152,7 @@ fn table(grid: &mut Grid, plan: &Plan) {
         words: &STATES,
     }];
     if !plan.targets.is_empty() {
-        columns.push(plain("Probes attached", by_instance("sum", &own("probes_attached")), "short"));
+        columns.push(plain("Attached", by_instance("sum", &own("probes_attached")), "short"));
         columns.push(bad("Not attached", by_instance("count", &not_attached(plan))));
         let hits = own_increase("probe_hits_total", "$window");
         columns.push(plain("Hits", by_instance("sum", &hits), "short"));
@@ -164,7 +175,7 @@ fn table(grid: &mut Grid, plan: &Plan) {
         columns.push(bad("Not counted", by_instance("count", &not_counted())));
         if network.block.is_some() {
             columns.push(plain("Dropped", traffic("xdp_drops_total"), "pps"));
-            columns.push(plain("Would be dropped", traffic("xdp_would_drop_total"), "pps"));
+            columns.push(plain("Would drop", traffic("xdp_would_drop_total"), "pps"));
         }
     }
     let errors = own_increase("errors_total", "$__range");

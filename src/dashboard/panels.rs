@@ -6,8 +6,11 @@ use crate::kinds::panel::Query;
 
 /// Columns of a dashboard.
 pub(super) const WIDTH: usize = 24;
+/// Labels that are longer than others, and the least width of their columns.
+const WIDE: [(&str, usize); 2] = [("probe", 220), ("reason", 340)];
 const PANEL_WIDTH: usize = 8;
 const PANEL_HEIGHT: usize = 8;
+/// Of a single number; a little less where one more would make another line.
 const STAT_WIDTH: usize = 4;
 const STAT_HEIGHT: usize = 4;
 
@@ -100,8 +103,13 @@ impl Grid {
         self.push(panel);
     }
 
-    /// One number as it is now: that of an exporter which is gone is not shown for ever.
-    pub fn stat(&mut self, stat: &Stat<'_>) {
+    /// Numbers as they are now: those of an exporter which is gone are not shown for ever.
+    pub fn stats(&mut self, stats: &[Stat<'_>]) {
+        let width = if (7..=8).contains(&stats.len()) { STAT_WIDTH - 1 } else { STAT_WIDTH };
+        stats.iter().for_each(|stat| self.stat(stat, width));
+    }
+
+    fn stat(&mut self, stat: &Stat<'_>, width: usize) {
         let mut steps =
             vec![json!({"color": if stat.bad_from.is_some() { "green" } else { "text" }, "value": null})];
         steps.extend(stat.bad_from.map(|from| json!({"color": "red", "value": from})));
@@ -110,7 +118,7 @@ impl Grid {
             "title": stat.title,
             "description": stat.description,
             "datasource": data_source(),
-            "gridPos": self.place(STAT_WIDTH, STAT_HEIGHT),
+            "gridPos": self.place(width, STAT_HEIGHT),
             "targets": [instant("A", &stat.expr)],
             "fieldConfig": {
                 "defaults": {
@@ -151,6 +159,12 @@ impl Grid {
         for (at, (label, name)) in by.iter().enumerate() {
             names.insert((*label).to_string(), json!(name));
             order.insert((*label).to_string(), json!(at + 1));
+            if let Some((_, width)) = WIDE.iter().find(|(wide, _)| wide == label) {
+                overrides.push(json!({
+                    "matcher": {"id": "byName", "options": name},
+                    "properties": [{"id": "custom.minWidth", "value": width}],
+                }));
+            }
             if *label == "instance" {
                 let link = json!({
                     "title": "Status page of this exporter",

@@ -73,6 +73,7 @@ impl Selection<'_> {
         match self.base_unit() {
             Some("bytes") => "bytes",
             Some("seconds") => "s",
+            Some(_) if names_a_thing(self.name) => "none",
             _ => "short",
         }
     }
@@ -82,6 +83,12 @@ impl Selection<'_> {
 pub(crate) fn base_unit(name: &str) -> Option<&str> {
     let base = name.strip_suffix("_total").unwrap_or(name);
     base.rsplit_once('_').map(|(_, unit)| unit)
+}
+
+/// Whether a metric with this name tells which one it is, not how many: of block 900135, "900 K" says nothing.
+pub(crate) fn names_a_thing(name: &str) -> bool {
+    const WORDS: [&str; 6] = ["height", "epoch", "slot", "version", "id", "number"];
+    !name.ends_with("_total") && name.split('_').any(|word| WORDS.contains(&word))
 }
 
 /// Whether a metric with this name is a time since 1970.
@@ -107,5 +114,7 @@ mod tests {
         assert_eq!(unit("a_timestamp_seconds", &gauge), "dateTimeAsIso");
         assert_eq!(unit("a_duration_seconds", &histogram), "s");
         assert_eq!(unit("a_tx_count", &histogram), "short");
+        assert_eq!(unit("a_last_block_height", &gauge), "none");
+        assert_eq!(unit("a_ids_total", &MetricKind::Counter), "short");
     }
 }

@@ -50,6 +50,7 @@ mod watch;
 pub use abi::{
     AddressFamily, Direction, FAST_BLOCKS, Link, ParseError, Protocol, SIZE_BOUNDS, SIZES, Verdict,
 };
+pub(crate) use block::CROWDSEC;
 pub use block::{
     Asker, BlockConfig, BlockDirection, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol,
     BlockRow, BlockRule, BlockScope, Blocked, Blocklist, ContentCheck, CrowdsecConfig, DecisionScope, Source,

@@ -319,6 +319,17 @@ fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
             "`exporter check` lists them.",
         ));
     }
+    for (source, age) in &list.silent_sources {
+        let since = age.map_or_else(
+            || "It has not answered since the exporter started.".to_owned(),
+            |age| format!("It answered {:.0} minutes ago; what it said then still holds.", age / MINUTE),
+        );
+        all.push(warning(
+            format!("Blocklist: {source} does not answer"),
+            since,
+            "It is asked again by itself; the log says why it fails.",
+        ));
+    }
     if list.is_stored == Some(false) {
         all.push(warning(
             "Blocklist: changes at run time are not stored",

@@ -24,6 +24,9 @@ pub(super) fn blocklist(
     let unread = families.rows("xdp_blocklist_file_readable").into_iter().filter(|row| row.value == 0.0);
     let is_invalid = |row: &super::families::Row| row.value > 0.0;
     let invalid = families.rows("xdp_blocklist_file_invalid_lines").into_iter().filter(is_invalid);
+    let ages = families.rows("xdp_blocklist_source_age_seconds");
+    let age = |source: &str| ages.iter().find(|row| row.label("source") == source).map(|row| row.value);
+    let silent = families.rows("xdp_blocklist_source_up").into_iter().filter(|row| row.value == 0.0);
     Some(Blocklist {
         is_enforced,
         entries,
@@ -35,6 +38,7 @@ pub(super) fn blocklist(
         is_stored: families.value("xdp_blocklist_stored").map(|stored| stored == 1.0),
         unreadable_files: unread.map(|row| row.label("file")).collect(),
         invalid_lines: invalid.map(|row| (row.label("file"), row.value)).collect(),
+        silent_sources: silent.map(|row| row.label("source")).map(|name| (cut(&name), age(&name))).collect(),
         busiest: busiest.iter().map(|row| source(row, now)).collect(),
     })
 }

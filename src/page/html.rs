@@ -63,7 +63,7 @@ pub(super) fn page(status: &Status) -> String {
 <button id=\"copy\" type=\"button\" hidden>Copy</button> <span id=\"copied\" role=\"status\"></span></p>
 <pre id=\"config\" tabindex=\"0\">{config}</pre>
 <p class=\"muted\"><code>exporter dashboard FILE</code> prints a Grafana dashboard for this configuration,
-<code>exporter dashboard --alerts FILE</code> its alerts.</p>
+<code>exporter dashboard --alerts FILE</code> its <a href=\"/alerts\">alerts</a>.</p>
 </section>
 </main>
 </body>
@@ -72,8 +72,8 @@ pub(super) fn page(status: &Status) -> String {
     )
 }
 
-/// For text and for attributes in double quotes.
-fn escape(text: &str) -> String {
+/// For text and for attributes in double quotes. What would turn the direction of the text around it is shown as its number.
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -82,6 +82,9 @@ fn escape(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
+            '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                let _ = write!(escaped, "\\u{:x}", u32::from(character));
+            }
             other => escaped.push(other),
         }
     }
@@ -385,6 +388,7 @@ mod tests {
     #[test]
     fn whatever_is_in_a_text_it_stays_text() {
         assert_eq!(escape("<a href='x\">&"), "&lt;a href=&#39;x&quot;&gt;&amp;");
+        assert_eq!(escape("a\u{202e}b\u{2069}\u{5d0}"), "a\\u202eb\\u2069\u{5d0}");
         assert_eq!(prose("a `<b>` c`"), "a <code>&lt;b&gt;</code> c<code></code>");
     }
 

@@ -13,6 +13,7 @@ mod html;
 mod measured;
 mod model;
 mod network;
+mod runbook;
 mod slow;
 mod targets;
 
@@ -35,6 +36,7 @@ pub(crate) use connect::{Access, connect};
 pub(crate) use measured::metric;
 pub(crate) use model::{Connect, Link, Metric};
 pub(crate) use network::interfaces;
+pub(crate) use runbook::runbook;
 
 /// What the page loads beside itself.
 pub(crate) const STYLE: &str = include_str!("page.css");

@@ -248,6 +248,8 @@ pub struct Blocklist {
     pub unreadable_files: Vec<String>,
     /// Lines of files that were not understood.
     pub invalid_lines: Vec<(String, f64)>,
+    /// Other machines that list sources and do not answer, and how old their last good answer is.
+    pub silent_sources: Vec<(String, Option<f64>)>,
     /// Those of which most packets came, the first first; none of a list with very many entries.
     pub busiest: Vec<BlockedSource>,
 }

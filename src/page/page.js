@@ -8,11 +8,15 @@ const byId = (id) => document.getElementById(id);
 
 // ---- elements
 
+// What would turn the direction of the text around it is shown as its number.
+const plain = (value) =>
+  typeof value === "string" ? value.replace(/[\u202a-\u202e\u2066-\u2069]/g, (c) => "\\u" + c.charCodeAt(0).toString(16)) : value;
+
 function make(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined) node.setAttribute(name, value);
+    if (value !== null && value !== undefined) node.setAttribute(name, plain(value));
   }
-  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined));
+  node.append(...children.flat(9).filter((child) => child !== null && child !== undefined).map(plain));
   return node;
 }
 

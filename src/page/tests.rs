@@ -130,6 +130,8 @@ fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
             family("xdp_allowlist_entries", Kind::Gauge, &[(&[], 3)]),
             family("xdp_blocklist_stored", Kind::Gauge, &[(&[], stored)]),
             family("xdp_blocklist_file_readable", Kind::Gauge, &[(&[("file", "/<list>")], stored)]),
+            family("xdp_blocklist_source_up", Kind::Gauge, &[(&[("source", "crowdsec")], stored)]),
+            family("xdp_blocklist_source_age_seconds", Kind::Gauge, &[(&[("source", "crowdsec")], 600)]),
             family("xdp_drops_total", Kind::Counter, &[(&[("reason", "blocklist")], 70)]),
             family("xdp_would_drop_total", Kind::Counter, &[(&[("reason", "blocklist")], 90)]),
         ]
@@ -169,8 +171,9 @@ fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
     let status = blocked(0, 0);
     assert!(page(&status).contains("90 of their packets would have been dropped"));
     let told = subjects(&status);
-    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told.len(), 3, "{told:?}");
     assert_eq!(told[0].1, "Blocklist: /<list> cannot be read");
+    assert_eq!(told[1].1, "Blocklist: crowdsec does not answer");
     assert!(seen(snapshot()).blocklist.is_none());
 }
 

@@ -12,6 +12,7 @@ mod commands;
 mod documented;
 mod fail2ban;
 mod formats;
+mod healthy;
 mod hostile;
 mod list_url;
 mod page;

@@ -12,7 +12,7 @@ use super::decisions::{Answered, DecisionScope};
 use crate::http_client::{Client, ClientOptions, Request, Url};
 
 /// What messages and metrics call it.
-pub(super) const NAME: &str = "crowdsec";
+pub(crate) const NAME: &str = "crowdsec";
 
 /// How often all decisions are asked for though changes would do: what got lost on the way, or was told to another bouncer with
 /// the same key, is made up for.

@@ -32,6 +32,7 @@ pub use config::{
     parse_ports, parse_ttl,
 };
 pub use crowdsec::CrowdsecConfig;
+pub(crate) use crowdsec::NAME as CROWDSEC;
 pub use decisions::DecisionScope;
 pub(super) use decode::{BLOCK, decode};
 pub use entry::{Asker, BlockError, BlockRow, Blocked, Source};

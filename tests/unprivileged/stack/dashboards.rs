@@ -256,8 +256,9 @@ fn every_alert_has_a_severity_a_section_in_the_docs_and_a_test_in_which_it_fires
         let (name, severity) =
             (rule["alert"].as_str().unwrap(), rule["labels"]["severity"].as_str().unwrap());
         assert!(docs.contains(&format!("### {name}\n\n*{severity}.* ")), "{name} is not in docs/alerts.md");
-        let runbook = format!("docs/alerts.md#{}", name.to_lowercase());
-        assert_eq!(rule["annotations"]["runbook_url"], runbook.as_str());
+        let runbook = rule["annotations"]["runbook_url"].as_str().unwrap();
+        assert!(runbook.contains("https://{{ ") && runbook.contains("}}/alerts"), "{runbook}");
+        assert!(runbook.ends_with(&format!("#{}", name.to_lowercase())), "{runbook}");
         assert!(tests.contains(&format!("alertname: {name}\n")), "no test lets {name} fire");
     }
 }
@@ -270,6 +271,10 @@ fn alerts_ask_for_series_that_exist() {
     let all = groups.iter().flat_map(|g| g["rules"].as_sequence().unwrap());
     let asked: BTreeSet<String> = all.flat_map(|r| metric_names(r["expr"].as_str().unwrap())).collect();
     assert!(asked.len() > 5, "{asked:?}");
-    let unknown: Vec<_> = asked.difference(&series_names()).cloned().collect();
-    assert_eq!(unknown, Vec::<String>::new());
+    // Some are there only where the configuration asks for them; the reference has all.
+    let reference = std::fs::read_to_string(repository("docs/metrics.md")).unwrap();
+    let base = |name: &str| name.strip_suffix("_bucket").unwrap_or(name).to_owned();
+    let is_unknown = |name: &&String| !reference.contains(&format!("| `{}` |", base(name)));
+    let unknown: Vec<_> = asked.iter().filter(is_unknown).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
 }

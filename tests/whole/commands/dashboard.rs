@@ -36,6 +36,7 @@ const NETWORK: &str = "network:
   interfaces: [\"*\"]
   count: { tcp_trouble: true, talkers: true, flows: true, top_sources: 10, cidrs: { own: 10.0.0.0/8 }, tcp_connections: true,
     drop_reasons: true, tcp: true, cgroups: true, dns: true }
+  detect: { syn_flood: true, port_scan: true, tcp_anomalies: true }
   block: { mode: observe }
 ";
 
@@ -219,6 +220,8 @@ fn has_probes(text: &str) -> bool {
 #[test]
 fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
     let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/alerts.md")).unwrap();
+    let reference =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
     for text in configurations() {
         let rules = dashboard(&text, &["--alerts"]);
         promtool(&rules);
@@ -230,16 +233,26 @@ fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
         let yaml: serde_yaml::Value = serde_yaml::from_str(&rules).unwrap();
         for rule in yaml["groups"][0]["rules"].as_sequence().expect("rules") {
             let name = rule["alert"].as_str().expect("a name");
+            let expr = rule["expr"].as_str().expect("an expression");
+            let words = expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            let prefixes = ["fibre_exporter_", "xdp_", "network_", "security_"];
+            for metric in words.filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix))) {
+                assert!(reference.contains(&format!("| `{metric}` |")), "{name}: there is no {metric}");
+            }
             let severity = rule["labels"]["severity"].as_str().expect("a severity");
             assert!(["critical", "warning", "info"].contains(&severity), "{name}");
             assert!(
                 docs.contains(&format!("### {name}\n\n*{severity}.* ")),
                 "{name} is not in docs/alerts.md"
             );
-            let runbook = format!("docs/alerts.md#{}", name.to_lowercase());
-            assert_eq!(rule["annotations"]["runbook_url"], runbook.as_str());
+            let runbook = rule["annotations"]["runbook_url"].as_str().expect("an address");
+            assert!(runbook.contains("http://{{ ") && runbook.contains("}}/alerts"), "{runbook}");
+            assert!(runbook.ends_with(&format!("#{}", name.to_lowercase())), "{runbook}");
         }
     }
+    let elsewhere = dashboard(NETWORK, &["--alerts", "--runbooks", "https://docs.example.org/a.html"]);
+    assert!(elsewhere.contains("runbook_url: https://docs.example.org/a.html#exporterdown\n"), "{elsewhere}");
+    assert!(!elsewhere.contains("/alerts#"), "{elsewhere}");
     // Only a probe that the user wrote must be there.
     let [shipped, own] = [0, 1].map(|n| dashboard(&configurations()[n], &["--alerts"]));
     assert!(!shipped.contains("ExporterProbeAbsent") && own.contains("ExporterProbeAbsent"));
@@ -248,8 +261,20 @@ fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
 
 #[test]
 fn alerts_fire_when_they_should_for_each_of_two_nodes_of_one_name() {
-    let network = "network: { interfaces: [lo], count: { tcp: true, dns: true }, block: {} }\ntls_cert: CERT\ntls_key: KEY\n";
     let scratch = Scratch::new();
+    let key = scratch.write("api-key", "k");
+    let secret = scratch.write("secret", "0123456789abcdef0123456789abcdef");
+    let network = format!(
+        "network:
+  interfaces: [lo]
+  count: {{ tcp: true, dns: true }}
+  detect: {{ port_scan: true }}
+  block:
+    crowdsec: {{ url: 'http://127.0.0.1:8080/', api_key_file: {key} }}
+    blocklist_url: [{{ url: 'https://lists.example.org/a' }}]
+slow_events: {{ webhook: {{ url: 'https://hooks.example.org/', secret_file: {secret} }} }}
+tls_cert: CERT\ntls_key: KEY\n"
+    );
     let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_string()]).unwrap();
     let cert = scratch.write("c.crt", certificate.cert.pem());
     let key = scratch.write("c.key", certificate.signing_key.serialize_pem());
@@ -258,7 +283,7 @@ fn alerts_fire_when_they_should_for_each_of_two_nodes_of_one_name() {
         network.replace("CERT", &cert).replace("KEY", &key),
         config(
             &demo("fibre-demo"),
-            "profile: fibre\n    probes:\n      - on: usdt:udp:block_race_winner\n        args: { peer: { index: 3, type: string } }\n        metrics: [{ counter: winners_total, labels: { peer: peer } }]"
+            "profile: fibre\n    probes:\n      - on: usdt:udp:block_race_winner\n        args: { peer: { index: 3, type: string } }\n        metrics: [{ counter: winners_total, labels: { peer: peer } }]\n      - on: usdt:udp:block_race_time\n        args: { us: 2 }\n        metrics: [{ histogram: race_us, value: us, buckets: [1], slow: 5 }]"
         )
     );
     let rules = scratch.write("rules.yml", dashboard(&text, &["--alerts"]));

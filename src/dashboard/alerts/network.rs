@@ -1,0 +1,134 @@
+//! Rules of packets, the blocklist, and detection.
+
+use std::time::Duration;
+
+use super::{Rule, quoted};
+use crate::net::{BlockConfig, CROWDSEC, NetworkConfig};
+
+/// The part of DNS queries that may fail before somebody is told.
+const MOST_FAILING: f64 = 0.2;
+
+/// Intervals of a source of the blocklist that may pass without an answer, and the least time.
+const MISSED: u32 = 4;
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// Rules of packets: of what is not counted, and of what the blocklist does not do.
+pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new(
+            "ExporterInterfaceNotCounted",
+            "warning",
+            ours("network_attach_failed{reason!=\"pending\"} == 1"),
+            "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
+            "Packets of this interface and direction are missing from all metrics. See the exporter's log and /ready.",
+        )
+        .lasting("5m"),
+    ];
+    if let Some(block) = &network.block {
+        rules.push(
+            Rule::new(
+                "ExporterBlocklistFileUnreadable",
+                "warning",
+                ours("xdp_blocklist_file_readable == 0"),
+                "The blocklist file {{ $labels.file }} on {{ $labels.instance }} cannot be read.",
+                "The entries read before still hold, and become old. The exporter's log has the reason.",
+            )
+            .lasting("10m"),
+        );
+        rules.push(Rule::new(
+            "ExporterBlocklistNotStored",
+            "warning",
+            ours("xdp_blocklist_stored == 0"),
+            "Entries added to the blocklist of {{ $labels.instance }} are not stored.",
+            "They hold now, and are gone after a restart. The disk is full or the file cannot be written; see the log.",
+        ));
+        rules.extend(source_rules(block, ours));
+        rules.push(Rule::new(
+            "ExporterBlocklistErrors",
+            "warning",
+            ours("increase(xdp_blocklist_errors_total[10m]) > 0"),
+            "The kernel refused changes of the blocklist of {{ $labels.instance }}.",
+            "What was listed before is still blocked; what was added may not be. The exporter's log has the reason.",
+        ));
+    }
+    if network.count.tcp {
+        rules.push(Rule::new(
+            "ExporterListenOverflows",
+            "warning",
+            ours("increase(network_tcp_listen_overflows_total[10m]) > 0"),
+            "A listening socket on {{ $labels.instance }} dropped connections: its accept queue was full.",
+            "A server accepts too slowly, or its backlog is too short.",
+        ));
+    }
+    if network.count.dns {
+        let rate = |matcher: &str| {
+            format!("sum by (job, instance, server) (rate(network_dns_queries_total{{{matcher}}}[10m]))")
+        };
+        let failing = rate("result=~\"timeout|servfail|refused\"");
+        rules.push(
+            Rule::new(
+                "ExporterDnsFailing",
+                "warning",
+                ours(&format!("({failing} / {} > {MOST_FAILING} and {failing} > 0.05)", rate(""))),
+                "{{ $value | humanizePercentage }} of the DNS queries of {{ $labels.instance }} to {{ $labels.server }} servers fail.",
+                "They time out, or the answer is SERVFAIL or REFUSED.",
+            )
+            .lasting("10m"),
+        );
+    }
+    rules
+}
+
+/// Rules of what other machines say is to be blocked.
+fn source_rules(block: &BlockConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    let urls = block.urls.iter().map(|list| (list.url.to_string(), list.interval));
+    let crowdsec = block.crowdsec.iter().map(|crowdsec| (CROWDSEC.to_string(), crowdsec.interval));
+    let sources: Vec<_> = urls.chain(crowdsec).collect();
+    if sources.is_empty() {
+        return Vec::new();
+    }
+    let old = sources.iter().map(|(source, interval)| {
+        let most = (*interval * MISSED).max(PATIENCE).as_secs();
+        format!("xdp_blocklist_source_age_seconds{{source={}}} > {most}", quoted(source))
+    });
+    vec![
+        Rule::new(
+            "ExporterBlocklistSourceFailing",
+            "warning",
+            ours("xdp_blocklist_source_up == 0"),
+            "{{ $labels.source }} does not give the exporter on {{ $labels.instance }} what is to be blocked.",
+            "What it said before still holds, and becomes old. The exporter's log has the reason.",
+        )
+        .lasting("15m"),
+        Rule::new(
+            "ExporterBlocklistSourceOld",
+            "warning",
+            ours(&format!("({})", old.collect::<Vec<_>>().join(" or "))),
+            "What {{ $labels.source }} has told the exporter on {{ $labels.instance }} to block is {{ $value | humanizeDuration }} old.",
+            "Who attacks now is not blocked, and who was blocked by mistake still is. The exporter's log has the reason.",
+        )
+        .lasting("5m"),
+    ]
+}
+
+/// Rules of attackers that are not seen or not banned.
+pub(super) fn detection_rules(ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    vec![
+        Rule::new(
+            "ExporterBansFailed",
+            "warning",
+            ours("increase(security_bans_refused_total{cause=~\"full|kernel|too_many\"}[10m]) > 0"),
+            "Addresses that crossed the threshold of {{ $labels.kind }} on {{ $labels.instance }} were not banned: {{ $labels.cause }}.",
+            "They were found and go on. The blocklist is full, the kernel refused the change, or there were too many at once.",
+        ),
+        Rule::new(
+            "ExporterDetectionIncomplete",
+            "warning",
+            ours(
+                "(increase(security_lost_hits_total[10m]) > 0 or increase(security_evicted_total[10m]) > 0)",
+            ),
+            "Detection on {{ $labels.instance }} does not keep up: {{ $labels.kind }}{{ $labels.table }}.",
+            "There were more hits or addresses at once than it can follow. Some attackers may not be found.",
+        ),
+    ]
+}

@@ -1,0 +1,142 @@
+//! Rules of probes, their hits, and slow events.
+
+use super::{Rule, absence_matters, metrics_with_free_labels, one_of};
+use crate::plan::Plan;
+
+/// The part of a program's time that tracing may take before somebody is told.
+const MOST_OVERHEAD: f64 = 0.05;
+
+/// The part of a core below which that is no matter: of a program that hardly runs, a few hits are a large part.
+const LEAST_OVERHEAD: f64 = 0.005;
+
+/// Rules of probes, and of their hits.
+pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    let targets = one_of(plan.targets.iter().map(|target| target.name.as_str()));
+    let mut rules = vec![
+        Rule::new(
+            "ExporterProbeNotAttached",
+            "warning",
+            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1")),
+            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is {{ $labels.state }}: {{ $labels.reason }}.",
+            "The probe's metrics do not change until it is attached. `exporter check FILE` shows details.",
+        )
+        .lasting("5m"),
+        Rule::new(
+            "ExporterProbePartlyAttached",
+            "info",
+            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=\"partly\"}} == 1")),
+            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is only partly attached: \
+             {{ $labels.reason }}.",
+            "Its counts are correct but incomplete: hits at the other sites are missing.",
+        )
+        .lasting("15m"),
+    ];
+    rules.push(Rule::new(
+        "ExporterProbeShed",
+        "warning",
+        ours(&format!("increase(fibre_exporter_probe_shed_seconds_total{{target=~{targets}}}[10m]) > 0")),
+        "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} was detached for {{ $value | humanizeDuration }} of the \
+         last ten minutes.",
+        "Tracing took more of the program's CPU time than limits.overhead allows. The probe's counts are too low.",
+    ));
+    let rate =
+        |name: &str| format!("rate(fibre_exporter_target_{name}_seconds_total{{target=~{targets}}}[10m])");
+    rules.push(
+        Rule::new(
+            "ExporterTracingOverhead",
+            "warning",
+            ours(&format!(
+                "({tracing} / {} > {MOST_OVERHEAD} and {tracing} > {LEAST_OVERHEAD})",
+                rate("cpu"),
+                tracing = rate("tracing")
+            )),
+            "Tracing takes {{ $value | humanizePercentage }} of the CPU time of {{ $labels.target }} on {{ $labels.instance }}.",
+            "The program is slower by that. fibre_exporter_probe_cost_seconds_total shows which probes cost most.",
+        )
+        .lasting("15m"),
+    );
+    if let Some(probes) = absence_matters(plan) {
+        let absent = format!("fibre_exporter_probe_state{{{probes}, state=\"absent\"}} == 1");
+        rules.push(
+            Rule::new(
+                "ExporterProbeAbsent",
+                "warning",
+                ours(&absent),
+                "The file of {{ $labels.target }} on {{ $labels.instance }} has no probe {{ $labels.probe }}.",
+                "The program may have been replaced by another version or build. `exporter probes FILE` lists \
+                 its probes.",
+            )
+            .lasting("5m"),
+        );
+    }
+    rules.push(Rule::new(
+        "ExporterHitsLost",
+        "warning",
+        ours(&format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}}}[10m]) > 0")),
+        "Hits of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} were lost ({{ $labels.reason }}).",
+        "The metrics of this probe are too low. If the reason is ring_full, raise `ring: { size }`.",
+    ));
+    rules.push(Rule::new(
+        "ExporterReadFaults",
+        "warning",
+        ours(&format!("increase(fibre_exporter_probe_read_faults_total{{target=~{targets}}}[10m]) > 0")),
+        "Arguments of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} could not be read.",
+        "The memory was not mapped, or the argument is not a pointer: check its `type`.",
+    ));
+    let free = metrics_with_free_labels(plan);
+    if !free.is_empty() {
+        let of = one_of(free.into_iter().map(|metric| plan.metrics[metric].name.as_str()));
+        rules.push(Rule::new(
+            "ExporterLabelOverflow",
+            "info",
+            ours(&format!("increase(fibre_exporter_label_overflow_total{{metric=~{of}}}[1h]) > 0")),
+            "{{ $labels.metric }} on {{ $labels.instance }} has reached the limit of a label.",
+            "Further values are counted as \"other\". Map the values to fewer, or raise the label's `limit`.",
+        ));
+    }
+    rules
+}
+
+/// Rules of slow events, and of who is told of them.
+pub(super) fn slow_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
+    let mut rules = vec![
+        Rule::new(
+            "ExporterSlowEventsNotWritten",
+            "warning",
+            ours("fibre_exporter_slow_events_writable == 0"),
+            "The exporter on {{ $labels.instance }} cannot write slow events to their file.",
+            "They are in the metrics, and not in `exporter events`. The disk is full, or the file cannot be written; see the log.",
+        )
+        .lasting("5m"),
+        Rule::new(
+            "ExporterSlowEventsLost",
+            "warning",
+            ours("increase(fibre_exporter_slow_events_lost_total[10m]) > 0"),
+            "Slow events of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} were not kept ({{ $labels.reason }}).",
+            "They are in the metrics, and not in `exporter events`. If there are too many, raise the threshold of `slow`.",
+        ),
+    ];
+    if plan.settings.slow_events.webhook.is_some() {
+        rules.push(
+            Rule::new(
+                "ExporterWebhookFailing",
+                "warning",
+                ours(
+                    "(fibre_exporter_webhook_events_waiting > 0 unless on (job, instance) \
+                     increase(fibre_exporter_webhook_events_sent_total[15m]) > 0)",
+                ),
+                "The webhook's receiver accepts nothing from the exporter on {{ $labels.instance }}.",
+                "Slow events wait for it and are dropped after an hour; their file has them. The exporter's log has the reason.",
+            )
+            .lasting("15m"),
+        );
+        rules.push(Rule::new(
+            "ExporterWebhookEventsDropped",
+            "warning",
+            ours("increase(fibre_exporter_webhook_events_dropped_total[10m]) > 0"),
+            "Slow events on {{ $labels.instance }} were not sent to the webhook ({{ $labels.reason }}).",
+            "The file of slow events has them: `exporter events`.",
+        ));
+    }
+    rules
+}
