@@ -14,10 +14,16 @@ pub struct Cgroups {
     containers: Containers,
 }
 
+/// How many are remembered; then they are looked up anew.
+const KNOWN: usize = 4096;
+
 impl Cgroups {
     /// What the cgroup with this id (of version 2, where it is the inode of its directory) is called.
     pub fn push(&mut self, id: u64, what: CgroupName, to: &mut String) {
         let Self { known, containers } = self;
+        if known.len() >= KNOWN && !known.contains_key(&id) {
+            known.clear();
+        }
         let found = known.entry(id).or_insert_with(|| {
             let (_, path) = cgroups(&cgroup_root()?).find(|(found, _)| *found == id)?;
             let mut belongs = Belongs::parse(&path);
@@ -74,6 +80,14 @@ mod tests {
         assert_eq!((path(&pod), of(&pod, CgroupName::Pod)), (pod.clone(), uid.to_owned()));
         assert_eq!(of(&pod, CgroupName::ContainerId), id);
         assert_eq!(of("/user@1.service/a.service/x", CgroupName::Unit), "a.service");
+    }
+
+    #[test]
+    fn cgroups_that_come_and_go_are_not_remembered_for_ever() {
+        let mut cgroups = Cgroups::default();
+        cgroups.known.extend((0..KNOWN as u64).map(|id| (id, None)));
+        cgroups.push(u64::MAX, CgroupName::Path, &mut String::new());
+        assert_eq!(cgroups.known.len(), 1);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! What containers and pods are called, as their engines keep it on disk: no engine is asked, and no API server.
 //!
-//! - Docker: `/var/lib/docker/containers/ID/config.v2.json`, keys `Name` and `Config.Image`.
-//! - Podman and CRI-O: `/var/lib/containers/storage/*-containers/containers.json` (and `volatile-containers.json`), a list with
-//!   `id`, `names` and, as JSON in a text, `metadata`. Podman without root has the same below `~/.local/share`.
-//! - containerd: `/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/ID/config.json`, whose annotations are the kubelet's.
+//! - Docker: `/var/lib/docker/containers/ID/config.v2.json` (or where `data-root` of its daemon.json says), keys `Name` and
+//!   `Config.Image`; without root below `~/.local/share/docker`.
+//! - Podman and CRI-O: `/var/lib/containers/storage/*-containers/containers.json` (and `volatile-containers.json`; or where
+//!   `graphroot` of storage.conf says), a list with `id`, `names` and, as JSON in a text, `metadata`. Podman without root has the
+//!   same below `~/.local/share`.
+//! - containerd: `/run/containerd/io.containerd.runtime.v2.task/NAMESPACE/ID/config.json`, whose annotations are the kubelet's;
+//!   those that k3s, k0s and MicroK8s bring have other directories.
 //! - Kubernetes: directories `/var/log/pods/NAMESPACE_POD_UID`, and links `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`.
 //!
 //! All are internal to these, and have been the same for years; where they cannot be read, a container is its id.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -21,14 +24,18 @@ use crate::selectors::{Belongs, Container, Pod};
 /// Where the engines keep their containers, and what was found there.
 #[derive(Debug, Clone)]
 pub struct Containers {
-    docker: PathBuf,
+    docker: Vec<PathBuf>,
     storages: Vec<PathBuf>,
-    bundles: PathBuf,
+    bundles: Vec<PathBuf>,
     pods: PathBuf,
     logs: PathBuf,
     known: HashMap<String, Container>,
     known_pods: HashMap<String, Pod>,
 }
+
+/// Below these containerd has its directory.
+const CONTAINERDS: [&str; 4] =
+    ["run/containerd", "run/k3s/containerd", "run/k0s/containerd", "var/snap/microk8s/common/run/containerd"];
 
 /// Containers and pods that are remembered; then they are found out anew.
 const KNOWN: usize = 4096;
@@ -82,12 +89,20 @@ pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
 
 impl Containers {
     fn below(root: &Path) -> Self {
-        let homes = fs::read_dir(root.join("home")).into_iter().flatten().flatten();
-        let rootless = homes.map(|home| home.path().join(".local/share/containers/storage"));
+        let within = |path: &str| root.join(path.trim_start_matches('/'));
+        let moved = moved_docker(root).into_iter().map(|path| within(&path).join("containers"));
+        let mut docker = vec![root.join("var/lib/docker/containers")];
+        docker.extend(moved);
+        let mut storages = vec![root.join("var/lib/containers/storage")];
+        storages.extend(moved_storage(root).map(|path| within(&path)));
+        for home in homes(root) {
+            docker.push(home.join(".local/share/docker/containers"));
+            storages.push(home.join(".local/share/containers/storage"));
+        }
         Self {
-            docker: root.join("var/lib/docker/containers"),
-            storages: std::iter::once(root.join("var/lib/containers/storage")).chain(rootless).collect(),
-            bundles: root.join("run/containerd/io.containerd.runtime.v2.task"),
+            docker,
+            storages,
+            bundles: CONTAINERDS.map(|of| root.join(of).join("io.containerd.runtime.v2.task")).to_vec(),
             pods: root.join("var/log/pods"),
             logs: root.join("var/log/containers"),
             known: HashMap::new(),
@@ -148,7 +163,7 @@ impl Containers {
     }
 
     fn list(&self) -> impl Iterator<Item = Container> {
-        let ids = fs::read_dir(&self.docker).into_iter().flatten().flatten();
+        let ids = self.docker.iter().flat_map(|docker| fs::read_dir(docker).into_iter().flatten().flatten());
         let docker = ids.filter_map(|entry| self.of_docker(&entry.file_name().into_string().ok()?));
         docker.chain(self.of_storages())
     }
@@ -177,7 +192,8 @@ impl Containers {
     }
 
     fn of_docker(&self, id: &str) -> Option<Container> {
-        let described = read(&self.docker.join(id).join("config.v2.json"))?;
+        let described =
+            self.docker.iter().find_map(|docker| read(&docker.join(id).join("config.v2.json")))?;
         let name = described.get("Name")?.as_str()?.trim_start_matches('/').to_owned();
         let image = described.pointer("/Config/Image").and_then(Value::as_str).map(str::to_owned);
         Some(Container { id: id.to_owned(), name: Some(name), image })
@@ -196,14 +212,21 @@ impl Containers {
         listed.filter_map(|container| {
             let metadata = container.get("metadata").and_then(Value::as_str).unwrap_or_default();
             let metadata: Option<Value> = serde_json::from_str(metadata).ok();
-            let image = metadata.as_ref().and_then(|of| of.get("image-name")?.as_str()).map(str::to_owned);
+            let given = |key: &str| {
+                let text = metadata.as_ref().and_then(|of| of.get(key)?.as_str());
+                text.filter(|text| !text.is_empty()).map(str::to_owned)
+            };
+            let image = given("image-name");
+            // CRI-O calls a container by its pod, too: `k8s_NAME_POD_NAMESPACE_UID_0`.
             let name = container.pointer("/names/0").and_then(Value::as_str).map(str::to_owned);
+            let name = given("metadata-name").or(name);
             Some(Container { id: container.get("id")?.as_str()?.to_owned(), name, image })
         })
     }
 
     fn of_bundle(&self, id: &str) -> (Container, Option<Pod>) {
-        let directories = fs::read_dir(&self.bundles).into_iter().flatten().flatten();
+        let directories =
+            self.bundles.iter().flat_map(|bundles| fs::read_dir(bundles).into_iter().flatten().flatten());
         let described = directories
             .into_iter()
             .find_map(|directory| read(&directory.path().join(id).join("config.json")));
@@ -229,6 +252,29 @@ impl Containers {
             links.filter_map(|link| link.file_name().into_string().ok()).find(|name| name.ends_with(&end))?;
         Some(found.strip_suffix(&end)?.rsplit('_').next()?.to_owned())
     }
+}
+
+/// Where Docker was told to keep its data.
+fn moved_docker(root: &Path) -> Option<String> {
+    let settings = read(&root.join("etc/docker/daemon.json"))?;
+    Some(settings.get("data-root").or_else(|| settings.get("graph"))?.as_str()?.to_owned())
+}
+
+/// Where Podman and CRI-O were told to keep theirs: a line of TOML.
+fn moved_storage(root: &Path) -> Option<String> {
+    let settings = text(root.join("etc/containers/storage.conf")).ok()?;
+    let mut values =
+        settings.lines().filter_map(|line| line.trim().strip_prefix("graphroot")?.trim().strip_prefix('='));
+    Some(values.next()?.trim().trim_matches('"').to_owned())
+}
+
+/// Home directories: those of /etc/passwd, and those in /home, whose users may be known elsewhere.
+fn homes(root: &Path) -> BTreeSet<PathBuf> {
+    let users = text(root.join("etc/passwd")).unwrap_or_default();
+    let of_users = users.lines().filter_map(|line| line.split(':').nth(5)).filter(|home| home.len() > 1);
+    let mut homes: BTreeSet<PathBuf> = of_users.map(|home| root.join(home.trim_start_matches('/'))).collect();
+    homes.extend(fs::read_dir(root.join("home")).into_iter().flatten().flatten().map(|home| home.path()));
+    homes
 }
 
 /// Whether the process is in the container with this id, or one that begins so.
@@ -282,6 +328,51 @@ mod tests {
         assert_eq!(images, ["btc:27", "docker.io/library/relay:1"]);
         write(podman, "not JSON");
         assert_eq!(containers.id("relay"), None);
+    }
+
+    #[test]
+    fn engines_that_keep_their_data_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let id = |digit: &str| digit.repeat(64);
+        let docker = |at: &str, of: &str, name: &str| {
+            let config = format!(r#"{{"Name":"/{name}","Config":{{"Image":"x"}}}}"#);
+            write(root.join(at).join("containers").join(id(of)).join("config.v2.json"), &config);
+        };
+        let storage = |at: &str, of: &str, name: &str, metadata: &str| {
+            let list = format!(r#"[{{"id":"{}","names":["{name}"],"metadata":"{metadata}"}}]"#, id(of));
+            write(root.join(at).join("overlay-containers/volatile-containers.json"), &list);
+        };
+        write(root.join("etc/docker/daemon.json"), r#"{"data-root":"/data/docker"}"#);
+        let settings =
+            "[storage]\ndriver = \"overlay\"\n# graphroot = \"/no\"\ngraphroot = \"/data/podman\"\n";
+        write(root.join("etc/containers/storage.conf"), settings);
+        write(
+            root.join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nci:x:990:990::/srv/ci:/bin/sh\nx:x:1:1::/:\n",
+        );
+        docker("data/docker", "a", "moved");
+        docker("srv/ci/.local/share/docker", "b", "rootless");
+        storage("data/podman", "c", "pod", "");
+        storage("srv/ci/.local/share/containers/storage", "d", "mine", "");
+        let crio = r#"{\"metadata-name\":\"nginx\",\"image-name\":\"nginx:1\"}"#;
+        storage("home/directory/.local/share/containers/storage", "e", "k8s_nginx_web_shop_uid_0", crio);
+        let bundle =
+            format!("run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/{}/config.json", id("f"));
+        write(root.join(bundle), r#"{"annotations":{"io.kubernetes.cri.container-name":"coredns"}}"#);
+        let containers = Containers::below(root);
+        let named = [
+            ("a", "moved"),
+            ("b", "rootless"),
+            ("c", "pod"),
+            ("d", "mine"),
+            ("e", "nginx"),
+            ("f", "coredns"),
+        ];
+        for (of, name) in named {
+            assert_eq!(containers.name(&id(of)).as_deref(), Some(name), "{name}");
+        }
+        assert_eq!(containers.id("rootless"), Some(id("b")));
     }
 
     #[test]
