@@ -6,80 +6,16 @@
 # The exporter, as a Debian package with the shipped unit, and the demo program are installed there, and then: a start without
 # configuration fails and the journal says why; a start returns when metrics are served; blocks are counted exactly; a reload loses
 # none of them; the traced program is upgraded by dpkg and goes on being counted; the exporter is upgraded by dpkg while a Prometheus
-# scrapes it, which sees no gap; it comes back after SIGKILL and, by the watchdog, after SIGSTOP; its log is rotated; with pinned
-# state it is upgraded and killed while blocks go on, and counts all of them; and it stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl, prometheus and Debian's mirror (or MIRROR); the tree is made in
-# /var/tmp (or TMPDIR) and removed at the end. It takes two minutes, most of it for the tree.
+# scrapes it, which sees no gap; it comes back after SIGKILL and, by the watchdog, after SIGSTOP; its log is rotated, and finds a full disk;
+# with pinned state it is upgraded and killed while blocks go on, and counts all of them, so that their rate has no dent; an address comes
+# late; and it stops. Needs root, mmdebstrap, systemd-container, make, gcc, curl, prometheus and Debian's mirror (or MIRROR); the tree is
+# made in /var/tmp (or TMPDIR) and removed at the end. It takes four minutes.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
+# shellcheck source=scripts/service-lib.sh
+source scripts/service-lib.sh
 
-mirror=${MIRROR:-http://deb.debian.org/debian}
-exporter=${1:-}
-[[ -n $exporter ]] || for built in target/debug/exporter target/release/exporter; do
-	[[ ! -x $built ]] || exporter=$built
-done
 demo=target/demo/fibre-demo
-metrics=http://127.0.0.1:19439/metrics
-work=
-container=
-prometheus=
-
-say() {
-	echo "test-service: $*"
-}
-
-fail() {
-	echo "test-service: FAILED: $*" >&2
-	[[ -z $container ]] || inside journalctl --no-pager -u fibre-exporter -n 30 >&2 || true
-	exit 1
-}
-
-clean_up() {
-	[[ -z $prometheus ]] || kill "$prometheus" 2>/dev/null || true
-	[[ -z $container ]] || kill -KILL "$container" 2>/dev/null || true
-	wait 2>/dev/null || true
-	[[ -z $work ]] || rm -rf --one-file-system "$work"
-}
-trap clean_up EXIT
-
-# Runs a command in the container.
-inside() {
-	nsenter --all --target "$(pgrep --parent "$container" | head -n 1)" "$@"
-}
-
-wait_for() {
-	local what=$1 tries=0
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((++tries < 900)) || fail "$what did not come"
-		sleep 0.1
-	done
-}
-
-make_tree() {
-	mmdebstrap --quiet --variant=apt --include=systemd,systemd-sysv,dbus,libelf1,zlib1g,logrotate bookworm "$1" "$mirror"
-	rm -f "$1/etc/machine-id"
-	ln -s /dev/null "$1/etc/systemd/system/systemd-networkd-wait-online.service"
-	ln -s /dev/null "$1/etc/systemd/system/systemd-firstboot.service"
-	install -d "$1/etc/systemd/system/fibre-exporter.service.d"
-	# Quicker than a person would have it.
-	printf '[Service]\nRestartSec=0.2\nWatchdogSec=3\n' >"$1/etc/systemd/system/fibre-exporter.service.d/test.conf"
-}
-
-# The exporter as a Debian package of version $2. As debhelper has it: the service is restarted when the new files are there.
-make_exporter_package() {
-	local tree=$1 version=$2 root=$work/package
-	rm -rf "$root"
-	install -D -m 755 "$exporter" "$root/usr/local/bin/exporter"
-	printf '%s' "$version" >>"$root/usr/local/bin/exporter"
-	install -D -m 644 fibre-exporter.service "$root/lib/systemd/system/fibre-exporter.service"
-	install -D -m 644 fibre-exporter.logrotate "$root/etc/logrotate.d/fibre-exporter"
-	install -d "$root/DEBIAN"
-	printf 'Package: fibre-exporter\nVersion: %s\nArchitecture: amd64\nMaintainer: nobody\nDescription: exporter\nDepends: libelf1, zlib1g\n' \
-		"$version" >"$root/DEBIAN/control"
-	printf '#!/bin/sh\nset -e\nsystemctl daemon-reload\nsystemctl try-restart fibre-exporter\n' >"$root/DEBIAN/postinst"
-	chmod 755 "$root/DEBIAN/postinst"
-	dpkg-deb -Zgzip -z1 --build --root-owner-group "$root" "$tree/root/exporter_$version.deb" >/dev/null
-}
 
 # The traced program as a Debian package of version $2. Each version is a file of its own.
 make_package() {
@@ -91,35 +27,6 @@ make_package() {
 	install -d "$root/DEBIAN"
 	printf 'Package: demo\nVersion: %s\nArchitecture: amd64\nMaintainer: nobody\nDescription: demo\n' "$version" >"$root/DEBIAN/control"
 	dpkg-deb --build --root-owner-group "$root" "$tree/root/demo_$version.deb" >/dev/null
-}
-
-# The kernel keeps nothing from this machine in there; the container's own system call filter would forbid bpf(2).
-boot() {
-	SYSTEMD_SECCOMP=0 systemd-nspawn --quiet --boot --directory="$1" --machine="exporter-test-$$" --capability=all \
-		--register=no --keep-unit --bind-ro=/sys/kernel/btf --console=pipe >"$work/boot.log" 2>&1 </dev/null &
-	container=$!
-	wait_for "the container's systemd" inside systemctl is-active basic.target
-	wait_for "the end of the boot" eval "[[ \$(inside systemctl is-system-running) =~ running|degraded ]]"
-}
-
-# Scrapes every five seconds, and is asked for what it saw. The network is the host's.
-start_prometheus() {
-	cat >"$work/prometheus.yml" <<-END
-		scrape_configs:
-		- job_name: exporter
-		  scrape_interval: 5s
-		  scrape_timeout: 5s
-		  static_configs: [{ targets: ['127.0.0.1:19439'] }]
-	END
-	prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/prometheus" \
-		--web.listen-address=127.0.0.1:19441 >"$work/prometheus.log" 2>&1 &
-	prometheus=$!
-}
-
-# The value of a query, or nothing.
-asked() {
-	curl --silent --fail --get --data-urlencode "query=$1" http://127.0.0.1:19441/api/v1/query |
-		grep -o '"value":\[[^]]*\]' | grep -o '"[0-9.]*"\]' | tr -d '"]'
 }
 
 # Asks for metrics over and over, until the file $1 is there; writes what each curl came to.
@@ -141,16 +48,6 @@ play() {
 	inside bitcoind --wait-attached --rate 0 --blocks "$1" >/dev/null
 }
 
-# What the unit has logged, of this priority and above. Read to its end before it is searched: a `grep -q` at the end of a pipe
-# would have journalctl fail.
-journal() {
-	inside journalctl --no-pager -o cat -p "$1" -u fibre-exporter
-}
-
-main_pid() {
-	inside systemctl show --property=MainPID --value fibre-exporter
-}
-
 # The same as this machine numbers it.
 inside_pid() {
 	local pid
@@ -165,16 +62,10 @@ is_another_than() {
 	((now != 0 && now != $1)) && curl --silent --fail http://127.0.0.1:19440/ready
 }
 
-((EUID == 0)) || fail "run this as root"
-for tool in mmdebstrap systemd-nspawn dpkg-deb curl prometheus; do
-	command -v "$tool" >/dev/null || fail "there is no $tool"
-done
-[[ -x $exporter ]] || fail "build the exporter first"
+check_needs
 make --silent -C demo
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/exporter-service.XXXXXX")
-tree=$work/tree
 say "making a Debian tree in $work"
-make_tree "$tree" >"$work/tree.log" 2>&1 || fail "no tree could be made: $(tail -n 5 "$work/tree.log")"
+make_tree "$tree" logrotate >"$work/tree.log" 2>&1 || fail "no tree could be made: $(tail -n 5 "$work/tree.log")"
 make_package "$tree" 1
 make_package "$tree" 2
 make_exporter_package "$tree" 1
@@ -194,7 +85,7 @@ install -D -m 600 /dev/stdin "$tree/etc/fibre-exporter/config.yaml" <<-END
 	node_name: test
 	metrics_port: 19439
 	health_port: 19440
-	log_file: /var/log/fibre-exporter/exporter.log
+	$(sed -n 's/^# log_file:/log_file:/p' config.example.yaml)
 END
 inside systemctl reset-failed fibre-exporter
 inside systemctl start fibre-exporter || fail "it does not start"
@@ -268,6 +159,7 @@ say "the log file is written, and the journal knows warnings from the rest"
 grep -q '\[INFO\] exporter: Waiting for events' "$tree/var/log/private/fibre-exporter/exporter.log" || fail "no log file"
 [[ $(journal info) == *$'\n'"Waiting for events"* ]] || fail "no line in the journal"
 [[ $(journal warning) != *"Waiting for events"* ]] || fail "all lines are warnings"
+[[ ! $(journal info) =~ [0-9]{4}-[0-9]{2}-[0-9]{2}[T\ ][0-9]{2}: ]] || fail "lines have a time stamp beside the journal's"
 
 say "logrotate rotates it, and no line is lost"
 logs=$tree/var/log/private/fibre-exporter
@@ -281,6 +173,32 @@ rotated() {
 }
 wait_for "the log in a new file" rotated
 ((lines <= $(wc -l <"$logs/exporter.log.1"))) || fail "lines are lost"
+
+say "a full disk costs lines of the file, not counts, and is told"
+within_unit() {
+	nsenter --mount --target "$(inside_pid)" "$@"
+}
+failed_lines() {
+	curl --silent "$metrics" | awk '/^fibre_exporter_errors_total.*log_write_failed/ { print $2 }'
+}
+lines_failed() {
+	inside systemctl reload fibre-exporter
+	(($(failed_lines) > 0))
+}
+owner=$(stat --format=%u "$logs")
+within_unit mount -t tmpfs -o "size=64k,mode=700,uid=$owner" tmpfs /var/log/private/fibre-exporter
+within_unit dd if=/dev/zero of=/var/log/private/fibre-exporter/filler status=none 2>/dev/null || true
+wait_for "lines that find no room to be counted" lines_failed
+before=$(counted)
+play 50
+[[ $(counted) == $((before + 50)) ]] || fail "$(counted) of $((before + 50)) blocks were counted with a full disk"
+within_unit rm /var/log/private/fibre-exporter/filler
+written_again() {
+	inside systemctl reload fibre-exporter
+	within_unit grep -q 'Configuration reloaded' /var/log/private/fibre-exporter/exporter.log
+}
+wait_for "lines in the file when there is room again" written_again
+within_unit umount --lazy /var/log/private/fibre-exporter
 
 say "with pinned state dpkg upgrades the exporter while blocks go on: all are counted, and no counter goes down"
 # As docs/restarts.md has it.
@@ -304,6 +222,7 @@ pinned_scraped() {
 wait_for "Prometheus's scrape of the pinned exporter" pinned_scraped
 inside bitcoind --wait-attached --rate 20 --blocks 1200 >/dev/null &
 playing=$!
+began=$(date +%s)
 before=$(main_pid)
 inside dpkg --install /root/exporter_3.deb >/dev/null
 wait_for "the new exporter" is_another_than "$before"
@@ -314,6 +233,7 @@ before=$(main_pid)
 inside systemctl kill --kill-whom=main --signal=KILL fibre-exporter
 wait_for "another exporter after SIGKILL" is_another_than "$before"
 wait "$playing" || fail "the traced program failed"
+ended=$(date +%s)
 [[ $(counted) == $((first + 1200)) ]] || fail "$(counted) of $((first + 1200)) blocks were counted over an upgrade and a SIGKILL"
 pinned_scraped_all() {
 	[[ $(asked 'bitcoin_blocks_connected_total') == $((first + 1200)) ]]
@@ -322,12 +242,28 @@ wait_for "Prometheus's scrape of all blocks" pinned_scraped_all
 range=$(($(date +%s) - since))s
 [[ $(asked "resets(bitcoin_blocks_connected_total[$range])") == 0 ]] || fail "a counter went down"
 [[ $(asked "min_over_time(up[$range])") == 1 ]] || fail "a gap in up"
+# Of windows that lie within the time in which blocks came.
+range="$((ended - began - 40))s:5s"
+least=$(asked "min_over_time(rate(bitcoin_blocks_connected_total[20s])[$range] @ $((ended - 10)))")
+awk -v least="$least" -v mean=$((1200 / (ended - began))) 'BEGIN { exit !(least > mean / 2) }' ||
+	fail "the rate fell to $least blocks a second"
 inside systemctl stop fibre-exporter
 inside exporter unpin /sys/fs/bpf/exporter-19439 >/dev/null || fail "it cannot be unpinned"
 sed -i '/^state/d' "$config"
 inside rm /etc/systemd/system/fibre-exporter.service.d/pinned.conf
 inside systemctl daemon-reload
 inside systemctl start fibre-exporter || fail "it does not start after unpinning"
+
+say "an address that comes later is served from then on"
+late=192.0.2.$(($$ % 250 + 2))
+echo "bind: $late" >>"$config"
+inside systemctl restart fibre-exporter || fail "it does not start without its address"
+told_of_address() {
+	[[ $(journal warning) == *"no interface has the address $late yet"* ]]
+}
+wait_for "the warning of the address" told_of_address
+ip address add "$late/32" dev lo
+curl --silent --fail "http://$late:19439/metrics" >/dev/null || fail "nothing is served at $late"
 
 say "it stops"
 inside systemctl stop fibre-exporter
