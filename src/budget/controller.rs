@@ -5,8 +5,38 @@
 
 use std::collections::BTreeMap;
 
-/// So many looks in a row, a second apart, must find too much.
-const CHECKS_OVER: u32 = 3;
+use crate::config::model::Overhead;
+
+/// What of it is taken out, and how soon.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rules {
+    /// The part of the target's time that tracing may take.
+    pub limit: f64,
+    /// So many looks, a second apart, must find too much. One that does not takes one of them back.
+    looks: u32,
+    /// Seconds of cost in a second that nobody has to care for.
+    negligible: f64,
+}
+
+impl From<Overhead> for Rules {
+    fn from(overhead: Overhead) -> Self {
+        let (looks, negligible) =
+            if overhead.is_default { (LOOKS_BY_DEFAULT, NEGLIGIBLE_BY_DEFAULT) } else { (LOOKS, NEGLIGIBLE) };
+        Self { limit: overhead.share, looks, negligible }
+    }
+}
+
+/// A limit that somebody has written down is meant.
+const LOOKS: u32 = 3;
+/// Ticks of CPU time say too little of less.
+const NEGLIGIBLE: f64 = 1e-3;
+
+/// Of the default nobody may know: a counter must not stand still for what is over in a moment, or what nobody would notice.
+const LOOKS_BY_DEFAULT: u32 = 60;
+const NEGLIGIBLE_BY_DEFAULT: f64 = 0.05;
+
+/// What takes so many looks is told after a third of them, but not more often than this, in seconds.
+const WARNING_PAUSE: f64 = 3600.0;
 
 /// Seconds after a change until what is measured says something about it.
 const SETTLING: f64 = 3.0;
@@ -24,9 +54,6 @@ const ROOM: f64 = 0.5;
 
 /// An entry that takes less than this part of the limit is left alone: nothing would be gained.
 const WORTH_IT: f64 = 0.05;
-
-/// Seconds of cost in a second that nobody has to care for; ticks of CPU time say too little of them.
-const NEGLIGIBLE: f64 = 1e-3;
 
 /// How much of an entry's earlier cost still counts at the next look.
 const FADING: f64 = 0.6;
@@ -56,6 +83,10 @@ pub enum Step {
     Restore {
         at: usize,
     },
+    /// Probes are taken out in so many seconds if this goes on.
+    Warn {
+        within: f64,
+    },
 }
 
 /// What is remembered of one target.
@@ -64,6 +95,9 @@ pub struct Controller {
     entries: BTreeMap<String, UnitHistory>,
     over: u32,
     settled_at: f64,
+    /// When its costs were noted last.
+    noted_at: f64,
+    warned_at: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -88,27 +122,27 @@ impl Controller {
     pub fn step(
         &mut self,
         now: f64,
-        limit: f64,
+        rules: Rules,
         share: Option<f64>,
         entries: &[Candidate<'_>],
     ) -> Option<Vec<Step>> {
-        let moved = self.note(now, entries);
-        let share = if moved > NEGLIGIBLE { share } else { Some(0.0) };
+        let limit = rules.limit;
+        let share = if self.note(now, entries) > rules.negligible { share } else { Some(0.0) };
         let Some(share) = share.filter(|_| now >= self.settled_at) else {
-            self.over = 0;
+            self.over = self.over.saturating_sub(1);
             return Some(Vec::new());
         };
         let is_tried = |entry: &Candidate<'_>| !entry.is_shed && self.entries[entry.name].is_tried(now);
         let trial = entries.iter().any(is_tried);
         if share > limit {
             self.over += 1;
-            if self.over < CHECKS_OVER && !trial {
-                return Some(Vec::new());
+            if self.over < rules.looks && !trial {
+                return Some(self.warning(now, rules).into_iter().collect());
             }
             let steps = self.shed(now, limit, share, entries);
             return (!steps.is_empty()).then_some(steps);
         }
-        self.over = 0;
+        self.over = self.over.saturating_sub(1);
         let due = entries.iter().enumerate().filter(|(_, entry)| {
             let memory = self.entries[entry.name];
             entry.is_shed && now >= memory.shed_at + memory.pause
@@ -130,7 +164,22 @@ impl Controller {
         self.entries[entry.name].recent
     }
 
-    /// Remembers what everything costs; returns how much more that is than before.
+    /// That probes will be taken out, if that takes a while and was not told lately.
+    fn warning(&mut self, now: f64, rules: Rules) -> Option<Step> {
+        let is_due = rules.looks > LOOKS && self.over >= rules.looks / 3;
+        if !is_due || self.warned_at.is_some_and(|at| now - at < WARNING_PAUSE) {
+            return None;
+        }
+        self.warned_at = Some(now);
+        Some(Step::Warn { within: f64::from(rules.looks - self.over) })
+    }
+
+    /// Nothing is measured.
+    pub fn rest(&mut self) {
+        self.over = 0;
+    }
+
+    /// Remembers what everything costs; returns how much more that is in a second.
     fn note(&mut self, now: f64, entries: &[Candidate<'_>]) -> f64 {
         self.entries.retain(|name, _| entries.iter().any(|entry| entry.name == name));
         let mut moved = 0.0;
@@ -153,7 +202,8 @@ impl Controller {
                 }
             }
         }
-        moved
+        let elapsed = now - std::mem::replace(&mut self.noted_at, now);
+        if elapsed > 0.0 { moved / elapsed } else { 0.0 }
     }
 
     /// The dearest first, what is on trial before all others, until enough is left.
@@ -193,10 +243,13 @@ mod tests {
     use super::*;
 
     const LIMIT: f64 = 0.02;
+    const ASKED_FOR: Overhead = Overhead { share: LIMIT, is_default: false };
+    const DEFAULT: Overhead = Overhead { share: LIMIT, is_default: true };
 
     /// A target with entries that each take some part of its time while they are attached.
     struct Target {
         controller: Controller,
+        overhead: Overhead,
         now: f64,
         /// Name, part, and whether it is kept.
         entries: Vec<(&'static str, f64, bool)>,
@@ -204,6 +257,8 @@ mod tests {
         costs: Vec<f64>,
         /// When each was taken out.
         sheds: Vec<Vec<f64>>,
+        /// When it was told that this is going to happen.
+        warnings: Vec<f64>,
     }
 
     impl Target {
@@ -211,12 +266,18 @@ mod tests {
             let count = entries.len();
             Self {
                 controller: Controller::default(),
+                overhead: ASKED_FOR,
                 now: 0.0,
                 entries: entries.to_vec(),
                 is_shed: vec![false; count],
                 costs: vec![0.0; count],
                 sheds: vec![Vec::new(); count],
+                warnings: Vec::new(),
             }
+        }
+
+        fn by_default(entries: &[(&'static str, f64, bool)]) -> Self {
+            Self { overhead: DEFAULT, ..Self::of(entries) }
         }
 
         /// A second later; whether something could be done, if it had to.
@@ -234,7 +295,7 @@ mod tests {
                 cost: self.costs[n],
             });
             let candidates: Vec<_> = candidates.collect();
-            let steps = self.controller.step(self.now, LIMIT, Some(share), &candidates);
+            let steps = self.controller.step(self.now, self.overhead.into(), Some(share), &candidates);
             for step in steps.iter().flatten() {
                 match step {
                     Step::Shed { at, .. } => {
@@ -246,6 +307,7 @@ mod tests {
                         assert!(self.is_shed[*at]);
                         self.is_shed[*at] = false;
                     }
+                    Step::Warn { .. } => self.warnings.push(self.now),
                 }
             }
             steps.is_some()
@@ -345,7 +407,52 @@ mod tests {
         let mut controller = Controller::default();
         for now in 0..100 {
             let entries = [Candidate { name: "a", keep: false, is_shed: false, cost: f64::from(now) }];
-            assert_eq!(controller.step(f64::from(now), LIMIT, None, &entries), Some(Vec::new()));
+            assert_eq!(controller.step(f64::from(now), ASKED_FOR.into(), None, &entries), Some(Vec::new()));
         }
+    }
+    #[test]
+    fn by_default_what_lasts_a_minute_is_taken_out_and_told_before() {
+        let mut target = Target::by_default(&[("a", 0.3, false), ("b", 0.01, false)]);
+        target.seconds(59);
+        assert!(target.sheds[0].is_empty());
+        target.seconds(10);
+        assert_eq!((target.sheds[0].len(), target.sheds[1].len()), (1, 0));
+        assert!(target.warnings.len() == 1 && target.warnings[0] + 30.0 < target.sheds[0][0]);
+        // It is told again as long as it goes on, but not each time.
+        target.seconds(3600);
+        assert!(target.warnings.len() <= 2, "{:?}", target.warnings);
+        assert!(target.sheds[1].is_empty());
+    }
+
+    #[test]
+    fn by_default_nothing_is_taken_out_for_what_is_short_or_little() {
+        // As blocks come: much at once, and then nothing for minutes.
+        let mut blocks = Target::by_default(&[("a", 0.0, false)]);
+        for second in 0..4 * 3600 {
+            blocks.entries[0].1 = if second % 600 < 50 { 0.9 } else { 0.0 };
+            blocks.second();
+        }
+        // Half of the time.
+        let mut half = Target::by_default(&[("a", 0.0, false)]);
+        for second in 0..4 * 3600 {
+            half.entries[0].1 = if second % 100 < 50 { 0.9 } else { 0.0 };
+            half.second();
+        }
+        // Most of what the program does, and little of what the machine can.
+        let mut little = Target::by_default(&[("a", 0.04, false)]);
+        little.seconds(4 * 3600);
+        for target in [blocks, half, little] {
+            assert!(target.sheds[0].is_empty());
+        }
+    }
+
+    #[test]
+    fn what_was_over_before_a_rest_does_not_count() {
+        let mut target = Target::by_default(&[("a", 0.3, false)]);
+        for _ in 0..10 {
+            target.seconds(50);
+            target.controller.rest();
+        }
+        assert!(target.sheds[0].is_empty());
     }
 }

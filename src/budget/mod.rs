@@ -18,8 +18,9 @@ use crate::plan::Plan;
 use crate::privileges::given_up;
 use crate::targets::{ProbeState, ProbeStatus};
 
-/// How often it is looked.
+/// How often it is looked, and how often while nothing is measured: there is nothing to be in time for.
 const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL_AT_REST: Duration = Duration::from_secs(5);
 
 /// The thread that looks. Dropping it ends it.
 #[derive(Debug)]
@@ -29,16 +30,16 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// `look` is called once a second.
+    /// `look` is called once a second, or more rarely if it says that all targets are at rest.
     ///
     /// # Errors
     /// If there is no thread.
-    pub fn start(mut look: impl FnMut(&mut Controllers) + Send + 'static) -> io::Result<Self> {
+    pub fn start(mut look: impl FnMut(&mut Controllers) -> Activity + Send + 'static) -> io::Result<Self> {
         let (stop, stopped) = sync_channel::<()>(1);
         let thread = std::thread::Builder::new().name("budget".to_string()).spawn(move || {
-            let mut controllers = Controllers::new();
-            while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                look(&mut controllers);
+            let (mut controllers, mut activity) = (Controllers::new(), Activity::Measured);
+            while stopped.recv_timeout(activity.interval()) == Err(RecvTimeoutError::Timeout) {
+                activity = look(&mut controllers);
             }
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
@@ -50,6 +51,23 @@ impl Drop for Budget {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Whether there is something to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// The share of a target is known, or a probe is taken out.
+    Measured,
+    AtRest,
+}
+
+impl Activity {
+    fn interval(self) -> Duration {
+        match self {
+            Self::Measured => INTERVAL,
+            Self::AtRest => INTERVAL_AT_REST,
         }
     }
 }
@@ -75,15 +93,20 @@ impl Controllers {
     }
 
     /// Looks at all targets, and does what is to be done.
-    pub fn look(&mut self, engines: &Engines) {
+    pub fn look(&mut self, engines: &Engines) -> Activity {
         let plan = &engines.plan;
         let limit = plan.settings.limits.overhead;
         if limit.is_none() && self.targets.is_empty() {
-            return;
+            return Activity::AtRest;
         }
         self.forget_others(&plan.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>());
         let status = engines.status();
         let (states, usage) = (status.probes(), status.targets().usage);
+        let is_out = |probe: &ProbeStatus| matches!(probe.state, ProbeState::Shed(_));
+        if usage.iter().all(|of| of.share.is_none()) && !states.iter().any(is_out) {
+            self.targets.values_mut().for_each(Controller::rest);
+            return Activity::AtRest;
+        }
         let now = self.began.elapsed().as_secs_f64();
         let entries = engines.entries();
         for (target, planned) in plan.targets.iter().enumerate() {
@@ -102,37 +125,43 @@ impl Controllers {
                     cost: entry.probes.iter().map(|probe| engines.cost(*probe)).sum(),
                 })
                 .collect();
-            let share = usage[target].share;
+            // Without being asked only by what is beyond doubt.
+            let share = usage[target].share.filter(|_| !(limit.is_default && usage[target].is_doubtful));
             let controller = self.targets.entry(planned.name.clone()).or_default();
             if given_up() {
                 // What is taken out could not be put back.
                 continue;
             }
-            let Some(steps) = controller.step(now, limit, share, &candidates) else {
+            let steps = controller.step(now, limit.into(), share, &candidates);
+            let too_much = || {
+                format!(
+                    "Target {}: tracing takes {} of its CPU time, more than limits.overhead ({})",
+                    planned.name,
+                    percent(share.unwrap_or(0.0)),
+                    percent(limit.share)
+                )
+            };
+            let Some(steps) = steps else {
                 if self.reported.insert(planned.name.clone()) {
-                    log::warn!(
-                        "Target {}: tracing takes {} of its CPU time, more than limits.overhead ({}), and no \
-                         probe that may be detached takes much of that",
-                        planned.name,
-                        percent(share.unwrap_or(0.0)),
-                        percent(limit)
-                    );
+                    log::warn!("{}, and no probe that may be detached takes much of that", too_much());
                 }
                 continue;
             };
             for step in steps {
                 match step {
+                    Step::Warn { within } => log::warn!(
+                        "{}: if that goes on, the most expensive probes are detached for a while in {within:.0} s; `keep: true` keeps a \
+                         probe attached, `limits: {{ overhead: off }}` all",
+                        too_much()
+                    ),
                     Step::Shed { at, share: part, pause } => {
                         log::warn!(
-                            "Target {}: tracing takes {} of its CPU time, more than limits.overhead ({}): {} is \
-                             detached for {pause:.0} s (about {})",
-                            planned.name,
-                            percent(share.unwrap_or(0.0)),
-                            percent(limit),
+                            "{}: {} is detached for {pause:.0} s (about {})",
+                            too_much(),
                             names(plan, here[at]),
                             percent(part)
                         );
-                        engines.shed(here[at], &reason(limit));
+                        engines.shed(here[at], &reason(limit.share));
                     }
                     Step::Restore { at } => {
                         log::info!("Target {}: {} is attached again", planned.name, names(plan, here[at]));
@@ -144,6 +173,7 @@ impl Controllers {
         if limit.is_none() {
             self.targets.clear();
         }
+        Activity::Measured
     }
 }
 

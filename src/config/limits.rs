@@ -44,6 +44,8 @@ pub const SITES: RangeInclusive<u32> = 1..=65_536;
 pub const DEFAULT_SITES: u32 = 8192;
 pub const STARTS: RangeInclusive<u32> = 1..=4_194_304;
 pub const DEFAULT_STARTS: u32 = 32_768;
+/// A part of one.
+pub const DEFAULT_OVERHEAD: f64 = 0.02;
 
 /// Slow events that are kept.
 pub const SLOW_ROWS: RangeInclusive<u32> = 1..=10_000_000;

@@ -128,8 +128,17 @@ pub struct Limits {
     pub sites: u32,
     /// Spans and calls that can have begun and not ended.
     pub starts: u32,
-    /// The part of a target's CPU time that tracing may take before probes are taken out; None if they never are.
-    pub overhead: Option<f64>,
+    /// What tracing may take of a target before probes are taken out; None if they never are.
+    pub overhead: Option<Overhead>,
+}
+
+/// See [`Limits::overhead`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Overhead {
+    /// Of the target's CPU time, a part of one.
+    pub share: f64,
+    /// Nobody has asked for it: only what lasts, and what matters, is taken out.
+    pub is_default: bool,
 }
 
 /// How uprobes are attached.

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use super::fields::{Fields, Node};
 use super::layers::{Layers, Sourced};
 use super::limits::{
-    DEFAULT_LABEL_VALUES, DEFAULT_RING_BYTES, DEFAULT_RING_POLL, DEFAULT_SITES, DEFAULT_STARTS, LABEL_VALUES,
-    PORT, RING_BYTES, RING_POLL, SITES, STARTS,
+    DEFAULT_LABEL_VALUES, DEFAULT_OVERHEAD, DEFAULT_RING_BYTES, DEFAULT_RING_POLL, DEFAULT_SITES,
+    DEFAULT_STARTS, LABEL_VALUES, PORT, RING_BYTES, RING_POLL, SITES, STARTS,
 };
-use super::model::{AttachMode, KeepPrivileges, Limits, LogLevel, Settings};
+use super::model::{AttachMode, KeepPrivileges, Limits, LogLevel, Overhead, Settings};
 use super::scalars;
 use super::section::{Key, Schema, Section, words};
 use super::slow;
@@ -71,10 +71,11 @@ pub static LIMITS: Section = Section {
         Key::new(
             "overhead",
             Schema::Text,
-            "Share of a target's CPU time that tracing may take, such as `2%`. Above it, the most expensive probes are detached \
-             for a while, and do not count. `off`: never.",
+            "Share of a target's CPU time that tracing may take, such as `5%`. Above it, the most expensive probes are detached \
+             for a while, and do not count: within seconds if it is given here, by default after a minute, and only if they take more than \
+             5 % of a processor. `off`, and with `state: pinned`: never.",
         )
-        .or("off"),
+        .or("2%"),
     ]),
     one_of: &[],
 };
@@ -215,12 +216,15 @@ fn limits(file: Option<&Fields<'_>>) -> Limits {
         label_values: limit("label_values", "a number of label values", LABEL_VALUES, DEFAULT_LABEL_VALUES),
         sites: limit("sites", "a number of probe sites", SITES, DEFAULT_SITES),
         starts: limit("starts", "a number of open spans and calls", STARTS, DEFAULT_STARTS),
-        overhead: limits.as_ref().and_then(|f| f.get("overhead")).and_then(|n| overhead(&n, is_pinned(file))),
+        overhead: match limits.as_ref().and_then(|f| f.get("overhead")) {
+            Some(node) => overhead(&node, is_pinned(file)),
+            None => (!is_pinned(file)).then_some(Overhead { share: DEFAULT_OVERHEAD, is_default: true }),
+        },
     }
 }
 
-/// A part of one. None also for what has been reported as wrong.
-fn overhead(node: &Node<'_>, is_pinned: bool) -> Option<f64> {
+/// None also for what has been reported as wrong.
+fn overhead(node: &Node<'_>, is_pinned: bool) -> Option<Overhead> {
     if node.value.as_str() == Some("off") {
         return None;
     }
@@ -233,7 +237,7 @@ fn overhead(node: &Node<'_>, is_pinned: bool) -> Option<f64> {
         node.error("`overhead` is not possible with `state: pinned`")
             .help("pinned probes keep counting while no exporter runs, so nothing would limit their cost");
     }
-    percent.map(|percent| percent / 100.0)
+    percent.map(|percent| Overhead { share: percent / 100.0, is_default: false })
 }
 
 fn ring_size(node: &Node<'_>) -> Option<u32> {
@@ -284,6 +288,7 @@ mod tests {
         assert_eq!(default(&LIMITS, "label_values"), DEFAULT_LABEL_VALUES.to_string());
         assert_eq!(default(&LIMITS, "sites"), DEFAULT_SITES.to_string());
         assert_eq!(default(&LIMITS, "starts"), DEFAULT_STARTS.to_string());
+        assert_eq!(default(&LIMITS, "overhead"), format!("{}%", DEFAULT_OVERHEAD * 100.0));
         assert_eq!(scalars::size(default(&RING, "size")), Some(u64::from(DEFAULT_RING_BYTES)));
         assert_eq!(default(&RING, "poll"), format!("{DEFAULT_RING_POLL}ms"));
         assert_eq!(default(&ARGUMENT, "max"), limits::DEFAULT_TEXT_BYTES.to_string());

@@ -146,7 +146,8 @@ fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attentio
         all.push(warning(
             format!("{}: tracing takes {:.0} % of its CPU time", target.name, share * 100.0),
             "Each hit stops the program for a moment.",
-            "See which probe is hit most below; leave it out, or set `limits: { overhead: 2% }`.",
+            "See which probe is hit most below, and leave it out; or set `limits: { overhead: 5% }`, above which the most \
+             expensive ones are detached for a while.",
         ));
     }
 }

@@ -20,14 +20,15 @@ struct ProbeKey<'a> {
 /// after the other, each for some 70 ms.
 const MAX_UNITS: usize = 16;
 
-/// The same where probes can be taken out while the exporter runs: what is joined is taken out together.
+/// The same where somebody has asked that dear probes are taken out while the exporter runs: what is joined is taken out together.
 const MAX_UNITS_TO_SHED: usize = 64;
 
 impl Plan {
     /// Joins units where there are too many. By their names, so that another entry leaves the other units as they are.
     pub(super) fn bound_units(&mut self) {
         let units = self.units();
-        let most = if self.settings.limits.overhead.is_some() { MAX_UNITS_TO_SHED } else { MAX_UNITS };
+        let is_asked_for = self.settings.limits.overhead.is_some_and(|overhead| !overhead.is_default);
+        let most = if is_asked_for { MAX_UNITS_TO_SHED } else { MAX_UNITS };
         if units.len() <= most {
             return;
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::budget::Budget;
+use crate::budget::{Activity, Budget};
 use crate::config::endpoint::Listen;
 use crate::config::model::{KeepPrivileges, Settings};
 use crate::config::{Overrides, default_state_directory};
@@ -134,7 +134,7 @@ pub(crate) fn run(
     }
     let looked_at = Arc::downgrade(&running);
     let budget = Budget::start(move |controllers| {
-        looked_at.upgrade().into_iter().for_each(|running| running.look_at_costs(controllers));
+        looked_at.upgrade().map_or(Activity::AtRest, |running| running.look_at_costs(controllers))
     })
     .map_err(failed_to("start the thread that looks at costs"))?;
     let served = serve(endpoints, options, &address, &running);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::budget::Controllers;
+use crate::budget::{Activity, Controllers};
 use crate::clock::unix_now;
 use crate::config::Overrides;
 use crate::config::endpoint::Web;
@@ -181,9 +181,10 @@ impl Running {
     }
 
     /// Holds what tracing costs against `limits.overhead`; not while the configuration is read anew.
-    pub fn look_at_costs(&self, controllers: &mut Controllers) {
-        if let Ok(_no_reload) = self.reloading.try_lock() {
-            controllers.look(&self.engines());
+    pub fn look_at_costs(&self, controllers: &mut Controllers) -> Activity {
+        match self.reloading.try_lock() {
+            Ok(_no_reload) => controllers.look(&self.engines()),
+            Err(_) => Activity::Measured,
         }
     }
 

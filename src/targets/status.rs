@@ -45,6 +45,9 @@ pub struct Usage {
     pub tracing: f64,
     /// The part that tracing took lately; None if it is not known, as of processes that end at once.
     pub share: Option<f64>,
+    /// It may be too high: processes have ended whose last moments were not seen.
+    #[serde(default)]
+    pub is_doubtful: bool,
 }
 
 /// Why a target's file was attached to again.
@@ -224,6 +227,7 @@ impl Status {
                 (sum.cpu, sum.tracing) = (sum.cpu.max(of_part.cpu), sum.tracing + of_part.tracing);
                 let known = of_part.share.map(|share| share + sum.share.unwrap_or(0.0));
                 sum.share = known.or(sum.share);
+                sum.is_doubtful |= of_part.is_doubtful;
             }
         }
         drop(sums);
@@ -392,7 +396,7 @@ impl Status {
     pub(crate) fn add_usage(&self, target: usize, more: Usage) {
         let usage = &mut self.lock_targets().usage[target];
         (usage.cpu, usage.tracing) = (usage.cpu + more.cpu, usage.tracing + more.tracing);
-        usage.share = more.share;
+        (usage.share, usage.is_doubtful) = (more.share, more.is_doubtful);
     }
 
     fn lock_targets(&self) -> MutexGuard<'_, TargetCounts> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::file::Identity;
 use super::find::Finder;
 use super::status::{Ticks, Usage};
-use super::usage::Measured;
+use super::usage::{CpuTime, Measured};
 use super::worker::Worker;
 use crate::abi::accounting_slot;
 use crate::clock::unix_now;
@@ -87,7 +87,8 @@ impl Worker {
             let pause = FOR_EACH_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
             if files.is_empty() || !is_hit {
                 if !meter.lately.is_empty() {
-                    self.status.add_usage(target, Usage { share: meter.share(), ..Usage::default() });
+                    let (share, is_doubtful) = (meter.share(), meter.has_missed());
+                    self.status.add_usage(target, Usage { share, is_doubtful, ..Usage::default() });
                 }
                 continue;
             }
@@ -99,8 +100,10 @@ impl Worker {
             let tracing = (cost - meter.cost).max(0.0);
             meter.cost = cost;
             if let Some(cpu) = used {
-                meter.lately.push_back(Measured { at: Instant::now(), cpu, tracing });
-                self.status.add_usage(target, Usage { cpu, tracing, share: meter.share() });
+                let CpuTime { seconds: cpu, has_missed } = cpu;
+                meter.lately.push_back(Measured { at: Instant::now(), cpu, tracing, has_missed });
+                let (share, is_doubtful) = (meter.share(), meter.has_missed());
+                self.status.add_usage(target, Usage { cpu, tracing, share, is_doubtful });
             }
         }
     }

@@ -26,6 +26,16 @@ pub(super) struct Measured {
     pub at: Instant,
     pub cpu: f64,
     pub tracing: f64,
+    /// Processes ended meanwhile, of whose last moments nothing was seen; others may have begun and ended.
+    pub has_missed: bool,
+}
+
+/// What was read of processes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct CpuTime {
+    pub seconds: f64,
+    /// See [`Measured::has_missed`].
+    pub has_missed: bool,
 }
 
 /// How long "lately" is: a tick of processor time is 10 ms.
@@ -38,8 +48,13 @@ impl Meter {
         share(self.lately.iter().map(|of| (of.cpu, of.tracing)))
     }
 
-    /// Seconds of processor time since the last time; None the first time.
-    pub fn read(&mut self, processes: &[u32]) -> Option<f64> {
+    /// Whether the share may be too high.
+    pub fn has_missed(&self) -> bool {
+        self.lately.iter().any(|of| of.has_missed)
+    }
+
+    /// Processor time since the last time; None the first time.
+    pub fn read(&mut self, processes: &[u32]) -> Option<CpuTime> {
         let is_first = self.last.is_none();
         let began_since = |start: u64| start >= self.last_ticks;
         let mut used = 0;
@@ -54,9 +69,12 @@ impl Meter {
             used += ticks.saturating_sub(before);
             now.insert(key, ticks);
         }
+        let has_missed =
+            now.len() < processes.len() || self.ticks.keys().any(|process| !now.contains_key(process));
         self.ticks = now;
         (self.last, self.last_ticks) = (Some(Instant::now()), uptime_ticks());
-        (!is_first).then(|| used as f64 / rustix::param::clock_ticks_per_second() as f64)
+        let seconds = used as f64 / rustix::param::clock_ticks_per_second() as f64;
+        (!is_first).then_some(CpuTime { seconds, has_missed })
     }
 }
 
@@ -91,11 +109,13 @@ mod tests {
         let ticks = || Stat::of(own[0]).unwrap().cpu_ticks;
         let before = ticks();
         while ticks() < before + 2 {}
-        assert!(meter.read(&own).is_some_and(|used| used > 0.0));
+        assert!(meter.read(&own).is_some_and(|used| used.seconds > 0.0 && !used.has_missed));
         // One that was not among them before, and is older than the last look.
-        assert_eq!(meter.read(&[1]), Some(0.0));
+        assert_eq!(meter.read(&[1]), Some(CpuTime { seconds: 0.0, has_missed: true }));
         meter.last_ticks = 0;
         meter.ticks.clear();
-        assert!(meter.read(&own).is_some_and(|used| used >= 0.02));
+        assert!(meter.read(&own).is_some_and(|used| used.seconds >= 0.02));
+        // One that is not there any more.
+        assert!(meter.read(&[own[0], u32::MAX]).is_some_and(|used| used.has_missed));
     }
 }

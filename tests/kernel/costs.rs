@@ -220,3 +220,23 @@ fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
     }
     second.assert_nothing_lost();
 }
+
+#[test]
+fn by_default_only_what_lasts_is_detached_and_that_is_told_before() {
+    let directory = directory();
+    let program = compile("gcc", "moody.c", MOODY, &["-O2"], directory.path());
+    let exporter = Exporter::tracing(&format!(
+        "  - name: moody\n    binary: {}\n    probes:\n    - function: cheap\n      metrics: [counter: cheap_total]\n",
+        program.display()
+    ));
+    let file = directory.path().join("calls");
+    // On a busy machine it would have less of a processor than matters.
+    let moody = Running(Command::new("nice").args(["-n", "-15"]).arg(&program).arg(&file).spawn().unwrap());
+    exporter.scrape_until("it is counted", |metrics| metrics.sum("cheap_total", &[]) > 0.0);
+    send_signal(moody.0.id(), "USR1");
+    let shed = "fibre_exporter_probe_shed_seconds_total";
+    exporter.wait_for_log("if that goes on, the most expensive probes are detached for a while");
+    assert_eq!(exporter.scrape().sum(shed, &[]), 0.0);
+    exporter.wait_for_log("more than limits.overhead (2%): cheap is detached for 10 s");
+    exporter.scrape_until("that is told", |metrics| metrics.sum(shed, &[]) > 0.0);
+}

@@ -52,7 +52,7 @@ fn limits_and_selectors() {
     assert_eq!(settings.log_file, Some(PathBuf::from("tests/config/good/log/exporter.log")));
     let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts, overhead } = settings.limits;
     assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (16 << 20, 100, 50, 100, 5000));
-    assert_eq!(overhead, Some(0.025));
+    assert_eq!(overhead, Some(Overhead { share: 0.025, is_default: false }));
     assert_eq!(settings.attach, AttachMode::Perf);
     let mut file = Selector::binary("tests/config/good/../x");
     file.processes.predicates.push(Predicate::Pid(78));
@@ -81,7 +81,7 @@ fn defaults() {
     assert_eq!(settings.log_level, LogLevel::Info);
     let Limits { ring_bytes, ring_poll_ms, label_values, sites, starts, overhead } = settings.limits;
     assert_eq!((ring_bytes, ring_poll_ms, label_values, sites, starts), (4 << 20, 10, 200, 8192, 32_768));
-    assert_eq!(overhead, None);
+    assert_eq!(overhead, Some(Overhead { share: 0.02, is_default: true }));
     assert_eq!(settings.attach, AttachMode::Auto);
     assert_eq!(settings.web.users[0].password, "from the file");
 }
