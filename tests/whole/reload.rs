@@ -73,9 +73,9 @@ impl Steady {
     }
 }
 
-/// A configuration of one target.
+/// A configuration of one target, whose programs do nothing but call what is traced.
 pub fn target(binary: &Path, probes: &[&str]) -> String {
-    let target = "node_name: test\ntargets:\n  - name: t\n    binary: ";
+    let target = "node_name: test\nlimits: { overhead: off }\ntargets:\n  - name: t\n    binary: ";
     format!("{target}{}\n    probes:\n{}", binary.display(), probes.concat())
 }
 
@@ -242,6 +242,51 @@ fn passwords_and_certificates_are_read_anew_and_only_the_operator_may_ask() {
     let url = format!("http://localhost:{}/metrics", exporter.port);
     let (status, text) = http::answer(&mut http::curl(&url)).expect("an answer");
     assert!(status == 200 && text.contains("one_total"), "{text}");
+}
+
+#[test]
+fn reloads_at_once_are_one_after_the_other_while_targets_come_and_go() {
+    let place = Place::new();
+    let program = compiled(&place, STEADY);
+    let beside = place.copy_of(&program, "beside");
+    let one = target(&program, &[COUNTED]);
+    let two = format!("{one}  - name: u\n    binary: {}\n    probes:\n{OTHER}", beside.display());
+    let exporter = Setup::new(&place, one.as_str()).start();
+    exporter.wait_until_ready();
+    let steady = Steady::start(&program);
+    let ports = format!("metrics_port: {}\nhealth_port: {}\n", exporter.port, exporter.health_port);
+    // Never half of it.
+    let replace = |yaml: &str| {
+        let new = place.write("config.new", &format!("{yaml}{ports}"));
+        std::fs::rename(new, place.path("config.yaml")).expect("replace the configuration");
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..4 {
+                    let (status, text) = post(&exporter, &[]);
+                    assert_eq!(status, 200, "{text}");
+                }
+            });
+        }
+        for n in 0..8 {
+            replace(if n % 2 == 0 { &two } else { &one });
+            send_signal(exporter.pid(), "HUP");
+        }
+    });
+    replace(&two);
+    assert_eq!(post(&exporter, &[]).0, 200);
+    exporter.wait_until_ready();
+    let other = Steady::start(&beside);
+    let others = other.end();
+    assert_eq!(exporter.scrape().value("other_total", &[]), others);
+    replace(&one);
+    assert_eq!(post(&exporter, &[]).0, 200);
+    let calls = steady.end();
+    let scrape = exporter.scrape();
+    assert_eq!(scrape.value("counted_total", &[]), calls, "{}", exporter.log());
+    assert!(scrape.select("other_total", &[]).is_empty() && exporter.health("/ready").0 == 200);
+    scrape.assert_nothing_lost();
 }
 
 /// sd_notify(3), "RELOADING=1".
