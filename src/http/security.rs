@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hyper::header::{HeaderName, HeaderValue};
+use tokio::sync::Notify;
 
 use super::auth::Credentials;
 use super::rate::Rate;
@@ -10,7 +11,10 @@ use super::tls::Tls;
 
 /// What holds for the next connection and the next request.
 #[derive(Default)]
-pub struct Security(RwLock<Secured>);
+pub struct Security {
+    secured: RwLock<Secured>,
+    changed: Notify,
+}
 
 /// What is configured.
 #[derive(Default, Clone)]
@@ -28,17 +32,23 @@ pub struct Secured {
 
 impl Security {
     pub fn new(secured: Secured) -> Self {
-        Self(RwLock::new(secured))
+        Self { secured: RwLock::new(secured), changed: Notify::new() }
     }
 
     /// From now on.
     pub fn set(&self, secured: Secured) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = secured;
+        *self.secured.write().unwrap_or_else(PoisonError::into_inner) = secured;
+        self.changed.notify_one();
     }
 
     /// As it is now.
     pub fn now(&self) -> Secured {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.secured.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Until it is set again; for one to wait.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
     }
 
     pub(super) fn tls(&self) -> Option<Arc<Tls>> {

@@ -68,8 +68,8 @@ pub struct ServerOptions {
     pub refresh: Option<Refresh>,
 }
 
-/// Runs on a thread that may block.
-pub type Refresh = Arc<dyn Fn() + Send + Sync>;
+/// Runs on a thread that may block. False if there is nothing that it could look at before the security is set the next time.
+pub type Refresh = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Serves all endpoints until `shutdown` resolves. Then no more connections are taken, answers in progress
 /// have [`Limits::drain`] to end, and the rest is cut off. A handler that still runs then goes on in the
@@ -128,7 +128,7 @@ pub(super) async fn follow(
 ) {
     let mut ticks = interval_at(Instant::now() + every, every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut warned = Instant::now();
+    let (mut warned, mut may_refresh) = (Instant::now(), refresh.is_some());
     loop {
         let tls = security.tls();
         let not_after = tls.as_ref().and_then(|tls| tls.not_after()).unwrap_or(0);
@@ -144,12 +144,16 @@ pub(super) async fn follow(
                 .for_each(|warning| notify(&report, Level::Warning, warning));
         }
         tokio::select! {
-            _ = ticks.tick() => {},
+            _ = ticks.tick(), if may_refresh || tls.is_some() => {},
+            () = security.changed() => {
+                may_refresh = refresh.is_some();
+                continue;
+            },
             _ = stopped.changed() => return,
         }
         if let Some(refresh) = refresh.clone() {
             // It tells by itself what came of it.
-            let _ = tokio::task::spawn_blocking(move || refresh()).await;
+            may_refresh = tokio::task::spawn_blocking(move || refresh()).await.unwrap_or(true);
         }
         // Another one may have been configured meanwhile.
         let Some(tls) = security.tls() else { continue };

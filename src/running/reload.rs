@@ -99,13 +99,16 @@ impl Running {
     }
 
     /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with an
-    /// error in them nothing changes.
-    pub fn refresh_web(&self) {
+    /// error in them nothing changes. False if there are no such files.
+    pub fn refresh_web(&self) -> bool {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = self.web();
+        if source.web.origin.files().next().is_none() {
+            return false;
+        }
         let fingerprint = Fingerprint::of(source.web.origin.files().cloned());
         if fingerprint == source.fingerprint {
-            return;
+            return true;
         }
         source.fingerprint = fingerprint;
         let done = self.read_web_again(&source.web);
@@ -120,6 +123,7 @@ impl Running {
                 text.lines().for_each(|line| log::error!("{line}"));
             }
         }
+        true
     }
 
     fn read_web_again(&self, web: &Web) -> Result<Web, String> {
