@@ -26,6 +26,8 @@ fail() {
 }
 
 clean_up() {
+	# The shell tells whom it has killed.
+	exec 2>/dev/null
 	[[ -z $prometheus ]] || kill "$prometheus" 2>/dev/null || true
 	# With its first process all of the container ends; systemd-nspawn alone would leave it behind.
 	[[ -z $container ]] || kill -KILL $(pgrep --parent "$container" || true) "$container" 2>/dev/null || true

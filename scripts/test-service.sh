@@ -176,7 +176,7 @@ wait_for "the log in a new file" rotated
 
 say "a full disk costs lines of the file, not counts, and is told"
 within_unit() {
-	nsenter --mount --target "$(inside_pid)" "$@"
+	nsenter --mount --pid --target "$(inside_pid)" "$@"
 }
 failed_lines() {
 	curl --silent "$metrics" | awk '/^fibre_exporter_errors_total.*log_write_failed/ { print $2 }'
