@@ -1,15 +1,38 @@
 //! Names of cgroups.
+//!
+//! They are looked up when a traced program starts in one, because it may be gone when its series are shown.
 
 use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::containers::{Containers, cgroup_root, cgroups};
 use crate::plan::CgroupName;
 use crate::selectors::Belongs;
 
+/// They are the machine's: one table for all who ask.
+static CGROUPS: LazyLock<Mutex<Cgroups>> = LazyLock::new(Mutex::default);
+
+fn all() -> MutexGuard<'static, Cgroups> {
+    CGROUPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds what the cgroup with this id (of version 2, where it is the inode of its directory) is called. False if that is not
+/// known, because it was gone before anybody looked.
+pub fn push(id: u64, what: CgroupName, to: &mut String) -> bool {
+    all().push(id, what, to)
+}
+
+/// Looks up what the cgroup is called, unless that is known; `path` is that of a process in it.
+pub fn note(id: u64, path: impl FnOnce() -> Option<String>) {
+    all().find(id, path);
+}
+
 /// Looks up names, and remembers them.
 #[derive(Debug, Default)]
-pub struct Cgroups {
-    /// None of one that is gone.
+struct Cgroups {
+    /// None of one that was gone when it was looked for.
     known: HashMap<u64, Option<Belongs>>,
     containers: Containers,
 }
@@ -18,23 +41,35 @@ pub struct Cgroups {
 const KNOWN: usize = 4096;
 
 impl Cgroups {
-    /// What the cgroup with this id (of version 2, where it is the inode of its directory) is called.
-    pub fn push(&mut self, id: u64, what: CgroupName, to: &mut String) {
-        let Self { known, containers } = self;
-        if known.len() >= KNOWN && !known.contains_key(&id) {
-            known.clear();
-        }
-        let found = known.entry(id).or_insert_with(|| {
-            let (_, path) = cgroups(&cgroup_root()?).find(|(found, _)| *found == id)?;
-            let mut belongs = Belongs::parse(&path);
-            containers.describe(&mut belongs);
-            Some(belongs)
-        });
-        match (found, what) {
+    fn push(&mut self, id: u64, what: CgroupName, to: &mut String) -> bool {
+        match (self.find(id, || None), what) {
             (Some(belongs), what) => to.push_str(&display(belongs, what)),
             (None, CgroupName::Path) => to.push_str(&id.to_string()),
-            (None, _) => {}
+            (None, _) => return false,
         }
+        true
+    }
+
+    fn find(&mut self, id: u64, path: impl FnOnce() -> Option<String>) -> Option<&Belongs> {
+        if !matches!(self.known.get(&id), Some(Some(_))) {
+            let root = cgroup_root()?;
+            let is_it = |path: &String| {
+                fs::metadata(root.join(path.trim_start_matches('/'))).is_ok_and(|meta| meta.ino() == id)
+            };
+            let was_gone = self.known.contains_key(&id);
+            let among_all = || cgroups(&root).find(|(found, _)| *found == id).map(|(_, path)| path);
+            let path = path().filter(is_it).or_else(|| if was_gone { None } else { among_all() });
+            let found = path.map(|path| {
+                let mut belongs = Belongs::parse(&path);
+                self.containers.describe(&mut belongs);
+                belongs
+            });
+            if self.known.len() >= KNOWN {
+                self.known.clear();
+            }
+            self.known.insert(id, found);
+        }
+        self.known.get(&id)?.as_ref()
     }
 }
 
@@ -85,16 +120,17 @@ mod tests {
     #[test]
     fn cgroups_that_come_and_go_are_not_remembered_for_ever() {
         let mut cgroups = Cgroups::default();
-        cgroups.known.extend((0..KNOWN as u64).map(|id| (id, None)));
-        cgroups.push(u64::MAX, CgroupName::Path, &mut String::new());
+        cgroups.known.extend((0..KNOWN as u64).map(|n| (u64::MAX - n, None)));
+        let (id, _) = super::cgroups(&cgroup_root().unwrap()).next().unwrap();
+        assert_eq!(cgroups.find(id, || None).map(|found| found.path.as_str()), Some("/"));
         assert_eq!(cgroups.known.len(), 1);
     }
 
     #[test]
     fn a_cgroup_that_is_not_there_is_its_number() {
         let mut text = String::new();
-        Cgroups::default().push(u64::MAX, CgroupName::Pod, &mut text);
-        Cgroups::default().push(u64::MAX, CgroupName::Path, &mut text);
+        assert!(!push(u64::MAX, CgroupName::Pod, &mut text));
+        assert!(push(u64::MAX, CgroupName::Path, &mut text));
         assert_eq!(text, u64::MAX.to_string());
     }
 }

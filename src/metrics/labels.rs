@@ -3,7 +3,7 @@
 use super::facts::ProbeFacts;
 use super::show::{OTHER, UNREADABLE, show};
 use crate::abi::{PROCESS_TEXT, label_id};
-use crate::cgroups::Cgroups;
+use crate::cgroups;
 use crate::config::model::ArgKind;
 use crate::decode::EventValue;
 use crate::exposition::push_label;
@@ -19,7 +19,6 @@ pub(super) struct Scratch {
     text: String,
     pub name: Vec<u8>,
     pub ids: Vec<u32>,
-    cgroups: Cgroups,
 }
 
 pub(super) fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &mut String) {
@@ -74,10 +73,10 @@ pub(super) fn labels(
                         if !store.name(interner, number, &mut scratch.name) {
                             return false;
                         }
-                        let Scratch { name, cgroups, text, .. } = scratch;
+                        let Scratch { name, text, .. } = scratch;
                         match &probe.values[value].kind {
                             ValueKind::ProcessText => show_process_text(integer(name) as u64, texts, text),
-                            kind => show_name(kind, name, value, facts, cgroups, text),
+                            kind => show_name(kind, name, value, facts, text),
                         }
                         &scratch.text
                     }
@@ -113,14 +112,7 @@ fn integer(name: &[u8]) -> i64 {
 }
 
 /// An interner's bytes as the value that they were.
-fn show_name(
-    kind: &ValueKind,
-    name: &[u8],
-    value: usize,
-    facts: &ProbeFacts,
-    cgroups: &mut Cgroups,
-    to: &mut String,
-) {
+fn show_name(kind: &ValueKind, name: &[u8], value: usize, facts: &ProbeFacts, to: &mut String) {
     to.clear();
     let display = if kind.is_symbol() {
         EventValue::Text(name)
@@ -134,7 +126,11 @@ fn show_name(
             let function = usize::try_from(number).ok().and_then(|number| facts.functions.get(number));
             to.push_str(function.map_or(OTHER, String::as_str));
         }
-        (ValueKind::Cgroup(what), EventValue::Int(number)) => cgroups.push(number as u64, *what, to),
+        (ValueKind::Cgroup(what), EventValue::Int(number)) => {
+            if !cgroups::push(number as u64, *what, to) {
+                to.push_str(UNREADABLE);
+            }
+        }
         _ => show(kind, display, facts.unsigned & (1 << value) != 0, to),
     }
 }

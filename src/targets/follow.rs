@@ -136,6 +136,11 @@ impl Finder {
         {
             events.set_cgroup(cgroup, is_meant);
         }
+        if let ProcessChange::Executed { cgroup, .. } = event.change
+            && has_ended
+        {
+            self.processes.name_cgroup(pid, cgroup);
+        }
         let is_pinned = self.pinned.contains(&pid);
         // Of a process that has ended the kernel has forgotten everything itself; another one may have the number by now.
         if !is_of_interest && !is_end && !has_ended && !is_pinned {

@@ -22,7 +22,7 @@ use crate::kernel::{
     Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, SharedPrices, Wanted,
 };
 use crate::layout::Layout;
-use crate::plan::{Plan, TargetPlan};
+use crate::plan::{Plan, TargetPlan, ValueKind};
 use crate::selectors::{FileSelector, Selector};
 
 /// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
@@ -130,7 +130,9 @@ impl Worker {
                 FileSelector::Library(_) => true,
             });
         let events = process_events(&selectors, needs_libraries, namespace);
-        let finder = Finder::new(files, &selectors, events, needs_libraries);
+        let mut finder = Finder::new(files, &selectors, events, needs_libraries);
+        let mut values = plan.probes.iter().flat_map(|probe| &probe.values);
+        finder.processes.are_cgroups_shown = values.any(|value| matches!(value.kind, ValueKind::Cgroup(_)));
         let mut worker = Self {
             plan,
             kernel,

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{ProcessFilter, Processes};
+use crate::cgroups;
 use crate::procfs::text;
 use crate::selectors::{Belongs, ProcessSelector};
 
@@ -68,6 +69,14 @@ impl Processes {
             self.forget();
         }
         has_changed
+    }
+
+    /// Its series may be shown when the control group is gone.
+    pub fn name_cgroup(&self, pid: u32, cgroup: u64) {
+        if self.are_cgroups_shown {
+            let of_process = || text(format!("/proc/{pid}/cgroup")).ok();
+            cgroups::note(cgroup, || of_process().map(|cgroups| paths_of(&cgroups).0));
+        }
     }
 
     pub(super) fn membership(&mut self, pid: u32, cgroup: Option<u64>) -> Arc<Membership> {

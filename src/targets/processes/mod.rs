@@ -41,6 +41,8 @@ pub struct Processes {
     /// By number of the control group.
     memberships: HashMap<u64, Arc<Membership>>,
     containers: Containers,
+    /// Whether series have names of control groups as labels.
+    pub are_cgroups_shown: bool,
     /// Containers and pods that the predicates of each target mean.
     members: Vec<Vec<BTreeSet<String>>>,
     next: usize,
@@ -182,6 +184,9 @@ impl Processes {
                 let families = self.all.get(&pid).map(|old| old.families.clone()).unwrap_or_default();
                 let found = self.look_at(pid, Some(*cgroup)).map(|found| Process { families, ..found });
                 self.replace(pid, found);
+                if self.all.contains_key(&pid) {
+                    self.name_cgroup(pid, *cgroup);
+                }
             }
             ProcessChange::Renamed { comm } => {
                 let renamed = self.all.get(&pid).map(|old| Process { comm: comm.clone(), ..old.clone() });

@@ -187,6 +187,33 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
 }
 
 #[test]
+fn labels_of_a_container_that_is_gone_before_it_is_scraped_are_its_own() {
+    let directory = directory();
+    let path = program(&directory, "gone");
+    let own = std::process::id();
+    let mut written = Written(Vec::new());
+    let text = format!(r#"{{"Name":"/gone{own}","Config":{{"Image":"image{own}"}}}}"#);
+    written.file(format!("/var/lib/docker/containers/{}/config.v2.json", id(9)).into(), &text);
+    let tracer = Tracer::start_unready(
+        &format!(
+            "node_name: test\ntargets:\n- name: gone\n  container: gone{own}\n  probes:\n  - on: usdt:t:hit\n    metrics: \
+             [{{ counter: gone_total, labels: {{ container: container, image: image }} }}]\n"
+        ),
+        false,
+    );
+    let group = Cgroup::new(hierarchy().join(format!("docker-{}.scope", id(9))));
+    let mut program = group.start(&path);
+    eventually("it is counted", || {
+        program.fire(1);
+        tracer.accounting(0).aggregated > 0
+    });
+    let counted = tracer.accounting_at_rest()[0].aggregated;
+    drop((program, group, written));
+    let series = format!("gone_total{{container=\"gone{own}\",image=\"image{own}\"}}");
+    assert_eq!(tracer.render().get(&series), Some(&counted.to_string()), "{:?}", tracer.render());
+}
+
+#[test]
 fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
     let directory = directory();
     let path = program(&directory, "again");
