@@ -23,6 +23,9 @@ pub(super) enum Attempt {
     Unanswered,
 }
 
+/// Packets of UDP to a port that are still an attempt. What sends more is sent to somebody who only listens: media, logs, measurements.
+const ATTEMPTS: u64 = 8;
+
 /// Anomalies, as they are shown.
 pub(super) const ANOMALIES: [&str; 5] = ["null", "fin", "xmas", "syn_fin", "no_ack"];
 
@@ -88,7 +91,7 @@ fn attempt(key: &FlowKey, flow: &Flow, flows: &HashMap<FlowKey, Flow>, is_whole:
             IpAddr::V6(address) => !address.is_multicast(),
         };
         // Later fragments have no ports.
-        let is_meant = is_whole && to_one && key.destination_port != 0;
+        let is_meant = is_whole && to_one && key.destination_port != 0 && flow.sum.packets <= ATTEMPTS;
         return (is_meant && answer(key, flows).is_none()).then_some(Attempt::Unanswered);
     }
     if i32::from(key.protocol) != libc::IPPROTO_TCP || key.destination_port == 0 {
@@ -207,6 +210,9 @@ pub(super) mod tests {
         );
         flows.insert(back(asked), flow(4, 1, 0));
         assert_eq!(attempt(&asked, &flows[&asked], &flows, true), None);
+        flows.clear();
+        let stream = flow(5, ATTEMPTS + 1, 0);
+        assert_eq!(attempt(&asked, &stream, &flows, true), None, "nobody answers a stream of media");
         let group = FlowKey { destination: [224, 0, 0, 251].into(), ..asked };
         assert_eq!(attempt(&group, &flow(5, 1, 0), &flows, true), None);
     }
