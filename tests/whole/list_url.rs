@@ -80,7 +80,8 @@ impl<'a> Nginx<'a> {
         fs::rename(next, self.place.path("www").join(name)).expect("publish");
     }
 
-    fn sign(&self) {
+    /// Signs the list at this time, as the comment that is signed too says.
+    fn sign(&self, time: u64) {
         let path = |name: &str| self.place.path(name).display().to_string();
         let args = [
             "-S",
@@ -91,7 +92,7 @@ impl<'a> Nginx<'a> {
             "-x",
             &path("signature"),
             "-t",
-            "a test",
+            &format!("timestamp:{time}\tfile:list.txt"),
         ];
         let (code, out, err) = finish(Command::new("minisign").args(args));
         assert_eq!(code, Some(0), "{out}{err}");
@@ -140,7 +141,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     let public = fs::read_to_string(place.path("public")).expect("the key");
     let key = public.lines().nth(1).expect("its second line").to_string();
     nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n");
-    nginx.sign();
+    nginx.sign(2000);
     let url = format!("https://localhost:{}/list.txt", nginx.port);
     let port = nginx.port.number;
     let list = |url: &str, key: &str| {
@@ -165,8 +166,18 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     up(&exporter, &url, 0.0);
     exporter.wait_for_log("the signature at");
     entries(&exporter, &url, 2.0);
-    nginx.sign();
+    nginx.sign(3000);
     entries(&exporter, &url, 3.0);
+    up(&exporter, &url, 1.0);
+
+    // The first list with its own good signature.
+    nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n");
+    nginx.sign(2000);
+    exporter.wait_for_log("an older list is not taken");
+    up(&exporter, &url, 0.0);
+    entries(&exporter, &url, 3.0);
+    nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n203.0.113.0/24\n");
+    nginx.sign(3000);
     up(&exporter, &url, 1.0);
 
     nginx.stop();

@@ -72,6 +72,9 @@ struct Meta {
     sha256: String,
     etag: Option<String>,
     last_modified: Option<String>,
+    /// When it was signed, in seconds since 1970, as its signature says.
+    #[serde(default)]
+    signed: Option<u64>,
 }
 
 /// What came of a request.
@@ -143,6 +146,26 @@ pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
     age(&meta_of(path))
 }
 
+/// When a list was signed, as minisign writes it into the comment that it signs too: `timestamp:1700000000	file:list.txt`.
+fn signed_at(comment: &str) -> Option<u64> {
+    comment.split_ascii_whitespace().find_map(|word| word.strip_prefix("timestamp:")?.parse().ok())
+}
+
+/// Whether a list may take the place of the one that is kept: whoever can answer in the server's place can send an old list with its
+/// own good signature.
+fn is_no_older(signed: Option<u64>, kept: Option<u64>) -> Result<(), String> {
+    match (signed, kept) {
+        (Some(signed), Some(kept)) if signed < kept => {
+            Err(format!("it was signed {} s before the list that is kept; an older list is not taken", kept - signed))
+        }
+        (None, Some(_)) => Err(
+            "its signature does not say when it was signed (no timestamp in the trusted comment), unlike that of the list that is kept"
+                .to_string(),
+        ),
+        _ => Ok(()),
+    }
+}
+
 impl Fetcher {
     pub fn new(config: &UrlConfig, path: &Path) -> Self {
         let options = ClientOptions {
@@ -170,7 +193,7 @@ impl Fetcher {
             add(IF_MODIFIED_SINCE, meta.last_modified.as_ref());
         }
         let answer = self.get(&self.config.url, &headers)?;
-        let meta = match answer.status {
+        let mut meta = match answer.status {
             StatusCode::NOT_MODIFIED if known.is_some() => {
                 touch(&meta_of(&self.path)).map_err(|err| self.unwritten(&err))?;
                 return Ok(Fetched::Same);
@@ -181,10 +204,12 @@ impl Fetcher {
                 sha256: hex(digest(&SHA256, &answer.body).as_ref()),
                 etag: answer.header(ETAG).map(str::to_owned),
                 last_modified: answer.header(LAST_MODIFIED).map(str::to_owned),
+                signed: None,
             },
             _ => return Err(answer.described()),
         };
-        self.check(&answer.body)?;
+        meta.signed = self.check(&answer.body)?;
+        is_no_older(meta.signed, known.as_ref().and_then(|known| known.signed))?;
         let list = ListFile::parse(&answer.body);
         if list.is_none() {
             let all = list.invalid + list.prefixes.len();
@@ -210,13 +235,14 @@ impl Fetcher {
         replace(&meta_of(&self.path), &serde_json::to_vec(meta)?)
     }
 
-    fn check(&self, body: &[u8]) -> Result<(), String> {
+    /// Gives when it was signed, if that is known.
+    fn check(&self, body: &[u8]) -> Result<Option<u64>, String> {
         match &self.config.check {
-            ContentCheck::None => Ok(()),
+            ContentCheck::None => Ok(None),
             ContentCheck::Sha256(wanted) => {
                 let found = digest(&SHA256, body);
                 let is_it = found.as_ref() == wanted;
-                is_it.then_some(()).ok_or_else(|| {
+                is_it.then_some(None).ok_or_else(|| {
                     format!("its SHA-256 digest is {}, and is to be {}", hex(found.as_ref()), hex(wanted))
                 })
             }
@@ -230,7 +256,8 @@ impl Fetcher {
                 let text = String::from_utf8_lossy(&answer.body);
                 let signature = Signature::decode(text.trim_end()).map_err(wrong)?;
                 let key = PublicKey::from_base64(key).map_err(wrong)?;
-                key.verify(body, &signature, true).map_err(wrong)
+                key.verify(body, &signature, true).map_err(wrong)?;
+                Ok(signed_at(signature.trusted_comment()))
             }
         }
     }
@@ -333,6 +360,22 @@ mod tests {
         assert!(kept(&config, &path).is_some() && kept(&other, &path).is_none());
         fs::write(&path, "192.0.2.2\n").unwrap();
         assert!(age_of_kept(&config, &path).is_none() && !path.exists());
+    }
+
+    #[test]
+    fn an_older_list_is_not_taken() {
+        assert_eq!(signed_at("timestamp:1700000000\tfile:list.txt\thashed"), Some(1_700_000_000));
+        assert_eq!((signed_at("by hand"), signed_at("timestamp:soon"), signed_at("")), (None, None, None));
+        for (signed, kept, is_taken) in [
+            (Some(5), Some(5), true),
+            (Some(6), Some(5), true),
+            (Some(4), Some(5), false),
+            (None, Some(5), false),
+            (Some(4), None, true),
+            (None, None, true),
+        ] {
+            assert_eq!(is_no_older(signed, kept).is_ok(), is_taken, "{signed:?} {kept:?}");
+        }
     }
 
     #[test]
