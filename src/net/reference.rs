@@ -1,6 +1,6 @@
 //! Every metric of packets once, for the reference of the metrics: nothing is counted or attached to.
 
-use super::block::{FeedSummary, Source, Summary};
+use super::block::{AlertNumbers, FeedSummary, Source, Summary};
 use super::cidr::CidrGroup;
 use super::collect::{Reading, TopSource, families};
 use super::config::Count;
@@ -38,6 +38,7 @@ pub(crate) fn every_family() -> Vec<Family> {
         entries: vec![(decided.clone(), 0)],
         packets: vec![(decided, Default::default())],
         feeds: vec![FeedSummary::with_everything()],
+        alerts: Some(AlertNumbers::default()),
         files: vec![(String::new(), 0, true)],
         is_kept: Some(true),
         ..Summary::default()

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::cable::{Cable, address};
 use crate::counting::until;
 use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, send_signal, wait_for_end};
+use crate::support::program::compile;
 
 /// Where the program was unpacked.
 fn unpacked(program: &str) -> PathBuf {
@@ -131,6 +132,123 @@ fn listed(place: &Place) -> Vec<Value> {
 
 fn prefixes(place: &Place) -> Vec<String> {
     listed(place).iter().map(|row| row["prefix"].as_str().expect("a prefix").to_string()).collect()
+}
+
+/// Fails for each of its arguments.
+const LOGIN: &str = r#"
+__attribute__((noinline)) void failed(const char *peer) { __asm__ volatile("" : : "r"(peer) : "memory"); }
+
+int main(int count, char **arguments)
+{
+	for (int i = 1; i < count; i++)
+		failed(arguments[i]);
+	return 0;
+}
+"#;
+
+/// An exporter on this machine's loopback that bans whoever a program names, tells CrowdSec, and has files of this name.
+fn start_detecting(place: &Place, engine: &Engine<'_>, name: &str, program: &Path) -> Exporter {
+    let path = |file: &str| place.path(&format!("{name}{file}")).display().to_string();
+    let yaml = format!(
+        "network:\n  interfaces: lo\n  block: {{ mode: enforce, socket: {socket}, file: {file}, crowdsec: {{ \
+         url: 'https://localhost:{port}/', ca: {ca}, api_key_file: {key}, interval: 1s, \
+         push: {{ machine: test, password_file: {password} }} }} }}\n\
+         targets:\n- name: login\n  binary: {program}\n  probes:\n  - function: failed\n    args: {{ peer: {{ index: 0, type: string }} }}\n    \
+         ban: {{ address: peer, ttl: 1h, reason: failed logins, mode: enforce }}\n",
+        socket = path(".sock"),
+        file = path(".db"),
+        port = engine.port,
+        ca = place.path("lapi/ca.crt").display(),
+        key = path(".key"),
+        password = place.path("password").display(),
+        program = program.display(),
+    );
+    place.write(&format!("{name}.key"), &engine.cscli(&format!("bouncers add {name} -o raw")));
+    let exporter = Setup::new(place, yaml).start();
+    exporter.wait_until_ready();
+    exporter
+}
+
+fn fail_from(program: &Path, addresses: &[&str]) {
+    let (code, out, err) = finish(Command::new(program).args(addresses));
+    assert_eq!(code, Some(0), "{out}{err}");
+}
+
+fn rows_of(place: &Place, name: &str) -> Vec<(String, String)> {
+    let socket = place.path(&format!("{name}.sock"));
+    let (code, out, err) = finish(exporter().args(["blocklist", "--format", "json", "--socket"]).arg(socket));
+    assert_eq!(code, Some(0), "{out}{err}");
+    let rows: Vec<Value> = serde_json::from_str(&out).expect("JSON");
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_string();
+    rows.iter().map(|row| (text(row, "prefix"), text(row, "origin"))).collect()
+}
+
+/// What one exporter detects, all block, and `cscli` releases it everywhere; while CrowdSec is away, alerts wait.
+#[test]
+fn a_ban_of_one_exporter_reaches_another() {
+    let place = Place::new();
+    let mut engine = Engine::start(&place);
+    // The machine that cscli itself uses.
+    place.write("password", "secret\n");
+    let program = compile("cc", "login.c", LOGIN, &["-O1"], &place.path(""));
+    let one = start_detecting(&place, &engine, "one", &program);
+    // A copy of the program, so that only the first detects.
+    let elsewhere = place.path("elsewhere");
+    fs::copy(&program, &elsewhere).expect("copy the program");
+    let two = start_detecting(&place, &engine, "two", &elsewhere);
+    fail_from(&program, &["192.0.2.7", "2001:db8::7", "::ffff:192.0.2.8"]);
+    for name in ["one", "two"] {
+        until("all have the decisions", || {
+            let rows = rows_of(&place, name);
+            rows.len() == 3 && rows.iter().all(|(_, origin)| origin == "fibre-exporter")
+        });
+    }
+    let sent = |exporter: &Exporter, result| {
+        exporter.scrape().value("xdp_blocklist_alerts_total", &[("result", result)])
+    };
+    assert_eq!(
+        (sent(&one, "sent"), sent(&two, "sent")),
+        (3.0, 0.0),
+        "what comes from CrowdSec is not sent back"
+    );
+
+    engine.stop();
+    fail_from(&program, &["192.0.2.9"]);
+    one.wait_for_log("failed to tell CrowdSec");
+    assert_eq!(one.scrape().value("xdp_blocklist_alerts_waiting", &[]), 1.0);
+    assert!(rows_of(&place, "one").iter().any(|(prefix, _)| prefix == "192.0.2.9/32"), "it holds here");
+    engine.run();
+    until("the other has it too", || rows_of(&place, "two").len() == 4);
+    assert_eq!((sent(&one, "sent"), sent(&one, "late")), (4.0, 0.0));
+
+    engine.cscli("decisions delete --ip 192.0.2.7");
+    for name in ["one", "two"] {
+        until("it is released everywhere", || {
+            rows_of(&place, name).iter().all(|(prefix, _)| prefix != "192.0.2.7/32")
+        });
+    }
+    drop(two);
+}
+
+/// Of several decisions about an address each holds for its own time, whichever comes or goes first.
+#[test]
+fn several_decisions_about_an_address_end_one_by_one() {
+    let (place, cable) = (Place::new(), Cable::lay());
+    let engine = Engine::start(&place);
+    let _exporter = start(&place, &cable, &engine.block(""));
+    let left = || listed(&place).first().and_then(|row| row["expires_in"].as_f64());
+    engine.cscli("decisions add --ip 192.0.2.7 --duration 4h --reason long");
+    until("the long one holds", || left().is_some_and(|left| left > 3.0 * 3600.0));
+    engine.cscli("decisions add --ip 192.0.2.7 --duration 10m --reason short");
+    // A later one about somebody else has come, so the short one has.
+    engine.cscli("decisions add --ip 192.0.2.8 --duration 10m");
+    until("all are there", || listed(&place).len() == 2);
+    assert!(left().is_some_and(|left| left > 3.0 * 3600.0), "{:?}", listed(&place));
+    let ids = engine.cscli("decisions list --ip 192.0.2.7 -o raw");
+    let long = ids.lines().find(|line| line.contains("long")).expect("the long one");
+    engine.cscli(&format!("decisions delete --id {}", long.split(',').next().expect("its number")));
+    until("the short one is left", || left().is_some_and(|left| left < 601.0));
+    assert_eq!(listed(&place).len(), 2);
 }
 
 fn start(place: &Place, cable: &Cable, block: &str) -> Exporter {

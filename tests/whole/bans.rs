@@ -250,8 +250,17 @@ fn an_application_bans_by_its_own_events() {
     assert_eq!(of("198.51.100.8", "outcome"), ("failed".into(), "banned".into()));
     assert_eq!(of("2001:db8::7", "ttl"), ("login:return".into(), "3600s".into()));
     assert_eq!(of("127.0.0.1", "outcome").1, "refused");
-    let _next = Setup::new(&place, yaml(&place, &program, "enforce", &network(&place))).start();
+    let next = Setup::new(&place, yaml(&place, &program, "enforce", &network(&place))).start();
+    next.wait_until_ready();
     assert_eq!(banned(&place).len(), 8);
+    assert_eq!(next.scrape().value("security_evicted_total", &[("table", "bans")]), 0.0, "before any hit");
+    // How often it was banned is known to the next exporter.
+    assert_eq!(finish(&mut unblock).0, Some(0));
+    application.call("v4 198.51.100.3 0");
+    decided(&next, &mut application, "198.51.100.97");
+    let again =
+        banned(&place).into_iter().find(|(prefix, ..)| prefix == "198.51.100.3/32").expect("it is banned");
+    assert!(again.2 > 7200.0 && again.2 <= 10_800.0, "{again:?}");
 }
 
 /// Nothing acts unless the configuration says so; where there is no blocklist either.

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use super::super::cidr::Prefix;
 use super::super::sys::monotonic;
+use super::alerts::Alerts;
 use super::config::{BlockConfig, BlockEntry, BlockMode};
 use super::entry::{Asker, BlockError, BlockRow, Blocked, Source};
 use super::file::{Read, WatchedFile};
 use super::followed::{Followers, fetched};
-use super::kept::{EntryStore, Kept};
+use super::kept::{EntryStore, Kept, PastBan};
 use super::maps::BlockMaps;
 use super::protect::Protected;
 use super::rules::RuleTables;
@@ -35,11 +36,13 @@ const MOST_ASKED: usize = 1 << 16;
 pub struct Blocklist {
     pub(super) maps: BlockMaps,
     /// Held while entries that were asked for change, so that the file has the changes in their order. Before the state.
-    store: Mutex<Option<EntryStore>>,
+    pub(super) store: Mutex<Option<EntryStore>>,
     state: Mutex<ListState>,
     /// For a scrape, which waits for nobody.
     summary: Mutex<Summary>,
     pub(super) followers: Mutex<Followers>,
+    /// Bans that CrowdSec is to be told of.
+    pub(super) alerts: Mutex<Alerts>,
     /// Whether decisions could not be kept for after a restart the last time.
     pub(super) unkept: Mutex<bool>,
 }
@@ -110,6 +113,7 @@ impl Blocklist {
             state: Mutex::new(state),
             summary: Mutex::new(summary),
             followers: Mutex::default(),
+            alerts: Mutex::default(),
             unkept: Mutex::default(),
         };
         list.change(config)?;
@@ -136,6 +140,9 @@ impl Blocklist {
     pub(crate) fn summary(&self) -> Summary {
         let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let numbers = std::mem::take(&mut summary.numbers).into_iter();
+        if summary.is_told {
+            summary.alerts = Some(self.alerts.lock().unwrap_or_else(PoisonError::into_inner).numbers());
+        }
         summary.packets = numbers.map(|(number, source)| (source, self.maps.of_source(number))).collect();
         summary
     }
@@ -326,13 +333,31 @@ impl Blocklist {
     }
 
     /// What is to be in the file.
-    fn all_kept(&self) -> Vec<Kept> {
+    pub(super) fn all_kept(&self) -> Vec<Kept> {
         let (now, state) = (monotonic(), self.lock());
         state.asked.iter().filter_map(|(prefix, asked)| asked.kept(*prefix, now)).collect()
     }
 
+    /// How often addresses were banned before, as the file has it.
+    pub(in super::super) fn past_bans(&self) -> Vec<PastBan> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let past = store.as_mut().map(|store| store.past_bans());
+        past.unwrap_or_else(|| Ok(Vec::new())).unwrap_or_else(|err| {
+            log::warn!("blocklist: how often addresses were banned before is not known: {err}");
+            Vec::new()
+        })
+    }
+
+    /// Keeps how often an address was banned for after a restart.
+    pub(in super::super) fn remember(&self, ban: &PastBan) {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = &mut *store {
+            self.note_kept(store.remember(ban, || self.all_kept()));
+        }
+    }
+
     /// Whether a change is in the file.
-    fn note_kept(&self, done: Result<(), String>) {
+    pub(super) fn note_kept(&self, done: Result<(), String>) {
         if let Err(error) = &done {
             log::error!(
                 "blocklist: a change is in effect, but was not stored and is lost at the next restart: {error}"

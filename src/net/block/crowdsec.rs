@@ -9,6 +9,7 @@ use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 
 use super::decisions::{Answered, DecisionScope};
+use super::push::PushConfig;
 use crate::http_client::{Client, ClientOptions, Request, Url};
 
 /// What messages and metrics call it.
@@ -41,6 +42,18 @@ pub struct CrowdsecConfig {
     pub ca: Option<PathBuf>,
     /// Certificate and key to show.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// As whom it is told of bans by detection; `None`: it is not.
+    pub push: Option<PushConfig>,
+}
+
+/// What sends requests to it.
+pub(super) fn client(config: &CrowdsecConfig) -> Client {
+    Client::new(ClientOptions {
+        authority: config.ca.clone(),
+        identity: config.identity.clone(),
+        timeout: TIMEOUT,
+        most: MOST,
+    })
 }
 
 /// What asks.
@@ -59,13 +72,7 @@ impl fmt::Debug for Crowdsec {
 
 impl Crowdsec {
     pub fn new(config: &CrowdsecConfig) -> Self {
-        let options = ClientOptions {
-            authority: config.ca.clone(),
-            identity: config.identity.clone(),
-            timeout: TIMEOUT,
-            most: MOST,
-        };
-        Self { config: config.clone(), client: Client::new(options), asked_all: None }
+        Self { config: config.clone(), client: client(config), asked_all: None }
     }
 
     /// Asks; gives the answer, and whether it has all decisions that there are.
@@ -99,7 +106,9 @@ impl Crowdsec {
 
     fn request(&self, is_whole: bool) -> Result<Request, String> {
         let scopes: Vec<&str> = self.config.scopes.iter().map(|scope| scope.word()).collect();
-        let mut path = format!("v1/decisions/stream?startup={is_whole}&scopes={}", scopes.join(","));
+        // Each of several decisions about the same: when one ends, the others still hold.
+        let mut path =
+            format!("v1/decisions/stream?startup={is_whole}&dedup=false&scopes={}", scopes.join(","));
         if !self.config.origins.is_empty() {
             path += &format!("&origins={}", self.config.origins.join(","));
         }

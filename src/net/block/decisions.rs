@@ -37,8 +37,8 @@ impl DecisionScope {
     }
 }
 
-/// What there can be one decision for.
-pub(super) type About = (Prefix, DecisionScope);
+/// One decision: there can be several about the same. Its number is the Local API's.
+pub(super) type About = (Prefix, DecisionScope, i64);
 
 /// That something is blocked.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,10 +72,12 @@ struct Stream {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Wire {
+    id: i64,
     duration: String,
     origin: String,
     scenario: String,
     scope: String,
+    simulated: Option<bool>,
     #[serde(rename = "type")]
     kind: String,
     value: String,
@@ -95,10 +97,13 @@ impl Wire {
         if !self.kind.eq_ignore_ascii_case("ban") {
             return Err(format!("type {}", short(&self.kind)));
         }
+        if self.simulated == Some(true) {
+            return Err("simulated".to_string());
+        }
         let scope = DecisionScope::of(&self.scope).ok_or_else(|| format!("scope {}", short(&self.scope)))?;
         let (prefix, _) = lenient(&self.value).map_err(|_| "invalid value".to_string())?;
         // A typing error that blocks everybody is not made on a whole fleet at once.
-        if prefix.bits() == 0 { Err("every address".to_string()) } else { Ok((prefix, scope)) }
+        if prefix.bits() == 0 { Err("every address".to_string()) } else { Ok((prefix, scope, self.id)) }
     }
 }
 
@@ -136,6 +141,7 @@ impl Answered {
                 origin => short(origin),
             };
             let ban = Ban { seconds, origin: shared(origin), scenario: shared(short(&wire.scenario)) };
+            // Where numbers are missing, the longest of them counts.
             let longest = answered.bans.entry(about).or_insert_with(|| ban.clone());
             if longest.seconds < ban.seconds {
                 *longest = ban;
@@ -157,6 +163,9 @@ pub(super) struct Saved {
     pub answered: i64,
     /// Prefix, scope, origin, scenario, and until when: seconds since 1970.
     decisions: Vec<(String, String, String, String, i64)>,
+    /// The number of each.
+    #[serde(default)]
+    ids: Vec<i64>,
 }
 
 impl Saved {
@@ -165,19 +174,26 @@ impl Saved {
         now: i64,
         bans: impl Iterator<Item = (About, &'a str, &'a str, f64)>,
     ) -> Self {
-        let row = |((prefix, scope), origin, scenario, seconds): (About, &str, &str, f64)| {
+        let row = |((prefix, scope, id), origin, scenario, seconds): (About, &str, &str, f64)| {
             let until = now.saturating_add(seconds.ceil() as i64);
-            (prefix.to_string(), scope.word().to_string(), origin.to_string(), scenario.to_string(), until)
+            let (origin, scenario) = (origin.to_string(), scenario.to_string());
+            ((prefix.to_string(), scope.word().to_string(), origin, scenario, until), id)
         };
-        Self { url, answered: now, decisions: bans.map(row).collect() }
+        let (decisions, ids) = bans.map(row).unzip();
+        Self { url, answered: now, decisions, ids }
     }
 
     /// What of them still holds.
     pub fn bans(&self, now: i64) -> BTreeMap<About, Ban> {
-        let ban = |(prefix, scope, origin, scenario, until): &(String, String, String, String, i64)| {
+        // Those that an earlier version has kept had no numbers; the Local API's are never negative.
+        let ids = self.ids.iter().copied().chain((0..).map(|number: i64| -1 - number));
+        let ban = |((prefix, scope, origin, scenario, until), id): (
+            &(String, String, String, String, i64),
+            i64,
+        )| {
             // A clock that was set back makes nothing last longer than it was meant to.
             let seconds = (*until - now).min(*until - self.answered);
-            let about = (Prefix::parse(prefix).ok()?, DecisionScope::of(scope)?);
+            let about = (Prefix::parse(prefix).ok()?, DecisionScope::of(scope)?, id);
             let ban = Ban {
                 seconds: seconds as f64,
                 origin: origin.as_str().into(),
@@ -185,7 +201,7 @@ impl Saved {
             };
             (seconds > 0).then_some((about, ban))
         };
-        self.decisions.iter().filter_map(ban).collect()
+        self.decisions.iter().zip(ids).filter_map(ban).collect()
     }
 }
 
@@ -193,8 +209,8 @@ impl Saved {
 mod tests {
     use super::*;
 
-    fn about(prefix: &str, scope: DecisionScope) -> About {
-        (Prefix::parse(prefix).unwrap(), scope)
+    fn about(prefix: &str, scope: DecisionScope, id: i64) -> About {
+        (Prefix::parse(prefix).unwrap(), scope, id)
     }
 
     fn wire(kind: &str, scope: &str, value: &str, duration: &str) -> String {
@@ -209,6 +225,7 @@ mod tests {
         let new = [
             wire("ban", "Ip", "192.0.2.7", "3h59m49.5s"),
             wire("ban", "ip", "192.0.2.7", "10m"),
+            wire("ban", "ip", "192.0.2.7", "10m").replace("\"id\":1", "\"id\":2"),
             wire("ban", "Range", "2001:db8::1/32", "1h"),
             wire("ban", "Range", "192.0.2.7/32", "1h"),
             wire("captcha", "Ip", "192.0.2.8", "1h"),
@@ -217,6 +234,7 @@ mod tests {
             wire("ban", "Range", "0.0.0.0/0", "1h"),
             wire("ban", "Ip", "192.0.2.9", "1 hour"),
             wire("ban", "Ip", "192.0.2.10", "-5s"),
+            wire("ban", "Ip", "192.0.2.12", "1h").replace("\"id\"", "\"simulated\":true,\"id\""),
         ];
         let gone = [wire("ban", "Ip", "192.0.2.11", "-1s"), wire("captcha", "Ip", "192.0.2.7", "-1s")];
         let body = format!("{{\"new\":[{}],\"deleted\":[{}]}}", new.join(","), gone.join(","));
@@ -225,17 +243,25 @@ mod tests {
         assert_eq!(
             bans,
             [
-                (about("192.0.2.7", DecisionScope::Ip), 14_389.5),
-                (about("192.0.2.7", DecisionScope::Range), 3600.0),
-                (about("2001:db8::/32", DecisionScope::Range), 3600.0),
+                (about("192.0.2.7", DecisionScope::Ip, 1), 14_389.5),
+                (about("192.0.2.7", DecisionScope::Ip, 2), 600.0),
+                (about("192.0.2.7", DecisionScope::Range, 1), 3600.0),
+                (about("2001:db8::/32", DecisionScope::Range, 1), 3600.0),
             ]
         );
         assert_eq!(&*answered.bans.values().next().unwrap().scenario, "a b");
-        assert_eq!(answered.ended, [about("192.0.2.11", DecisionScope::Ip)]);
+        assert_eq!(answered.ended, [about("192.0.2.11", DecisionScope::Ip, 1)]);
         let ignored: Vec<_> = answered.ignored.keys().map(String::as_str).collect();
         assert_eq!(
             ignored,
-            ["every address", "invalid duration", "invalid value", "scope Country", "type captcha"]
+            [
+                "every address",
+                "invalid duration",
+                "invalid value",
+                "scope Country",
+                "simulated",
+                "type captcha"
+            ]
         );
         // Of all that ever ended, nothing is to be done when all that there is comes too.
         assert_eq!(Answered::parse(body.as_bytes(), true).unwrap().ended, []);
@@ -258,12 +284,16 @@ mod tests {
 
     #[test]
     fn what_is_kept_holds_for_the_time_that_remains() {
-        let about = about("192.0.2.7", DecisionScope::Ip);
+        let about = about("192.0.2.7", DecisionScope::Ip, 7);
         let saved = Saved::new("u".into(), 1000, [(about, "CAPI", "ssh", 99.5)].into_iter());
         let saved: Saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();
         let seconds = |now| saved.bans(now).get(&about).map(|ban| ban.seconds);
         assert_eq!((seconds(1000), seconds(1060), seconds(1100)), (Some(100.0), Some(40.0), None));
         assert_eq!(seconds(10), Some(100.0));
         assert_eq!(&*saved.bans(1000)[&about].origin, "CAPI");
+        // As an earlier version has kept them.
+        let row = "[\"192.0.2.7\",\"ip\",\"CAPI\",\"ssh\",1100]";
+        let text = format!("{{\"url\":\"u\",\"answered\":1000,\"decisions\":[{row},{row}]}}");
+        assert_eq!(serde_json::from_str::<Saved>(&text).unwrap().bans(1000).len(), 2);
     }
 }

@@ -8,6 +8,7 @@ use super::config::parse_ttl;
 use super::crowdsec::CrowdsecConfig;
 use super::decisions::DecisionScope;
 use super::fetch::{ContentCheck, UrlConfig, digest_of, is_key};
+use super::push::PushConfig;
 use crate::config::section::{Key, Schema, Section, words};
 use crate::config::{Fields, Node, size};
 use crate::http_client::Url;
@@ -34,10 +35,24 @@ pub(super) static CROWDSEC: Section = Section {
             Schema::OneOrList(&Schema::Text),
             "Only decisions of these origins, such as `crowdsec`, `cscli`, `CAPI`, `lists`. Default: all.",
         ),
+        Key::new("push", Schema::Section(|| &PUSH), "Tell it of bans by detection."),
         CA,
         CERTIFICATE,
         KEY,
         INSECURE,
+    ]),
+    one_of: &[],
+};
+
+/// `network.block.crowdsec.push:`.
+static PUSH: Section = Section {
+    name: "push",
+    what: "the settings of alerts",
+    about: "Bans by this exporter's detection become alerts with a decision in CrowdSec, so that all who ask it block the source.",
+    keys: Cow::Borrowed(&[
+        Key::new("machine", Schema::Text, "Name that `cscli machines add NAME --password ...` was given.")
+            .required(),
+        Key::new("password_file", Schema::Path, "File with the machine's password.").required(),
     ]),
     one_of: &[],
 };
@@ -175,6 +190,7 @@ pub(super) fn crowdsec(node: &Node<'_>) -> Option<CrowdsecConfig> {
     if scopes.is_empty() {
         scopes = DecisionScope::WORDS.iter().map(|(_, scope)| *scope).collect();
     }
+    let pushed = fields.get("push").map(|node| push(&node));
     scopes.sort_unstable();
     scopes.dedup();
     Some(CrowdsecConfig {
@@ -185,7 +201,16 @@ pub(super) fn crowdsec(node: &Node<'_>) -> Option<CrowdsecConfig> {
         origins: list("origins").iter().filter_map(origin).collect(),
         ca: fields.get("ca").and_then(|node| node.path()),
         identity,
+        push: pushed.flatten(),
     })
+}
+
+fn push(node: &Node<'_>) -> Option<PushConfig> {
+    let fields = node.fields(&PUSH)?;
+    let machine = fields.require("machine", "`cscli machines add NAME --password ...` adds one");
+    let password = fields.require("password_file", "write the machine's password into a file");
+    let machine = machine.and_then(|node| node.text_as("the name of a machine").map(str::to_string));
+    Some(PushConfig { machine: machine?, password_file: password.and_then(|node| node.path())? })
 }
 
 /// The URL, which others on the network must not be able to listen to, unless that is wanted.
@@ -269,10 +294,12 @@ mod tests {
         assert_eq!((config.interval, config.scopes.len()), (Duration::from_secs(10), 2));
         let config = read(
             "{ url: 'https://lapi.example.org', certificate: /c, key: /k, ca: /ca, interval: 1m, scopes: range, \
-             origins: [CAPI, lists] }",
+             origins: [CAPI, lists], push: { machine: m, password_file: /p } }",
         )
         .unwrap();
         assert_eq!((config.interval, config.scopes), (Duration::from_secs(60), vec![DecisionScope::Range]));
+        let push = PushConfig { machine: "m".into(), password_file: "/p".into() };
+        assert_eq!(config.push, Some(push));
         assert_eq!((config.origins.len(), config.identity.is_some(), config.ca.is_some()), (2, true, true));
         assert!(read("{ url: 'http://192.0.2.1/', api_key_file: /k, insecure_http: true }").is_ok());
     }
@@ -288,6 +315,11 @@ mod tests {
             ("{ url: 'http://127.0.0.1/', certificate: /c, key: /k }", "for https:// only"),
             ("{ url: 'http://127.0.0.1/', api_key_file: /k, interval: 0 }", "is no interval"),
             ("{ url: 'http://127.0.0.1/', api_key_file: /k, scopes: country }", "unknown scope"),
+            (
+                "{ url: 'http://127.0.0.1/', api_key_file: /k, push: { machine: m } }",
+                "`password_file` is missing",
+            ),
+            ("{ url: 'http://127.0.0.1/', api_key_file: /k, push: true }", "push"),
             ("{ url: 'http://127.0.0.1/', api_key_file: /k, origins: 'a&b' }", "is no origin"),
         ] {
             let wrong = read(text).unwrap_err();

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::sys::monotonic;
 use super::blocklist::Blocklist;
@@ -11,6 +11,7 @@ use super::crowdsec::{Crowdsec, CrowdsecConfig, NAME};
 use super::decisions::{Answered, Saved};
 use super::fetch::{Fetched, Fetcher, UrlConfig};
 use super::followed::{Followed, kept_in};
+use super::push::{Alert, PushError, Pusher};
 use super::replace::{replace, touch};
 use crate::clock::wall_seconds;
 
@@ -32,6 +33,7 @@ impl Blocklist {
             let thread = std::thread::Builder::new().name("blocklist-feed".to_string());
             let started = thread.spawn(move || match asked {
                 Followed::Crowdsec(config) => ask_crowdsec(&list, &config, &stopped),
+                Followed::Told(config) => tell_crowdsec(&list, &config, &stopped),
                 Followed::Url(config, path) => fetch_list(&list, &config, &path, &stopped),
             });
             match started {
@@ -50,6 +52,7 @@ impl Blocklist {
         answered: Answered,
         is_whole: bool,
     ) -> Result<Option<usize>, String> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic();
         let mut state = self.lock();
         if state.config.crowdsec.as_ref() != Some(of) {
@@ -64,15 +67,14 @@ impl Blocklist {
                 );
             }
         }
-        let touched = state.decide(answered, is_whole, now);
+        let (touched, released) = state.decide(answered, is_whole, now);
         let done = state.refresh(&self.maps, &touched, now);
         if done.is_err() {
             state.errors += 1;
         }
         self.note(&state);
-        done.map_err(|err| format!("the kernel refused the change: {err:#}"))?;
-        if let Some(path) = kept_in(&state.config) {
-            let saved = (!touched.is_empty() || !path.exists()).then(|| {
+        let saved = kept_in(&state.config).map(|path| {
+            let bytes = (!touched.is_empty() || !path.exists()).then(|| {
                 let bans = state.decided.iter().map(|(about, by)| {
                     let origin = state.sources.of(by.source).and_then(|source| source.origin.as_deref());
                     let seconds = by.deadline.saturating_sub(now) as f64 / 1e9;
@@ -80,16 +82,23 @@ impl Blocklist {
                 });
                 serde_json::to_vec(&Saved::new(of.url.to_string(), wall_seconds(), bans)).unwrap_or_default()
             });
-            let count = state.decided.len();
-            drop(state);
-            let kept = match saved {
+            (path, bytes)
+        });
+        let count = state.decided.len();
+        drop(state);
+        if let (Some(store), false) = (&mut *store, released.is_empty()) {
+            self.note_kept(store.remove(&released, || self.all_kept()));
+        }
+        drop(store);
+        done.map_err(|err| format!("the kernel refused the change: {err:#}"))?;
+        if let Some((path, bytes)) = saved {
+            let kept = match bytes {
                 Some(bytes) => replace(&path, &bytes),
                 None => touch(&path),
             };
             self.note_decisions_kept(&path, kept);
-            return Ok(Some(count));
         }
-        Ok(Some(state.decided.len()))
+        Ok(Some(count))
     }
 
     fn note_decisions_kept(&self, path: &Path, kept: std::io::Result<()>) {
@@ -104,6 +113,20 @@ impl Blocklist {
                     );
                 }
             }
+        }
+    }
+
+    /// Has CrowdSec told of a ban, if that is wanted and packets are dropped here. Never waits for it.
+    pub(in super::super) fn tell(&self, alert: Alert) {
+        if !self.is_enforced() {
+            return;
+        }
+        let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = followers.0.iter().find(|(running, _)| matches!(running, Followed::Told(_)));
+        if let Some((_, wake)) = told {
+            self.alerts.lock().unwrap_or_else(PoisonError::into_inner).add(alert);
+            // It has ended only if the whole list does.
+            let _ = wake.send(());
         }
     }
 
@@ -185,6 +208,74 @@ fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Recei
         drop(list);
         if stopped.recv_timeout(config.interval) != Err(RecvTimeoutError::Timeout) {
             return;
+        }
+    }
+}
+
+/// The life of the thread that tells CrowdSec of bans: it sends what waits when it is woken, and again after a while what was not taken.
+fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiver<()>) {
+    let Some(mut pusher) = Pusher::new(config) else { return };
+    let mut failing: Option<String> = None;
+    let mut pause = Duration::ZERO;
+    loop {
+        let Some(list) = list.upgrade() else { return };
+        let waiting = || list.alerts.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = waiting().next();
+        if !next.is_empty() {
+            let sent = pusher.send(&next, monotonic());
+            let failed = match sent {
+                Ok(sent) => {
+                    waiting().sent(next.len(), sent);
+                    None
+                }
+                Err(PushError::Refused(error)) => {
+                    waiting().refused(next.len());
+                    log::error!(
+                        "blocklist: CrowdSec at {} refuses {} alerts: {error}",
+                        config.url,
+                        next.len()
+                    );
+                    None
+                }
+                Err(PushError::Later(error)) => Some(error),
+            };
+            match &failed {
+                None => {
+                    if failing.is_some() {
+                        log::info!("blocklist: CrowdSec at {} takes alerts again", config.url);
+                    }
+                    pause = Duration::ZERO;
+                }
+                Some(error) => {
+                    if failing.as_ref() != Some(error) {
+                        log::warn!(
+                            "blocklist: failed to tell CrowdSec at {} of bans: {error}; they hold here, and are told later",
+                            config.url
+                        );
+                    }
+                    pause = (pause * 2).clamp(Duration::from_secs(1), AGAIN);
+                }
+            }
+            failing = failed;
+            if failing.is_none() && !waiting().next().is_empty() {
+                continue;
+            }
+        }
+        drop(list);
+        if failing.is_none() {
+            if woken.recv().is_err() {
+                return;
+            }
+            continue;
+        }
+        // Whoever wakes it meanwhile makes it no quicker.
+        let again = Instant::now() + pause;
+        loop {
+            match woken.recv_timeout(again.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
     }
 }

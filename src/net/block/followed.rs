@@ -10,10 +10,11 @@ use super::super::cidr::Prefix;
 use super::config::{BlockConfig, LONGEST_TTL};
 use super::crowdsec::{CrowdsecConfig, NAME};
 use super::decisions::{About, Answered, Ban, Saved};
-use super::entry::Source;
+use super::entry::{Asker, Source};
 use super::feed::Feed;
 use super::fetch::{UrlConfig, age_of_kept};
 use super::file::WatchedFile;
+use super::push::ORIGIN;
 use super::replace::age;
 use super::sources::Sources;
 use super::state::{Decision, ListState, Origin};
@@ -30,6 +31,8 @@ pub(super) struct Followers(pub Vec<(Followed, Sender<()>)>);
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Followed {
     Crowdsec(CrowdsecConfig),
+    /// Which is told of bans.
+    Told(CrowdsecConfig),
     /// A list, and where it is kept.
     Url(UrlConfig, PathBuf),
 }
@@ -40,12 +43,14 @@ impl Followed {
             .file
             .iter()
             .flat_map(|file| config.urls.iter().map(|list| Self::Url(list.clone(), list.kept_in(file))));
-        config.crowdsec.clone().map(Self::Crowdsec).into_iter().chain(urls).collect()
+        let crowdsec = config.crowdsec.iter();
+        let told = crowdsec.clone().filter(|crowdsec| crowdsec.push.is_some()).cloned().map(Self::Told);
+        crowdsec.cloned().map(Self::Crowdsec).chain(told).chain(urls).collect()
     }
 
     pub fn name(&self) -> String {
         match self {
-            Self::Crowdsec(_) => NAME.to_string(),
+            Self::Crowdsec(_) | Self::Told(_) => NAME.to_string(),
             Self::Url(list, _) => list.url.to_string(),
         }
     }
@@ -123,25 +128,35 @@ impl ListState {
         }
     }
 
-    /// Takes an answer's decisions in; gives the prefixes that something changes for.
-    pub fn decide(&mut self, answered: Answered, is_whole: bool, now: u64) -> BTreeSet<Prefix> {
-        let mut touched = BTreeSet::new();
+    /// Takes an answer's decisions in; gives the prefixes that something changes for, and those of them that detection has banned here and
+    /// somebody has released for the whole fleet.
+    pub fn decide(
+        &mut self,
+        answered: Answered,
+        is_whole: bool,
+        now: u64,
+    ) -> (BTreeSet<Prefix>, Vec<Prefix>) {
+        let (mut touched, mut gone) = (BTreeSet::new(), BTreeSet::new());
         let mut new = decisions(answered.bans, &mut self.sources, now);
         if is_whole {
-            let gone = self.decided.keys().filter(|about| !new.contains_key(about));
-            touched.extend(gone.map(|(prefix, _)| *prefix));
+            let is_gone = |(about, _): &(&About, &Decision)| !new.contains_key(about);
+            for ((prefix, ..), by) in self.decided.iter().filter(is_gone) {
+                touched.insert(*prefix);
+                gone.extend(self.is_released(by, now).then_some(*prefix));
+            }
             self.decided.retain(|about, _| new.contains_key(about));
             // What the kernel may have refused before.
             let is_unheld = |prefix: &&Prefix| !self.held.contains_key(prefix);
-            touched.extend(new.keys().map(|(prefix, _)| prefix).filter(is_unheld));
+            touched.extend(new.keys().map(|(prefix, ..)| prefix).filter(is_unheld));
             let held = self.held.iter().filter(|(_, origin)| matches!(origin, Origin::Decision(_)));
             touched.extend(
                 held.map(|(prefix, _)| *prefix).filter(|prefix| self.decision(*prefix, now).is_none()),
             );
         }
         for about in answered.ended {
-            if self.decided.remove(&about).is_some() {
+            if let Some(by) = self.decided.remove(&about) {
                 touched.insert(about.0);
+                gone.extend(self.is_released(&by, now).then_some(about.0));
             }
         }
         new.retain(|about, by| {
@@ -149,8 +164,20 @@ impl ListState {
                 |known: &Decision| known.source == by.source && known.deadline.abs_diff(by.deadline) < SAME;
             !self.decided.get(about).is_some_and(is_same)
         });
-        touched.extend(new.keys().map(|(prefix, _)| *prefix));
+        touched.extend(new.keys().map(|(prefix, ..)| *prefix));
         self.decided.extend(new);
-        touched
+        let is_ours = |prefix: &Prefix| {
+            self.decision(*prefix, now).is_none()
+                && self.asked.get(prefix).is_some_and(|asked| asked.by == Asker::Detection)
+        };
+        let released: Vec<Prefix> = gone.into_iter().filter(is_ours).collect();
+        self.asked.retain(|prefix, _| !released.contains(prefix));
+        (touched, released)
+    }
+
+    /// Whether a decision of an exporter has gone before its time.
+    fn is_released(&self, by: &Decision, now: u64) -> bool {
+        let origin = self.sources.of(by.source).and_then(|source| source.origin.as_deref());
+        by.deadline > now.saturating_add(SAME) && origin == Some(ORIGIN)
     }
 }

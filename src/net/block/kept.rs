@@ -32,6 +32,33 @@ const KIND: DatabaseKind = DatabaseKind {
     upgrades: &[(1, &["ALTER TABLE entries ADD COLUMN direction TEXT"])],
 };
 
+/// How often detection has banned an address. Made where it is missing: the versions that do not know it can do without.
+const BANS: &str = "
+    CREATE TABLE IF NOT EXISTS bans (
+        prefix TEXT PRIMARY KEY,
+        number INTEGER NOT NULL,
+        since INTEGER NOT NULL, -- seconds since 1970, like the others
+        until INTEGER NOT NULL,
+        forgotten INTEGER NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS bans_forgotten ON bans (forgotten);
+";
+
+/// Addresses of which that is kept.
+const MOST_BANS: i64 = 1 << 16;
+
+/// How often an address was banned. Times are in seconds from now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct PastBan {
+    pub prefix: Prefix,
+    /// The last one included.
+    pub number: u32,
+    /// When the last ban ends, or has ended.
+    pub ends_in: i64,
+    /// When it begins anew.
+    pub forgotten_in: i64,
+}
+
 /// An entry, and for how long it still holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kept {
@@ -57,7 +84,7 @@ impl EntryStore {
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
         let db = database::open(path, &KIND)?;
         // What has been answered is on the disk.
-        let full = db.pragma_update(None, "synchronous", "FULL");
+        let full = db.pragma_update(None, "synchronous", "FULL").and_then(|()| db.execute_batch(BANS));
         full.map_err(|err| DatabaseError::new(format!("failed to set up {}", path.display()), err, ""))?;
         Ok(Self { db, path: path.to_owned(), identity: identity(path) })
     }
@@ -134,6 +161,58 @@ impl EntryStore {
         begun.commit()
     }
 
+    /// How often addresses were banned before.
+    pub fn past_bans(&mut self) -> rusqlite::Result<Vec<PastBan>> {
+        self.past_bans_at(wall_seconds())
+    }
+
+    fn past_bans_at(&mut self, now: i64) -> rusqlite::Result<Vec<PastBan>> {
+        self.db.execute("DELETE FROM bans WHERE forgotten <= ?", [now])?;
+        let mut select =
+            self.db.prepare("SELECT prefix, number, since, until, forgotten FROM bans ORDER BY forgotten")?;
+        let mut rows = select.query([])?;
+        let mut bans = Vec::new();
+        while let Some(row) = rows.next()? {
+            let (prefix, number): (String, u32) = (row.get(0)?, row.get(1)?);
+            let (since, until, forgotten): (i64, i64, i64) = (row.get(2)?, row.get(3)?, row.get(4)?);
+            let Ok(prefix) = Prefix::parse(&prefix) else { continue };
+            // As for entries, a clock that was set back makes nothing last longer.
+            let left = |then: i64| (then - now).min(then - since);
+            bans.push(PastBan { prefix, number, ends_in: left(until), forgotten_in: left(forgotten) });
+        }
+        Ok(bans)
+    }
+
+    /// Keeps how often an address was banned.
+    pub fn remember(&mut self, ban: &PastBan, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
+        let renewed = self.renew()?;
+        let done = if renewed { self.put_at(&all(), wall_seconds()) } else { Ok(()) };
+        done.and_then(|()| self.remember_at(ban, wall_seconds())).map_err(|err| err.to_string())
+    }
+
+    fn remember_at(&mut self, ban: &PastBan, now: i64) -> rusqlite::Result<()> {
+        let PastBan { prefix, number, ends_in, forgotten_in } = ban;
+        let begun = self.db.transaction()?;
+        begun.execute(
+            "INSERT OR REPLACE INTO bans VALUES (?, ?, ?, ?, ?)",
+            params![
+                prefix.to_string(),
+                number,
+                now,
+                now.saturating_add(*ends_in),
+                now.saturating_add(*forgotten_in)
+            ],
+        )?;
+        begun.execute("DELETE FROM bans WHERE forgotten <= ?", [now])?;
+        // At most one more than there may be.
+        begun.execute(
+            "DELETE FROM bans WHERE (SELECT count(*) FROM bans) > ? \
+             AND prefix = (SELECT prefix FROM bans ORDER BY forgotten LIMIT 1)",
+            [MOST_BANS],
+        )?;
+        begun.commit()
+    }
+
     /// Opens the file again if it was deleted or exchanged; whether it was.
     fn renew(&mut self) -> Result<bool, String> {
         if identity(&self.path) == self.identity {
@@ -147,6 +226,39 @@ impl EntryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_often_addresses_were_banned_comes_back_and_is_forgotten_in_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blocklist.db");
+        let ban = |prefix: &str, number, ends_in, forgotten_in| PastBan {
+            prefix: Prefix::parse(prefix).unwrap(),
+            number,
+            ends_in,
+            forgotten_in,
+        };
+        let mut store = EntryStore::open(&path).unwrap();
+        store.remember_at(&ban("192.0.2.7", 1, 10, 100), 1000).unwrap();
+        store.remember_at(&ban("192.0.2.7", 2, 20, 110), 1010).unwrap();
+        store.remember_at(&ban("2001:db8::7", 1, 10, 50), 1010).unwrap();
+        drop(store);
+        let mut store = EntryStore::open(&path).unwrap();
+        let expected = [ban("2001:db8::7", 1, -10, 30), ban("192.0.2.7", 2, 0, 90)];
+        assert_eq!(store.past_bans_at(1030).unwrap(), expected);
+        assert_eq!(
+            store.past_bans_at(10).unwrap()[1],
+            ban("192.0.2.7", 2, 20, 110),
+            "a clock that is set back"
+        );
+        assert_eq!(store.past_bans_at(1060).unwrap().len(), 1);
+
+        // A file of a version that did not know them.
+        store.db.execute_batch("DROP TABLE bans").unwrap();
+        store.put_at(&[kept("192.0.2.0/24", None)], 1000).unwrap();
+        drop(store);
+        let mut store = EntryStore::open(&path).unwrap();
+        assert_eq!((store.load_at(1000).unwrap().len(), store.past_bans_at(1000).unwrap().len()), (1, 0));
+    }
 
     fn kept(prefix: &str, ttl: Option<u64>) -> Kept {
         let scope = Some(BlockScope { protocol: BlockProtocol::Tcp, ports: (22, 23) });

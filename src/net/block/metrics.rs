@@ -112,8 +112,27 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     if let Some(is_kept) = summary.is_kept {
         kept.number(&[], u64::from(is_kept));
     }
+    let mut alerts = family(
+        "xdp_blocklist_alerts_total",
+        Kind::Counter,
+        "Bans by detection that CrowdSec was to be told of: sent; not sent because it refused them, because they were over before it answered \
+         (late), or because too many waited (full).",
+    );
+    let mut waiting =
+        family("xdp_blocklist_alerts_waiting", Kind::Gauge, "Bans that CrowdSec is yet to be told of.");
+    if let Some(numbers) = &summary.alerts {
+        for (result, count) in [
+            ("sent", numbers.sent),
+            ("refused", numbers.refused),
+            ("late", numbers.late),
+            ("full", numbers.full),
+        ] {
+            alerts.number(&[("result", result)], count);
+        }
+        waiting.number(&[], numbers.waiting);
+    }
     vec![
-        enforced, entries, packets, bytes, up, age, ignored, kept, allowed, spared, invalid, readable,
-        errors, unread,
+        enforced, entries, packets, bytes, up, age, ignored, alerts, waiting, kept, allowed, spared, invalid,
+        readable, errors, unread,
     ]
 }

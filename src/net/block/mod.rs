@@ -1,5 +1,6 @@
 //! Sources whose packets are dropped, or would be: `network.block`.
 
+mod alerts;
 mod blocklist;
 mod config;
 mod crowdsec;
@@ -20,12 +21,14 @@ mod metrics;
 mod page;
 mod preview;
 mod protect;
+mod push;
 mod replace;
 mod rules;
 mod sources;
 mod state;
 mod summary;
 
+pub(super) use alerts::AlertNumbers;
 pub use blocklist::Blocklist;
 pub use config::{
     BlockConfig, BlockDirection, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
@@ -38,7 +41,9 @@ pub(super) use decode::{BLOCK, decode};
 pub use entry::{Asker, BlockError, BlockRow, Blocked, Source};
 pub(super) use feed::FeedSummary;
 pub use fetch::{ContentCheck, UrlConfig};
+pub(super) use kept::PastBan;
 pub(super) use metrics::families;
 pub(super) use page::{entry, page};
 pub(super) use preview::describe;
+pub(super) use push::Alert;
 pub(super) use summary::Summary;

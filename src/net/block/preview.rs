@@ -27,6 +27,9 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
             crowdsec.interval.as_secs(),
             scopes.join(", ")
         ));
+        if let Some(push) = &crowdsec.push {
+            lines.push(format!("  bans by detection are told to it as the machine {}", push.machine));
+        }
     }
     for list in &config.urls {
         let check = match &list.check {

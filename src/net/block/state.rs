@@ -137,7 +137,7 @@ impl ListState {
         let mut wanted: BTreeMap<Prefix, Origin> = BTreeMap::new();
         let asked = self.asked.iter().filter(|(_, asked)| !is_over(asked.until(), now));
         wanted.extend(asked.map(|(prefix, asked)| (*prefix, Origin::Asked(asked.by))));
-        for (prefix, _) in self.decided.keys() {
+        for (prefix, ..) in self.decided.keys() {
             wanted.extend(self.decision(*prefix, now).map(|by| (*prefix, Origin::Decision(by.source))));
         }
         for (number, file) in self.files.iter().enumerate().rev() {
@@ -177,9 +177,9 @@ impl ListState {
         asked.map(|asked| Origin::Asked(asked.by))
     }
 
-    /// The decision that blocks a prefix: of one about an address and one about a range, the one that lasts longer.
+    /// The decision that blocks a prefix: of several, the one that lasts longest.
     pub fn decision(&self, prefix: Prefix, now: u64) -> Option<&Decision> {
-        let about = (prefix, DecisionScope::Ip)..=(prefix, DecisionScope::Range);
+        let about = (prefix, DecisionScope::Ip, i64::MIN)..=(prefix, DecisionScope::Range, i64::MAX);
         let hold = self.decided.range(about).map(|(_, by)| by).filter(|by| by.deadline > now);
         hold.max_by_key(|by| by.deadline)
     }
@@ -193,7 +193,7 @@ impl ListState {
             })
             .map(|((entry, _), _)| entry.prefix)
             .collect();
-        self.decided.retain(|(prefix, _), by| {
+        self.decided.retain(|(prefix, ..), by| {
             let holds = by.deadline > now;
             if !holds {
                 over.insert(*prefix);

@@ -2,6 +2,7 @@
 
 use super::super::abi::Verdict;
 use super::super::counters::Sum;
+use super::alerts::AlertNumbers;
 use super::config::BlockMode;
 use super::entry::Source;
 use super::feed::{Feed, FeedSummary};
@@ -26,6 +27,9 @@ pub(crate) struct Summary {
     pub is_kept: Option<bool>,
     /// Exchanged tables whose hits could not be read any more.
     pub unread: u64,
+    /// Whether CrowdSec is told of bans, and what became of that; read when asked for.
+    pub is_told: bool,
+    pub alerts: Option<AlertNumbers>,
     /// Of all sources that there ever were.
     pub numbers: Vec<(u16, Source)>,
 }
@@ -57,6 +61,8 @@ impl Summary {
             errors: state.errors,
             is_kept,
             unread: state.unread,
+            is_told: state.config.crowdsec.as_ref().is_some_and(|crowdsec| crowdsec.push.is_some()),
+            alerts: None,
             numbers: state.sources.all().map(|(number, source)| (number, source.clone())).collect(),
         }
     }

@@ -129,6 +129,10 @@ impl Detections {
         let is_wanted = by_probes.is_some() || packets.is_some();
         if is_wanted || !numbers.modules.is_empty() {
             numbers.modules.insert("ban", by_probes);
+            numbers.evicted.entry("bans").or_default();
+            if by_probes.is_some() {
+                numbers.evicted.entry("hits").or_default();
+            }
             numbers.modules.extend(packets.cloned().unwrap_or_default().modules());
         }
         for (module, kinds) in MODULE_KINDS {

@@ -100,6 +100,16 @@ impl Sentences {
         Some(outcome)
     }
 
+    /// How often a source was banned, this time included.
+    pub fn number(&self, source: &Prefix) -> u32 {
+        self.of.get(source).copied().flatten().map_or(0, |sentence| sentence.number)
+    }
+
+    /// Goes on where an earlier exporter was: a source was banned so often, the last time until then.
+    pub fn restore(&mut self, source: Prefix, number: u32, until: u64) {
+        *self.of.entry(source, |_| false) = Some(Sentence { number, until, state: State::Banned });
+    }
+
     /// Addresses that had to make room for others.
     pub fn evicted(&self) -> u64 {
         self.of.evicted
@@ -156,6 +166,11 @@ mod tests {
         assert_eq!(pass(240), banned(10), "it was quiet for as long as the longest ban");
         list.banned.borrow_mut().clear();
         assert_eq!(pass(241), banned(20), "somebody has unblocked it, and it goes on");
+        assert_eq!(sentences.number(&source), 2);
+        let mut next = Sentences::new();
+        next.restore(source, 2, 261 * SECOND);
+        let mut pass = |second: u64| next.pass(source, "r", &terms(true), second * SECOND, &list);
+        assert_eq!((pass(260), pass(261)), (None, banned(30)), "after a restart");
     }
 
     #[test]

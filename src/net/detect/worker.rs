@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::super::block::{Asker, BlockEntry, BlockError, BlockRule, Blocklist};
+use super::super::block::{Alert, Asker, BlockEntry, BlockError, BlockRule, Blocklist, PastBan};
 use super::super::cidr::Prefix;
 use super::super::thresholds::{BanTerms, DetectConfig};
 use super::hits::Hits;
@@ -13,7 +13,7 @@ use super::metrics::Numbers;
 use super::sentence::{Ban, Outcome, Sentences};
 use super::traffic::{Finding, Traffic};
 use super::{Detection, Look, Report, Sighting, lock, source_of};
-use crate::clock::monotonic_now;
+use crate::clock::{monotonic_now, wall};
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -50,7 +50,12 @@ pub(super) struct Worker {
 
 impl Worker {
     pub fn new(messages: Receiver<Message>, output: Output, numbers: Arc<Mutex<Numbers>>) -> Self {
-        let (hits, sentences) = (Hits::default(), Sentences::new());
+        let (hits, mut sentences) = (Hits::default(), Sentences::new());
+        let now = monotonic_now();
+        for ban in output.list.iter().flat_map(|list| list.past_bans()) {
+            let until = now.saturating_add_signed(ban.ends_in.saturating_mul(1_000_000_000));
+            sentences.restore(ban.prefix, ban.number, until);
+        }
         Self { messages, output, numbers, hits, sentences, packets: None, flooders: VecDeque::new() }
     }
 
@@ -89,6 +94,7 @@ impl Worker {
         {
             let mut numbers = lock(&self.numbers);
             numbers.evicted.extend(traffic.evicted());
+            numbers.evicted.insert("bans", self.sentences.evicted());
             numbers.anomalous.clone_from(&traffic.anomalous);
             numbers.cookies = at.cookies;
         }
@@ -141,6 +147,23 @@ impl Worker {
             let Some(outcome) = passed else { return };
             if is_flood && matches!(outcome, Outcome::Banned(_)) {
                 self.flooders.push_back(now);
+            }
+            if let (Outcome::Banned(time), Some(list)) = (&outcome, &self.output.list) {
+                let ends_in = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+                let longest = i64::try_from(terms.max_ttl.as_secs()).unwrap_or(i64::MAX);
+                list.remember(&PastBan {
+                    prefix: source,
+                    number: self.sentences.number(&source),
+                    ends_in,
+                    forgotten_in: ends_in.saturating_add(longest),
+                });
+                list.tell(Alert {
+                    prefix: source,
+                    kind: detection.kind.clone(),
+                    count: detection.count,
+                    time: wall(),
+                    deadline: now.saturating_add(time.as_nanos() as u64),
+                });
             }
             detection.outcome = outcome;
         }

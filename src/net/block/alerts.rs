@@ -1,0 +1,83 @@
+//! Alerts that wait to be sent to CrowdSec: so many at most, and none goes uncounted. Pure.
+
+use std::collections::VecDeque;
+
+use super::push::{AT_ONCE, Alert};
+
+/// Alerts that wait.
+const MOST: usize = 4096;
+
+/// What became of alerts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct AlertNumbers {
+    pub sent: u64,
+    /// Refused there.
+    pub refused: u64,
+    /// The ban was over before anybody took it.
+    pub late: u64,
+    /// Too many waited.
+    pub full: u64,
+    pub waiting: u64,
+}
+
+/// Those that wait, the eldest first.
+#[derive(Debug, Default)]
+pub(super) struct Alerts {
+    waiting: VecDeque<Alert>,
+    numbers: AlertNumbers,
+}
+
+impl Alerts {
+    pub fn add(&mut self, alert: Alert) {
+        if self.waiting.len() < MOST {
+            self.waiting.push_back(alert);
+        } else {
+            self.numbers.full += 1;
+        }
+    }
+
+    /// The next that are to be sent. They wait until it is said what became of them.
+    pub fn next(&self) -> Vec<Alert> {
+        self.waiting.iter().take(AT_ONCE).cloned().collect()
+    }
+
+    /// Of the next so many, these were sent; the others were late.
+    pub fn sent(&mut self, of: usize, sent: usize) {
+        self.waiting.drain(..of.min(self.waiting.len()));
+        self.numbers.sent += sent as u64;
+        self.numbers.late += of.saturating_sub(sent) as u64;
+    }
+
+    /// The next so many will never be taken.
+    pub fn refused(&mut self, of: usize) {
+        self.waiting.drain(..of.min(self.waiting.len()));
+        self.numbers.refused += of as u64;
+    }
+
+    pub fn numbers(&self) -> AlertNumbers {
+        AlertNumbers { waiting: self.waiting.len() as u64, ..self.numbers }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::cidr::Prefix;
+    use super::*;
+
+    #[test]
+    fn none_goes_uncounted() {
+        let mut alerts = Alerts::default();
+        let prefix = Prefix::parse("192.0.2.7").unwrap();
+        for deadline in 0..MOST as u64 + 10 {
+            alerts.add(Alert { prefix, kind: String::new(), count: 1.0, time: 0, deadline });
+        }
+        let next = alerts.next();
+        assert_eq!((next.len(), next[0].deadline), (AT_ONCE, 0));
+        alerts.sent(AT_ONCE, AT_ONCE - 3);
+        assert_eq!(alerts.next()[0].deadline, AT_ONCE as u64);
+        alerts.refused(2);
+        let AlertNumbers { sent, refused, late, full, waiting } = alerts.numbers();
+        assert_eq!((sent, refused, late, full), (AT_ONCE as u64 - 3, 2, 3, 10));
+        assert_eq!(sent + refused + late + full + waiting, MOST as u64 + 10);
+    }
+}

@@ -1,0 +1,247 @@
+//! Tells CrowdSec's Local API of bans by detection, so that all who ask it block the source: as alerts with a decision.
+
+use std::fmt;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SecondsFormat};
+use hyper::StatusCode;
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use serde::{Deserialize, Serialize};
+
+use super::super::cidr::Prefix;
+use super::crowdsec::{CrowdsecConfig, client};
+use crate::http_client::{Answer, Client, Request};
+
+/// The origin of decisions that exporters make.
+pub(super) const ORIGIN: &str = "fibre-exporter";
+
+/// Alerts of a request.
+pub(super) const AT_ONCE: usize = 100;
+
+/// A token is good for an hour.
+const TOKEN: Duration = Duration::from_secs(1800);
+
+/// `network.block.crowdsec.push`: as whom alerts are sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushConfig {
+    /// What `cscli machines add` was told.
+    pub machine: String,
+    pub password_file: PathBuf,
+}
+
+/// A ban that others are to know of.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Alert {
+    pub prefix: Prefix,
+    pub kind: String,
+    pub count: f64,
+    /// In nanoseconds since 1970.
+    pub time: i64,
+    /// When the ban ends, by the monotonic clock.
+    pub deadline: u64,
+}
+
+/// Why alerts were not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum PushError {
+    /// They may be the next time.
+    Later(String),
+    /// Never.
+    Refused(String),
+}
+
+/// What sends alerts.
+pub(super) struct Pusher {
+    config: CrowdsecConfig,
+    push: PushConfig,
+    client: Client,
+    /// What it is known by, and since when.
+    token: Option<(HeaderValue, Instant)>,
+}
+
+impl fmt::Debug for Pusher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pusher").field("url", &self.config.url).finish_non_exhaustive()
+    }
+}
+
+#[derive(Serialize)]
+struct Login<'a> {
+    machine_id: &'a str,
+    password: &'a str,
+    scenarios: [&'a str; 0],
+}
+
+#[derive(Deserialize)]
+struct LoggedIn {
+    token: String,
+}
+
+#[derive(Serialize)]
+struct WireAlert {
+    scenario: String,
+    scenario_hash: &'static str,
+    scenario_version: &'static str,
+    message: String,
+    events_count: i32,
+    events: [(); 0],
+    start_at: String,
+    stop_at: String,
+    capacity: i32,
+    leakspeed: &'static str,
+    simulated: bool,
+    source: WireSource,
+    decisions: [WireDecision; 1],
+}
+
+#[derive(Serialize)]
+struct WireSource {
+    scope: &'static str,
+    value: String,
+}
+
+#[derive(Serialize)]
+struct WireDecision {
+    duration: String,
+    origin: &'static str,
+    scenario: String,
+    scope: &'static str,
+    r#type: &'static str,
+    value: String,
+}
+
+/// As the Local API takes it; `None` if the ban is over.
+fn wire(alert: &Alert, now: u64) -> Option<WireAlert> {
+    let remaining = Duration::from_nanos(alert.deadline.saturating_sub(now)).as_secs();
+    let (scope, value) = match alert.prefix.is_single() {
+        true => ("Ip", alert.prefix.address().to_string()),
+        false => ("Range", alert.prefix.to_string()),
+    };
+    let scenario = format!("{ORIGIN}/{}", alert.kind);
+    let time = DateTime::from_timestamp_nanos(alert.time).to_rfc3339_opts(SecondsFormat::Secs, true);
+    let message = format!("{} by {value}", alert.kind);
+    (remaining > 0).then(|| WireAlert {
+        scenario: scenario.clone(),
+        scenario_hash: "",
+        scenario_version: "",
+        message,
+        events_count: alert.count as i32,
+        events: [],
+        start_at: time.clone(),
+        stop_at: time,
+        capacity: 0,
+        leakspeed: "0",
+        simulated: false,
+        source: WireSource { scope, value: value.clone() },
+        decisions: [WireDecision {
+            duration: format!("{remaining}s"),
+            origin: ORIGIN,
+            scenario,
+            scope,
+            r#type: "ban",
+            value,
+        }],
+    })
+}
+
+fn later(answer: &Answer, hint: &str) -> PushError {
+    PushError::Later(answer.described() + hint)
+}
+
+impl Pusher {
+    /// `None` if nothing is to be sent.
+    pub fn new(config: &CrowdsecConfig) -> Option<Self> {
+        let push = config.push.clone()?;
+        Some(Self { client: client(config), config: config.clone(), push, token: None })
+    }
+
+    /// Sends alerts; gives how many of them were sent: the others' time is over.
+    ///
+    /// # Errors
+    /// Why none was taken.
+    pub fn send(&mut self, alerts: &[Alert], now: u64) -> Result<usize, PushError> {
+        let wires: Vec<WireAlert> = alerts.iter().filter_map(|alert| wire(alert, now)).collect();
+        if wires.is_empty() {
+            return Ok(0);
+        }
+        let body = serde_json::to_vec(&wires).map_err(|err| PushError::Refused(err.to_string()))?;
+        let url = self.config.url.below("v1/alerts");
+        let request = Request::post(url, "application/json", body).with(AUTHORIZATION, self.token()?);
+        let answer = self.client.send(request).map_err(|err| PushError::Later(err.to_string()))?;
+        match answer.status {
+            status if status.is_success() => Ok(wires.len()),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                // The machine was deleted, or the Local API has another secret since it was started again.
+                self.token = None;
+                Err(later(&answer, ""))
+            }
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                Err(PushError::Refused(answer.described()))
+            }
+            _ => Err(later(&answer, "")),
+        }
+    }
+
+    /// What it is known by, from now on if it was not yet.
+    fn token(&mut self) -> Result<HeaderValue, PushError> {
+        if let Some((token, since)) = &self.token
+            && since.elapsed() < TOKEN
+        {
+            return Ok(token.clone());
+        }
+        let file = &self.push.password_file;
+        let password = fs::read_to_string(file)
+            .map_err(|err| PushError::Later(format!("failed to read {}: {err}", file.display())))?;
+        let login = Login { machine_id: &self.push.machine, password: password.trim(), scenarios: [] };
+        let body = serde_json::to_vec(&login).map_err(|err| PushError::Later(err.to_string()))?;
+        let request = Request::post(self.config.url.below("v1/watchers/login"), "application/json", body);
+        let answer = self.client.send(request).map_err(|err| PushError::Later(err.to_string()))?;
+        if answer.status != StatusCode::OK {
+            let hint = match answer.status {
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                    "; the machine or its password is not known there: `cscli machines add NAME --password ...` adds one"
+                }
+                _ => "",
+            };
+            return Err(later(&answer, hint));
+        }
+        let token = serde_json::from_slice::<LoggedIn>(&answer.body).map_err(|err| err.to_string());
+        let token = token.and_then(|told| {
+            HeaderValue::try_from(format!("Bearer {}", told.token)).map_err(|err| err.to_string())
+        });
+        let mut token = token.map_err(|err| PushError::Later(format!("the answer has no token: {err}")))?;
+        token.set_sensitive(true);
+        self.token = Some((token.clone(), Instant::now()));
+        Ok(token)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bans_are_told_as_the_local_api_takes_them() {
+        let alert = |prefix: &str, seconds: u64| Alert {
+            prefix: Prefix::parse(prefix).unwrap(),
+            kind: "failed \"logins\"".to_string(),
+            count: 3.0,
+            time: 1_700_000_000_000_000_000,
+            deadline: seconds * 1_000_000_000,
+        };
+        let told = serde_json::to_value(wire(&alert("192.0.2.7", 100), 40_000_000_000).unwrap()).unwrap();
+        assert_eq!(told["scenario"], "fibre-exporter/failed \"logins\"");
+        assert_eq!((&told["start_at"], &told["events_count"]), (&"2023-11-14T22:13:20Z".into(), &3.into()));
+        let decision = &told["decisions"][0];
+        assert_eq!((&decision["scope"], &decision["value"]), (&"Ip".into(), &"192.0.2.7".into()));
+        assert_eq!((&decision["duration"], &decision["origin"]), (&"60s".into(), &ORIGIN.into()));
+        let told = serde_json::to_value(wire(&alert("2001:db8::/64", 100), 0).unwrap()).unwrap();
+        assert_eq!(
+            (&told["source"]["scope"], &told["source"]["value"]),
+            (&"Range".into(), &"2001:db8::/64".into())
+        );
+        assert!(wire(&alert("192.0.2.7", 40), 40_000_000_000).is_none(), "it is over");
+    }
+}
