@@ -34,7 +34,7 @@ lint:
 
 fmt:
     cargo fmt
-    git ls-files 'bpf/*.[ch]' 'demo/*.[ch]' ':!*vmlinux*' | xargs clang-format-14 -i
+    git ls-files 'bpf/*.[ch]' 'src/*.[ch]' 'demo/*.[ch]' ':!*vmlinux*' | xargs clang-format-14 -i
 
 # Where nothing is installed: a minimal Debian tree.
 test-from-nothing *releases:
