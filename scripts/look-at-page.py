@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Shows the page at / in headless Chromium, and checks what a person would stumble over.
 
-    [AXE=axe.min.js] scripts/look-at-page.py FOLDER [EXPORTER]
+    [AXE=axe.min.js] scripts/look-at-page.py DIRECTORY [EXPORTER]
 
 Starts an exporter (EXPORTER, or target/debug/exporter) that traces a FIBRE demo, a program that is not there and one with a probe
-that is refused, and counts packets, in a network namespace of its own. Takes pictures into FOLDER: light, dark, on a phone, and
+that is refused, and counts packets, in a network namespace of its own. Takes pictures into DIRECTORY: light, dark, on a phone, and
 without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, or if something is
 wider than the screen. With AXE, the page is also checked by axe-core (npm's package of that name has the file). Needs root, and
 Debian's chromium (360 MB, which is why no test installs it).
@@ -27,7 +27,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PORT, HEALTH = 19460, 19461
-PATIENCE = 120
+TIMEOUT = 120
 CONFIG = """
 node_name: london
 metrics_port: {port}
@@ -90,7 +90,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def message(self):
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while b"\0" not in self.buffer:
             if not select.select([self.read], [], [], max(0, deadline - time.monotonic()))[0]:
                 sys.exit("look-at-page: the browser says nothing")
@@ -118,7 +118,7 @@ class Browser:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def wait_for(self, expression):
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self.value(expression):
             if time.monotonic() > deadline:
                 sys.exit(f"look-at-page: waited in vain for {expression}\n" + "\n".join(self.complaints))
@@ -218,7 +218,7 @@ def main():
         try:
             started.append(subprocess.Popen([exporter, "--config", config], stdout=(pictures / "log").open("w")))
             health = f"http://127.0.0.1:{HEALTH}/health"
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + TIMEOUT
             while True:
                 try:
                     urllib.request.urlopen(health, timeout=5).close()
