@@ -34,7 +34,7 @@ pub trait Store: Send + Sync {
 #[derive(Debug)]
 pub struct UserStore {
     /// The slots; then of each probe, label values that went to "other"; then what the drain thread counts.
-    numbers: Numbers,
+    counters: CounterMemory,
     slots: usize,
     probes: usize,
     interners: Vec<Interner>,
@@ -45,7 +45,7 @@ pub struct UserStore {
 pub const DRAIN_NUMBERS: usize = 5;
 
 #[derive(Debug)]
-enum Numbers {
+enum CounterMemory {
     Own(Vec<AtomicU64>),
     /// They outlive the exporter.
     Kept(Mapped<AtomicU64>),
@@ -72,12 +72,12 @@ pub struct KeptName {
 #[derive(Debug)]
 struct Interner {
     limit: u32,
-    names: RwLock<Names>,
+    names: RwLock<InternedNames>,
 }
 
 #[derive(Debug, Default)]
-struct Names {
-    numbers: HashMap<Box<[u8]>, u32>,
+struct InternedNames {
+    ids: HashMap<Box<[u8]>, u32>,
     names: Vec<Box<[u8]>>,
     free: Vec<u32>,
 }
@@ -86,8 +86,14 @@ impl UserStore {
     /// A store of so many slots, with an interner for each of the limits, for the metrics of so many probes.
     pub fn new(slots: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
         let all = Self::numbers(slots, probes);
-        let numbers = Numbers::Own((0..all).map(|_| AtomicU64::new(0)).collect());
-        Self { numbers, slots: slots as usize, probes, interners: interners(limits, Vec::new()), names: None }
+        let counters = CounterMemory::Own((0..all).map(|_| AtomicU64::new(0)).collect());
+        Self {
+            counters,
+            slots: slots as usize,
+            probes,
+            interners: interners(limits, Vec::new()),
+            names: None,
+        }
     }
 
     /// How many numbers such a store has in all.
@@ -105,13 +111,19 @@ impl UserStore {
     ) -> Self {
         assert!(numbers.len() >= Self::numbers(slots, probes), "as many as `numbers` says");
         let interners = interners(limits, names.all());
-        Self { numbers: Numbers::Kept(numbers), slots: slots as usize, probes, interners, names: Some(names) }
+        Self {
+            counters: CounterMemory::Kept(numbers),
+            slots: slots as usize,
+            probes,
+            interners,
+            names: Some(names),
+        }
     }
 
     fn at(&self, number: usize) -> &AtomicU64 {
-        match &self.numbers {
-            Numbers::Own(all) => &all[number],
-            Numbers::Kept(all) => &all[number],
+        match &self.counters {
+            CounterMemory::Own(all) => &all[number],
+            CounterMemory::Kept(all) => &all[number],
         }
     }
 
@@ -157,7 +169,7 @@ impl UserStore {
     pub fn number(&self, interner: u32, bytes: &[u8]) -> Option<u32> {
         let index = interner;
         let interner = &self.interners[index as usize];
-        if let Some(number) = read(&interner.names).numbers.get(bytes) {
+        if let Some(number) = read(&interner.names).ids.get(bytes) {
             return Some(*number);
         }
         let mut names = interner.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -172,7 +184,7 @@ impl UserStore {
                 new
             }
         };
-        names.numbers.insert(bytes.into(), number);
+        names.ids.insert(bytes.into(), number);
         if let Some(name_store) = &self.names {
             name_store.keep(index, number, bytes);
         }
@@ -182,7 +194,8 @@ impl UserStore {
 
 /// An interner for each of the limits, with the names that are kept.
 fn interners(limits: impl IntoIterator<Item = u32>, kept: Vec<KeptName>) -> Vec<Interner> {
-    let mut all: Vec<(u32, Names)> = limits.into_iter().map(|limit| (limit, Names::default())).collect();
+    let mut all: Vec<(u32, InternedNames)> =
+        limits.into_iter().map(|limit| (limit, InternedNames::default())).collect();
     for KeptName { interner, number, name } in kept {
         let Some((_, names)) = all.get_mut(interner as usize).filter(|(limit, _)| number < *limit) else {
             continue;
@@ -190,10 +203,10 @@ fn interners(limits: impl IntoIterator<Item = u32>, kept: Vec<KeptName>) -> Vec<
         let length = names.names.len().max(number as usize + 1);
         names.names.resize_with(length, Box::default);
         names.names[number as usize] = name.clone();
-        names.numbers.insert(name, number);
+        names.ids.insert(name, number);
     }
-    let made = |(limit, mut names): (u32, Names)| {
-        let taken: std::collections::HashSet<u32> = names.numbers.values().copied().collect();
+    let made = |(limit, mut names): (u32, InternedNames)| {
+        let taken: std::collections::HashSet<u32> = names.ids.values().copied().collect();
         names.free = (0..names.names.len() as u32).filter(|number| !taken.contains(number)).collect();
         Interner { limit, names: RwLock::new(names) }
     };
@@ -221,7 +234,7 @@ impl Store for UserStore {
         let names = &self.interners[interner as usize].names;
         let mut names = names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(name) = names.names.get_mut(number as usize).map(std::mem::take)
-            && names.numbers.remove(&name).is_some()
+            && names.ids.remove(&name).is_some()
         {
             if let Some(name_store) = &self.names {
                 name_store.forget(interner, number);
@@ -242,7 +255,7 @@ impl Store for UserStore {
 }
 
 /// A panic elsewhere while the lock was held leaves the names as they were: nothing in here is half done.
-fn read(names: &RwLock<Names>) -> std::sync::RwLockReadGuard<'_, Names> {
+fn read(names: &RwLock<InternedNames>) -> std::sync::RwLockReadGuard<'_, InternedNames> {
     names.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -268,9 +281,9 @@ mod tests {
     }
 
     #[derive(Debug, Default)]
-    struct Book(std::sync::Mutex<std::collections::BTreeMap<(u32, u32), Vec<u8>>>);
+    struct KeptNames(std::sync::Mutex<std::collections::BTreeMap<(u32, u32), Vec<u8>>>);
 
-    impl NameStore for std::sync::Arc<Book> {
+    impl NameStore for std::sync::Arc<KeptNames> {
         fn keep(&self, interner: u32, number: u32, name: &[u8]) {
             self.0.lock().unwrap().insert((interner, number), name.to_vec());
         }
@@ -291,10 +304,10 @@ mod tests {
 
     #[test]
     fn numbers_mean_the_same_to_the_next_exporter() {
-        let book = std::sync::Arc::new(Book::default());
+        let kept = std::sync::Arc::new(KeptNames::default());
         let store = || {
             let numbers = Mapped::zeros(UserStore::numbers(4, 1));
-            UserStore::kept(4, [3, 2], 1, numbers, Box::new(book.clone()))
+            UserStore::kept(4, [3, 2], 1, numbers, Box::new(kept.clone()))
         };
         let first = store();
         assert_eq!([b"a", b"b", b"c"].map(|name| first.number(0, name)), [Some(0), Some(1), Some(2)]);

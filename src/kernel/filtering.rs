@@ -12,9 +12,9 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses, which it has no reason to.
     pub(crate) fn set_filter(&self, target: usize, filter: &Filter, edition: u32) -> libbpf_rs::Result<()> {
-        for (number, row, members) in self.numbers.place(target, filter, edition) {
+        for (number, row, members) in self.filters.place(target, filter, edition) {
             let keys: Vec<_> = members.iter().map(|id| filters::member(number, id)).collect();
-            if self.numbers.has_members {
+            if self.filters.has_members {
                 self.set_members(number, &keys)?;
             }
             update(&self.skel().maps.filters, number, &row)?;

@@ -31,7 +31,7 @@ impl PartialEq for Row {
 
 /// Where the rows and globs of all targets are.
 #[derive(Debug, Default)]
-pub(crate) struct Numbers {
+pub(crate) struct FilterIndex {
     /// The rows of each target, and the glob that each of them uses. The first is the target's own number, as candidates have
     /// theirs after these.
     rows: Vec<Vec<(u32, u32)>>,
@@ -47,7 +47,7 @@ pub(crate) struct Numbers {
     pub(super) has_lines: bool,
 }
 
-impl Numbers {
+impl FilterIndex {
     pub(crate) fn of(plan: &Plan) -> Self {
         let targets = plan.targets.len() as u32;
         let mut made = Self { count: 2 * targets, ..Self::default() };

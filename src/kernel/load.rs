@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::control::{Clock, Control};
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
-use super::filters::Numbers;
+use super::filters::FilterIndex;
 use super::link_kind::Attach;
 use super::misses::{LoadedProgram, loaded as hit_programs};
 use super::pinnable_link::{PinnableLink, release};
@@ -72,7 +72,7 @@ pub struct Kernel {
     /// Of starts that can be open.
     limit: u32,
     shared: Shared,
-    pub(super) numbers: Numbers,
+    pub(super) filters: FilterIndex,
     pins: Option<Arc<EnginePins>>,
     shape: Shape,
     /// What writes down whom processes start.
@@ -154,23 +154,23 @@ impl Kernel {
         let Shape { sessions, shards, attach, namespace } = shape;
         let taken = pinning.filter(|pinning| pinning.taken.is_some());
         let tables = ProbeTables::new(plan, layout);
-        let numbers = Numbers::of(plan);
-        let has_families = !numbers.families.is_empty();
+        let filters = FilterIndex::of(plan);
+        let has_families = !filters.families.is_empty();
         log_libbpf();
         let loaded = ProbePrograms::try_new(new_storage(), |storage| {
             let mut open = ProbeSkelBuilder::default().open(storage.borrow_mut()).map_err(loading)?;
             open.progs.probe_multi.set_autoload(attach == Attach::Multi);
             open.progs.probe_perf.set_autoload(attach == Attach::Perf);
             open.progs.probe_session.set_autoload(sessions);
-            size(&mut open, plan, layout, &tables, &numbers, shards).map_err(loading)?;
+            size(&mut open, plan, layout, &tables, &filters, shards).map_err(loading)?;
             if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
                 (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
                 rodata.candidate_filters = count(plan.targets.len());
-                rodata.families[..numbers.families.len()].copy_from_slice(&numbers.families);
-                rodata.nfamilies = numbers.families.len() as u32;
+                rodata.families[..filters.families.len()].copy_from_slice(&filters.families);
+                rodata.nfamilies = filters.families.len() as u32;
                 (rodata.used_probe_flags, rodata.used_events) = (tables.probe_flags(), tables.events());
                 (rodata.used_label_flags, rodata.used_globs) =
-                    (tables.label_flags(), count(numbers.globs.len()));
+                    (tables.label_flags(), count(filters.globs.len()));
             }
             open.progs.family_forked.set_autoload(has_families);
             open.progs.family_ended.set_autoload(has_families);
@@ -181,7 +181,7 @@ impl Kernel {
         })?;
         let skel = loaded.borrow_dependent();
         if taken.is_none() {
-            fill_all(skel, &tables, &numbers).map_err(loading)?;
+            fill_all(skel, &tables, &filters).map_err(loading)?;
         }
         let mut family = Vec::new();
         if has_families {
@@ -214,7 +214,7 @@ impl Kernel {
             loaded,
             limit: plan.settings.limits.starts,
             shared,
-            numbers,
+            filters,
             pins: pinning.map(|pinning| pinning.pins.clone()),
             shape,
             family,
@@ -331,8 +331,8 @@ fn pinning_failed(source: libbpf_rs::Error) -> KernelError {
     KernelError { what: "pin maps and links".to_string(), source, next }
 }
 
-fn fill_all(skel: &ProbeSkel<'_>, tables: &ProbeTables, numbers: &Numbers) -> libbpf_rs::Result<()> {
-    fill(&skel.maps.globs, &numbers.globs)?;
+fn fill_all(skel: &ProbeSkel<'_>, tables: &ProbeTables, filters: &FilterIndex) -> libbpf_rs::Result<()> {
+    fill(&skel.maps.globs, &filters.globs)?;
     fill(&skel.maps.probes, &tables.probes)?;
     fill(&skel.maps.actions, &tables.actions)?;
     fill(&skel.maps.patterns, &tables.patterns)?;
@@ -368,19 +368,19 @@ fn size(
     plan: &Plan,
     layout: &Layout,
     tables: &ProbeTables,
-    numbers: &Numbers,
+    filters: &FilterIndex,
     shards: u32,
 ) -> libbpf_rs::Result<()> {
     let maps = &mut open.maps;
     maps.sites.set_max_entries(plan.settings.limits.sites)?;
     maps.probes.set_max_entries(count(tables.probes.len()))?;
     let if_any = |is_any: bool, entries: u32| if is_any { entries } else { 1 };
-    maps.filters.set_max_entries(numbers.count.max(1))?;
-    maps.globs.set_max_entries(count(numbers.globs.len()))?;
-    maps.cgroups.set_max_entries(if_any(numbers.is_by_cgroup, CGROUPS))?;
-    maps.members.set_max_entries(if_any(numbers.has_members, MEMBERS))?;
-    maps.lines.set_max_entries(if_any(numbers.has_lines, PROCESSES))?;
-    maps.children.set_max_entries(if_any(!numbers.families.is_empty(), PROCESSES))?;
+    maps.filters.set_max_entries(filters.count.max(1))?;
+    maps.globs.set_max_entries(count(filters.globs.len()))?;
+    maps.cgroups.set_max_entries(if_any(filters.is_by_cgroup, CGROUPS))?;
+    maps.members.set_max_entries(if_any(filters.has_members, MEMBERS))?;
+    maps.lines.set_max_entries(if_any(filters.has_lines, PROCESSES))?;
+    maps.children.set_max_entries(if_any(!filters.families.is_empty(), PROCESSES))?;
     maps.actions.set_max_entries(count(tables.actions.len()))?;
     maps.patterns.set_max_entries(count(tables.patterns.len()))?;
     maps.bounds.set_max_entries(count(tables.bounds.len()))?;
