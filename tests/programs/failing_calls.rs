@@ -59,7 +59,9 @@ fn requests() -> Vec<Request> {
 }
 
 fn configuration(attach: &str, binary: &str) -> String {
-    let mut yaml = format!("attach: {attach}\ntargets:\n- name: node\n  binary: {binary}\n  probes:\n");
+    let mut yaml = format!(
+        "attach: {attach}\nlimits: {{ overhead: off }}\ntargets:\n- name: node\n  binary: {binary}\n  probes:\n"
+    );
     for (n, function) in FUNCTIONS.iter().enumerate() {
         writeln!(
             yaml,

@@ -205,8 +205,10 @@ impl Seen {
 fn coroutines(attach: &str, commands: &[&str]) {
     let place = Place::new();
     let file = Qemu::file(&place);
-    let mut yaml =
-        format!("attach: {attach}\ntargets:\n- name: qemu\n  binary: {}\n  probes:\n", file.display());
+    let mut yaml = format!(
+        "attach: {attach}\nlimits: {{ overhead: off }}\ntargets:\n- name: qemu\n  binary: {}\n  probes:\n",
+        file.display()
+    );
     let globs = [&COROUTINES, commands].concat();
     for (n, glob) in globs.iter().enumerate() {
         let labels = "labels: { function: { value: function, limit: 600 } }";

@@ -311,11 +311,12 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Traces this file with this profile, in a directory of its own; every probe is attached.
+    /// Traces this file with this profile, in a directory of its own; every probe is attached, and stays so whatever it costs: counts
+    /// are compared with the program's own.
     #[track_caller]
     pub fn with_profile(binary: &Path, profile: &str) -> Exporter {
         let target = format!("  - name: traced\n    binary: {}\n    profile: {profile}\n", binary.display());
-        let exporter = Exporter::tracing(&target);
+        let exporter = Exporter::tracing_in(&format!("limits: {{ overhead: off }}\ntargets:\n{target}"));
         let scrape = exporter.scrape();
         let states = scrape.select("fibre_exporter_probe_attached", &[]);
         assert!(!states.is_empty(), "the profile {profile} has no probe");
@@ -327,8 +328,13 @@ impl Exporter {
     /// Traces the entries of `targets:`, in a directory of its own; it is ready.
     #[track_caller]
     pub fn tracing(targets: &str) -> Exporter {
+        Exporter::tracing_in(&format!("targets:\n{targets}"))
+    }
+
+    #[track_caller]
+    fn tracing_in(yaml: &str) -> Exporter {
         let place = Place::new();
-        let mut exporter = Setup::new(&place, format!("node_name: test\ntargets:\n{targets}")).start();
+        let mut exporter = Setup::new(&place, format!("node_name: test\n{yaml}")).start();
         exporter._place = Some(place);
         exporter.wait_until_ready();
         exporter
