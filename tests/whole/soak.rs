@@ -19,10 +19,10 @@ const STOPPED: Duration = Duration::from_secs(30);
 /// Rounds until everything has been made that is made once: caches, the allocator's arenas, threads for requests.
 const WARM_UP: u32 = 8;
 
-/// Resident, in kilobytes.
+/// Resident, in kilobytes: what is its own, without pages of the executable, which the kernel drops and reads again as it likes.
 fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
