@@ -71,7 +71,7 @@ fn a_program_starts_that_was_replaced_a_moment_before() {
 
 #[test]
 fn a_traced_file_is_read_and_run() {
-    const READ: &str = "import mmap, sys; mmap.mmap(open(sys.argv[1], 'rb').fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)[:]";
+    const READ: &str = "import mmap, sys\nwith open(sys.argv[1], 'rb') as file:\n    mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)[:]";
     let place = Place::new();
     let program = compiled(&place);
     let exporter = Setup::new(&place, counting(&format!("binary: {}", program.display()))).start();
@@ -107,13 +107,16 @@ fn commands_end() {
     let program = compiled(&place);
     let events = place.path("slow.sqlite");
     let yaml = counting(&format!("binary: {}", program.display()));
-    let yaml = format!("{yaml}slow_events: {{ file: {} }}\n", events.display());
+    let slow = "    - { histogram: numbers, value: n, buckets: [1], slow: 0 }\n";
+    let yaml = format!("{yaml}{slow}slow_events: {{ file: {} }}\n", events.display());
     let exporter = Setup::new(&place, yaml).start();
     exporter.wait_until_ready();
-    let stopped = Stopped::new(&exporter);
-    assert!(!exporter.fetch("/metrics", &["--max-time", "1"]).status.success());
-    ends(Command::new(env!("CARGO_BIN_EXE_exporter")).arg("events").arg(&events));
-    drop(stopped);
     run(Command::new(&program).arg("1000"));
     is_exact(&exporter.scrape(), 1000.0);
+    let stopped = Stopped::new(&exporter);
+    assert!(!exporter.fetch("/metrics", &["--max-time", "1"]).status.success());
+    ends(Command::new(env!("CARGO_BIN_EXE_exporter")).args(["events", "--file"]).arg(&events));
+    drop(stopped);
+    run(Command::new(&program).arg("1000"));
+    is_exact(&exporter.scrape(), 2000.0);
 }
