@@ -33,8 +33,6 @@ fn replaced(exporter: &Exporter) -> f64 {
 /// Has the program call while the exporter is stopped; as often as this. What is told of processes meanwhile finds no room.
 fn while_stopped(exporter: &Exporter, program: &Path) -> u32 {
     const AT_ONCE: u32 = 100_000;
-    // Who starts a file that was replaced within the last second waits for the exporter: see ARCHITECTURE.md on the gate.
-    std::thread::sleep(Duration::from_secs(2));
     send_signal(exporter.pid(), "STOP");
     let (until, mut calls) = (Instant::now() + STOPPED, 0);
     while Instant::now() < until {
