@@ -17,6 +17,9 @@ use std::sync::mpsc::sync_channel;
 use super::exec_watchdog;
 use super::lease::{checked, signal};
 
+/// Descriptors of events that were read are smaller: the thread that reads them has few.
+const EVENTS: RawFd = 1024;
+
 /// The files whose execution waits.
 #[derive(Debug)]
 pub struct ExecGate {
@@ -37,7 +40,9 @@ impl ExecGate {
         let fd = checked(unsafe { libc::fanotify_init(flags, opened as _) })?;
         // SAFETY: a new descriptor that nothing else has.
         let mut gate = Self { group: unsafe { OwnedFd::from_raw_fd(fd) }, watchdog: None };
-        gate.watchdog = Some(exec_watchdog::start(&gate)?);
+        let watchdog =
+            exec_watchdog::start(gate.group.as_raw_fd(), || gate.waiting() > 0, || gate.let_all_in())?;
+        gate.watchdog = Some(watchdog);
         Ok(gate)
     }
 
@@ -58,17 +63,17 @@ impl ExecGate {
 
     /// Nobody waits from now on but those who wait already.
     pub fn open(&self) {
-        if let Err(err) = self.try_open() {
+        if let Err(err) = self.mark(libc::FAN_MARK_FLUSH, 0, None) {
             log::error!("failed to stop holding back programs: {err}");
         }
     }
 
-    /// As [`ExecGate::open`].
-    ///
-    /// # Errors
-    /// What the kernel refuses.
-    pub(super) fn try_open(&self) -> io::Result<()> {
-        self.mark(libc::FAN_MARK_FLUSH, 0, None)
+    /// Nobody waits any more: for the watchdog, which only makes system calls.
+    fn let_all_in(&self) {
+        let _ = self.mark(libc::FAN_MARK_FLUSH, 0, None);
+        let _ = self.let_in(usize::MAX);
+        // What the exporter has read and not answered.
+        (0..EVENTS).for_each(|event| drop(self.answer(event)));
     }
 
     fn mark(&self, how: libc::c_uint, events: u64, path: Option<&CString>) -> io::Result<()> {
@@ -113,7 +118,7 @@ impl ExecGate {
     }
 
     /// Tells the watchdog.
-    pub(super) fn tell(&self, what: u8) {
+    fn tell(&self, what: u8) {
         // A full pipe tells enough.
         if let Some(watchdog) = &self.watchdog {
             let _ = rustix::io::write(watchdog, &[what]);
@@ -121,7 +126,7 @@ impl ExecGate {
     }
 
     /// The file that the next one executes; no file where nobody waits for an answer, nothing where nobody waits.
-    pub(super) fn read(&self) -> io::Result<Option<Option<OwnedFd>>> {
+    fn read(&self) -> io::Result<Option<Option<OwnedFd>>> {
         let mut event = MaybeUninit::<libc::fanotify_event_metadata>::zeroed();
         let bytes = size_of::<libc::fanotify_event_metadata>();
         // SAFETY: the kernel writes at most so many bytes.
@@ -143,7 +148,7 @@ impl ExecGate {
     ///
     /// # Errors
     /// If there is none.
-    pub(super) fn answer(&self, number: RawFd) -> io::Result<()> {
+    fn answer(&self, number: RawFd) -> io::Result<()> {
         let answer = libc::fanotify_response { fd: number, response: libc::FAN_ALLOW };
         let bytes = size_of::<libc::fanotify_response>();
         // SAFETY: the structure that the kernel reads lives through the call.
@@ -174,7 +179,7 @@ pub fn apart<T: Send + 'static>(
     let kept = moved.clone();
     let (ready, is_ready) = sync_channel(1);
     std::thread::Builder::new().name(name.to_string()).spawn(move || {
-        let descriptors = only_descriptors(&kept);
+        let descriptors = exec_watchdog::only_descriptors(&kept);
         let is_apart = descriptors.is_ok();
         let _ = ready.send(descriptors);
         if is_apart {
@@ -185,20 +190,6 @@ pub fn apart<T: Send + 'static>(
     for fd in moved {
         // SAFETY: the thread has its own, and nothing else uses this one: what did was given to the thread.
         drop(unsafe { OwnedFd::from_raw_fd(fd) });
-    }
-    Ok(())
-}
-
-/// Gives the calling thread a table of descriptors of its own in which there are only these, in order.
-pub(super) fn only_descriptors(keep: &[RawFd]) -> io::Result<()> {
-    let unshare = libc::CLOSE_RANGE_UNSHARE.cast_signed();
-    let mut first = 0;
-    for fd in keep.iter().copied().chain([RawFd::MAX]) {
-        if fd > first {
-            // SAFETY: what belongs to other threads stays open in their table, and this one uses only what is kept.
-            checked(unsafe { libc::close_range(first as _, (fd - 1) as _, unshare) })?;
-        }
-        first = fd.saturating_add(1);
     }
     Ok(())
 }
@@ -318,5 +309,29 @@ mod tests {
         go.send(()).unwrap();
         assert_eq!(is_done.recv().unwrap(), (2, true), "what was given, and the directory that is read");
         assert!(kept.metadata().is_ok());
+    }
+
+    #[test]
+    fn a_program_does_not_wait_for_an_exporter_that_does_nothing_as_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("program");
+        assert!(Command::new("cp").arg("/bin/true").arg(&program).status().unwrap().success());
+        let gate = ExecGate::new().expect("these tests need root");
+        let run = || Command::new(&program).status().unwrap().success();
+        gate.close(&program, true).unwrap();
+        assert!(run(), "nobody has read the event");
+        assert!(run(), "nobody is held back any more");
+        // Stopped in the moment between reading and answering.
+        gate.close(&program, true).unwrap();
+        std::thread::scope(|scope| {
+            let running = scope.spawn(run);
+            while gate.waiting() == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            gate.tell(exec_watchdog::READS);
+            let event = gate.read().unwrap();
+            assert!(event.is_some_and(|event| event.is_some()));
+            assert!(running.join().unwrap());
+        });
     }
 }

@@ -6,9 +6,8 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use super::exec_gate::{ExecGate, only_descriptors};
 use super::lease::checked;
 
 /// Milliseconds that a program waits at most; the exporter itself lets it wait half as long.
@@ -21,14 +20,16 @@ const LOOK: i32 = 50;
 pub(super) const READS: u8 = b'r';
 pub(super) const HAS_ANSWERED: u8 = b'a';
 
-/// Descriptors of events that the exporter can have read are smaller: it has few in the thread that reads them.
-const EVENTS: RawFd = 1024;
-
-/// Starts the process. What is told goes into the returned end of a pipe; when that is closed, the process ends.
+/// Starts the process, which looks at this group, whether somebody waits, and lets all in; both only make system calls. What is told
+/// goes into the returned end of a pipe; when that is closed, the process ends.
 ///
 /// # Errors
 /// What the kernel refuses.
-pub(super) fn start(gate: &ExecGate) -> io::Result<OwnedFd> {
+pub(super) fn start(
+    group: RawFd,
+    is_waited_for: impl Fn() -> bool,
+    let_all_in: impl Fn(),
+) -> io::Result<OwnedFd> {
     let mut ends = [-1; 2];
     // SAFETY: the kernel writes two descriptors.
     checked(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) })?;
@@ -37,33 +38,30 @@ pub(super) fn start(gate: &ExecGate) -> io::Result<OwnedFd> {
     // SAFETY: the child only makes system calls, and never returns.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
-        0 => watch(gate, told.as_raw_fd()),
+        0 => watch(group, told.as_raw_fd(), is_waited_for, let_all_in),
         _ => Ok(tell),
     }
 }
 
-fn watch(gate: &ExecGate, told: RawFd) -> ! {
+fn watch(group: RawFd, told: RawFd, is_waited_for: impl Fn() -> bool, let_all_in: impl Fn()) -> ! {
     give_up_rights();
-    let mut kept = [gate.as_fd().as_raw_fd(), told];
+    let mut kept = [group, told];
     kept.sort_unstable();
     if only_descriptors(&kept).is_err() {
         end();
     }
     let mut reads = false;
     loop {
-        wait_for(&[gate.as_fd().as_raw_fd(), told], -1);
+        wait_for(&[group, told], -1);
         follow(told, &mut reads);
         let mut waited = 0;
-        while waited < LONGEST && (reads || gate.waiting() > 0) {
+        while waited < LONGEST && (reads || is_waited_for()) {
             wait_for(&[told], LOOK);
             waited = if follow(told, &mut reads) { 0 } else { waited + LOOK };
         }
         if waited >= LONGEST {
             reads = false;
-            let _ = gate.try_open();
-            let _ = gate.let_in(usize::MAX);
-            // What was read and not answered.
-            (0..EVENTS).for_each(|event| drop(gate.answer(event)));
+            let_all_in();
         }
     }
 }
@@ -118,33 +116,16 @@ fn end() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-
-    #[test]
-    fn a_program_does_not_wait_for_an_exporter_that_does_nothing_as_root() {
-        let directory = tempfile::tempdir().unwrap();
-        let program = directory.path().join("program");
-        assert!(Command::new("cp").arg("/bin/true").arg(&program).status().unwrap().success());
-        let gate = ExecGate::new().expect("these tests need root");
-        let run = || Command::new(&program).status().unwrap().success();
-        gate.close(&program, true).unwrap();
-        assert!(run(), "nobody has read the event");
-        assert!(run(), "nobody is held back any more");
-        // Stopped in the moment between reading and answering.
-        gate.close(&program, true).unwrap();
-        std::thread::scope(|scope| {
-            let running = scope.spawn(run);
-            while gate.waiting() == 0 {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            gate.tell(READS);
-            let event = gate.read().unwrap();
-            assert!(event.is_some_and(|event| event.is_some()));
-            assert!(running.join().unwrap());
-        });
+/// Gives the calling thread a table of descriptors of its own in which there are only these, in order.
+pub(super) fn only_descriptors(keep: &[RawFd]) -> io::Result<()> {
+    let unshare = libc::CLOSE_RANGE_UNSHARE.cast_signed();
+    let mut first = 0;
+    for fd in keep.iter().copied().chain([RawFd::MAX]) {
+        if fd > first {
+            // SAFETY: what belongs to other threads stays open in their table, and this one uses only what is kept.
+            checked(unsafe { libc::close_range(first as _, (fd - 1) as _, unshare) })?;
+        }
+        first = fd.saturating_add(1);
     }
+    Ok(())
 }
