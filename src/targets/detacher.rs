@@ -4,8 +4,8 @@
 //! until its file was looked at. So whoever looks at files must not wait for that: neither would go on before the process has waited for
 //! as long as it may.
 
-use std::collections::HashMap;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -24,6 +24,18 @@ pub(super) struct Leaving {
     pub(super) lease: Option<Lease>,
 }
 
+/// Probes that are on the way out for a while.
+pub(super) struct Shedding {
+    /// Tells when they are.
+    pub(super) out: Receiver<()>,
+    /// Whose they are.
+    pub(super) targets: BTreeSet<usize>,
+    /// What they begin.
+    pub(super) spans: BTreeSet<u32>,
+    /// Who is told then.
+    pub(super) done: SyncSender<()>,
+}
+
 /// What is on the way out.
 #[derive(Debug, Default)]
 pub(super) struct Detacher {
@@ -37,6 +49,7 @@ struct DetachState {
     files: HashMap<Identity, usize>,
     /// Of those that are out.
     numbers: Vec<u32>,
+    changes: u64,
 }
 
 fn lock(state: &Mutex<DetachState>) -> MutexGuard<'_, DetachState> {
@@ -56,8 +69,10 @@ impl Detacher {
             finish(&self.shared, lot, done);
             return;
         }
-        for leaving in &lot {
-            *lock(&self.shared).files.entry(leaving.identity).or_default() += 1;
+        {
+            let mut state = lock(&self.shared);
+            state.changes += 1;
+            lot.iter().for_each(|leaving| *state.files.entry(leaving.identity).or_default() += 1);
         }
         let shared = self.shared.clone();
         // What it is given is not lost where there is no thread.
@@ -80,6 +95,11 @@ impl Detacher {
         lock(&self.shared).files.contains_key(&identity)
     }
 
+    /// How often something has begun to leave, or has left.
+    pub(super) fn changes(&self) -> u64 {
+        lock(&self.shared).changes
+    }
+
     /// Numbers of sites are free again whose probes are out.
     pub(super) fn give_back(&self, cookies: &mut Cookies) {
         cookies.free.append(&mut lock(&self.shared).numbers);
@@ -94,12 +114,15 @@ impl Detacher {
 fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
     let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
     release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
-    for identity in identities {
-        let files = &mut lock(shared).files;
-        if let Some(lots) = files.get_mut(&identity) {
-            *lots -= 1;
+    {
+        let mut state = lock(shared);
+        state.changes += 1;
+        for identity in identities {
+            if let Some(lots) = state.files.get_mut(&identity) {
+                *lots -= 1;
+            }
         }
-        files.retain(|_, lots| *lots > 0);
+        state.files.retain(|_, lots| *lots > 0);
     }
     finish(shared, lot, done);
 }

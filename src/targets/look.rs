@@ -294,7 +294,7 @@ impl Worker {
             |old: &mut AttachedFile| old.wants_check_of_use() && !self.finder.in_use(old.identity);
         let unused: Vec<_> = state.replaced.extract_if(.., is_unused).collect();
         for old in &unused {
-            log::info!("Target {}: no process runs {} any more; detached", planned.name, old.display);
+            log::info!("Target {}: no process runs {} any more; detaching", planned.name, old.display);
             self.finder.forget_executed(old.identity);
         }
         self.detacher.detach(unused.into_iter().map(AttachedFile::into_leaving).collect());

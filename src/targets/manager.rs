@@ -155,7 +155,7 @@ impl Worker {
             // Before anything else: somebody waits.
             self.give_way(&wakeup.breaks);
             self.detacher.give_back(&mut self.cookies);
-            self.forget_starts_of_shed();
+            self.end_shedding();
             if wakeup.is_over {
                 self.watch.open_gate();
                 break;

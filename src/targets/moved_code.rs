@@ -90,6 +90,8 @@ impl Worker {
                     file.display
                 );
                 self.detacher.detach(vec![file.give_up(&reason)]);
+                // Who starts it when that is told copies no breakpoint any more.
+                self.detacher.end();
                 log::error!("Target {name}: not traced any more: {reason}");
                 self.publish(target, planned);
             }

@@ -1,20 +1,11 @@
 //! Takes probes out of all files of their target for a while, and puts them back.
 
 use std::collections::BTreeSet;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{SyncSender, TryRecvError, sync_channel};
 
 use super::attached_file::Shed;
+use super::detacher::Shedding;
 use super::worker::Worker;
-
-/// Probes on the way out.
-pub(super) struct Shedding {
-    /// Tells when they are.
-    out: Receiver<()>,
-    /// What they begin.
-    spans: BTreeSet<u32>,
-    /// Who is told then.
-    done: SyncSender<()>,
-}
 
 impl Worker {
     /// Takes the probes out: all of their units. `done` is told when they are.
@@ -36,21 +27,22 @@ impl Worker {
             state.meter.lately.clear();
         }
         let spans = probes.keys().filter_map(|probe| Some(of(probe).span?.number)).collect();
+        let targets = probes.keys().map(|probe| of(probe).target).collect();
         let (tell, out) = sync_channel(1);
-        self.shedding.push(Shedding { out, spans, done });
+        self.shedding.push(Shedding { out, targets, spans, done });
         self.detacher.detach_and_tell(lot, Some(tell));
-        let touched = probes.keys().map(|probe| of(probe).target).collect();
         self.shed.extend(probes);
-        self.publish_all(&touched);
     }
 
-    /// What has begun ends unseen where probes are out: the next end at the same place is not its.
-    pub(super) fn forget_starts_of_shed(&mut self) {
+    /// Where probes are out, their counts stand still, and what has begun ends unseen: the next end at the same place is not its.
+    pub(super) fn end_shedding(&mut self) {
         let is_out = |shedding: &mut Shedding| shedding.out.try_recv() != Err(TryRecvError::Empty);
-        for Shedding { spans, done, .. } in self.shedding.extract_if(.., is_out).collect::<Vec<_>>() {
+        for Shedding { targets, spans, done, .. } in self.shedding.extract_if(.., is_out).collect::<Vec<_>>()
+        {
             if !spans.is_empty() {
                 self.status.add_expired(&self.kernel.forget_starts(&spans, self.plan.spans));
             }
+            self.publish_all(&targets);
             let _ = done.try_send(());
         }
     }

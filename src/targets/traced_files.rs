@@ -6,9 +6,9 @@ use super::worker::Worker;
 impl Worker {
     /// Tells the thread which files are traced, if that may be others than before.
     pub(super) fn tell_readers(&mut self) {
-        let signature = self.signature();
-        let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != signature) else { return };
-        readers.told = signature;
+        let now = (self.signature(), self.detacher.changes());
+        let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != now) else { return };
+        readers.told = now;
         let mut all = TracedFiles::new();
         for (target, state) in self.targets.iter_mut().enumerate() {
             for file in state.files_mut().filter(|file| file.is_attached() && file.identity.address != 0) {
@@ -18,6 +18,6 @@ impl Worker {
                 traced.hidden.add(&file.hidden);
             }
         }
-        readers.set_files(all);
+        readers.set_files(all, |identity| self.detacher.is_busy_with(identity));
     }
 }

@@ -112,8 +112,8 @@ impl SharedReaders {
 pub(in crate::targets) struct ReadersHandle {
     shared: Arc<SharedReaders>,
     number: u64,
-    /// What told last time that something is new.
-    pub told: Signature,
+    /// What told last time that something is new: what is attached, and what has left.
+    pub told: (Signature, u64),
 }
 
 impl ReadersHandle {
@@ -133,14 +133,19 @@ impl ReadersHandle {
         let number = state.last_client;
         state.clients.push(Client { number, status, files: TracedFiles::new() });
         drop(state);
-        Some(Self { shared: shared.clone(), number, told: Signature::new() })
+        Some(Self { shared: shared.clone(), number, told: Default::default() })
     }
 
-    pub fn set_files(&self, files: TracedFiles) {
+    /// These are traced now; those that are leaving still have breakpoints, too.
+    pub fn set_files(&self, mut files: TracedFiles, is_leaving: impl Fn(Identity) -> bool) {
         let state = self.shared.lock();
         let ready = self.shared.is_ready.wait_while(state, |state| !state.is_ready);
         let mut state = ready.unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = state.clients.iter_mut().find(|client| client.number == self.number) {
+            let before = std::mem::take(&mut client.files);
+            for (identity, file) in before.into_iter().filter(|(identity, _)| is_leaving(*identity)) {
+                files.entry(identity).or_insert(file);
+            }
             client.files = files;
         }
         state.wake();
