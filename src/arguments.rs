@@ -204,6 +204,9 @@ pub(crate) fn contradicted_result(value: &ValuePlan, result: &FunctionResult) ->
         _ if !result.in_register => Some(format!(
             "retval is not valid here: by debug information the result is a `{declared}`, which is in no general register"
         )),
+        (_, ValueType::Other) => Some(format!(
+            "retval is the first word in a general register, or the address, of what is `{declared}` by debug information"
+        )),
         (Some(asked), ValueType::Integer { bytes, signed })
             if (asked.bytes, asked.signed) != (bytes, signed) =>
         {

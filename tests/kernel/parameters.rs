@@ -123,6 +123,10 @@ KEPT unsigned long adds(long n) { sink++; return n - 1; }
 KEPT const char *names(int n) { sink++; return n ? "" : 0; }
 KEPT void gives_nothing(int n) { sink += n; }
 KEPT double gives_double(int n) { sink += n; return n; }
+struct pair { int first, second; };
+struct large { long all[4]; };
+KEPT struct pair gives_pair(int n) { sink += n; return (struct pair){ n, 7 }; }
+KEPT struct large gives_large(int n) { sink += n; return (struct large){ { n } }; }
 int main(void) {
 	for (volatile int i = 0; i < 3; i++) {
 		negates(5);
@@ -131,6 +135,8 @@ int main(void) {
 		names(0);
 		gives_nothing(1);
 		gives_double(2);
+		gives_pair(3);
+		gives_large(4);
 	}
 	return 0;
 }
@@ -146,7 +152,9 @@ fn results_are_as_wide_as_debug_information_says() {
             "node_name: test\ntargets:\n- name: returning\n  binary: {}\n  probes:\n",
             binary.display()
         );
-        for name in ["negates", "cuts", "adds", "names", "gives_nothing", "gives_double"] {
+        for name in
+            ["negates", "cuts", "adds", "names", "gives_nothing", "gives_double", "gives_pair", "gives_large"]
+        {
             yaml += &format!(
                 "  - function: {name}\n    metrics: [{{ counter: {name}_total, labels: {{ result: retval }} }}]\n"
             );
@@ -175,6 +183,10 @@ fn results_are_as_wide_as_debug_information_says() {
         for name in ["gives_nothing", "gives_double"] {
             let warnings = warnings(name);
             assert!(warnings.iter().any(|text| text.starts_with("retval is not valid here")), "{warnings:?}");
+        }
+        for name in ["gives_pair", "gives_large"] {
+            let warnings = warnings(name);
+            assert!(warnings.iter().any(|text| text.starts_with("retval is the first word")), "{warnings:?}");
         }
     }
 }
