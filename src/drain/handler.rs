@@ -113,19 +113,19 @@ impl Handler {
                 let slow = probe.slow.first()?;
                 Some((slow, event.value(slow.value, false).word().map_or(0, u64::cast_signed)))
             };
-            let slow = match is_told {
-                false => found(),
-                true if event.is_slow() => found().or_else(first),
-                true => None,
-            };
-            if let Some((slow, value)) = slow {
+            let all = if is_told && !event.is_slow() { Vec::new() } else { found() };
+            // It is kept once, and each histogram that takes it for slow has it as an exemplar.
+            let kept_for = all.first().copied();
+            if let Some((slow, value)) = kept_for.or_else(|| first().filter(|_| is_told && event.is_slow())) {
                 let counters = SlowCounters { store: self.store.clone(), slots: selection.slots };
                 if !is_told {
                     counters.seen();
                 }
                 let target = &self.plan.targets[probe.target].name;
                 if let Some(recorder) = &self.recorder {
-                    note_exemplar(recorder, &self.plan, probe, slow, value, time, &read);
+                    for (slow, value) in all {
+                        note_exemplar(recorder, &self.plan, probe, slow, value, time, &read);
+                    }
                 }
                 let frames = evaluation.stack.filter(|_| slow.stack).map(|at| event.value(at, true));
                 let stack = frames.map(|frames| {

@@ -73,13 +73,13 @@ pub fn all_hold<'a>(
     Some(true)
 }
 
-/// The histogram that takes the event for slow, and its value there; the first one where there are several.
+/// The histograms that take the event for slow, and its value there.
 pub fn found_slow<'p, 'a>(
     probe: &'p ProbePlan,
     read: &impl Fn(usize) -> EventValue<'a>,
     scratch: &mut String,
-) -> Option<(&'p SlowPlan, i64)> {
-    probe.slow.iter().find_map(|slow| {
+) -> Vec<(&'p SlowPlan, i64)> {
+    let slow = probe.slow.iter().filter_map(|slow| {
         let EventValue::Int(value) = read(slow.value) else { return None };
         let mut all = slow.when.iter();
         let meant = all.all(|condition| {
@@ -87,7 +87,8 @@ pub fn found_slow<'p, 'a>(
             holds(condition, read(condition.value), kind, scratch) == Some(true)
         });
         (meant && value > slow.above && (value >= 0 || !slow.refuses_negative)).then_some((slow, value))
-    })
+    });
+    slow.collect()
 }
 
 /// The number that it is, if it is one.

@@ -358,6 +358,35 @@ fn slow_events_are_exemplars_of_their_buckets() {
     }
 }
 
+#[test]
+fn each_histogram_that_takes_an_event_for_slow_has_it_as_an_exemplar() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let histogram = |name: &str| {
+        format!("    - {{ histogram: {name}, value: elapsed, buckets: [2ms, 500ms], slow: 1ms }}\n")
+    };
+    let yaml = format!(
+        "node_name: demo\nslow_events: {{ file: {} }}\ntargets:\n- name: bitcoind\n  binary: {}\n  probes:\n  - on: usdt:udp:block_reconstructed\n    args: {{ elapsed: {{ index: 5, unit: us }} }}\n    metrics:\n{}{}",
+        place.path("events.db").display(),
+        demo.display(),
+        histogram("one_seconds"),
+        histogram("other_seconds").replace("slow:", "native: true, slow:")
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    play(&demo, &["--rate", "0", "--blocks", "100"]);
+    for name in ["one_seconds", "other_seconds"] {
+        wait_for(&format!("an exemplar of {name}"), || {
+            let page = text(&fetch(&exporter, "/metrics", OPENMETRICS).0);
+            page.lines().any(|line| line.starts_with(&format!("{name}_bucket")) && line.contains(" # {"))
+        });
+    }
+    // Each is kept once.
+    let scrape = exporter.scrape();
+    let slow = scrape.sum("fibre_exporter_slow_events_total", &[]);
+    assert!(slow > 0.0 && slow <= scrape.sum("one_seconds_count", &[]), "{slow}");
+}
+
 /// Prometheus has the same numbers of a native histogram as the text format has of the classic one.
 #[test]
 fn native_histograms_are_the_classic_ones() {
