@@ -99,7 +99,7 @@ impl Diagnostics {
         }
         if sorted.len() > SHOWN {
             let more = sorted.len() - SHOWN;
-            let _ = writeln!(text, "and {more} more error{}", if more == 1 { "" } else { "s" });
+            let _ = writeln!(text, "and {more} more");
         }
         text
     }
@@ -200,7 +200,7 @@ mod tests {
             diags.error(&file.clone().at(Some(Position { line, column: 1 })), "wrong");
         }
         assert_eq!(diags.render().lines().count(), SHOWN + 1);
-        assert!(diags.render().starts_with("c.yaml:0:1: ") && diags.render().ends_with("and 1 more error\n"));
+        assert!(diags.render().starts_with("c.yaml:0:1: ") && diags.render().ends_with("and 1 more\n"));
         assert_eq!(diags.summary(), "101 errors in c.yaml");
     }
 }
