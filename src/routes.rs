@@ -69,7 +69,7 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
         Route::get(ALERTS, "", http::HTML, move |_| Reply::ok(runbook.clone())).open_to(Access::Open),
         part("/page.css", "text/css; charset=utf-8", page::STYLE).open_to(Access::Open),
         part("/page.js", "text/javascript; charset=utf-8", page::SCRIPT),
-        part("/page.svg", "image/svg+xml", page::ICON),
+        part("/page.svg", "image/svg+xml", page::ICON).open_to(Access::Open),
     ]
 }
 

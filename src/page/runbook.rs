@@ -22,6 +22,7 @@ pub(crate) fn runbook() -> Bytes {
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
 <meta name=\"color-scheme\" content=\"light dark\">
 <title>Alerts</title>
+<link rel=\"icon\" href=\"/page.svg\" type=\"image/svg+xml\">
 <link rel=\"stylesheet\" href=\"/page.css\">
 </head>
 <body>
