@@ -69,7 +69,7 @@ fn address(node: &Node<'_>, text: &str) -> Option<ListenAddress> {
         return refuse("the port must be a number from 1 to 65535");
     };
     let host = match host.strip_prefix('[').map(|host| host.strip_suffix(']')) {
-        Some(Some(v6)) if v6.parse::<std::net::Ipv6Addr>().is_ok() => v6,
+        Some(Some(v6)) if is_ipv6(v6) => v6,
         Some(_) => return refuse("only an IPv6 address is written in brackets"),
         None if host.contains(':') => return refuse("an IPv6 address must be in brackets"),
         None => host,
@@ -78,6 +78,12 @@ fn address(node: &Node<'_>, text: &str) -> Option<ListenAddress> {
         return refuse("the host is neither an address nor a name");
     }
     Some(ListenAddress::Tcp { host: (!host.is_empty()).then(|| host.to_owned()), port })
+}
+
+/// With a zone, too: `fe80::1%eth0`.
+fn is_ipv6(text: &str) -> bool {
+    let (address, zone) = text.split_once('%').unwrap_or((text, "x"));
+    !zone.is_empty() && address.parse::<std::net::Ipv6Addr>().is_ok()
 }
 
 #[cfg(test)]
@@ -100,11 +106,13 @@ mod tests {
         let all = ListenAddress::Tcp { host: None, port: 9100 };
         assert_eq!(read(":9100"), Some(vec![all.clone()]));
         assert_eq!(read("[::1]:9100,localhost:1"), Some(vec![tcp("::1", 9100), tcp("localhost", 1)]));
+        assert_eq!(read("[fe80::1%eth0]:9100"), Some(vec![tcp("fe80::1%eth0", 9100)]));
         let unix = || ListenAddress::Unix("/run/e.sock".into());
         assert_eq!(read("unix:/run/e.sock, unix:///run/e.sock"), Some(vec![unix(), unix()]));
         for bad in [
             "",
             "9100",
+            "[::1%]:9100",
             ":0",
             ":x",
             ":70000",
