@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::abi::Direction;
 use super::config::{Mode, Scope};
 use super::event::Event;
-use super::hook::Hook;
+use super::hook::{Hook, receives_nothing};
 use super::links::{Changed, Changes, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
@@ -254,7 +254,9 @@ impl Follower {
 
     fn show(&self, index: i32) {
         if let Some(port) = self.ports.get(&index) {
-            let exact = self.area.scope.names(&port.on.name, &port.on.altnames);
+            // Nobody waits for packets that never come.
+            let exact = self.area.scope.names(&port.on.name, &port.on.altnames)
+                && receives_nothing(&port.on).is_none();
             self.status.show(self.area.number, self.labels_of(&port.on.name), port, exact);
         }
     }

@@ -56,12 +56,9 @@ pub(crate) struct Choice {
 /// Buses of NICs that a hypervisor plays.
 const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
 
-/// Chooses for an interface, or says why no hook sees its packets.
-///
-/// # Errors
-/// Why nothing can be counted on the way in, in words that follow the interface's name.
-pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
-    let receives_nothing = match on.kind.as_deref() {
+/// Why nothing is ever received by a device of this kind.
+pub(crate) fn receives_nothing(on: &Interface) -> Option<&'static str> {
+    match on.kind.as_deref() {
         Some("ifb") => {
             Some("an ifb receives nothing: packets redirected to it leave it again and are counted as sent")
         }
@@ -69,8 +66,15 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
             Some("a monitor receives nothing: what it monitors leaves it and is counted as sent")
         }
         _ => None,
-    };
-    if let Some(reason) = receives_nothing {
+    }
+}
+
+/// Chooses for an interface, or says why no hook sees its packets.
+///
+/// # Errors
+/// Why nothing can be counted on the way in, in words that follow the interface's name.
+pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
+    if let Some(reason) = receives_nothing(on) {
         return Err(reason.to_string());
     }
     crosses_hooks(on)?;
