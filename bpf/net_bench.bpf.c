@@ -44,6 +44,41 @@ int bench_spoofed(struct xdp_md *ctx)
 	return ingress_common(ctx, true);
 }
 
+/* The same for statistics with a blocklist. */
+SEC("xdp")
+int bench_listed(struct xdp_md *ctx)
+{
+	invent_source(ctx);
+	return ingress_common(ctx, false);
+}
+
+/* Sends an IPv4 packet on from one of `count` addresses, the first of which has the number `first`. */
+struct {
+	__u32 first, count;
+} sending = { 0, 1 };
+
+SEC("xdp")
+int bench_send(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	__u16 *words = data + ETH_HEADER;
+	__u32 sum = 0, i;
+
+	if (data + 34 > end)
+		return XDP_DROP;
+	state = state * 1664525 + 1013904223;
+	i = sending.first + (((__u64)state * sending.count) >> 32);
+	*(__be32 *)(data + 26) = bpf_htonl(i * 2654435761u & 0x7fffffff);
+	words[5] = 0;
+#pragma unroll
+	for (i = 0; i < 10; i++)
+		sum += words[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	words[5] = ~sum;
+	return XDP_TX;
+}
+
 SEC("tc")
 int bench_empty_tc(struct __sk_buff *ctx)
 {

@@ -35,6 +35,7 @@ typedef _Bool bool;
 
 /* enum xdp_action and the TCX verdicts, include/uapi/linux/bpf.h */
 #define XDP_PASS 2
+#define XDP_TX 3
 #define TCX_NEXT (-1) /* = TC_ACT_UNSPEC: the next program decides, also under clsact */
 
 /* include/uapi/linux/bpf.h */

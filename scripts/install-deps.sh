@@ -28,7 +28,7 @@ test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
 	nginx-light minisign fail2ban
 	git valgrind qemu-user xfsprogs btrfs-progs squashfs-tools erofs-utils bindfs musl-tools)
 lint_packages=('clang-format-14|clang-format' shellcheck git)
-bench_packages=(bpftrace nftables xdp-tools prometheus-node-exporter)
+bench_packages=(bpftrace ethtool ipset iptables nftables xdp-tools prometheus-node-exporter)
 rust=1.88 # rust-version in Cargo.toml
 # What rustup installs here by itself anyway.
 toolchain=$(sed -n 's/^channel = "\(.*\)"$/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../rust-toolchain.toml")
