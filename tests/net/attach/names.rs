@@ -35,14 +35,14 @@ fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
     until("it is there again", || network.not_ready().is_empty());
 }
 
-/// Nobody waits for packets that a device never receives; of others that no program can see, it is said.
+/// Nobody waits for packets that a device never receives.
 #[test]
 fn a_device_that_receives_nothing_is_ready_all_the_same() {
     let here = Namespace::new();
     here.command("ip link add exn0 type ifb");
     let named = NetworkConfig { interfaces: vec!["exn0".into()], ..config(Mode::Auto) };
-    let (network, events) = start(&here, named);
-    assert_eq!(attached(&events), ("exn0".into(), None));
+    let (network, _events) = start(&here, named);
+    assert_eq!(network.attached(), [("exn0".to_string(), None)]);
     assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
     assert_eq!(network.refusals().len(), 1, "the reason is exported");
 }
