@@ -298,4 +298,24 @@ mod tests {
         let store = EntryStore::open(&path).unwrap();
         assert_eq!(loaded(&store, 1020), [kept("::1", None), third]);
     }
+
+    #[test]
+    fn a_file_of_before_there_were_directions_is_taken_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("blocklist.db");
+        let before = Connection::open(&path).unwrap();
+        let (columns, _) = KIND.tables.split_once("until INTEGER").unwrap();
+        before.execute_batch(&format!("{columns} until INTEGER)")).unwrap();
+        before
+            .execute_batch("INSERT INTO entries VALUES ('192.0.2.7/32', 'api', 'x', NULL, NULL, 1, NULL)")
+            .unwrap();
+        before.pragma_update(None, "application_id", KIND.application).unwrap();
+        before.pragma_update(None, "user_version", 1).unwrap();
+        drop(before);
+        let mut store = EntryStore::open(&path).unwrap();
+        let [only] = &store.load().unwrap()[..] else { panic!("one entry") };
+        assert_eq!((only.rule.direction, only.by), (None, Asker::Api));
+        store.put_at(&[kept("192.0.2.8", Some(10))], 1000).unwrap();
+        assert_eq!(store.load_at(1000).unwrap().len(), 2);
+    }
 }
