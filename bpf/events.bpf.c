@@ -34,6 +34,7 @@ enum process_event_kind {
 	PROCESS_RENAMED,
 	PROCESS_MOVED, /* to another control group */
 	PROCESS_MAPPED, /* a file that was not known */
+	PROCESS_LOADED, /* all of a file whose semaphores have to be raised */
 };
 
 /* A file as it is opened: on overlayfs that of the overlay. */
@@ -52,9 +53,9 @@ struct process_event {
 	__u64 cgroup;
 	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
 	struct file_key file; /* the executable; PROCESS_MAPPED: that file */
-	__u64 address; /* PROCESS_MAPPED: where */
+	__u64 address; /* PROCESS_MAPPED: where; PROCESS_LOADED: of the file's inode */
 	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and directory */
-	__u64 ticket; /* PROCESS_EXECUTED, PROCESS_MAPPED: what it waits for; 0 if it does not */
+	__u64 ticket; /* PROCESS_EXECUTED, PROCESS_MAPPED, PROCESS_LOADED: what it waits for; 0 if it does not */
 	__u8 comm[16];
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
 };
@@ -421,6 +422,24 @@ static __always_inline bool is_for_all_segments(struct file *file, const struct 
 
 	return regs->r10 == MAP_PRIVATE && !regs->r9 && !(regs->dx & PROT_WRITE) && !(bytes % PAGE_SIZE) &&
 	       bytes != (size + PAGE_SIZE - 1) / PAGE_SIZE * PAGE_SIZE;
+}
+
+/*
+ * Attached to what a loader runs first of a file whose semaphores have to be raised: all of the file is mapped by then, and none of
+ * its probes was reached. The cookie is the inode's address.
+ */
+SEC("uprobe")
+int loaded(void *ctx)
+{
+	struct process_event event = { .kind = PROCESS_LOADED };
+
+	event.pid = process_id((void *)bpf_get_current_task_btf());
+	if (!event.pid)
+		return 0;
+	event.address = bpf_get_attach_cookie(ctx);
+	event.ticket = make_wait();
+	send(&event, SHORT_EVENT, true);
+	return 0;
 }
 
 /*

@@ -48,6 +48,9 @@ pub struct SharedSemaphore {
     pub code_offset: u64,
     /// From where that page is mapped to the semaphore.
     pub distance: u64,
+    /// Offset of the code that a loader runs when it has mapped all of the file, before anything else of it; 0 if there is none.
+    #[serde(default)]
+    pub first_code: u64,
 }
 
 impl<'a> Headers<'a> {
@@ -167,7 +170,16 @@ impl<'a> Headers<'a> {
             offset,
             code_offset: page_of(code.p_offset(LE)),
             distance: vaddr.wrapping_sub(page_of(code.p_vaddr(LE))),
+            first_code: self.first_code().unwrap_or_default(),
         })
+    }
+
+    /// Where the function is that a loader calls first, before constructors.
+    fn first_code(&self) -> Option<u64> {
+        let dynamic = self.dynamic();
+        let (_, vaddr) = dynamic.iter().find(|(tag, _)| *tag == elf::DT_INIT)?;
+        let (offset, is_writable) = self.code_offset(*vaddr)?;
+        (!is_writable).then_some(offset)
     }
 
     /// The file offset of the code that is loaded at `vaddr`, and whether the program may write to it there. None where no

@@ -23,6 +23,8 @@ pub struct ProcessChanges {
     /// Processes that a breakpoint has ended, which the kernel did not know: what they ran.
     pub trapped: Vec<(u32, Identity)>,
     pub mapped: Vec<MappedFile>,
+    /// Processes that have loaded a file whose semaphores have to be raised, and the address of its inode.
+    pub loaded: Vec<(u32, u64)>,
 }
 
 /// A process has mapped code of a file that is not known to be dealt with.
@@ -127,6 +129,10 @@ impl Finder {
 
     fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, changes: &mut ProcessChanges) {
         let pid = event.pid;
+        if let ProcessChange::Loaded { inode, .. } = event.change {
+            changes.loaded.push((pid, inode));
+            return;
+        }
         let is_end = matches!(event.change, ProcessChange::Ended { .. });
         self.note_run(event, changes);
         let is_of_interest = (is_end || !has_ended) && self.processes.apply(event);

@@ -267,6 +267,9 @@ impl Worker {
                 announce(&self.plan, planned, file, of, false);
                 changed = true;
             }
+            if let (Some(file), Some(events)) = (file, &self.finder.events) {
+                of.follow_loading(events, file);
+            }
         }
         if changed {
             self.publish(target, planned);

@@ -307,6 +307,9 @@ impl Worker {
                 }
             }
         }
+        for (pid, inode) in &changes.loaded {
+            self.raise_loaded(*pid, *inode);
+        }
         self.give_up_what_kills(changes);
         self.note_mapped(&changes.mapped);
         let states = &self.targets;

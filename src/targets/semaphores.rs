@@ -54,6 +54,15 @@ impl Worker {
         }
     }
 
+    /// In a process that has just loaded the file with this address of its inode.
+    pub(super) fn raise_loaded(&mut self, pid: u32, inode: u64) {
+        let states = self.targets.iter();
+        let mut files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
+        if let Some(identity) = files.find(|of| of.identity.address == inode).map(|of| of.identity) {
+            self.raise_semaphores(pid, identity);
+        }
+    }
+
     /// In all processes that map such files, of which some may not have been told.
     pub(super) fn raise_all_semaphores(&mut self) {
         let states = self.targets.iter();

@@ -5,18 +5,20 @@ mod record;
 mod tests;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::mem::{MaybeUninit, offset_of};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, UprobeOpts};
 use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
 use super::files::PidNamespace;
 use super::filters::as_glob;
+use super::pinnable_link::PinnableLink;
 use super::ring::EventRing;
 use super::storage::{Storage, new_storage};
 use super::tickets::{answer, answer_all, load_waiting};
@@ -159,6 +161,18 @@ impl ProcessEvents {
     /// Whether what processes map is told.
     pub fn tells_mappings(&self) -> bool {
         self.tells_mappings
+    }
+
+    /// Who loads the file, of which a loader runs the code at this offset first, is told as long as the link is kept. `inode` is
+    /// the address of the file's inode.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub fn tell_loading(&self, file: &File, inode: u64, first_code: u64) -> libbpf_rs::Result<PinnableLink> {
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let opts = UprobeOpts { cookie: inode, ..UprobeOpts::default() };
+        let program = &self.loaded.borrow_dependent().progs.loaded;
+        program.attach_uprobe_with_opts(-1, path, first_code as usize, opts).map(PinnableLink::new)
     }
 
     /// What has happened since.

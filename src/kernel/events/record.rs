@@ -56,13 +56,17 @@ pub enum ProcessChange {
     Moved { cgroup: u64 },
     /// It maps a file that was not said to be known, at this address, and waits as when it runs another program.
     Mapped { file: NamedFile, address: u64, ticket: u64 },
+    /// It has mapped all of the file with this address of the inode, of which nothing has run yet, and waits likewise.
+    Loaded { inode: u64, ticket: u64 },
 }
 
 impl ProcessEvent {
     /// What the process waits for, or 0.
     pub(super) fn ticket(&self) -> u64 {
         match self.change {
-            ProcessChange::Executed { ticket, .. } | ProcessChange::Mapped { ticket, .. } => ticket,
+            ProcessChange::Executed { ticket, .. }
+            | ProcessChange::Mapped { ticket, .. }
+            | ProcessChange::Loaded { ticket, .. } => ticket,
             _ => 0,
         }
     }
@@ -126,6 +130,10 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
         process_event_kind::PROCESS_MAPPED => ProcessChange::Mapped {
             file: NamedFile { file, name: long(record, offset_of!(process_event, name))? },
             address: long(record, offset_of!(process_event, address))?,
+            ticket: long(record, offset_of!(process_event, ticket))?,
+        },
+        process_event_kind::PROCESS_LOADED => ProcessChange::Loaded {
+            inode: long(record, offset_of!(process_event, address))?,
             ticket: long(record, offset_of!(process_event, ticket))?,
         },
         _ => return None,

@@ -4,6 +4,7 @@ mod again;
 mod attach;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use self::again::RetrySchedule;
@@ -15,7 +16,7 @@ use super::outcome::Outcome;
 use super::readers::Hidden;
 use super::status::ProbeState;
 use crate::elf::SharedSemaphore;
-use crate::kernel::{Kernel, Lease, PinnableLink};
+use crate::kernel::{Kernel, Lease, PinnableLink, ProcessEvents};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
 
@@ -37,6 +38,8 @@ pub struct AttachedFile {
     shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
+    /// Tells of processes that load the file, for these.
+    loading: Option<PinnableLink>,
     /// What breakpoints hide, and what they raise.
     pub(super) hidden: Hidden,
     /// Whether it was looked at what processes that ran it already have made of its code.
@@ -87,6 +90,7 @@ impl AttachedFile {
             sites: Vec::new(),
             shelved: Vec::new(),
             shared_semaphores: Vec::new(),
+            loading: None,
             hidden: Hidden::default(),
             is_code_checked: false,
             idle: Vec::new(),
@@ -155,8 +159,12 @@ impl AttachedFile {
 
     fn take_out(&mut self, units: &BTreeSet<usize>) -> Leaving {
         let links = self.links.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, link)| link);
+        let mut links: Vec<_> = links.collect();
+        if self.links.is_empty() {
+            links.extend(self.loading.take());
+        }
         let numbers = self.cookies.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, number)| number);
-        Leaving { identity: self.identity, links: links.collect(), numbers: numbers.collect(), lease: None }
+        Leaving { identity: self.identity, links, numbers: numbers.collect(), lease: None }
     }
 
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
@@ -184,7 +192,7 @@ impl AttachedFile {
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
         Leaving {
             identity: self.identity,
-            links: self.links.drain(..).map(|(_, link)| link).collect(),
+            links: self.links.drain(..).map(|(_, link)| link).chain(self.loading.take()).collect(),
             numbers: self.cookies.drain(..).map(|(_, number)| number).collect(),
             lease: None,
         }
@@ -256,6 +264,27 @@ impl AttachedFile {
         let cookies: Vec<u32> = self.cookies.iter().map(|(_, cookie)| *cookie).collect();
         if let Err(err) = kernel.admit(&cookies) {
             log::error!("{}: hits of processes with other names are not counted: {err:#}", self.display);
+        }
+    }
+
+    /// Has it told who loads the file, if semaphores have to be raised in such processes.
+    pub fn follow_loading(&mut self, events: &ProcessEvents, found: &TargetFile) {
+        let first_code = self.shared_semaphores.first().map_or(0, |(_, shared)| shared.first_code);
+        if self.loading.is_some() || first_code == 0 || self.identity.address == 0 {
+            return;
+        }
+        let mut byte = [0];
+        let Ok(file) = found.open() else { return };
+        if file.read_exact_at(&mut byte, first_code).is_err() {
+            return;
+        }
+        match events.tell_loading(&file, self.identity.address, first_code) {
+            Ok(link) => {
+                self.loading = Some(link);
+                // Who copies the file through a mapping must not copy this breakpoint either.
+                self.hidden.originals.insert(first_code, byte[0]);
+            }
+            Err(err) => log::debug!("{}: semaphores will be raised late: {err:#}", self.display),
         }
     }
 

@@ -204,6 +204,7 @@ impl Processes {
             }
             ProcessChange::Ended { .. } => self.replace(pid, None),
             ProcessChange::Mapped { .. } => self.forget_libraries(pid),
+            ProcessChange::Loaded { .. } => {}
         }
         self.all.contains_key(&pid)
     }

@@ -41,9 +41,17 @@
 #include <sys/sdt.h>
 
 #ifdef LIBRARY
+#ifdef SEMAPHORE
+__extension__ unsigned short lib_hit_semaphore __attribute__((section(".probes"), used));
+#define IS_RAISED (*(volatile unsigned short *)&lib_hit_semaphore)
+#else
+#define IS_RAISED 1
+#endif
+
 void fire(void)
 {
-	DTRACE_PROBE(lib, hit);
+	if (IS_RAISED)
+		DTRACE_PROBE(lib, hit);
 }
 #else
 static void (*fire_library)(void);

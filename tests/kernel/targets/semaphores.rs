@@ -1,9 +1,14 @@
 //! Programs linked by lld, whose semaphores are on a page that two segments load: the kernel raises the wrong copy in those that
 //! start later.
 
+use std::time::{Duration, Instant};
+
 use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
+
+/// As long as a loader waits at most.
+const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// How often the program's semaphore is raised.
 fn raised(program: &mut Program) -> u32 {
@@ -91,4 +96,49 @@ fn what_stays_where_another_probe_was_shed_is_counted_in_processes_that_start_la
     assert_eq!((count(&tracer, "p_total"), count(&tracer, "kept_total")), (0, 7));
     drop(tracer);
     assert_eq!(raised(&mut later), 0);
+}
+
+/// The library of such a build in a process that loads it: nothing of it runs before its semaphore is raised.
+#[test]
+fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
+    let directory = directory();
+    let [program, library] = ["program", "liblld.so"].map(|name| directory.path().join(name));
+    build(&program, &["-O1", "-DPAD=1"]);
+    let options = ["-O1", "-DLIBRARY", "-DSEMAPHORE", "-DPAD=1", "-shared", "-fPIC", "-fuse-ld=lld"];
+    build(&library, &options);
+    let target = config(&[("p", &format!("binary: {}", library.display()))]);
+    let target = target.replace("usdt:t:hit", "usdt:lib:hit");
+    let mut tracer = Tracer::start(&target);
+    let (mut programs, mut counted, mut in_time) = (Vec::new(), 0, 0);
+    for _ in 0..200 {
+        let mut program = Program::start(&program);
+        let asked = Instant::now();
+        program.tell(&format!("open {}\n10", library.display()));
+        (0..2).for_each(|_| drop(program.answer()));
+        let is_late = asked.elapsed() >= LONGEST_HOLD;
+        let before = std::mem::replace(&mut counted, count(&tracer, "p_total"));
+        if is_late {
+            // It has waited in vain, and nobody waits before it was looked at.
+            eventually("the semaphore to be raised", || {
+                program.fire(1);
+                count(&tracer, "p_total") > counted
+            });
+            counted = count(&tracer, "p_total");
+        } else {
+            assert_eq!(counted - before, 10);
+            in_time += 1;
+        }
+        programs.push(program);
+        if in_time == 10 {
+            break;
+        }
+    }
+    assert_eq!(in_time, 10, "the exporter was never in time");
+    // They are lowered again, and raised for the next exporter.
+    drop(tracer);
+    tracer = Tracer::start(&target);
+    for program in &mut programs {
+        program.fire(3);
+    }
+    assert_eq!(count(&tracer, "p_total"), 3 * programs.len() as u64);
 }
