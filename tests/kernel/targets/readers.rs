@@ -88,9 +88,19 @@ fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
 
 #[test]
 fn a_program_that_copies_itself_copies_no_breakpoints() {
+    copies_itself("-fuse-ld=bfd");
+}
+
+/// There the first code is probed too, which tells when its semaphore can be raised.
+#[test]
+fn a_program_that_copies_itself_copies_no_breakpoints_if_lld_has_linked_it() {
+    copies_itself("-fuse-ld=lld");
+}
+
+fn copies_itself(linker: &str) {
     let place = Place::new();
     let [path, plain, copied] = ["itself", "plain", "copied"].map(|name| place.path(name));
-    build(&path, &["-O1", "-DSEMAPHORE", "-DPAD=1"]);
+    build(&path, &["-O1", "-DSEMAPHORE", "-DPAD=1", linker]);
     copy(&path, &plain);
     let text = fs::read(&plain).unwrap();
     let selector = format!("binary: {}", path.display());
