@@ -428,7 +428,7 @@ static __always_inline bool is_for_all_segments(struct file *file, const struct 
  * Attached to what a loader runs first of a file whose semaphores have to be raised: all of the file is mapped by then, and none of
  * its probes was reached. The cookie is the inode's address.
  */
-SEC("uprobe")
+SEC("uprobe.multi")
 int loaded(void *ctx)
 {
 	struct process_event event = { .kind = PROCESS_LOADED };

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, UprobeOpts};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, UprobeMultiOpts};
 use rustix::event::epoll;
 
 use super::error::{KernelError, loading};
@@ -170,9 +170,13 @@ impl ProcessEvents {
     /// What the kernel refuses.
     pub fn tell_loading(&self, file: &File, inode: u64, first_code: u64) -> libbpf_rs::Result<PinnableLink> {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let opts = UprobeOpts { cookie: inode, ..UprobeOpts::default() };
+        let opts = UprobeMultiOpts {
+            offsets: vec![first_code as usize],
+            cookies: vec![inode],
+            ..UprobeMultiOpts::default()
+        };
         let program = &self.loaded.borrow_dependent().progs.loaded;
-        program.attach_uprobe_with_opts(-1, path, first_code as usize, opts).map(PinnableLink::new)
+        program.attach_uprobe_multi_with_opts(-1, path, "", opts).map(PinnableLink::new)
     }
 
     /// What has happened since.
@@ -306,6 +310,8 @@ fn load<'a>(
     open.maps.globs.set_max_entries((names + lines).max(1))?;
     open.maps.glob_results.set_max_entries(if names > 0 { GLOB_RESULTS } else { 1 })?;
     open.progs.mapped.set_autoload(wanted.mappings);
+    // Where nobody can wait it would come too late.
+    open.progs.loaded.set_autoload(!hold.is_zero());
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
         (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);

@@ -38,8 +38,8 @@ pub struct AttachedFile {
     shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
     pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
-    /// Tells of processes that load the file, for these.
-    loading: Option<PinnableLink>,
+    /// Tells of processes that load the file, for these, unless the kernel has refused it.
+    loading: Option<libbpf_rs::Result<PinnableLink>>,
     /// What breakpoints hide, and what they raise.
     pub(super) hidden: Hidden,
     /// Whether it was looked at what processes that ran it already have made of its code.
@@ -161,7 +161,7 @@ impl AttachedFile {
         let links = self.links.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, link)| link);
         let mut links: Vec<_> = links.collect();
         if self.links.is_empty() {
-            links.extend(self.loading.take());
+            links.extend(self.loading.take().and_then(Result::ok));
         }
         let numbers = self.cookies.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, number)| number);
         Leaving { identity: self.identity, links, numbers: numbers.collect(), lease: None }
@@ -192,7 +192,12 @@ impl AttachedFile {
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
         Leaving {
             identity: self.identity,
-            links: self.links.drain(..).map(|(_, link)| link).chain(self.loading.take()).collect(),
+            links: self
+                .links
+                .drain(..)
+                .map(|(_, link)| link)
+                .chain(self.loading.take().and_then(Result::ok))
+                .collect(),
             numbers: self.cookies.drain(..).map(|(_, number)| number).collect(),
             lease: None,
         }
@@ -278,14 +283,13 @@ impl AttachedFile {
         if file.read_exact_at(&mut byte, first_code).is_err() {
             return;
         }
-        match events.tell_loading(&file, self.identity.address, first_code) {
-            Ok(link) => {
-                self.loading = Some(link);
-                // Who copies the file through a mapping must not copy this breakpoint either.
-                self.hidden.originals.insert(first_code, byte[0]);
-            }
+        let told = events.tell_loading(&file, self.identity.address, first_code);
+        match &told {
+            // Who copies the file through a mapping must not copy this breakpoint either.
+            Ok(_) => drop(self.hidden.originals.insert(first_code, byte[0])),
             Err(err) => log::debug!("{}: semaphores will be raised late: {err:#}", self.display),
         }
+        self.loading = Some(told);
     }
 
     /// Whether the file's contents cannot have changed, whatever its times say.
