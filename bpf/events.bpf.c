@@ -37,6 +37,13 @@ enum process_event_kind {
 	PROCESS_LOADED, /* all of a file whose semaphores have to be raised */
 };
 
+/* Of a file that a process of some name in some control group executes. */
+enum known_use {
+	KNOWN = 1, /* nothing has to be done */
+	KNOWN_UNLESS_LINE = 2, /* except with a command line that is looked for */
+	KNOWN_UNLESS_CHILD = 4, /* except in a process that another one has started of which is told */
+};
+
 /* A file as it is opened: on overlayfs that of the overlay. */
 struct file_key {
 	__u64 inode; /* address of the kernel's inode */
@@ -110,6 +117,7 @@ struct events_abi {
 	enum event_limit event_limit;
 	enum ticket_limit ticket_limit;
 	enum process_event_kind process_event_kind;
+	enum known_use known_use;
 	struct file_use file_use;
 	enum tracked_state tracked_state;
 	enum cgroup_state cgroup_state;
@@ -140,7 +148,7 @@ HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
 /* Whether a program is called as any of the globs says. */
 HASH(glob_results, BPF_MAP_TYPE_LRU_HASH, 0, struct named_program, __u32, 1);
 
-/* Nothing has to be done at once when such a process executes the file. */
+/* Nothing has to be done at once when such a process executes the file: enum known_use. */
 HASH(known, BPF_MAP_TYPE_LRU_HASH, 0, struct file_use, __u32, 8192);
 
 /* Whatever process executes the file is told. */
@@ -154,7 +162,7 @@ struct {
 	__uint(max_entries, 1 << 18);
 } ring SEC(".maps");
 
-static __always_inline bool is_known(const struct process_event *event)
+static __always_inline __u32 *known_use(const struct process_event *event)
 {
 	struct file_use use = { .file = event->file, .cgroup = event->cgroup };
 
@@ -253,6 +261,17 @@ static __always_inline bool is_line_wanted(struct task_struct *task)
 	return fits_any(start, length, true);
 }
 
+/* Whether nothing has to be done at once for the process that has just begun to run the file. */
+static __always_inline bool is_dealt_with(const struct process_event *event, struct task_struct *task,
+					  bool was_told)
+{
+	__u32 *use = known_use(event);
+
+	if (!use || (*use & KNOWN_UNLESS_CHILD && was_told))
+		return false;
+	return !(*use & KNOWN_UNLESS_LINE) || !is_line_wanted(task);
+}
+
 /* A control group that was not seen before is told once: it may be that of a container which was not there before. */
 static __always_inline bool is_cgroup_wanted(__u64 cgroup)
 {
@@ -289,7 +308,7 @@ int executed(__u64 *ctx)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct process_event event = { .kind = PROCESS_EXECUTED, .pid = process_id(task) };
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	bool is_named, is_meant, is_told, needs_semaphores;
+	bool is_named, is_meant, was_told, is_told, needs_semaphores;
 
 	if (!event.pid || !exe)
 		return 0;
@@ -298,12 +317,13 @@ int executed(__u64 *ctx)
 	set_file(&event.file, exe);
 	is_named = is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_program_wanted(task, exe, &event);
 	is_meant = wants_all || is_named || is_cgroup_wanted(event.cgroup) || is_line_wanted(task);
+	was_told = bpf_map_lookup_elem(&tracked, &event.pid);
 	is_told = track(event.pid, is_meant);
 	needs_semaphores = bpf_map_lookup_elem(&semaphores, &event.file);
 	if (!is_told && !needs_semaphores)
 		return 0;
 	event.time = bpf_ktime_get_ns();
-	if (!needs_semaphores && is_known(&event)) {
+	if (!needs_semaphores && is_dealt_with(&event, task, was_told)) {
 		send(&event, SHORT_EVENT, false);
 	} else {
 		event.parent = process_id(BPF_CORE_READ(task, group_leader, real_parent));
@@ -388,7 +408,7 @@ int renamed(__u64 *ctx)
 		return 0;
 	set_file(&event.file, exe);
 	event.cgroup = has_cgroups ? bpf_get_current_cgroup_id() : 0;
-	send(&event, SHORT_EVENT, is_wanted && !is_known(&event));
+	send(&event, SHORT_EVENT, is_wanted && !known_use(&event));
 	return 0;
 }
 

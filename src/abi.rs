@@ -25,8 +25,8 @@ pub(crate) mod guard {
 pub(crate) mod events {
     include!(concat!(env!("OUT_DIR"), "/events.skel.rs"));
     pub use generated::types::{
-        cgroup_state, event_limit, file_key, file_use, name_key, name_length, named_file, process_event,
-        process_event_kind, tracked_state,
+        cgroup_state, event_limit, file_key, file_use, known_use, name_key, name_length, named_file,
+        process_event, process_event_kind, tracked_state,
     };
 }
 

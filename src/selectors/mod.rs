@@ -247,15 +247,20 @@ impl ProcessSelector {
     /// Whether all holds but for the command line, which a process can write over at any time: good enough to look for files, as
     /// the kernel looks again at each hit. If nothing else is asked for, it must hold, too.
     pub fn may_fit(&self, facts: &ProcessFacts<'_>) -> bool {
-        let is_line = |predicate: &Predicate| matches!(predicate, Predicate::Cmdline(_));
-        if self.predicates.iter().all(is_line) {
+        let mut others = self.predicates.iter().filter(|predicate| !predicate.is_line()).peekable();
+        if others.peek().is_none() {
             return self.fits(facts);
         }
-        self.predicates.iter().filter(|predicate| !is_line(predicate)).all(|predicate| predicate.fits(facts))
+        others.all(|predicate| predicate.fits(facts))
     }
 
     pub fn asks_for_cmdline(&self) -> bool {
-        self.predicates.iter().any(|predicate| matches!(predicate, Predicate::Cmdline(_)))
+        self.predicates.iter().any(Predicate::is_line)
+    }
+
+    /// Whether nothing but command lines say which processes are meant.
+    pub fn is_by_line(&self) -> bool {
+        !self.predicates.is_empty() && self.predicates.iter().all(Predicate::is_line)
     }
 
     /// Whether control groups say which processes are meant.
@@ -272,6 +277,10 @@ impl ProcessSelector {
 }
 
 impl Predicate {
+    fn is_line(&self) -> bool {
+        matches!(self, Predicate::Cmdline(_))
+    }
+
     /// Whether it holds.
     pub fn fits(&self, facts: &ProcessFacts<'_>) -> bool {
         let belongs = facts.belongs;

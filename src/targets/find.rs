@@ -9,7 +9,7 @@ use super::denied::why_denied;
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
-use crate::kernel::{FileUse, Files, NamedFile, ProcessEvents};
+use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
 use crate::procfs::Stat;
 use crate::selectors::{FileSelector, Pattern, Selector};
 
@@ -32,7 +32,7 @@ pub struct Finder {
     /// Whether a file was in use, and when that was looked up.
     pub(super) used: Option<(Identity, Instant, bool)>,
     /// Files that processes were seen to run, as the kernel tells of them.
-    pub(super) executed: HashMap<FileUse, Identity>,
+    pub(super) executed: HashMap<FileUse, (Identity, KnownUnless)>,
     /// What processes run that have begun to since.
     pub(super) running: HashMap<u32, FileUse>,
     /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and

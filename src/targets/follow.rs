@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::{Finder, KNOWN};
-use crate::kernel::{FileUse, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
+use crate::kernel::{FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
 
 /// What has become of processes.
 #[derive(Debug, Default)]
@@ -188,7 +188,7 @@ impl Finder {
             ProcessChange::Ended { signal } => {
                 let ran = self.running.remove(&event.pid);
                 if i32::try_from(signal) == Ok(libc::SIGTRAP) {
-                    let known = ran.and_then(|file| self.executed.get(&file).copied());
+                    let known = ran.and_then(|file| self.executed.get(&file).map(|(identity, _)| *identity));
                     let process = self.processes.get(event.pid).and_then(|process| process.file.as_ref());
                     let looked_up = known.or(process.map(|file| file.identity));
                     let identity = looked_up.or(ran.map(|ran| ran.file.unstacked()));
@@ -225,30 +225,37 @@ impl Finder {
     }
 
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
-    /// Where semaphores have to be raised, all such processes are told.
-    pub fn note_executed(&mut self, changes: &ProcessChanges, needs_semaphores: impl Fn(Identity) -> bool) {
+    /// Where semaphores have to be raised, all such processes are told, and otherwise those that another target may mean which does not
+    /// have the file yet.
+    pub fn note_executed(
+        &mut self,
+        changes: &ProcessChanges,
+        needs_semaphores: impl Fn(Identity) -> bool,
+        unless: impl Fn(Identity) -> KnownUnless,
+    ) {
         for executed in &changes.executed {
             let Some(identity) = self.file_of(executed) else { continue };
             let Some(events) = &self.events else { return };
             if self.executed.len() >= KNOWN {
                 self.executed.drain().for_each(|(key, _)| events.forget_file(key));
             }
-            if self.executed.insert(executed.key, identity) != Some(identity) {
-                events.set_known(executed.key, needs_semaphores(identity));
+            let known = (identity, unless(identity));
+            if self.executed.insert(executed.key, known) != Some(known) {
+                events.set_known(executed.key, needs_semaphores(identity), known.1);
             }
         }
     }
 
     /// What the process runs.
     pub fn file_of(&mut self, executed: &Executed) -> Option<Identity> {
-        let known = self.executed.get(&executed.key).copied();
+        let known = self.executed.get(&executed.key).map(|(identity, _)| *identity);
         known.or_else(|| Some(self.of_process(executed.pid).ok()?.identity))
     }
 
     /// The file is no longer attached to: whoever runs it next is to be looked at.
     pub fn forget_executed(&mut self, identity: Identity) {
         let Some(events) = &self.events else { return };
-        self.executed.retain(|key, of| {
+        self.executed.retain(|key, (of, _)| {
             let is_other = *of != identity;
             if !is_other {
                 events.forget_file(*key);

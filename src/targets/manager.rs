@@ -16,10 +16,10 @@ use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, Status};
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::kernel::{Attach, Guard, KernelError, LONGEST_HOLD, Shared};
+use crate::kernel::{Attach, Guard, KernelError, KnownUnless, LONGEST_HOLD, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
-use crate::selectors::{FileSelector, Selector};
+use crate::selectors::{FileSelector, ProcessSelector, Selector};
 
 /// How often files are looked at: one stat(2) for each.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -317,7 +317,19 @@ impl Worker {
             let files = states.iter().flat_map(|state| &state.current);
             files.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
         };
-        self.finder.note_executed(changes, needs_semaphores);
+        // A target by command line or parent alone may mean another process that runs the same file under the same name.
+        let selectors = self.plan.targets.iter().map(|target| &target.selector.processes);
+        let unless = |identity| {
+            let lacking = || {
+                let has = |state: &TargetState| state.current.iter().any(|of| of.identity == identity);
+                states.iter().zip(selectors.clone()).filter(move |(state, _)| !has(state)).map(|(_, by)| by)
+            };
+            KnownUnless {
+                line: lacking().any(ProcessSelector::is_by_line),
+                child: lacking().any(|by| by.children),
+            }
+        };
+        self.finder.note_executed(changes, needs_semaphores, unless);
     }
 
     /// Compares targets with the files that they mean now: those given by files, and those of which something says that there

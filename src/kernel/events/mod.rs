@@ -27,7 +27,7 @@ use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{cgroup_state, event_limit, name_key, name_length, tracked_state};
 use crate::selectors::{Automaton, Pattern};
 pub(crate) use record::process_event;
-pub use record::{FileKey, FileUse, NamedFile, ProcessChange, ProcessEvent};
+pub use record::{FileKey, FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent};
 
 /// What is told of processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -247,12 +247,12 @@ impl ProcessEvents {
     }
 
     /// Such a process that executes the file needs nothing at once; or each does, whatever it is called and wherever it is.
-    pub fn set_known(&self, file: FileUse, needs_semaphores: bool) {
+    pub fn set_known(&self, file: FileUse, needs_semaphores: bool, unless: KnownUnless) {
         let maps = &self.loaded.borrow_dependent().maps;
         if needs_semaphores {
             self.set(&maps.semaphores, bytes_of(&file.file.key()), 1);
         } else {
-            self.set(&maps.known, bytes_of(&file.key()), 1);
+            self.set(&maps.known, bytes_of(&file.key()), unless.known_use());
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::super::bytes::{long, text, word};
 use super::super::files::Inode;
-use crate::abi::events::{file_key, file_use, named_file, process_event, process_event_kind};
+use crate::abi::events::{file_key, file_use, known_use, named_file, process_event, process_event_kind};
 
 /// A file as processes open it: on overlayfs that of the overlay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -31,6 +31,15 @@ pub struct NamedFile {
     pub file: FileKey,
     /// The kernel's hash of name and directory.
     pub name: u64,
+}
+
+/// Which processes are told although the file that they execute is known: those that another target may mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KnownUnless {
+    /// With a command line that is looked for.
+    pub line: bool,
+    /// Whose parent is told of.
+    pub child: bool,
 }
 
 /// What has happened to a process.
@@ -87,6 +96,14 @@ impl FileKey {
 impl FileUse {
     pub(super) fn key(self) -> file_use {
         file_use { file: self.file.key(), cgroup: self.cgroup, comm: self.comm }
+    }
+}
+
+impl KnownUnless {
+    pub(super) fn known_use(self) -> u32 {
+        let line = if self.line { known_use::KNOWN_UNLESS_LINE.0 } else { 0 };
+        let child = if self.child { known_use::KNOWN_UNLESS_CHILD.0 } else { 0 };
+        known_use::KNOWN.0 | line | child
     }
 }
 

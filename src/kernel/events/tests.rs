@@ -42,7 +42,7 @@ fn only_what_is_wanted_is_told_as_root() {
     let other = start("/bin/dash".as_ref());
     assert_eq!(of(&mut events, other), []);
     // Of a file that is known its path is not told.
-    events.set_known(file, false);
+    events.set_known(file, false, KnownUnless::default());
     let pid = start(&path);
     let changes = of(&mut events, pid);
     assert!(matches!(&changes[0], ProcessChange::Executed { path, .. } if path.as_os_str().is_empty()));
@@ -80,7 +80,7 @@ fn a_program_waits_until_its_file_was_looked_at_as_root() {
     let (file, ticket, has_run) = held.unwrap();
     assert_eq!(ticket > 0, can_wait);
     assert!(!can_wait || has_run == Some(false), "it has run before its file was looked at");
-    events.set_known(file, false);
+    events.set_known(file, false, KnownUnless::default());
     assert_eq!(run(&mut events).1, 0, "nobody waits for what is known");
     // Who has waited in vain is the last one until somebody answers.
     events.forget_file(file);

@@ -96,6 +96,34 @@ fn what_fits_a_glob_is_found_without_a_walk() {
     assert_eq!(tracer.targets().walks, 1, "all that was told");
 }
 
+/// What is known of a file from one target's processes does not hold for another's, who run it under the same name.
+#[test]
+fn a_program_of_one_target_is_anothers_too_by_command_line_or_parent() {
+    let (builds, directory) = (builds(), directory());
+    let at = |name: &str| program(builds.path(), directory.path(), name);
+    let [name, line, parent] = ["ev-n", "ev-also", "ev-p"].map(named);
+    let shell = at(&parent);
+    std::fs::copy("/bin/dash", &shell).unwrap();
+    let tracer = start(&[
+        ("named", &format!("process: {name}")),
+        ("line", &format!("cmdline: \"*{line}*\"")),
+        ("child", &format!("process: {parent}\n  children: true")),
+    ]);
+    let path = at(&name);
+    let mut first = Program::start(&path);
+    until_attached(&tracer, 0);
+    first.fire(3);
+    let mut by_line = Program::of(Command::new(&path).arg0(format!("lined {line} more")));
+    until_attached(&tracer, 1);
+    by_line.fire(5);
+    let mut by_parent = Program::of(Command::new(&shell).args(["-c", "$0; exit"]).arg(&path));
+    until_sites(&tracer, 2, 1);
+    by_parent.fire(7);
+    let counts = ["named", "line", "child"].map(|name| count(&tracer, &format!("{name}_total")));
+    assert_eq!(counts, [15, 5, 7]);
+    assert_eq!(tracer.targets().walks, 1, "all that was told");
+}
+
 #[test]
 fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
     let (builds, directory) = (builds(), directory());
