@@ -355,9 +355,7 @@ fn wrong_host(request: &Parts) -> Option<&'static str> {
     match (hosts.next(), hosts.next()) {
         (None, _) if request.version == Version::HTTP_11 => Some("missing Host header\n"),
         (_, Some(_)) => Some("more than one Host header\n"),
-        (Some(host), None) if !host.as_bytes().iter().all(|letter| is_part(letter)) => {
-            Some("invalid Host header\n")
-        }
+        (Some(host), None) if !host.as_bytes().iter().all(is_part) => Some("invalid Host header\n"),
         _ => None,
     }
 }

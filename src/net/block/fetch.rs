@@ -146,7 +146,7 @@ pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
     age(&meta_of(path))
 }
 
-/// When a list was signed, as minisign writes it into the comment that it signs too: `timestamp:1700000000	file:list.txt`.
+/// When a list was signed, as minisign writes it into the comment that it signs too: `timestamp:SECONDS`, a tab, `file:NAME`.
 fn signed_at(comment: &str) -> Option<u64> {
     comment.split_ascii_whitespace().find_map(|word| word.strip_prefix("timestamp:")?.parse().ok())
 }
