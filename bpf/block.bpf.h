@@ -296,12 +296,16 @@ static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 tran
 }
 
 /* Whether it passes whoever it is from or to: a packet of the exporter's own listeners, of a connection that is spared, or
- * neighbour discovery, without which nobody on the link could be reached. */
-static __always_inline bool is_exempt(struct net_connection *connection, __u64 transport)
+ * neighbour discovery, without which nobody on the link could be reached. By the address of the other end, as in net_talker. A
+ * function of its own, whose stack those that look for prefixes do not need. */
+__noinline __u32 is_exempt(__u64 high, __u64 low, __u64 transport)
 {
+	struct net_connection connection = { .source = { high, high >> 32, low, low >> 32 } };
 	bool is_sent = TRANSPORT_DIRECTION(transport) == NET_EGRESS;
 	__u32 own = is_sent ? TRANSPORT_FROM(transport) : TRANSPORT_TO(transport), i;
 
+	if (!with_blocklist)
+		return false;
 	if (transport & TRANSPORT_NEIGHBOUR)
 		return true;
 	own &= 0xffff;
@@ -314,9 +318,9 @@ static __always_inline bool is_exempt(struct net_connection *connection, __u64 t
 	}
 	if (!*(volatile __u32 *)&blocklist.spares)
 		return false;
-	connection->source_port = is_sent ? TRANSPORT_TO(transport) : TRANSPORT_FROM(transport);
-	connection->destination_port = own;
-	return bpf_map_lookup_elem(&spared, connection) != 0;
+	connection.source_port = is_sent ? TRANSPORT_TO(transport) : TRANSPORT_FROM(transport);
+	connection.destination_port = own;
+	return bpf_map_lookup_elem(&spared, &connection) != 0;
 }
 
 static __always_inline __u32 judged(bool whole)
@@ -327,12 +331,11 @@ static __always_inline __u32 judged(bool whole)
 
 __noinline __u32 judge4(__u32 address, __u64 transport, __u64 amount)
 {
-	struct net_connection connection = { .source = { 0, 0, bpf_htonl(0xffff), address } };
 	__u32 host = bpf_ntohl(address), found;
 
 	if (!with_blocklist)
 		return 0;
-	if (is_exempt(&connection, transport) ||
+	if (is_exempt(0, (__u64)address << 32 | bpf_htonl(0xffff), transport) ||
 	    (may_be_allowed(host >> 16) && find4(NET_LIST_ALLOWED, host, transport, 0)))
 		return 0;
 	found = find4(NET_LIST_BLOCKED, host, transport, amount);
@@ -341,15 +344,16 @@ __noinline __u32 judge4(__u32 address, __u64 transport, __u64 amount)
 
 __noinline __u32 judge6(__u64 high, __u64 low, __u64 transport, __u64 amount)
 {
-	struct net_connection connection = { .source = { high, high >> 32, low, low >> 32 } };
 	__u32 found, first = high;
 
 	if (!with_blocklist)
 		return 0;
+	if (is_exempt(high, low, transport))
+		return 0;
 	high = bpf_be64_to_cpu(high);
 	low = bpf_be64_to_cpu(low);
-	if (is_exempt(&connection, transport) || (may_be_allowed(first * NET_MARK_FACTOR >> 16) &&
-						  find6(NET_LIST_ALLOWED, high, low, transport, 0)))
+	if (may_be_allowed(first * NET_MARK_FACTOR >> 16) &&
+	    find6(NET_LIST_ALLOWED, high, low, transport, 0))
 		return 0;
 	found = find6(NET_LIST_BLOCKED, high, low, transport, amount);
 	return found ? judged((found & 0xff) == 128) : 0;
