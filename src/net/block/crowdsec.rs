@@ -9,7 +9,6 @@ use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 
 use super::decisions::{Answered, DecisionScope};
-use super::push::PushConfig;
 use crate::http_client::{Client, ClientOptions, Request, Url};
 
 /// What messages and metrics call it.
@@ -44,6 +43,14 @@ pub struct CrowdsecConfig {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// As whom it is told of bans by detection; `None`: it is not.
     pub push: Option<PushConfig>,
+}
+
+/// `network.block.crowdsec.push`: as whom alerts are sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushConfig {
+    /// What `cscli machines add` was told.
+    pub machine: String,
+    pub password_file: PathBuf,
 }
 
 /// What sends requests to it.

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::config::parse_ttl;
-use super::crowdsec::CrowdsecConfig;
+use super::crowdsec::{CrowdsecConfig, PushConfig};
 use super::decisions::DecisionScope;
 use super::fetch::{ContentCheck, UrlConfig, digest_of, is_key};
-use super::push::PushConfig;
 use crate::config::section::{Key, Schema, Section, words};
 use crate::config::{Fields, Node, size};
 use crate::http_client::Url;

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::fs;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat};
@@ -11,7 +10,7 @@ use hyper::header::{AUTHORIZATION, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::super::cidr::Prefix;
-use super::crowdsec::{CrowdsecConfig, client};
+use super::crowdsec::{CrowdsecConfig, PushConfig, client};
 use crate::http_client::{Answer, Client, Request};
 
 /// The origin of decisions that exporters make.
@@ -22,14 +21,6 @@ pub(super) const AT_ONCE: usize = 100;
 
 /// A token is good for an hour.
 const TOKEN: Duration = Duration::from_secs(1800);
-
-/// `network.block.crowdsec.push`: as whom alerts are sent.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushConfig {
-    /// What `cscli machines add` was told.
-    pub machine: String,
-    pub password_file: PathBuf,
-}
 
 /// A ban that others are to know of.
 #[derive(Debug, Clone, PartialEq)]
