@@ -352,8 +352,7 @@ __noinline __u32 judge6(__u64 high, __u64 low, __u64 transport, __u64 amount)
 		return 0;
 	high = bpf_be64_to_cpu(high);
 	low = bpf_be64_to_cpu(low);
-	if (may_be_allowed(first * NET_MARK_FACTOR >> 16) &&
-	    find6(NET_LIST_ALLOWED, high, low, transport, 0))
+	if (may_be_allowed(first * NET_MARK_FACTOR >> 16) && find6(NET_LIST_ALLOWED, high, low, transport, 0))
 		return 0;
 	found = find6(NET_LIST_BLOCKED, high, low, transport, amount);
 	return found ? judged((found & 0xff) == 128) : 0;
