@@ -8,6 +8,7 @@ name=$(basename "$0" .sh)
 [[ -n $exporter ]] || for built in target/debug/exporter target/release/exporter; do
 	[[ ! -x $built ]] || exporter=$built
 done
+# shellcheck disable=SC2034 # who sources this uses it
 metrics=http://127.0.0.1:19439/metrics
 work=
 container=
@@ -30,6 +31,7 @@ clean_up() {
 	exec 2>/dev/null
 	[[ -z $prometheus ]] || kill "$prometheus" 2>/dev/null || true
 	# With its first process all of the container ends; systemd-nspawn alone would leave it behind.
+	# shellcheck disable=SC2046 # several numbers
 	[[ -z $container ]] || kill -KILL $(pgrep --parent "$container" || true) "$container" 2>/dev/null || true
 	[[ -z $late ]] || ip address del "$late/32" dev lo 2>/dev/null || true
 	wait 2>/dev/null || true

@@ -62,7 +62,7 @@ is_another_than() {
 	((now != 0 && now != $1)) && curl --silent --fail http://127.0.0.1:19440/ready
 }
 
-check_needs
+check_needs make gcc
 make --silent -C demo
 say "making a Debian tree in $work"
 make_tree "$tree" logrotate >"$work/tree.log" 2>&1 || fail "no tree could be made: $(tail -n 5 "$work/tree.log")"
