@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use exporter::exposition::Format;
 use exporter::net::{
-    BlockConfig, BlockEntry, BlockRule, CidrGroup, Count, Mode, Network, NetworkConfig, Prefix,
+    BlockConfig, BlockEntry, BlockRule, CidrGroup, Count, DetectConfig, Detections, Mode, Network,
+    NetworkConfig, Prefix,
 };
 
+use crate::detect::{anomalies, flood};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 use crate::support::dashboard::{Dashboard, Variable};
 use crate::support::prometheus::{Prometheus, Scrape};
@@ -25,7 +27,7 @@ fn repository(path: &str) -> PathBuf {
 }
 
 /// Answers every request with the metrics of now, until the flag is set and one more request came.
-fn serve(listener: &TcpListener, network: &Network, stop: &AtomicBool) {
+fn serve(listener: &TcpListener, network: &Network, detections: &Detections, stop: &AtomicBool) {
     for stream in listener.incoming() {
         let mut stream = stream.expect("a connection");
         if stop.load(Ordering::Relaxed) {
@@ -34,7 +36,8 @@ fn serve(listener: &TcpListener, network: &Network, stop: &AtomicBool) {
         let lines = BufReader::new(&stream).lines();
         let _request: Vec<_> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
         let mut text = Vec::new();
-        network.collect().iter().for_each(|family| family.write(Format::Text, &mut text));
+        let families = network.collect().into_iter().chain(detections.families());
+        families.for_each(|family| family.write(Format::Text, &mut text));
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\n";
         // A scraper that has gone away is not our concern.
         let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n", text.len())
@@ -67,6 +70,11 @@ fn config() -> NetworkConfig {
         mode: Mode::Auto,
         count,
         block: Some(block),
+        detect: DetectConfig {
+            syn_flood: flood(false),
+            tcp_anomalies: anomalies(false),
+            ..DetectConfig::default()
+        },
         ..NetworkConfig::default()
     }
 }
@@ -95,7 +103,8 @@ fn exchange(here: &Namespace, there: &Namespace) {
 }
 
 /// Titles of panels whose queries have no data here: there is no driver with a speed and no file, and nothing fails.
-const EMPTY: [&str; 4] = ["Link utilisation", "Blocklist files", "Changes that failed", "Not counted"];
+const EMPTY: [&str; 5] =
+    ["Link utilisation", "Blocklist files", "Changes that failed", "Not counted", "Attackers not banned"];
 
 /// Metrics that are not of packets, of which none are served here.
 const OTHERS: [&str; 2] = ["fibre_exporter_", "process_"];
@@ -104,7 +113,11 @@ const OTHERS: [&str; 2] = ["fibre_exporter_", "process_"];
 fn every_query_has_data() {
     let (here, there) = pair();
     let config = config();
+    let detections = Arc::new(Detections::default());
+    detections.configure(std::iter::empty(), Some(&config.detect));
     let network = Arc::new(here.run(move || Network::start(config, |_| {})).expect("counting starts"));
+    let (of, by) = (network.clone(), detections.clone());
+    here.run(move || of.detect(&by, |_| {}));
     up(&here, &there);
 
     let port = crate::support::prometheus::free_port();
@@ -112,8 +125,8 @@ fn every_query_has_data() {
     let address = format!("127.0.0.1:{port}");
     let stop = Arc::new(AtomicBool::new(false));
     let server = std::thread::spawn({
-        let (network, stop) = (Arc::clone(&network), Arc::clone(&stop));
-        move || serve(&listener, &network, &stop)
+        let (network, detections, stop) = (Arc::clone(&network), Arc::clone(&detections), Arc::clone(&stop));
+        move || serve(&listener, &network, &detections, &stop)
     });
     let password = tempfile::NamedTempFile::new().expect("a file");
     let scrape = Scrape {

@@ -30,11 +30,11 @@ fn scan(enforce: bool) -> Option<PortScan> {
     Some(PortScan { terms: terms(enforce), ports: 20, within, slow_ports: 60, slow_within })
 }
 
-fn flood(enforce: bool) -> Option<SynFlood> {
+pub fn flood(enforce: bool) -> Option<SynFlood> {
     Some(SynFlood { terms: terms(enforce), per_source: 10, in_all: 1_000_000, within: seconds(60) })
 }
 
-fn anomalies(enforce: bool) -> Option<TcpAnomalies> {
+pub fn anomalies(enforce: bool) -> Option<TcpAnomalies> {
     Some(TcpAnomalies { terms: terms(enforce), packets: 5, within: seconds(600) })
 }
 
