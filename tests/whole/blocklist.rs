@@ -256,8 +256,8 @@ fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
     let place = Place::new();
     with_users(&place).stop();
     let file = rusqlite::Connection::open(place.path("blocklist.db")).unwrap();
-    let full = "INSERT INTO entries WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 65535) \
-                SELECT '198.18.' || (i / 256) || '.' || (i % 256) || '/32', 'api', '', NULL, NULL, 0, NULL FROM n";
+    let full = "INSERT INTO entries (prefix, source, reason, since) WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 65535) \
+                SELECT '198.18.' || (i / 256) || '.' || (i % 256) || '/32', 'api', '', 0 FROM n";
     assert_eq!(file.execute(full, []).unwrap(), 65536);
     drop(file);
     let exporter = with_users(&place);
@@ -333,7 +333,7 @@ fn a_list_that_is_full_says_so() {
         let [_, _, high, low] = number.to_be_bytes();
         begun
             .execute(
-                "INSERT INTO entries VALUES (?, 'api', '', NULL, NULL, 0, NULL)",
+                "INSERT INTO entries (prefix, source, reason, since) VALUES (?, 'api', '', 0)",
                 [format!("198.18.{high}.{low}/32")],
             )
             .expect("an entry");
