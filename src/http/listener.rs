@@ -17,9 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use super::error::HttpError;
 use super::route::LocalPeer;
 
-/// Connections that may wait to be accepted. The kernel takes the lower of this and its own `net.core.somaxconn`, whose default this
-/// is. What comes while so many wait is dropped, and the client asks again only after a second, a scraper too.
-const BACKLOG: i32 = 4096;
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -41,8 +40,6 @@ impl Listener {
             other => other,
         };
         let listener = listener.map_err(fail)?;
-        // The standard library's is 128; listen(2) may be called again.
-        SockRef::from(&listener).listen(BACKLOG).map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
         Ok(Listener::Tcp(listener))
     }
@@ -321,20 +318,6 @@ mod tests {
         let path = directory.path().join("run/control.sock");
         let _listener = Listener::bind_control(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    }
-
-    #[test]
-    fn a_crowd_waits_to_be_accepted() {
-        let listener = Listener::bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-        let address = listener.socket_address().unwrap();
-        // Where the kernel keeps fewer, it does so for everybody.
-        let most: usize = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
-        let connect = |_| {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-            socket.connect_timeout(&address.into(), Duration::from_millis(900)).map(|()| socket)
-        };
-        let crowd: Result<Vec<_>, _> = (0..most.min(400)).map(connect).collect();
-        crowd.expect("as many as connect at once");
     }
 
     #[test]
