@@ -2,9 +2,10 @@
 # `set -euo pipefail`, in the project's directory, with the exporter to test as the first argument.
 # shellcheck shell=bash
 
-mirror=${MIRROR:-http://deb.debian.org/debian}
+# shellcheck source=scripts/test-lib.sh
+source scripts/test-lib.sh
+
 exporter=${1:-}
-name=$(basename "$0" .sh)
 [[ -n $exporter ]] || for built in target/debug/exporter target/release/exporter; do
 	[[ ! -x $built ]] || exporter=$built
 done
@@ -16,12 +17,9 @@ prometheus=
 # An address that was added to this machine.
 late=
 
-say() {
-	echo "$name: $*"
-}
-
+# As scripts/test-lib.sh has it, and what the service says.
 fail() {
-	echo "$name: FAILED: $*" >&2
+	echo "$script: FAILED: $*" >&2
 	[[ -z $container ]] || inside journalctl --no-pager -u fibre-exporter -n 30 >&2 || true
 	exit 1
 }
@@ -42,15 +40,6 @@ trap clean_up EXIT
 # Runs a command in the container.
 inside() {
 	nsenter --all --target "$(pgrep --parent "$container" | head -n 1)" "$@"
-}
-
-wait_for() {
-	local what=$1 tries=0
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((++tries < 900)) || fail "$what did not come"
-		sleep 0.1
-	done
 }
 
 # A tree in directory $1, with packages $2 beside what the exporter needs.

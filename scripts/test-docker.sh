@@ -18,30 +18,15 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-mirror=${MIRROR:-http://deb.debian.org/debian}
+# shellcheck source=scripts/test-lib.sh
+source scripts/test-lib.sh
+
+patience=1200
 # Debian's programs, and the engine's own socket, whatever else there is.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 unset DOCKER_HOST DOCKER_CONTEXT
 demo=target/demo/fibre-demo
 work=
-
-say() {
-	echo "test-docker: $*"
-}
-
-fail() {
-	echo "test-docker: FAILED: $*" >&2
-	exit 1
-}
-
-wait_for() {
-	local what=$1 tries=0
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((++tries < 1200)) || fail "$what did not come"
-		sleep 0.1
-	done
-}
 
 # The packages that the $1th stage of the Dockerfile installs.
 packages_of_stage() {

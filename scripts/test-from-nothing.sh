@@ -11,18 +11,11 @@
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 
-mirror=${MIRROR:-http://deb.debian.org/debian}
+# shellcheck source=scripts/test-lib.sh
+source scripts/test-lib.sh
+
 port=${PORT:-19435}
 work=
-
-say() {
-	echo "test-from-nothing: $*"
-}
-
-fail() {
-	echo "test-from-nothing: $*" >&2
-	exit 1
-}
 
 # The mounts have gone with their namespace by now; should one be left, nothing behind it is touched.
 remove_tree() {
