@@ -32,20 +32,14 @@ pub(super) fn page(status: &Status) -> String {
     let (version, kernel) = (escape(&status.exporter.exporter_version), escape(&status.exporter.kernel));
     let (summary, config) = (escape(&status.summary), escape(&status.connect.scrape_config));
     let up = duration(status.time - status.exporter.started);
-    format!(
-        "<!doctype html>
-<html lang=\"en\">
-<head>
-<meta charset=\"utf-8\">
-<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
-<meta name=\"color-scheme\" content=\"light dark\">
-<title>exporter on {node}: {word}</title>
-<link rel=\"icon\" href=\"/page.svg\" type=\"image/svg+xml\">
-<link rel=\"stylesheet\" href=\"/page.css\">
-<script src=\"/page.js\" defer></script>
+    let head = head(
+        &format!("exporter on {node}: {word}"),
+        "<script src=\"/page.js\" defer></script>
 <noscript><meta http-equiv=\"refresh\" content=\"10\"></noscript>
-</head>
-<body>
+",
+    );
+    format!(
+        "{head}<body>
 <a class=\"skip\" href=\"#main\">Skip to the status</a>
 <header>
 <h1>exporter <span id=\"badge\" class=\"badge {state}\">{word}</span></h1>
@@ -68,6 +62,23 @@ pub(super) fn page(status: &Status) -> String {
 </main>
 </body>
 </html>
+"
+    )
+}
+
+/// How each page begins, with lines of its own. The title is written as it is.
+pub(super) fn head(title: &str, more: &str) -> String {
+    format!(
+        "<!doctype html>
+<html lang=\"en\">
+<head>
+<meta charset=\"utf-8\">
+<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
+<meta name=\"color-scheme\" content=\"light dark\">
+<title>{title}</title>
+<link rel=\"icon\" href=\"/page.svg\" type=\"image/svg+xml\">
+<link rel=\"stylesheet\" href=\"/page.css\">
+{more}</head>
 "
     )
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use hyper::body::Bytes;
 
-use super::html::escape;
+use super::html::{escape, head};
 
 const TEXT: &str = include_str!("../../docs/alerts.md");
 
@@ -14,18 +14,9 @@ pub(crate) fn runbook() -> Bytes {
     let mut sections = String::new();
     // Blocks are separated by an empty line; the file has headings, paragraphs and code.
     TEXT.split("\n\n").for_each(|block| show(block.trim_end(), &mut sections));
+    let head = head("Alerts", "");
     format!(
-        "<!doctype html>
-<html lang=\"en\">
-<head>
-<meta charset=\"utf-8\">
-<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">
-<meta name=\"color-scheme\" content=\"light dark\">
-<title>Alerts</title>
-<link rel=\"icon\" href=\"/page.svg\" type=\"image/svg+xml\">
-<link rel=\"stylesheet\" href=\"/page.css\">
-</head>
-<body>
+        "{head}<body>
 <main class=\"runbook\">
 {sections}</main>
 </body>
