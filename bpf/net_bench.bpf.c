@@ -44,14 +44,6 @@ int bench_spoofed(struct xdp_md *ctx)
 	return ingress_common(ctx, true);
 }
 
-/* The same for statistics with a blocklist. */
-SEC("xdp")
-int bench_listed(struct xdp_md *ctx)
-{
-	invent_source(ctx);
-	return ingress_common(ctx, false);
-}
-
 /* Sends an IPv4 packet on from one of `count` addresses, the first of which has the number `first`. */
 struct {
 	__u32 first, count;
