@@ -114,18 +114,28 @@ impl Credentials {
         if let Some(result) = known {
             return result;
         }
-        let Some(_turn) = inner.turns.take(peer).await else { return false };
+        let Some(turn) = inner.turns.take(peer).await else { return false };
         // Another request may have brought the same pair while this one waited.
         if let (_, Some(result)) = self.lookup(&presented) {
             return result;
         }
+        // The turn goes with the evaluation, which runs to its end even when nobody waits for it any more.
+        let credentials = self.clone();
+        let evaluated = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            credentials.evaluate(&found, &presented)
+        });
+        evaluated.await.unwrap_or(false)
+    }
+
+    /// Takes long. The result is known from then on.
+    fn evaluate(&self, found: &UserMatch, presented: &Presented) -> bool {
+        let inner = &self.0;
         let user = &inner.users[found.user];
         let Password::Bcrypt(hash) = &user.password else { return false };
-        let (hash, pair) = (hash.clone(), inner.pair(&presented));
-        let password = presented.password;
-        let verified = tokio::task::spawn_blocking(move || bcrypt::verify(&password, &hash)).await;
-        let result = matches!(verified, Ok(Ok(true))) & found.is_that;
-        lock(if result { &user.right } else { &inner.wrong }).remember(pair.as_ref());
+        let verified = bcrypt::verify(&presented.password, hash);
+        let result = matches!(verified, Ok(true)) & found.is_that;
+        lock(if result { &user.right } else { &inner.wrong }).remember(inner.pair(presented).as_ref());
         result
     }
 
@@ -294,6 +304,8 @@ fn parse(header: &HeaderValue) -> Option<Presented> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -355,6 +367,21 @@ mod tests {
             let (right, wrong) = (lock(&credentials.0.users[0].right), lock(&credentials.0.wrong));
             assert_eq!((right.order.len(), wrong.order.len()), (1, 3));
         }
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_keeps_the_turn_until_the_hash_is_evaluated() {
+        let credentials = one("prom", &bcrypt::hash("secret", 8).unwrap()).unwrap();
+        let header = header("prom:secret");
+        let mut asked = Box::pin(credentials.accept(Some(&header), PEER));
+        let begun = tokio::time::timeout(Duration::ZERO, asked.as_mut()).await;
+        assert!(begun.is_err(), "{begun:?}");
+        drop(asked);
+        let _next = credentials.0.turns.take(PEER).await.expect("a turn");
+        assert!(
+            credentials.knows(Some(&header)),
+            "the next one has its turn while the hash is being evaluated"
+        );
     }
 
     #[tokio::test]
