@@ -26,7 +26,7 @@ pub fn push(id: u64, what: CgroupName, to: &mut String) -> bool {
 
 /// Looks up what the cgroup is called, unless that is known; `path` is that of a process in it.
 pub fn note(id: u64, path: impl FnOnce() -> Option<String>) {
-    all().find(id, path);
+    all().note(id, path);
 }
 
 /// Looks up names, and remembers them.
@@ -42,34 +42,41 @@ const KNOWN: usize = 4096;
 
 impl Cgroups {
     fn push(&mut self, id: u64, what: CgroupName, to: &mut String) -> bool {
-        match (self.find(id, || None), what) {
-            (Some(belongs), what) => to.push_str(&display(belongs, what)),
-            (None, CgroupName::Path) => to.push_str(&id.to_string()),
-            (None, _) => return false,
+        if !self.known.contains_key(&id) {
+            self.look_up(id, None);
+        }
+        match self.known.get(&id).and_then(Option::as_ref) {
+            Some(belongs) => to.push_str(&display(belongs, what)),
+            None if what == CgroupName::Path => to.push_str(&id.to_string()),
+            None => return false,
         }
         true
     }
 
-    fn find(&mut self, id: u64, path: impl FnOnce() -> Option<String>) -> Option<&Belongs> {
+    fn note(&mut self, id: u64, path: impl FnOnce() -> Option<String>) {
         if !matches!(self.known.get(&id), Some(Some(_))) {
-            let root = cgroup_root()?;
-            let is_it = |path: &String| {
-                fs::metadata(root.join(path.trim_start_matches('/'))).is_ok_and(|meta| meta.ino() == id)
-            };
-            let was_gone = self.known.contains_key(&id);
-            let among_all = || cgroups(&root).find(|(found, _)| *found == id).map(|(_, path)| path);
-            let path = path().filter(is_it).or_else(|| if was_gone { None } else { among_all() });
-            let found = path.map(|path| {
-                let mut belongs = Belongs::parse(&path);
-                self.containers.describe(&mut belongs);
-                belongs
-            });
-            if self.known.len() >= KNOWN {
-                self.known.clear();
-            }
-            self.known.insert(id, found);
+            self.look_up(id, path());
         }
-        self.known.get(&id)?.as_ref()
+    }
+
+    /// Where a process in it says it is, or else among all, once.
+    fn look_up(&mut self, id: u64, path: Option<String>) {
+        let Some(root) = cgroup_root() else { return };
+        let is_it = |path: &String| {
+            fs::metadata(root.join(path.trim_start_matches('/'))).is_ok_and(|meta| meta.ino() == id)
+        };
+        let was_gone = self.known.contains_key(&id);
+        let among_all = || cgroups(&root).find(|(found, _)| *found == id).map(|(_, path)| path);
+        let path = path.filter(is_it).or_else(|| if was_gone { None } else { among_all() });
+        let found = path.map(|path| {
+            let mut belongs = Belongs::parse(&path);
+            self.containers.describe(&mut belongs);
+            belongs
+        });
+        if !was_gone && self.known.len() >= KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(id, found);
     }
 }
 
@@ -122,7 +129,9 @@ mod tests {
         let mut cgroups = Cgroups::default();
         cgroups.known.extend((0..KNOWN as u64).map(|n| (u64::MAX - n, None)));
         let (id, _) = super::cgroups(&cgroup_root().unwrap()).next().unwrap();
-        assert_eq!(cgroups.find(id, || None).map(|found| found.path.as_str()), Some("/"));
+        let mut text = String::new();
+        assert!(cgroups.push(id, CgroupName::Path, &mut text));
+        assert_eq!(text, "/");
         assert_eq!(cgroups.known.len(), 1);
     }
 
