@@ -265,7 +265,7 @@ fn moved_storage(root: &Path) -> Option<String> {
     let settings = text(root.join("etc/containers/storage.conf")).ok()?;
     let mut values =
         settings.lines().filter_map(|line| line.trim().strip_prefix("graphroot")?.trim().strip_prefix('='));
-    Some(values.next()?.trim().trim_matches('"').to_owned())
+    Some(values.next()?.split(['"', '\'']).nth(1)?.to_owned())
 }
 
 /// Home directories: those of /etc/passwd, and those in /home, whose users may be known elsewhere.
@@ -345,7 +345,7 @@ mod tests {
         };
         write(root.join("etc/docker/daemon.json"), r#"{"data-root":"/data/docker"}"#);
         let settings =
-            "[storage]\ndriver = \"overlay\"\n# graphroot = \"/no\"\ngraphroot = \"/data/podman\"\n";
+            "[storage]\ndriver = \"overlay\"\n# graphroot = \"/no\"\ngraphroot = \"/data/podman\" # larger\n";
         write(root.join("etc/containers/storage.conf"), settings);
         write(
             root.join("etc/passwd"),
