@@ -320,9 +320,12 @@ impl Processes {
 
     /// Looks at each of the files again through one process that runs it.
     pub fn forget_files(&mut self, files: &[Identity]) {
+        if files.is_empty() {
+            return;
+        }
         let mut left = files.to_vec();
         let mut touched = Vec::new();
-        for process in self.all.values_mut().filter(|_| !files.is_empty()) {
+        for process in self.all.values_mut() {
             let identity = process.file.as_ref().map(|file| file.identity);
             if let Some(at) = left.iter().position(|of| Some(*of) == identity) {
                 left.swap_remove(at);
