@@ -215,6 +215,8 @@ impl Worker {
             self.keep_if_changed();
         }
         self.detacher.end();
+        // It is summed with those of managers that go on.
+        self.status.end_usage();
         self.keep();
         if self.kernel.pins().is_some_and(|pins| !pins.is_over()) {
             // What is pinned stays.

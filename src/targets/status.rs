@@ -399,6 +399,13 @@ impl Status {
         (usage.share, usage.is_doubtful) = (more.share, more.is_doubtful);
     }
 
+    /// From now on nothing is measured.
+    pub(super) fn end_usage(&self) {
+        for usage in &mut self.lock_targets().usage {
+            (usage.share, usage.is_doubtful) = (None, false);
+        }
+    }
+
     fn lock_targets(&self) -> MutexGuard<'_, TargetCounts> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -413,5 +420,31 @@ impl Status {
 
     fn lock(&self) -> MutexGuard<'_, Vec<ProbeStatus>> {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Overrides, load_bytes};
+
+    #[test]
+    fn what_a_manager_measured_last_does_not_count_when_it_has_ended() {
+        let yaml = "targets: [{ name: t, binary: /bin/true, probes: [{ function: f, metrics: [counter: a_total] }] }]";
+        let loaded = load_bytes("a.yaml", yaml.into(), &Overrides::default(), &Environment::new()).unwrap();
+        let plan = Arc::new(crate::plan::plan(loaded.config, false).unwrap());
+        let [ended, other] = [0.5, 0.25].map(|share| {
+            let status = Arc::new(Status::new(&plan));
+            let is_doubtful = share > 0.3;
+            status.add_usage(0, Usage { cpu: 4.0, tracing: 1.0, share: Some(share), is_doubtful });
+            status
+        });
+        let sum = || {
+            let parts = [ended.clone(), other.clone()].map(|status| (plan.clone(), status));
+            Status::of_parts(&plan, &parts, &[ProbeRef { engine: 1, probe: 0 }]).targets().usage[0]
+        };
+        assert_eq!((sum().share, sum().is_doubtful), (Some(0.75), true));
+        ended.end_usage();
+        assert_eq!((sum().share, sum().is_doubtful, sum().tracing), (Some(0.25), false, 2.0));
     }
 }
