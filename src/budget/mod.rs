@@ -100,13 +100,12 @@ impl Controllers {
             return Activity::AtRest;
         }
         self.forget_others(&plan.targets.iter().map(|target| target.name.as_str()).collect::<Vec<_>>());
-        let status = engines.status();
-        let (states, usage) = (status.probes(), status.targets().usage);
-        let is_out = |probe: &ProbeStatus| matches!(probe.state, ProbeState::Shed(_));
-        if usage.iter().all(|of| of.share.is_none()) && !states.iter().any(is_out) {
+        if engines.are_at_rest() {
             self.targets.values_mut().for_each(Controller::rest);
             return Activity::AtRest;
         }
+        let status = engines.status();
+        let (states, usage) = (status.probes(), status.targets().usage);
         let now = self.began.elapsed().as_secs_f64();
         let entries = engines.entries();
         for (target, planned) in plan.targets.iter().enumerate() {

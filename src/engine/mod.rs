@@ -265,6 +265,11 @@ impl Engines {
         Status::of_parts(&self.plan, &parts, &self.probe_refs)
     }
 
+    /// Whether no share is known, and no probe taken out: told without a copy of all that is known.
+    pub fn are_at_rest(&self) -> bool {
+        self.all.iter().all(|engine| engine.status.is_at_rest())
+    }
+
     /// What can be taken out for itself: probes that have their links in common, in one target.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();

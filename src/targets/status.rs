@@ -399,6 +399,12 @@ impl Status {
         (usage.share, usage.is_doubtful) = (more.share, more.is_doubtful);
     }
 
+    /// Whether no target's share is known, and no probe taken out for a while.
+    pub fn is_at_rest(&self) -> bool {
+        let is_out = |probe: &ProbeStatus| matches!(probe.state, ProbeState::Shed(_));
+        self.lock_targets().usage.iter().all(|of| of.share.is_none()) && !self.lock().iter().any(is_out)
+    }
+
     /// From now on nothing is measured.
     pub(super) fn end_usage(&self) {
         for usage in &mut self.lock_targets().usage {
@@ -444,7 +450,9 @@ mod tests {
             Status::of_parts(&plan, &parts, &[ProbeRef { engine: 1, probe: 0 }]).targets().usage[0]
         };
         assert_eq!((sum().share, sum().is_doubtful), (Some(0.75), true));
+        assert!(!ended.is_at_rest());
         ended.end_usage();
+        assert!(ended.is_at_rest());
         assert_eq!((sum().share, sum().is_doubtful, sum().tracing), (Some(0.25), false, 2.0));
     }
 }
