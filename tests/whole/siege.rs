@@ -17,7 +17,11 @@ const SCRAPER: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 fn besieged(place: &Place) -> Exporter {
     // The cost is low because this is often a build without optimisation.
-    let hash = bcrypt::hash(PASSWORD, 7).expect("hash the password");
+    besieged_at_cost(place, 7)
+}
+
+fn besieged_at_cost(place: &Place, cost: u32) -> Exporter {
+    let hash = bcrypt::hash(PASSWORD, cost).expect("hash the password");
     let auth = format!("metrics_auth_username: {USER}\nmetrics_auth_password: '{hash}'\n");
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     Setup::fibre(place, &binary).yaml(&auth).start()
@@ -68,6 +72,13 @@ fn scrapes_under(exporter: &Exporter, addresses: &[Ipv4Addr], each: usize, besie
 fn guesses_from_the_scrapers_own_address_keep_nobody_out() {
     let place = Place::new();
     scrapes_under(&besieged(&place), &[SCRAPER], 16, guess);
+}
+
+/// Where a check takes longer than a connection of a stranger lives.
+#[test]
+fn guesses_that_take_long_to_check_keep_nobody_out() {
+    let place = Place::new();
+    scrapes_under(&besieged_at_cost(&place, 10), &[SCRAPER], 16, guess);
 }
 
 #[test]
