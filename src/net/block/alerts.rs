@@ -24,38 +24,49 @@ pub(crate) struct AlertNumbers {
 #[derive(Debug, Default)]
 pub(super) struct Alerts {
     waiting: VecDeque<Alert>,
+    /// How many were taken to be sent, and wait until it is said what became of them.
+    sending: usize,
     numbers: AlertNumbers,
 }
 
 impl Alerts {
     pub fn add(&mut self, alert: Alert) {
-        if self.waiting.len() < MOST {
+        if self.waiting.len() + self.sending < MOST {
             self.waiting.push_back(alert);
         } else {
             self.numbers.full += 1;
         }
     }
 
-    /// The next that are to be sent. They wait until it is said what became of them.
-    pub fn next(&self) -> Vec<Alert> {
-        self.waiting.iter().take(AT_ONCE).cloned().collect()
+    /// Takes the next that are to be sent: two that send at a time, the one that ends after a reload and its successor, do not send
+    /// the same. To be followed by what became of them.
+    pub fn next(&mut self) -> Vec<Alert> {
+        let next: Vec<Alert> = self.waiting.drain(..AT_ONCE.min(self.waiting.len())).collect();
+        self.sending += next.len();
+        next
     }
 
-    /// Of the next so many, these were sent; the others were late.
+    /// Of so many that were taken, these were sent; the others were late.
     pub fn sent(&mut self, of: usize, sent: usize) {
-        self.waiting.drain(..of.min(self.waiting.len()));
+        self.sending -= of;
         self.numbers.sent += sent as u64;
         self.numbers.late += of.saturating_sub(sent) as u64;
     }
 
-    /// The next so many will never be taken.
+    /// So many that were taken will never be accepted.
     pub fn refused(&mut self, of: usize) {
-        self.waiting.drain(..of.min(self.waiting.len()));
+        self.sending -= of;
         self.numbers.refused += of as u64;
     }
 
+    /// These were taken, and are to be sent again before all others.
+    pub fn again(&mut self, alerts: Vec<Alert>) {
+        self.sending -= alerts.len();
+        alerts.into_iter().rev().for_each(|alert| self.waiting.push_front(alert));
+    }
+
     pub fn numbers(&self) -> AlertNumbers {
-        AlertNumbers { waiting: self.waiting.len() as u64, ..self.numbers }
+        AlertNumbers { waiting: (self.waiting.len() + self.sending) as u64, ..self.numbers }
     }
 }
 
@@ -76,6 +87,10 @@ mod tests {
         alerts.sent(AT_ONCE, AT_ONCE - 3);
         assert_eq!(alerts.next()[0].deadline, AT_ONCE as u64);
         alerts.refused(2);
+        let (third, fourth) = (alerts.next(), alerts.next());
+        assert_eq!(fourth[0].deadline, 3 * AT_ONCE as u64, "nobody takes what another one is sending");
+        alerts.again(third);
+        assert_eq!(alerts.next()[0].deadline, 2 * AT_ONCE as u64);
         let AlertNumbers { sent, refused, late, full, waiting } = alerts.numbers();
         assert_eq!((sent, refused, late, full), (AT_ONCE as u64 - 3, 2, 3, 10));
         assert_eq!(sent + refused + late + full + waiting, MOST as u64 + 10);

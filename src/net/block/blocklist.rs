@@ -42,7 +42,7 @@ pub struct Blocklist {
     summary: Mutex<Summary>,
     pub(super) followers: Mutex<Followers>,
     /// Bans that CrowdSec is to be told of.
-    pub(super) alerts: Mutex<Alerts>,
+    alerts: Mutex<Alerts>,
     /// Whether decisions could not be kept for after a restart the last time.
     pub(super) unkept: Mutex<bool>,
 }
@@ -129,6 +129,10 @@ impl Blocklist {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn alerts(&self) -> MutexGuard<'_, Alerts> {
+        self.alerts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The maps that programs are loaded with, by the names that they have there.
     pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
         let mut maps = self.maps.shared();
@@ -141,7 +145,7 @@ impl Blocklist {
         let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let numbers = std::mem::take(&mut summary.numbers).into_iter();
         if summary.is_told {
-            summary.alerts = Some(self.alerts.lock().unwrap_or_else(PoisonError::into_inner).numbers());
+            summary.alerts = Some(self.alerts().numbers());
         }
         summary.packets = numbers.map(|(number, source)| (source, self.maps.of_source(number))).collect();
         summary

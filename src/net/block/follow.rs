@@ -124,7 +124,7 @@ impl Blocklist {
         let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         let told = followers.0.iter().find(|(running, _)| matches!(running, Followed::Told(_)));
         if let Some((_, wake)) = told {
-            self.alerts.lock().unwrap_or_else(PoisonError::into_inner).add(alert);
+            self.alerts().add(alert);
             // It has ended only if the whole list does.
             let _ = wake.send(());
         }
@@ -218,56 +218,49 @@ fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiv
     let mut failing: Option<String> = None;
     let mut pause = Duration::ZERO;
     loop {
-        let Some(list) = list.upgrade() else { return };
-        let waiting = || list.alerts.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = waiting().next();
-        if !next.is_empty() {
-            let sent = pusher.send(&next, monotonic());
-            let failed = match sent {
-                Ok(sent) => {
-                    waiting().sent(next.len(), sent);
-                    None
-                }
-                Err(PushError::Refused(error)) => {
-                    waiting().refused(next.len());
-                    log::error!(
-                        "blocklist: CrowdSec at {} refuses {} alerts: {error}",
-                        config.url,
-                        next.len()
-                    );
-                    None
-                }
-                Err(PushError::Later(error)) => Some(error),
-            };
-            match &failed {
-                None => {
-                    if failing.is_some() {
-                        log::info!("blocklist: CrowdSec at {} takes alerts again", config.url);
-                    }
-                    pause = Duration::ZERO;
-                }
-                Some(error) => {
-                    if failing.as_ref() != Some(error) {
-                        log::warn!(
-                            "blocklist: failed to tell CrowdSec at {} of bans: {error}; they hold here, and are told later",
-                            config.url
-                        );
-                    }
-                    pause = (pause * 2).clamp(Duration::from_secs(1), AGAIN);
-                }
-            }
-            failing = failed;
-            if failing.is_none() && !waiting().next().is_empty() {
-                continue;
-            }
-        }
-        drop(list);
-        if failing.is_none() {
+        let Some(next) = list.upgrade().map(|list| list.alerts().next()) else { return };
+        if next.is_empty() {
             if woken.recv().is_err() {
                 return;
             }
             continue;
         }
+        let sent = pusher.send(&next, monotonic());
+        let Some(list) = list.upgrade() else { return };
+        let failed = match sent {
+            Ok(sent) => {
+                list.alerts().sent(next.len(), sent);
+                None
+            }
+            Err(PushError::Refused(error)) => {
+                list.alerts().refused(next.len());
+                log::error!("blocklist: CrowdSec at {} refuses {} alerts: {error}", config.url, next.len());
+                None
+            }
+            Err(PushError::Later(error)) => {
+                list.alerts().again(next);
+                Some(error)
+            }
+        };
+        drop(list);
+        match &failed {
+            None => {
+                if failing.is_some() {
+                    log::info!("blocklist: CrowdSec at {} takes alerts again", config.url);
+                }
+                pause = Duration::ZERO;
+            }
+            Some(error) => {
+                if failing.as_ref() != Some(error) {
+                    log::warn!(
+                        "blocklist: failed to tell CrowdSec at {} of bans: {error}; they hold here, and are told later",
+                        config.url
+                    );
+                }
+                pause = (pause * 2).clamp(Duration::from_secs(1), AGAIN);
+            }
+        }
+        failing = failed;
         // Whoever wakes it meanwhile makes it no quicker.
         let again = Instant::now() + pause;
         loop {
