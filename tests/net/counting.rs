@@ -1,6 +1,7 @@
 //! Counting in a namespace, and the comparison with the kernel's own statistics.
 
-use std::net::UdpSocket;
+use std::net::{TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -122,4 +123,22 @@ pub fn send_datagrams(from: &Namespace, datagrams: u64, bytes: usize) {
             while socket.send_to(&payload, (HERE, 7777)).is_err() {}
         }
     });
+}
+
+/// What the kernel tells of a connection: `struct tcp_info` of linux/tcp.h.
+pub fn tcp_info(stream: &TcpStream) -> [u8; 256] {
+    let mut info = [0u8; 256];
+    let mut length = info.len() as u32;
+    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    let got = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    info
 }

@@ -2,12 +2,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use exporter::net::Mode;
 
-use crate::counting::{config, number, observed, send_datagrams, start, until};
+use crate::counting::{config, number, observed, send_datagrams, start, tcp_info, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 
 /// A counter of `/proc/net/snmp` or `netstat` in a namespace.
@@ -24,20 +23,7 @@ fn kernel(inside: &Namespace, file: &str, protocol: &str, name: &str) -> u64 {
 
 /// `tcpi_rtt` of a connection, in microseconds.
 fn smoothed(stream: &TcpStream) -> u64 {
-    let mut info = [0u8; 256];
-    let mut length = info.len() as u32;
-    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
-    let got = unsafe {
-        libc::getsockopt(
-            stream.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &mut length,
-        )
-    };
-    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
-    u64::from(u32::from_ne_bytes(info[68..72].try_into().unwrap()))
+    u64::from(u32::from_ne_bytes(tcp_info(stream)[68..72].try_into().unwrap()))
 }
 
 #[test]
