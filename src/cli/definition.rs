@@ -16,8 +16,11 @@ const REPEATABLE: &str = "web_listen_address";
 /// The whole command line, for parsing and for completion scripts.
 pub fn command() -> Command {
     let path = |name: &'static str| Arg::new(name).value_name("FILE").value_parser(value_parser!(PathBuf));
-    let file = || path("file").required(true).help("Configuration file");
     let config = || path("config").long("config").short('c');
+    let file = || {
+        let file = path("file").required_unless_present("config").conflicts_with("config");
+        [file.help("Configuration file"), config().help("The same, as the exporter itself takes it")]
+    };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("exporter")
         .version(env!("CARGO_PKG_VERSION"))
@@ -45,7 +48,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("check")
                 .about("Validate a configuration and print what it would trace")
-                .arg(file())
+                .args(file())
                 .arg(switch("attach").help("Also attach the probes for a few seconds and count hits"))
                 .arg(
                     Arg::new("seconds")
@@ -82,7 +85,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("dashboard")
                 .about("Print a Grafana dashboard, or alerting rules, for a configuration")
-                .arg(file())
+                .args(file())
                 .arg(switch("alerts").help("Print Prometheus alerting rules instead"))
                 .arg(
                     Arg::new("runbooks")

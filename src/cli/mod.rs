@@ -94,7 +94,10 @@ fn overrides(matches: &ArgMatches) -> Overrides {
 
 fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
-    let file = || matches.get_one::<PathBuf>("file").cloned().unwrap_or_default();
+    let file = || {
+        let mut given = ["file", "config"].into_iter().filter_map(|name| matches.get_one::<PathBuf>(name));
+        given.next().cloned().unwrap_or_default()
+    };
     match name {
         "check" => {
             let seconds = matches.get_one("seconds").copied().map(|n: u16| Duration::from_secs(n.into()));
@@ -261,6 +264,8 @@ mod tests {
         let parsed = |args: &[&str]| parse([&["exporter"], args].concat()).unwrap();
         let file = PathBuf::from("c.yaml");
         assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: None });
+        assert_eq!(parsed(&["check", "--config", "c.yaml"]), parsed(&["check", "c.yaml"]));
+        assert_eq!(parsed(&["dashboard", "-c", "c.yaml"]), parsed(&["dashboard", "c.yaml"]));
         assert_eq!(
             parsed(&["check", "--attach", "c.yaml"]),
             Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(5)) }

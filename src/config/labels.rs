@@ -46,13 +46,13 @@ pub static LABEL: Section = Section {
 
 /// The labels of `labels:`, in the order written.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Label> {
-    let entries = node.entries("a mapping of labels").unwrap_or_default();
+    let entries = node.entries("a mapping of labels, such as `{ peer: peer }`").unwrap_or_default();
     entries.iter().filter_map(|(name, node)| label(&name.text, node)).collect()
 }
 
 /// Constant labels: of a target.
 pub(super) fn constants(node: &Node<'_>) -> Vec<(String, String)> {
-    let entries = node.entries("a mapping of labels").unwrap_or_default();
+    let entries = node.entries("a mapping of labels, such as `{ site: berlin }`").unwrap_or_default();
     let constant = |(name, node): (&Scalar, Node<'_>)| {
         check_name(&name.text, &node.at, node.diags);
         Some((name.text.clone(), node.label_text()?))
