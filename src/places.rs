@@ -153,7 +153,10 @@ pub(crate) fn places_in(
 }
 
 fn reads_result(probe: &ProbePlan) -> bool {
-    probe.values.iter().any(|value| matches!(value.source, ValueSource::Retval(_)))
+    probe
+        .values
+        .iter()
+        .any(|value| matches!(value.source, ValueSource::Retval(_) | ValueSource::ResultField { .. }))
 }
 
 enum Traced {

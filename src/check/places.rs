@@ -77,6 +77,7 @@ impl Notes {
             ValueSource::Arg(index) => (index, String::new()),
             ValueSource::Field { index, offset } => (index, format!("{offset:+}")),
             ValueSource::Retval(_) => return format!("{} = %rax", name(value)),
+            ValueSource::ResultField { offset } => return format!("{} = {offset}(%rax)", name(value)),
             _ => return name(value).to_string(),
         };
         let mut forms: Vec<&str> = Vec::new();

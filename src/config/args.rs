@@ -4,13 +4,16 @@ use std::borrow::Cow;
 
 use super::fields::{Fields, Node};
 use super::limits;
-use super::model::{Arg, ArgKind, BUILT_INS, IntType, Unit, Unread};
+use super::model::{Arg, ArgKind, ArgOf, BUILT_INS, IntType, Unit, Unread};
 use super::scalars::is_name;
 use super::section::{Key, Schema, Section, words};
 use super::words::{did_you_mean, quote};
 
 /// A position.
 pub(super) const POSITION: Schema = Schema::Integer(0, limits::ARGUMENT_INDEX as i64);
+/// A position, or the word for what the function returns.
+const POSITION_OR_RESULT: Schema = Schema::Either(&[POSITION, Schema::Words(|| vec![RESULT])]);
+const RESULT: &str = "retval";
 const BYTES: Schema = Schema::Integer(1, limits::TEXT_BYTES as i64);
 
 /// An entry of `args:`, in its long form.
@@ -19,7 +22,12 @@ pub static ARGUMENT: Section = Section {
     what: "an argument",
     about: "A probe argument. A number alone is the index of an integer argument.",
     keys: Cow::Borrowed(&[
-        Key::new("index", POSITION, "Index of the argument, from 0.").required(),
+        Key::new(
+            "index",
+            POSITION_OR_RESULT,
+            "Index of the argument, from 0; of functions also `retval`, for what the result points to.",
+        )
+        .required(),
         Key::new("to_index", POSITION, "Of a span: read the value at the end probe, at this index."),
         Key::new(
             "offset",
@@ -33,7 +41,11 @@ pub static ARGUMENT: Section = Section {
             "Of text: maximum number of bytes to read; of `string` the NUL is one of them.",
         )
         .or("64"),
-        Key::new("length", POSITION, "Of `string_len`: index of the argument that holds the length."),
+        Key::new(
+            "length",
+            POSITION_OR_RESULT,
+            "Of `string_len`: index of the argument that holds the length; with `at: return` also `retval`.",
+        ),
         Key::new("len", BYTES, "Of `hex` and `bytes`: number of bytes."),
         Key::new(
             "reverse",
@@ -129,7 +141,9 @@ const WHEN: &[(&str, bool)] = &[("entry", false), ("return", true)];
 /// The arguments of `args:` that are right; the names of the others go to `unread`. `is_span` allows `to_index`,
 /// `is_function` allows `at`.
 pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool, unread: &mut Unread) -> Vec<Arg> {
-    let Some(entries) = node.entries("a mapping of arguments") else {
+    let Some(entries) =
+        node.entries("a mapping of arguments, such as `{ peer: { index: 0, type: string } }`")
+    else {
         unread.all_args = true;
         return Vec::new();
     };
@@ -152,10 +166,10 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
         node.error(format!("`{name}` is the name of a built-in value; choose another name for the argument"))
             .help(format!("the built-in values are {}", BUILT_INS.join(", ")));
     }
-    let arg = |index, kind| Arg {
+    let arg = |of, kind| Arg {
         at: node.at.clone(),
         name: name.to_owned(),
-        index,
+        of,
         to_index: None,
         at_return: false,
         offset: None,
@@ -163,14 +177,14 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
         unit: Unit::None,
     };
     if node.value.is_number() {
-        return Some(arg(position(node)?, ArgKind::Int(None)));
+        return Some(arg(ArgOf::Call(position(node)?), ArgKind::Int(None)));
     }
     if !node.value.is_mapping() {
         node.expected("an argument").help(HELP);
         return None;
     }
     let fields = node.fields(&ARGUMENT)?;
-    let index = fields.require("index", HELP).and_then(|n| position(&n));
+    let of = fields.require("index", HELP).and_then(|n| position_or_result(&n, is_function));
     if !is_span {
         fields.forbid(&["to_index"], "only spans have an end probe");
     }
@@ -178,23 +192,44 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
     if !is_function {
         fields.forbid(&["at"], "only functions have an entry and a return");
     }
-    let at_return = fields.get("at").and_then(|n| n.one_of("time", WHEN)).unwrap_or(false);
+    let at = fields.get("at");
+    let at_return = at.as_ref().and_then(|n| n.one_of("time", WHEN)).unwrap_or(of == Some(ArgOf::Result));
+    if let (Some(ArgOf::Result), false, Some(at)) = (of, at_return, at) {
+        at.error("the result is known at the return").help("leave out `at`");
+    }
     let offset = fields
         .get("offset")
         .and_then(|n| n.integer("a number of bytes", -limits::FIELD_OFFSET..=limits::FIELD_OFFSET));
     let kind = match fields.get("type") {
-        Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind, index)),
-        None => kind_of(&fields, Type::Int(None), index),
+        Some(node) => type_of(&node).and_then(|kind| kind_of(&fields, kind, of, is_function)),
+        None => kind_of(&fields, Type::Int(None), of, is_function),
     };
     let unit = fields.get("unit").and_then(|n| n.one_of("unit", UNITS)).unwrap_or_default();
     if !matches!(kind, None | Some(ArgKind::Int(_))) {
         fields.forbid(&["unit"], "only numeric types have a unit");
     }
-    Some(Arg { to_index, at_return, offset, unit, ..arg(index?, kind?) })
+    Some(Arg { to_index, at_return, offset, unit, ..arg(of?, kind?) })
 }
 
 fn position(node: &Node<'_>) -> Option<usize> {
     node.integer("an argument index", 0..=limits::ARGUMENT_INDEX)
+}
+
+fn position_or_result(node: &Node<'_>, is_function: bool) -> Option<ArgOf> {
+    if node.value.as_str() != Some(RESULT) {
+        return position(node).map(ArgOf::Call);
+    }
+    if !is_function {
+        node.error(format!("`{RESULT}` is not valid here: only functions return"));
+        return None;
+    }
+    Some(ArgOf::Result)
+}
+
+/// Whether it is the name of a type whose values are read from memory.
+pub(super) fn is_behind_an_address(name: &str) -> bool {
+    let found = TYPES.iter().find(|(known, _)| *known == name);
+    found.is_some_and(|(_, kind)| !matches!(kind, Type::Int(_) | Type::Bool | Type::Symbol))
 }
 
 fn type_of(node: &Node<'_>) -> Option<Type> {
@@ -219,7 +254,7 @@ fn type_of(node: &Node<'_>) -> Option<Type> {
     found
 }
 
-fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgKind> {
+fn kind_of(fields: &Fields<'_>, kind: Type, of: Option<ArgOf>, is_function: bool) -> Option<ArgKind> {
     if !matches!(kind, Type::Str | Type::StrLen | Type::GoString) {
         fields.forbid(&["max"], "only the types string, string_len and go_string have it");
     }
@@ -239,12 +274,18 @@ fn kind_of(fields: &Fields<'_>, kind: Type, index: Option<usize>) -> Option<ArgK
         Type::Str => ArgKind::Str { max: max()? },
         Type::StrLen => {
             let help = "set it to the index of the argument that holds the length: length: 2";
-            let len_index = fields.require("length", help).and_then(|n| position(&n));
+            let length = fields.require("length", help).and_then(|n| position_or_result(&n, is_function));
             let max = max();
-            ArgKind::StrLen { len_index: len_index?, max: max? }
+            ArgKind::StrLen { length: length?, max: max? }
         }
         // Its two words are two arguments, one after the other.
-        Type::GoString => ArgKind::StrLen { len_index: index? + 1, max: max()? },
+        Type::GoString => match of? {
+            ArgOf::Call(index) => ArgKind::StrLen { length: ArgOf::Call(index + 1), max: max()? },
+            ArgOf::Result => {
+                fields.forbid(&["type"], "of a result only the first word can be read");
+                return None;
+            }
+        },
         Type::Hex => {
             let help = "set the number of bytes: len: 32";
             let len = fields

@@ -207,12 +207,13 @@ impl<'a> Node<'a> {
 
     /// One of a few words.
     pub fn one_of<T: Copy>(&self, what: &str, words: &[(&str, T)]) -> Option<T> {
-        let text = self.text_as(what)?;
+        let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        let expected = format!("one of {}", all.join(", "));
+        let text = self.text_as(&expected)?;
         let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(text));
         if found.is_none() {
-            let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            let near = did_you_mean(text, all.iter().copied());
-            self.error(format!("unknown {what} {}{near}; expected one of {}", self.found(), all.join(", ")));
+            let near = did_you_mean(text, all);
+            self.error(format!("unknown {what} {}{near}; expected {expected}", self.found()));
         }
         found.map(|(_, value)| *value)
     }

@@ -278,8 +278,8 @@ pub enum SpanKey {
 pub struct Arg {
     pub at: Place,
     pub name: String,
-    /// Zero-based position; in a span it may differ between the ends.
-    pub index: usize,
+    /// In a span it may differ between the ends.
+    pub of: ArgOf,
     /// Position at the far end of a span, when not `index`.
     pub to_index: Option<usize>,
     /// What the argument points to is read when the function returns, else when it is entered.
@@ -288,6 +288,15 @@ pub struct Arg {
     pub offset: Option<i32>,
     pub kind: ArgKind,
     pub unit: Unit,
+}
+
+/// What a named argument is, or is the address of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ArgOf {
+    /// The argument at this position, from 0.
+    Call(usize),
+    /// What the function returns.
+    Result,
 }
 
 /// How the bytes of an argument are understood.
@@ -300,9 +309,9 @@ pub enum ArgKind {
     Str {
         max: u32,
     },
-    /// Pointer and a length in another argument (by position).
+    /// Pointer and a length in another argument, or in what the function returns.
     StrLen {
-        len_index: usize,
+        length: ArgOf,
         max: u32,
     },
     /// `len` bytes, shown in hexadecimal; `reverse` for block hashes.

@@ -6,7 +6,7 @@ use super::args::{self, INTEGERS};
 use super::ban::{self, BAN_KEY};
 use super::fields::{Fields, Node};
 use super::metrics;
-use super::model::{On, Point, Probe, ReturnsBy, SpanKey, Unread};
+use super::model::{IntType, On, Point, Probe, ReturnsBy, SpanKey, Unread};
 use super::points::{function, point};
 use super::section::{Key, Schema, Section, words};
 use super::slow::SLOW_KEY;
@@ -101,6 +101,18 @@ pub(super) fn decode(node: &Node<'_>, from_profile: bool) -> Vec<Probe> {
     node.list("a list of probes").unwrap_or_default().iter().filter_map(|n| probe(n, from_profile)).collect()
 }
 
+/// The width and sign of what a function returns.
+fn returns(node: &Node<'_>) -> Option<IntType> {
+    if node.value.as_str().is_some_and(args::is_behind_an_address) {
+        node.error("`returns` is the type of a number").help(
+            "to read what the returned address points to, add an argument: \
+             args: { NAME: { index: retval, type: string } }",
+        );
+        return None;
+    }
+    node.one_of("integer type", INTEGERS)
+}
+
 fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let errors = || node.diags.len();
     // Which keys are known depends on the form, so the form is looked for first.
@@ -124,10 +136,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let log = fields.get("log").and_then(|n| template(&n));
     let keep = fields.get("keep").and_then(|n| n.boolean()).unwrap_or(false);
     let event_type = fields.get("event_type").and_then(|n| n.text()).map(str::to_owned);
-    let returns = (!is_span)
-        .then(|| fields.get("returns"))
-        .flatten()
-        .and_then(|n| n.one_of("an integer type", INTEGERS));
+    let returns = (!is_span).then(|| fields.get("returns")).flatten().and_then(|n| returns(&n));
     if let (Some(On::Usdt(_)), Some(_)) = (&on, returns) {
         fields.forbid(&["returns"], "USDT probes have no return value");
     }

@@ -3,7 +3,7 @@
 use super::{ValueKind, ValuePlan, ValueSource};
 use crate::abi::{CARRIED_TEXTS, MAX_BYTES, MAX_CARRIED};
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{Arg, ArgKind, IntType, Unit};
+use crate::config::model::{Arg, ArgKind, ArgOf, IntType, Unit};
 use crate::config::place::Place;
 
 /// An address is a number without a sign.
@@ -25,23 +25,26 @@ pub(super) struct CarriedValues {
 impl CarriedValues {
     /// Where the end finds the argument, which the start reads.
     pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<ValueSource> {
+        if arg.of == ArgOf::Result {
+            return Some(ValueSource::of(arg, arg.of));
+        }
         if arg.at_return {
             let kind = ArgKind::Int(Some(ADDRESS));
             let pointer = Arg { offset: None, kind, ..arg.clone() };
-            let number = self.carry(raw(&pointer, arg.index), diags)?;
+            let number = self.carry(raw(&pointer, arg.of), diags)?;
             let is_text = ValueKind::Arg(arg.kind.clone()).is_text();
             let offset = if is_text { arg.offset } else { Some(arg.offset.unwrap_or(0)) };
             return Some(ValueSource::CarriedAddress { number, offset });
         }
         let kind = match &arg.kind {
-            ArgKind::StrLen { len_index, max } => {
-                let len = self.length(arg, *len_index, args, diags)?;
+            ArgKind::StrLen { length, max } => {
+                let len = self.length(arg, *length, args, diags)?;
                 ValueKind::StrLen { len, max: *max }
             }
             kind if ValueKind::Arg(kind.clone()).is_text() => ValueKind::Arg(kind.clone()),
-            _ => raw(arg, arg.index).kind,
+            _ => raw(arg, arg.of).kind,
         };
-        let value = ValuePlan { kind, ..raw(arg, arg.index) };
+        let value = ValuePlan { kind, ..raw(arg, arg.of) };
         Some(ValueSource::Carried(self.carry(value, diags)?))
     }
 
@@ -62,15 +65,15 @@ impl CarriedValues {
     }
 
     /// The number, among the lengths, of the one that is the argument at this position.
-    fn length(&mut self, text: &Arg, index: usize, args: &[Arg], diags: &Diagnostics) -> Option<usize> {
-        let named = args.iter().find(|arg| arg.index == index && arg.offset.is_none());
-        if named.is_some_and(|arg| arg.at_return) {
+    fn length(&mut self, text: &Arg, of: ArgOf, args: &[Arg], diags: &Diagnostics) -> Option<usize> {
+        let named = args.iter().find(|arg| arg.of == of && arg.offset.is_none());
+        if of == ArgOf::Result || named.is_some_and(|arg| arg.at_return) {
             let message = format!("\"{}\" is read at the entry but its length at the return", text.name);
             diags.error(&text.at, message).help("read the text at the return too: at: return");
             return None;
         }
-        let of = named.cloned().unwrap_or_else(|| Arg { index, ..unnamed_length(text) });
-        let value = raw(&of, index);
+        let length = named.cloned().unwrap_or_else(|| Arg { of, ..unnamed_length(text) });
+        let value = raw(&length, of);
         let known = self.lengths.iter().position(|known| known.source == value.source);
         Some(known.unwrap_or_else(|| {
             self.lengths.push(value);
@@ -126,7 +129,7 @@ pub(super) fn unnamed_length(text: &Arg) -> Arg {
 }
 
 /// An argument as its bare 64 bits: a number, or the address of a text.
-pub(super) fn raw(arg: &Arg, index: usize) -> ValuePlan {
+pub(super) fn raw(arg: &Arg, of: ArgOf) -> ValuePlan {
     let kind = match &arg.kind {
         ArgKind::Int(asked) => ArgKind::Int(*asked),
         // What lies behind an address has no width of its own.
@@ -136,7 +139,7 @@ pub(super) fn raw(arg: &Arg, index: usize) -> ValuePlan {
     ValuePlan {
         at: arg.at.clone(),
         name: format!("start:{}", arg.name),
-        source: ValueSource::of(arg, index),
+        source: ValueSource::of(arg, of),
         kind: ValueKind::Arg(kind),
         unit: Unit::None,
     }

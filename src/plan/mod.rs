@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::abi::MAX_BYTES;
 use crate::config::model::{
-    Arg, ArgKind, IntType, MetricKind, Op, Operand, Pattern, Point, ReturnsBy, Selector, Settings, Unit,
+    Arg, ArgKind, ArgOf, IntType, MetricKind, Op, Operand, Pattern, Point, ReturnsBy, Selector, Settings,
+    Unit,
 };
 use crate::config::place::Place;
 pub use crate::kinds::Scale;
@@ -178,6 +179,10 @@ pub enum ValueSource {
     Time,
     /// What the function returns; None if that is for debug information to say.
     Retval(Option<IntType>),
+    /// What lies this many bytes into the structure whose address the function returns.
+    ResultField {
+        offset: i32,
+    },
     /// Nanoseconds since the span's start.
     Duration,
     /// What the span's start kept, by number.
@@ -233,14 +238,23 @@ pub enum CgroupName {
 impl ValueSource {
     /// Whether the value means something only when the function has done its work.
     pub(crate) fn is_result(&self) -> bool {
-        matches!(self, ValueSource::Retval(_) | ValueSource::CarriedAddress { .. })
+        matches!(
+            self,
+            ValueSource::Retval(_) | ValueSource::ResultField { .. } | ValueSource::CarriedAddress { .. }
+        )
     }
 
-    /// The argument, or what it leads to, when it is at this position.
-    pub(crate) fn of(arg: &Arg, index: usize) -> Self {
-        match arg.offset {
-            Some(offset) => ValueSource::Field { index, offset },
-            None => ValueSource::Arg(index),
+    /// The argument, or what it leads to, when this is what it is read from.
+    pub(crate) fn of(arg: &Arg, of: ArgOf) -> Self {
+        match (of, arg.offset) {
+            (ArgOf::Call(index), Some(offset)) => ValueSource::Field { index, offset },
+            (ArgOf::Call(index), None) => ValueSource::Arg(index),
+            (ArgOf::Result, Some(offset)) => ValueSource::ResultField { offset },
+            (ArgOf::Result, None) => ValueSource::Retval(match arg.kind {
+                ArgKind::Int(asked) => asked,
+                ArgKind::Bool => Some(IntType { bytes: 1, signed: false }),
+                _ => Some(IntType { bytes: 8, signed: false }),
+            }),
         }
     }
 }

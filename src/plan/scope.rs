@@ -6,8 +6,8 @@ use super::{
     ActionPlan, ComputedIn, ConditionPlan, LabelPlan, ProbePlan, Scale, ValueKind, ValuePlan, ValueSource,
 };
 use crate::config::model::{
-    Arg, ArgKind, BUILT_INS, Ban, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand, Pattern,
-    Point, Probe, Unit,
+    Arg, ArgKind, ArgOf, BUILT_INS, Ban, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand,
+    Pattern, Point, Probe, Unit,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
@@ -199,8 +199,8 @@ impl Scope<'_> {
                 ArgKind::StrLen { max, .. } if self.is_carried(arg) => {
                     ValueKind::Arg(ArgKind::Str { max: *max })
                 }
-                ArgKind::StrLen { len_index, max } => {
-                    let len = self.length(arg, *len_index)?;
+                ArgKind::StrLen { length, max } => {
+                    let len = self.length(arg, *length)?;
                     ValueKind::StrLen { len, max: *max }
                 }
                 kind => ValueKind::Arg(kind.clone()),
@@ -249,9 +249,14 @@ impl Scope<'_> {
     }
 
     /// The length of a text: the argument at that position, named or not.
-    fn length(&mut self, text: &Arg, index: usize) -> Option<usize> {
-        let known = self.probe.args.iter().find(|other| other.index == index && other.offset.is_none());
-        let of = known.cloned().unwrap_or_else(|| Arg { index, at_return: false, ..unnamed_length(text) });
+    fn length(&mut self, text: &Arg, of: ArgOf) -> Option<usize> {
+        let known = self.probe.args.iter().find(|other| other.of == of && other.offset.is_none());
+        let at_return = of == ArgOf::Result;
+        let unnamed = || match of {
+            ArgOf::Call(_) => unnamed_length(text),
+            ArgOf::Result => Arg { kind: ArgKind::Int(self.probe.returns), ..unnamed_length(text) },
+        };
+        let of = known.cloned().unwrap_or_else(|| Arg { of, at_return, ..unnamed() });
         if let Some(known) = self.plan.values.iter().position(|value| value.name == of.name) {
             return Some(known);
         }
@@ -263,9 +268,9 @@ impl Scope<'_> {
 
     /// Where an argument is read: here, or at the start of the span, which keeps it.
     fn source(&mut self, arg: &Arg) -> Option<ValueSource> {
-        let Some(late) = &mut self.late else { return Some(ValueSource::of(arg, arg.index)) };
+        let Some(late) = &mut self.late else { return Some(ValueSource::of(arg, arg.of)) };
         match arg.to_index {
-            Some(index) => Some(ValueSource::of(arg, index)),
+            Some(index) => Some(ValueSource::of(arg, ArgOf::Call(index))),
             None => late.source(arg, &self.probe.args, self.diags),
         }
     }
@@ -388,7 +393,7 @@ pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagno
         let is_length = probe
             .args
             .iter()
-            .any(|other| matches!(other.kind, ArgKind::StrLen { len_index, .. } if len_index == arg.index));
+            .any(|other| matches!(other.kind, ArgKind::StrLen { length, .. } if length == arg.of));
         let used = probe.metrics.iter().flat_map(mentioned).any(|name| name == arg.name)
             || probe.bans.iter().flat_map(mentioned_by).any(|name| name == arg.name)
             || template.contains(&format!("{{{}}}", arg.name))

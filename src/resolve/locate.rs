@@ -49,6 +49,12 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
             (to.reg, to.bytes, to.is_signed) = (RETURN_REGISTER, kind.bytes, u8::from(kind.signed));
             location_op::LOC_REGISTER
         }
+        ValueSource::ResultField { offset } => {
+            let IntType { bytes, signed } = width_in_memory(&value.kind);
+            to.reg = RETURN_REGISTER;
+            (to.offset, to.bytes, to.is_signed) = (i64::from(offset), bytes, u8::from(signed));
+            location_op::LOC_MEMORY
+        }
         ValueSource::Duration => location_op::LOC_DURATION,
         ValueSource::Carried(number) | ValueSource::CarriedAddress { number, offset: None } => {
             to.index = u8::try_from(number).unwrap_or(u8::MAX);

@@ -146,6 +146,89 @@ fn a_text_ends_at_its_nul_and_needs_a_length_that_is_one() {
     });
 }
 
+/// Functions that return the address of a text, of a structure, or the length of what they have read.
+const RESULTS: &str = r#"
+#include <string.h>
+struct peer { int id; short port; const char *name; char tag[8]; };
+__attribute__((noinline)) const char *name_of(int n) {
+	static char text[16];
+	if (n % 5 == 4)
+		return 0;
+	strcpy(text, n % 2 ? "odd" : "even");
+	__asm__ volatile("" ::: "memory");
+	return text;
+}
+__attribute__((noinline)) struct peer *find(int n) {
+	static struct peer peer;
+	peer = (struct peer){ .id = -7, .port = (short)(n % 2 ? 65535 : 80), .name = n % 2 ? "bob" : "alice" };
+	memcpy(peer.tag, "\x01\x02", 2);
+	__asm__ volatile("" ::: "memory");
+	return &peer;
+}
+__attribute__((noinline)) int receive(char *to, int room) {
+	static int calls;
+	if (++calls % 5 == 0)
+		return -1;
+	memcpy(to, "GET /index", 10);
+	__asm__ volatile("" ::: "memory");
+	return calls % 2 ? 3 : 10;
+}
+int main(void) {
+	char buffer[64] = "old";
+	for (volatile int i = 0; i < 10; i++) {
+		name_of(i);
+		find(i);
+		receive(buffer, 64);
+	}
+	return 0;
+}
+"#;
+
+#[test]
+fn a_result_is_read_through() {
+    let probes = r#"  - function: name_of
+    args: { name: { index: retval, type: string }, n: { index: 0, type: i32 } }
+    metrics:
+    - { counter: names_total, labels: { name: name } }
+    - { counter: known_total, when: retval != 0, labels: { name: name, n: n } }
+    - { counter: odd_total, when: name starts_with "od" }
+  - function: find
+    args:
+      id: { index: retval, offset: 0, type: i32 }
+      port: { index: retval, offset: 4, type: u16 }
+      name: { index: retval, offset: 8, type: string }
+    metrics:
+    - { counter: peers_total, labels: { id: id, port: port, name: name } }
+  - function: receive
+    returns: i32
+    args: { text: { index: 0, type: string_len, length: retval, at: return } }
+    metrics: [{ counter: received_total, labels: { text: text } }]
+"#;
+    both_ways(RESULTS, probes, |_, series| {
+        let names = [("{name=\"even\"}", "4"), ("{name=\"odd\"}", "4"), ("{name=\"unreadable\"}", "2")];
+        assert_all(series, "names_total", &names);
+        let known = [
+            ("{name=\"even\",n=\"0\"}", "1"),
+            ("{name=\"even\",n=\"2\"}", "1"),
+            ("{name=\"even\",n=\"6\"}", "1"),
+            ("{name=\"even\",n=\"8\"}", "1"),
+            ("{name=\"odd\",n=\"1\"}", "1"),
+            ("{name=\"odd\",n=\"3\"}", "1"),
+            ("{name=\"odd\",n=\"5\"}", "1"),
+            ("{name=\"odd\",n=\"7\"}", "1"),
+        ];
+        assert_all(series, "known_total", &known);
+        assert_eq!(series.get("odd_total").map(String::as_str), Some("4"));
+        let peers = [
+            ("{id=\"-7\",port=\"65535\",name=\"bob\"}", "5"),
+            ("{id=\"-7\",port=\"80\",name=\"alice\"}", "5"),
+        ];
+        assert_all(series, "peers_total", &peers);
+        let texts = [("{text=\"GET /index\"}", "4"), ("{text=\"GET\"}", "4"), ("{text=\"unreadable\"}", "2")];
+        assert_all(series, "received_total", &texts);
+    });
+}
+
 /// `(size_t)-1`, as an argument whose note has no sign, of a function, and as what it returns.
 const LARGE: &str = r#"
 #include <stddef.h>

@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 
 use super::Builder;
-use crate::config::model::{Arg, Metric, Probe, Target};
+use crate::config::model::{Arg, ArgOf, Metric, Probe, Target};
 use crate::config::place::Place;
 use crate::kinds;
 use crate::plan::ValueKind;
@@ -32,7 +32,7 @@ impl Builder<'_> {
                     "use an argument that is a number at both ends, such as an id or the request's address",
                 );
         }
-        let is_alike = key.is_none_or(|key| key.to_index.is_none_or(|index| index == key.index));
+        let is_alike = key.is_none_or(|key| key.to_index.is_none_or(|index| ArgOf::Call(index) == key.of));
         if one_probe && is_alike {
             self.diags
                 .error(span, "the span would begin and end at the same hit: `from` and `to` are one probe".to_string())
@@ -46,7 +46,7 @@ impl Builder<'_> {
         for metric in probe.metrics.iter().filter(|metric| !metric.unread && !probe.unread.on) {
             let arg = |name: &str| {
                 let arg = probe.args.iter().find(|arg| arg.name == name);
-                arg.map(|arg| (arg.index, arg.to_index, arg.offset, &arg.kind, arg.unit))
+                arg.map(|arg| (arg.of, arg.to_index, arg.offset, &arg.kind, arg.unit))
             };
             let names: Vec<_> = mentioned(metric).map(|name| (arg(name), name)).collect();
             let when: Vec<_> = metric.when.iter().map(|one| (one.op, &one.with)).collect();

@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use self::slow::{Related, point_of};
 use crate::config::model::{
-    Ban, Config, Metric, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
+    ArgOf, Ban, Config, Metric, Named, On, Point, Probe, ReturnsBy, Settings, SpanKey, Target,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
@@ -253,7 +253,7 @@ impl Builder<'_> {
         if !is_return {
             self.refuse_useless_key(&probe.at, key_arg, from == &late_plan.point);
         }
-        late_plan.values.extend(key_arg.map(|arg| raw(arg, arg.to_index.unwrap_or(arg.index))));
+        late_plan.values.extend(key_arg.map(|arg| raw(arg, arg.to_index.map_or(arg.of, ArgOf::Call))));
         let late = CarriedValues { is_return, ..CarriedValues::default() };
         let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
         let late = late.unwrap_or_default();
@@ -274,7 +274,7 @@ impl Builder<'_> {
             }
             start.event_type.clone_from(&start.name);
             if needs_start {
-                start.values.extend(key_arg.map(|arg| raw(arg, arg.index)));
+                start.values.extend(key_arg.map(|arg| raw(arg, arg.of)));
                 let only_time = is_return && late.carried.is_empty();
                 let (carried, texts) = (late.carried.len(), late.has_texts());
                 late.refuse_long(&probe.at, self.diags);

@@ -170,7 +170,7 @@ fn every_form_of_the_language() {
             ("u64", int(8, false), Unit::Kibibytes),
             ("text", ArgKind::Str { max: 64 }, Unit::None),
             ("longer", ArgKind::Str { max: 256 }, Unit::None),
-            ("counted", ArgKind::StrLen { len_index: 1, max: 100 }, Unit::None),
+            ("counted", ArgKind::StrLen { length: ArgOf::Call(1), max: 100 }, Unit::None),
             ("hash", ArgKind::Hex { len: 32, reverse: true }, Unit::None),
             ("raw", ArgKind::Hex { len: 4, reverse: false }, Unit::None),
             ("v4", ArgKind::Ipv4, Unit::None),
@@ -180,7 +180,10 @@ fn every_form_of_the_language() {
             ("field", ArgKind::Str { max: 64 }, Unit::None),
         ]
     );
-    assert_eq!(probe.args.iter().take(11).map(|arg| arg.index).collect::<Vec<_>>(), Vec::from_iter(0..11));
+    assert_eq!(
+        probe.args.iter().take(11).map(|arg| arg.of).collect::<Vec<_>>(),
+        Vec::from_iter((0..11).map(ArgOf::Call))
+    );
 
     let metrics = &probe.metrics;
     let conditions: Vec<_> =
@@ -239,7 +242,7 @@ fn every_form_of_the_language() {
     assert_eq!(probes[4].on, On::Function("0x1234".into()));
     let (from, to) = (usdt("a", "start"), Point::Function("stop".into()));
     assert_eq!(probes[5].on, On::Span { from, to, by: SpanKey::Arg("id".into()) });
-    assert_eq!((probes[5].args[0].index, probes[5].args[0].to_index), (0, Some(2)));
+    assert_eq!((probes[5].args[0].of, probes[5].args[0].to_index), (ArgOf::Call(0), Some(2)));
     assert_eq!((probes[5].metrics[0].when.len(), probes[5].metrics[0].labels.len()), (1, 1));
     assert_eq!(
         probes[6].on,
