@@ -7,7 +7,7 @@ use super::error::Unnamed;
 use super::ifunc::implementations;
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
-use super::symbol_table::{Kind, Symbol, versioned};
+use super::symbol_table::{Kind, Symbol, versioned, versioned_pattern};
 use super::{Image, SiteError, SymbolIndex, golang};
 
 /// The functions that a pattern means.
@@ -50,8 +50,10 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     };
     let mut left_out = Vec::new();
     let mut found = BTreeMap::new();
-    let (name, version) = versioned(pattern);
-    let is_meant = |symbol: &Symbol<'_>| version.is_none_or(|version| symbol.version == Some(version));
+    let (name, version) = versioned_pattern(pattern);
+    let is_meant = |symbol: &Symbol<'_>| {
+        version.is_none_or(|version| symbol.version.is_some_and(|of| glob(version, of)))
+    };
     let has_signature = name.contains(['(', '<', ' ', '[']) || name.contains("::h");
     let is_resolver = |symbol: &Symbol<'_>| symbol.name.ends_with(".resolver");
     let called = index.called(name, has_signature).into_iter();
@@ -61,7 +63,7 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
         drop_chained(index, &mut found, &mut left_out);
         return Ok(Selected { by_address: found, exact: true, left_out });
     }
-    if name.contains(['*', '?']) {
+    if pattern.contains(['*', '?']) {
         found = globbed(index, name, is_meant);
         left_out.extend(without_ifuncs(index, name));
     }

@@ -123,9 +123,17 @@ impl<'a> SymbolTable<'a> {
 /// A name without its version, and the version, as `nm` writes both: `memcpy@@GLIBC_2.14`. Other languages have names with an `@`
 /// in them, as Crystal's `*Array(Int32)@Array(T)#push<Int32>:Array(Int32)`.
 pub(super) fn versioned(name: &str) -> (&str, Option<&str>) {
+    split_version(name, b"_.-+")
+}
+
+/// The same of a pattern, either part of which may be a glob: `mem*@GLIBC_2.*`.
+pub(super) fn versioned_pattern(pattern: &str) -> (&str, Option<&str>) {
+    split_version(pattern, b"_.-+*?")
+}
+
+fn split_version<'n>(name: &'n str, marks: &[u8]) -> (&'n str, Option<&'n str>) {
     let is_version = |version: &str| {
-        !version.is_empty()
-            && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-+".contains(&byte))
+        !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
     };
     match name.split_once('@').map(|(plain, version)| (plain, version.trim_start_matches('@'))) {
         Some((plain, version)) if !plain.is_empty() && is_version(version) => (plain, Some(version)),

@@ -197,6 +197,11 @@ fn versions_of_a_symbol_are_told_apart() {
         let named: BTreeSet<String> =
             function_sites(&image, "send").unwrap().into_iter().map(|site| site.name).collect();
         assert_eq!(named, BTreeSet::from(["send@V_1.0".to_string(), "send@V_2.0".to_string()]));
+        for glob in ["s*@V_1.0", "send@V_1.*", "*@@?_1.0"] {
+            assert_eq!(offsets(&image, glob), old, "{glob}");
+        }
+        assert_eq!(offsets(&image, "sen?@V_*"), &old | &new);
+        assert!(function_sites(&image, "send@V_3.*").is_err());
         assert!(function_sites(&image, "send@V_3.0").is_err());
     }
 }
