@@ -51,7 +51,7 @@ struct bpf_iter__task {
 /* Set before an iterator runs: only mappings of this inode are of interest, if it is not 0. */
 __u64 only_inode = 0;
 
-/* Likewise: the namespace at this level is asked for. */
+/* Likewise: the namespace at this level is asked for, and processes have their numbers there. */
 __u32 at_level = 0;
 
 SEC("iter/task_vma")
@@ -60,7 +60,9 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	struct task_struct *task = ctx->task;
 	struct vm_area_struct *vma = ctx->vma;
 	struct mapped_file found = {};
+	struct upid upid = {};
 	struct inode *inode;
+	struct pid *pid;
 
 	if (!task || !vma || !vma->vm_file)
 		return 0;
@@ -72,6 +74,10 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	found.number = inode->i_ino;
 	found.device = inode->i_sb->s_dev;
 	found.tgid = task->tgid;
+	if (at_level) {
+		pid = task->group_leader->thread_pid;
+		found.tgid = pid && at_level <= pid->level && !upid_at(pid, at_level, &upid) ? upid.nr : 0;
+	}
 	bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
 	return 0;
 }

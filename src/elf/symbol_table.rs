@@ -133,7 +133,8 @@ pub(super) fn versioned_pattern(pattern: &str) -> (&str, Option<&str>) {
 
 fn split_version<'n>(name: &'n str, marks: &[u8]) -> (&'n str, Option<&'n str>) {
     let is_version = |version: &str| {
-        !version.is_empty() && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
+        !version.is_empty()
+            && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
     };
     match name.split_once('@').map(|(plain, version)| (plain, version.trim_start_matches('@'))) {
         Some((plain, version)) if !plain.is_empty() && is_version(version) => (plain, Some(version)),

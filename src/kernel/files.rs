@@ -49,8 +49,11 @@ self_cell::self_cell!(
 /// The loaded iterators.
 pub struct Files {
     loaded: LoadedFiles,
-    /// The exporter's own process, as the kernel numbers it: what it maps to look at does not count as used.
+    /// The exporter's own process: what it maps to look at does not count as used.
     own: Option<u32>,
+    namespace: PidNamespace,
+    /// How many namespaces the exporter's own is below that of /proc: the iterators know processes by their numbers there.
+    depth: usize,
 }
 
 impl fmt::Debug for Files {
@@ -62,16 +65,23 @@ impl fmt::Debug for Files {
 const PAGE: usize = crate::mapping::PAGE as usize;
 
 impl Files {
-    /// Loads the iterators.
+    /// Loads the iterators, and looks up whose numbers /proc shows: processes are known by these.
     ///
     /// # Errors
-    /// If the kernel refuses them.
+    /// If the kernel refuses them, or /proc does not show this process.
     pub fn load() -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
         let loaded = LoadedFiles::try_new(new_storage(), |storage| {
             FilesSkelBuilder::default().open(storage.borrow_mut()).and_then(OpenSkel::load)
         });
-        Ok(Self { loaded: loaded.map_err(loading)?, own: None })
+        let (own, namespace, depth) = (None, PidNamespace::default(), 0);
+        let mut files = Self { loaded: loaded.map_err(loading)?, own, namespace, depth };
+        files.look_up_namespace().map_err(|err| KernelError {
+            what: "find the pid namespace of /proc".to_string(),
+            source: err.into(),
+            next: "run in the host's pid namespace".to_string(),
+        })?;
+        Ok(files)
     }
 
     /// The file's real inode: that of the layer below on overlayfs.
@@ -81,7 +91,7 @@ impl Files {
     pub fn inode(&mut self, file: &File) -> io::Result<Inode> {
         let page = Page::of(file)?;
         let address = page.0.as_ptr() as u64;
-        self.set(0, 0)?;
+        self.set(0, self.namespace.level)?;
         let link = attach(&self.loaded.borrow_dependent().progs.mappings, std::process::id())?;
         let mut found = None;
         for_each(&link, |mapping: mapped_file| {
@@ -98,10 +108,10 @@ impl Files {
     /// The inode and the address of each mapping of a process.
     ///
     /// # Errors
-    /// If there is no such process, or the iterator fails.
+    /// If there is no such process in the exporter's pid namespace, or the iterator fails.
     pub fn mapped_by(&mut self, pid: u32) -> io::Result<Vec<(u64, Inode)>> {
-        self.set(0, 0)?;
-        let link = attach(&self.loaded.borrow_dependent().progs.mappings, pid)?;
+        self.set(0, self.namespace.level)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings, self.number_here(pid)?)?;
         let mut found = Vec::new();
         for_each(&link, |mapping: mapped_file| {
             found.push((mapping.start, inode_of(&mapping)));
@@ -115,7 +125,7 @@ impl Files {
     /// # Errors
     /// If the iterator fails.
     pub fn is_mapped(&mut self, inode: Inode) -> io::Result<bool> {
-        self.set(inode.address, 0)?;
+        self.set(inode.address, self.namespace.level)?;
         let own = self.own;
         let link = attach(&self.loaded.borrow_dependent().progs.mappings, 0)?;
         let mut found = false;
@@ -126,12 +136,12 @@ impl Files {
         Ok(found)
     }
 
-    /// The processes that map the file, by the kernel's own numbers.
+    /// The processes that map the file, as far as the exporter's pid namespace reaches.
     ///
     /// # Errors
     /// If the iterator fails.
     pub fn mapping(&mut self, inode: Inode) -> io::Result<BTreeSet<u32>> {
-        self.set(inode.address, 0)?;
+        self.set(inode.address, self.namespace.level)?;
         let link = attach(&self.loaded.borrow_dependent().progs.mappings, 0)?;
         let mut found = BTreeSet::new();
         for_each(&link, |mapping: mapped_file| {
@@ -146,17 +156,18 @@ impl Files {
     /// When a process began, in nanoseconds since boot: it tells the process from a later one with the same number.
     ///
     /// # Errors
-    /// If there is no such process, or the iterator fails.
+    /// If there is no such process in the exporter's pid namespace, or the iterator fails.
     pub fn began(&mut self, pid: u32) -> io::Result<u64> {
-        Ok(self.process(pid, 0)?.began)
+        Ok(self.process(self.number_here(pid)?, 0)?.began)
     }
 
     /// Whose numbers /proc shows.
-    ///
-    /// # Errors
-    /// If /proc does not show this process, or the iterator fails.
-    pub fn pid_namespace(&mut self) -> io::Result<PidNamespace> {
-        let status = fs::read_to_string("/proc/self/status").map_err(|err| {
+    pub fn pid_namespace(&self) -> PidNamespace {
+        self.namespace
+    }
+
+    fn look_up_namespace(&mut self) -> io::Result<()> {
+        let numbers = numbers("self").map_err(|err| {
             io::Error::new(
                 err.kind(),
                 format!(
@@ -165,16 +176,23 @@ impl Files {
                 ),
             )
         })?;
-        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        // One in the namespace of /proc, one in each below it, down to the process's own.
-        let depth = numbers.map_or(1, |numbers| numbers.split_ascii_whitespace().count().max(1)) as u32;
+        self.depth = numbers.len().saturating_sub(1);
         let own = self.process(std::process::id(), 0)?.level;
-        let level = (own + 1).saturating_sub(depth);
-        if level == 0 {
-            return Ok(PidNamespace::default());
+        let level = own.saturating_sub(self.depth as u32);
+        if level > 0 {
+            let address = self.process(std::process::id(), level)?.pid_namespace;
+            self.namespace = PidNamespace { address, level };
         }
-        let address = self.process(std::process::id(), level)?.pid_namespace;
-        Ok(PidNamespace { address, level })
+        Ok(())
+    }
+
+    /// The number in the exporter's own namespace of a process that has this one in /proc.
+    fn number_here(&self, pid: u32) -> io::Result<u32> {
+        if self.depth == 0 || pid == 0 {
+            return Ok(pid);
+        }
+        let outside = || io::Error::from_raw_os_error(libc::ESRCH);
+        numbers(&pid.to_string())?.get(self.depth).copied().ok_or_else(outside)
     }
 
     fn process(&mut self, pid: u32, at_level: u32) -> io::Result<process> {
@@ -197,6 +215,13 @@ impl Files {
             Ok(())
         })
     }
+}
+
+/// A process's numbers: that in the namespace of /proc, and in each one below it, down to the process's own.
+fn numbers(process: &str) -> io::Result<Vec<u32>> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    Ok(numbers.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
 }
 
 fn inode_of(mapping: &mapped_file) -> Inode {
@@ -307,6 +332,6 @@ mod tests {
         let began = files.began(std::process::id()).unwrap();
         assert_eq!(files.began(std::process::id()).unwrap(), began);
         assert!(files.began(u32::MAX >> 2).is_err());
-        assert_eq!(files.pid_namespace().unwrap(), PidNamespace::default());
+        assert_eq!(files.pid_namespace(), PidNamespace::default());
     }
 }

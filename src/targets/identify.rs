@@ -77,7 +77,12 @@ impl Finder {
             return Ok(None);
         }
         let Some(files) = &mut self.files else { return Ok(None) };
-        let maps: Vec<_> = files.mapped_by(pid)?.into_iter().map(|(_, inode)| inode).collect();
+        let mapped = match files.mapped_by(pid) {
+            // It is in /proc, but not in the exporter's pid namespace.
+            Err(err) if err.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            mapped => mapped?,
+        };
+        let maps: Vec<_> = mapped.into_iter().map(|(_, inode)| inode).collect();
         if maps.contains(&found.identity) {
             if self.checked.len() >= KNOWN {
                 self.checked.clear();

@@ -79,10 +79,8 @@ impl Worker {
             source: err.into(),
             next: next.to_string(),
         };
-        let mut files = Files::load()?;
-        let namespace = files.pid_namespace().map_err(|err| {
-            failed("find the pid namespace of /proc", err, "run in the host's pid namespace")
-        })?;
+        let files = Files::load()?;
+        let namespace = files.pid_namespace();
         if namespace != PidNamespace::default() {
             log::info!(
                 "Process ids are those of this pid namespace; processes outside of it are also traced, with \

@@ -24,16 +24,18 @@ touch fired; while [ ! -e done ]; do sleep 0.05; done
 kill $exporter; wait $exporter
 "#;
 
-#[test]
-fn ids_are_those_of_the_exporters_own_namespace() {
+/// Lets a program in the exporter's namespace fire 100 times, one below it 1,000 times, and one outside of it 10,000 times.
+/// `held` gets two scrapes, the id inside, that outside, and the exporter's log.
+fn in_a_namespace(unshare: &[&str], mine: &str, held: impl Fn(&str, &str, u32, &str)) {
     let (builds, directory) = (builds(), directory());
     let at = directory.path();
     copy(&builds.path().join("first"), &at.join("inner"));
     let port = 19900 + (std::process::id() % 40) as u16 * 2;
-    fs::write(at.join("config.in"), config_of(&at.join("inner"), port)).unwrap();
+    fs::write(at.join("config.in"), config_of(&at.join("inner"), port, mine)).unwrap();
     let mut outside = Program::start(&at.join("inner"));
     let mut shell = Command::new("unshare")
-        .args(["-pf", "--mount-proc", "--kill-child", "bash", "-c", INSIDE, EXPORTER])
+        .args(unshare)
+        .args(["--kill-child", "bash", "-c", INSIDE, EXPORTER])
         .current_dir(at)
         .stdin(Stdio::null())
         .spawn()
@@ -48,25 +50,51 @@ fn ids_are_those_of_the_exporters_own_namespace() {
         let url = format!("http://127.0.0.1:{port}/metrics");
         String::from_utf8(Command::new("curl").args(["-s", &url]).output().unwrap().stdout).unwrap()
     };
-    let by_pid = |text: &str, pid: &str| value(text, &format!("hits_total{{node=\"t\",pid=\"{pid}\"}}"));
     // Twice, for series of ended processes would go after the first time.
     for _ in 0..2 {
-        let text = scrape();
-        assert_eq!(by_pid(&text, pid.trim()), Some(100), "{text}");
-        assert_eq!(by_pid(&text, "0"), Some(10_000), "outside of the namespace");
-        let all: u64 = text.lines().filter(|line| line.starts_with("hits_total{")).filter_map(number).sum();
-        assert_eq!(all, 11_100, "and what is below has an id of this one too: {text}");
-        assert_eq!(value(&text, "mine_total{node=\"t\"}"), Some(100));
+        let log = fs::read_to_string(at.join("log")).unwrap();
+        held(&scrape(), pid.trim(), outside.pid(), &log);
     }
     fs::write(at.join("done"), "").unwrap();
     assert!(shell.wait().unwrap().success());
 }
 
-fn config_of(program: &Path, port: u16) -> String {
+fn by_pid(text: &str, pid: &str) -> Option<u64> {
+    value(text, &format!("hits_total{{node=\"t\",pid=\"{pid}\"}}"))
+}
+
+fn all(text: &str) -> u64 {
+    text.lines().filter(|line| line.starts_with("hits_total{")).filter_map(number).sum()
+}
+
+#[test]
+fn ids_are_those_of_the_exporters_own_namespace() {
+    let mine =
+        "- name: mine\n  pid: PID\n  probes:\n  - on: usdt:t:hit\n    metrics: [{ counter: mine_total }]\n";
+    in_a_namespace(&["-pf", "--mount-proc"], mine, |text, inside, _, log| {
+        assert_eq!(by_pid(text, inside), Some(100), "{text}");
+        assert_eq!(by_pid(text, "0"), Some(10_000), "outside of the namespace");
+        assert_eq!(all(text), 11_100, "and what is below has an id of this one too: {text}");
+        assert_eq!(value(text, "mine_total{node=\"t\"}"), Some(100));
+        assert!(!log.contains("has replaced") && !log.contains("no breakpoint"), "{log}");
+    });
+}
+
+/// As after `unshare -pf` alone.
+#[test]
+fn ids_are_those_of_proc_where_that_is_of_another_namespace() {
+    in_a_namespace(&["-pf"], "", |text, inside, outside, log| {
+        assert_eq!(by_pid(text, &outside.to_string()), Some(10_000), "{text}");
+        assert_eq!(by_pid(text, inside), None, "{text}");
+        assert_eq!((by_pid(text, "0"), all(text)), (None, 11_100), "{text}");
+        assert!(!log.contains("has replaced") && !log.contains("no breakpoint"), "{log}");
+    });
+}
+
+fn config_of(program: &Path, port: u16, mine: &str) -> String {
     format!(
         "node_name: t\nmetrics_port: {port}\nhealth_port: {}\ntargets:\n- name: all\n  binary: {}\n  probes:\n  \
-         - on: usdt:t:hit\n    metrics: [{{ counter: hits_total, labels: {{ pid: pid }} }}]\n- name: mine\n  pid: PID\n  \
-         probes:\n  - on: usdt:t:hit\n    metrics: [{{ counter: mine_total }}]\n",
+         - on: usdt:t:hit\n    metrics: [{{ counter: hits_total, labels: {{ pid: pid }} }}]\n{mine}",
         port + 1,
         program.display()
     )
