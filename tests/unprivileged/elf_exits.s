@@ -482,6 +482,20 @@ begin other_stack
 	mov (%rsi), %rsp
 	ret
 end other_stack
+begin hardened
+	mov %rsp, %rcx
+	sar $63, %rcx
+	shl $47, %rcx
+	or %rcx, %rsp
+hardened_r1:
+	ret
+end hardened
+begin masked
+	shl $47, %rcx
+	mov (%rdi), %rcx
+	or %rcx, %rsp
+	ret
+end masked
 begin exchanged
 	xchg %rsp, (%rsi)
 	ret

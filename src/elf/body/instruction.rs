@@ -132,6 +132,22 @@ pub(super) fn switches_stack(now: &Instruction) -> bool {
     }
 }
 
+/// Whether the stack pointer only takes part in what guards against speculation (Clang's `-mspeculative-load-hardening`): a mask
+/// that is 0 wherever the program has really come to is moved to its highest bits, `shl $47,%REG; or %REG,%rsp`.
+pub(super) fn poisons_stack(now: &Instruction, before: &[Instruction]) -> bool {
+    if now.mnemonic() != Mnemonic::Or || now.op1_kind() != OpKind::Register {
+        return false;
+    }
+    let mask = now.op1_register();
+    let made_by = before.iter().rev().find(|before| writes(before, |register| register == mask));
+    made_by.is_some_and(|by| {
+        by.code() == Code::Shl_rm64_imm8 && by.op0_register() == mask && by.immediate8() == POISON_SHIFT
+    })
+}
+
+/// Puts the mask's 17 lowest bits where those of an address are all alike.
+const POISON_SHIFT: u8 = 47;
+
 /// Where an indirect jump finds its target.
 pub(super) fn target_of(now: &Instruction) -> Option<Form> {
     if now.code() == Code::Jmp_rm64 && now.op0_kind() == OpKind::Register {

@@ -10,8 +10,8 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::{Form, Image, Reg};
 use instruction::{
-    address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, popped_by,
-    returns_to_caller, switches_stack, table_of, target_of,
+    address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, poisons_stack,
+    popped_by, returns_to_caller, switches_stack, table_of, target_of,
 };
 pub(super) use instruction::{is_write, register, writes};
 
@@ -241,7 +241,7 @@ impl Body {
         let is_own = |named: &u64| range.contains(named) && *named != range.start;
         self.own_addresses.extend(address_taken(now, is_fixed).filter(is_own));
         self.reads.extend(address_read(now, is_fixed).filter(is_own));
-        if switches_stack(now) {
+        if switches_stack(now) && !poisons_stack(now, before) {
             self.stack_switches.push(at);
         }
         if now.mnemonic() == Mnemonic::Nop {
