@@ -150,7 +150,9 @@ pub(super) fn blocklist_url(node: &Node<'_>) -> Option<UrlConfig> {
         }
         bytes
     });
-    let (interval, identity) = (interval(&fields, hour), identity(&fields));
+    let (interval, identity, ca) = (interval(&fields, hour), identity(&fields), path(&fields, "ca"));
+    let (reason, is_insecure_allowed) = (text("reason"), is_insecure_allowed(&fields));
+    // All errors are reported before the first ends it.
     let list = list?;
     let check = match (digest, key) {
         (Some(digest), _) => ContentCheck::Sha256(digest?),
@@ -161,23 +163,27 @@ pub(super) fn blocklist_url(node: &Node<'_>) -> Option<UrlConfig> {
         (None, None) => ContentCheck::None,
     };
     Some(UrlConfig {
-        reason: text("reason").unwrap_or_else(|| list.to_string()),
+        reason: reason.unwrap_or_else(|| list.to_string()),
         url: list,
         interval,
         check,
         most: most? as usize,
-        is_insecure_allowed: is_insecure_allowed(&fields),
-        ca: fields.get("ca").and_then(|node| node.path()),
+        is_insecure_allowed,
+        ca,
         identity,
     })
+}
+
+fn path(fields: &Fields<'_>, key: &str) -> Option<PathBuf> {
+    fields.get(key).and_then(|node| node.path())
 }
 
 /// Reads the section; its errors go to the node's list.
 pub(super) fn crowdsec(node: &Node<'_>) -> Option<CrowdsecConfig> {
     let fields = node.fields(&CROWDSEC)?;
     let url = fields.require("url", "write url: http://127.0.0.1:8080/").and_then(|node| url(&node, &fields));
-    let api_key_file = fields.get("api_key_file").and_then(|node| node.path());
-    let identity = identity(&fields);
+    let (api_key_file, ca) = (path(&fields, "api_key_file"), path(&fields, "ca"));
+    let (interval, identity) = (interval(&fields, Duration::from_secs(10)), identity(&fields));
     if !fields.has("api_key_file") && !fields.has("certificate") {
         fields
             .error("`api_key_file` or `certificate` is missing")
@@ -189,16 +195,17 @@ pub(super) fn crowdsec(node: &Node<'_>) -> Option<CrowdsecConfig> {
     if scopes.is_empty() {
         scopes = DecisionScope::WORDS.iter().map(|(_, scope)| *scope).collect();
     }
+    let origins = list("origins").iter().filter_map(origin).collect();
     let pushed = fields.get("push").map(|node| push(&node));
     scopes.sort_unstable();
     scopes.dedup();
     Some(CrowdsecConfig {
         url: url?,
         api_key_file,
-        interval: interval(&fields, Duration::from_secs(10)),
+        interval,
         scopes,
-        origins: list("origins").iter().filter_map(origin).collect(),
-        ca: fields.get("ca").and_then(|node| node.path()),
+        origins,
+        ca,
         identity,
         push: pushed.flatten(),
     })
@@ -209,7 +216,8 @@ fn push(node: &Node<'_>) -> Option<PushConfig> {
     let machine = fields.require("machine", "`cscli machines add NAME --password ...` adds one");
     let password = fields.require("password_file", "write the machine's password into a file");
     let machine = machine.and_then(|node| node.text_as("the name of a machine").map(str::to_string));
-    Some(PushConfig { machine: machine?, password_file: password.and_then(|node| node.path())? })
+    let password_file = password.and_then(|node| node.path());
+    Some(PushConfig { machine: machine?, password_file: password_file? })
 }
 
 /// The URL, which others on the network must not be able to listen to, unless that is wanted.
@@ -242,8 +250,7 @@ fn parsed_url(node: &Node<'_>, is_insecure_allowed: bool) -> Option<Url> {
 
 /// Certificate and key, which belong together.
 fn identity(fields: &Fields<'_>) -> Option<(PathBuf, PathBuf)> {
-    let path = |key: &str| fields.get(key).and_then(|node| node.path());
-    let (certificate, key) = (path("certificate"), path("key"));
+    let (certificate, key) = (path(fields, "certificate"), path(fields, "key"));
     for (one, other) in [("certificate", "key"), ("key", "certificate")] {
         if fields.has(one) && !fields.has(other) {
             fields.error(format!("`{one}` needs `{other}`"));
@@ -361,6 +368,18 @@ mod tests {
         ] {
             let wrong = list(&text).unwrap_err();
             assert!(wrong.contains(said), "{text}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn all_errors_are_reported_together() {
+        let wrong = list("{ url: x, ca: [], reason: [], insecure_http: maybe, interval: 0s }").unwrap_err();
+        let lapi = read("{ url: x, ca: [], api_key_file: [], interval: 0s, origins: 'a&b' }").unwrap_err();
+        for (wrong, keys) in [
+            (wrong, ["url", "ca", "reason", "insecure_http", "interval"]),
+            (lapi, ["url", "ca", "api_key_file", "interval", "origins"]),
+        ] {
+            assert!(keys.iter().all(|key| wrong.contains(&format!("{key}: "))), "{wrong}");
         }
     }
 }
