@@ -114,6 +114,11 @@ impl Finder {
         self.events.as_ref().is_some_and(ProcessEvents::tells_mappings)
     }
 
+    /// Whether the kernel tells of all that processes do which concerns targets.
+    pub(super) fn is_told_of_all(&self) -> bool {
+        self.has_events() && (self.young.is_none() || self.tells_mappings())
+    }
+
     fn read_young(&mut self) {
         let now = Instant::now();
         for (due, pause, pid) in self.young.iter_mut().flatten() {

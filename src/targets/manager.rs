@@ -24,6 +24,9 @@ use crate::selectors::{FileSelector, ProcessSelector, Selector};
 /// How often files are looked at: one stat(2) for each.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The same where everything that can change is told of, and nothing was.
+const REST_INTERVAL: Duration = Duration::from_secs(30);
+
 /// How often container engines are asked for names, which can change without any process doing something.
 const NAME_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -152,6 +155,7 @@ impl Worker {
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
             let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
+            self.is_disturbed |= wakeup.is_told() || self.finder.due_in().is_some();
             // Before anything else: somebody waits.
             self.give_way(&wakeup.breaks);
             self.detacher.give_back(&mut self.cookies);
@@ -196,19 +200,10 @@ impl Worker {
             if self.last_look.elapsed() >= pause {
                 pause = LOOK_INTERVAL;
                 self.last_look = Instant::now();
-                self.measure_usage();
-                self.note_lost_children();
-                let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
-                if walk || self.status.ticks().is_none() {
-                    self.measure_ticks();
+                self.is_disturbed |= self.measure_usage();
+                if self.last_walk.elapsed() >= REST_INTERVAL || !self.is_at_rest() {
+                    self.look_around();
                 }
-                if walk {
-                    self.last_walk = Instant::now();
-                }
-                if walk || self.found_no_room() {
-                    self.sweep_starts();
-                }
-                self.look(walk);
             }
             self.tell_readers();
             self.watch.answer(&wakeup);
@@ -332,6 +327,23 @@ impl Worker {
             }
         };
         self.finder.note_executed(changes, needs_semaphores, unless);
+    }
+
+    /// What is done at each look, and, of that, what is done less often.
+    fn look_around(&mut self) {
+        self.note_lost_children();
+        let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
+        if walk || self.status.ticks().is_none() {
+            self.measure_ticks();
+        }
+        if walk {
+            self.last_walk = Instant::now();
+            self.is_disturbed = false;
+        }
+        if walk || self.found_no_room() {
+            self.sweep_starts();
+        }
+        self.look(walk);
     }
 
     /// Compares targets with the files that they mean now: those given by files, and those of which something says that there

@@ -4,8 +4,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::attached_file::AttachedFile;
 use super::file::Identity;
 use super::find::Finder;
+use super::state::TargetState;
 use super::status::{Ticks, Usage};
 use super::usage::{CpuTime, Measured};
 use super::worker::Worker;
@@ -37,6 +39,23 @@ impl Worker {
             pairings[span.number as usize] = span.by;
         }
         self.status.add_sweep(&self.kernel.sweep_starts(&pairings));
+    }
+
+    /// Whether looking around would find what the last walk has found: nothing has happened since, and all that could is told
+    /// of, by the kernel or by what is waited for.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let is_settled = |state: &TargetState| {
+            let is_pending =
+                state.written.is_some() || !state.replaced.is_empty() || !state.candidates.is_empty();
+            let may_change = |file: &AttachedFile| {
+                file.wants_retry()
+                    || file.is_attached() && !file.is_as_it_was()
+                    || file.can_be_put_back(&self.shed)
+            };
+            !is_pending && !state.current.iter().any(may_change)
+        };
+        let is_still = !self.is_disturbed && !self.is_behind && self.fresh.is_empty();
+        is_still && self.finder.is_told_of_all() && self.targets.iter().all(is_settled)
     }
 
     /// Tells once of children that the kernel's table had no room for.
@@ -71,10 +90,11 @@ const FOR_EACH_PROCESS: Duration = Duration::from_millis(10);
 const MAPPING: Duration = Duration::from_secs(30);
 
 impl Worker {
-    /// Measures targets whose probes were hit since the last time; without hits nothing is read.
-    pub(super) fn measure_usage(&mut self) {
+    /// Measures targets whose probes were hit since the last time; without hits nothing is read. Returns whether there were any.
+    pub(super) fn measure_usage(&mut self) -> bool {
         let plan = self.plan.clone();
         let (shared, prices) = (self.kernel.shared(), self.prices.get());
+        let mut any = false;
         for (target, planned) in plan.targets.iter().enumerate() {
             let cost: f64 =
                 planned.probes.iter().map(|probe| until_now(&plan, &shared, &prices, *probe)).sum();
@@ -84,6 +104,7 @@ impl Worker {
             let meter = &mut state.meter;
             // Prices are measured after the first hits.
             let is_hit = (cost - meter.cost).abs() > 0.0 || meter.last.is_none();
+            any |= is_hit && !files.is_empty();
             let pause = FOR_EACH_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
             if files.is_empty() || !is_hit {
                 if !meter.lately.is_empty() {
@@ -106,6 +127,7 @@ impl Worker {
                 self.status.add_usage(target, Usage { cpu, tracing, share, is_doubtful });
             }
         }
+        any
     }
 }
 

@@ -32,6 +32,15 @@ pub struct Wakeup {
     pub asked: Option<u64>,
 }
 
+impl Wakeup {
+    /// Whether it is more than that the time is over.
+    pub fn is_told(&self) -> bool {
+        let Self { is_over, is_asked, breaks, targets, sibling, processes, asked } = self;
+        let is_told = *is_over || *is_asked || *processes || asked.is_some();
+        is_told || !breaks.is_empty() || !targets.is_empty() || !sibling.is_empty()
+    }
+}
+
 /// Waits for all that can happen.
 #[derive(Debug)]
 pub struct Watch {

@@ -45,6 +45,8 @@ pub(super) struct Worker {
     pub(super) last_walk: Instant,
     pub(super) last_look: Instant,
     pub(super) last_names: Instant,
+    /// Something was told of, or a probe was hit, since the last walk.
+    pub(super) is_disturbed: bool,
     /// Events of processes were lost: all have to be looked at.
     pub(super) is_behind: bool,
     pub(super) selectors: Vec<Selector>,
@@ -146,6 +148,7 @@ impl Worker {
             last_walk,
             last_look,
             last_names: Instant::now(),
+            is_disturbed: true,
             is_behind: false,
             selectors,
             fresh: Vec::new(),

@@ -161,3 +161,41 @@ fn a_change_of_rights_or_times_is_no_change() {
     }
     assert_eq!(count(&tracer, "p_total"), fired);
 }
+
+/// Files are looked at rarely while nothing is told of.
+#[test]
+fn what_happens_after_a_rest_is_noticed_at_once() {
+    let (builds, directory) = (builds(), directory());
+    let path = |name: &str| directory.path().join(name);
+    let both = ["first", "second"].map(|build| builds.path().join(build));
+    copy(&both[0], &path("there"));
+    let name = format!("rest{}", std::process::id());
+    copy(&both[0], &path(&name));
+    let binary = |name: &str| format!("binary: {}", path(name).display());
+    let targets =
+        [("p", binary("there")), ("absent", binary("absent")), ("named", format!("process: {name}"))];
+    let targets = targets.each_ref().map(|(name, selector)| (*name, selector.as_str()));
+    let tracer = Tracer::start_unready(&config(&targets), false);
+    std::thread::sleep(REST);
+    fire_at_once(&path("there"), 3);
+    assert_eq!(count(&tracer, "p_total"), 3);
+    let mut named = Program::start(&path(&name));
+    named.fire(5);
+    assert_eq!(count(&tracer, "named_total"), 5);
+    copy(&both[0], &path("absent.new"));
+    std::fs::rename(path("absent.new"), path("absent")).unwrap();
+    fire_at_once(&path("absent"), 7);
+    assert_eq!(count(&tracer, "absent_total"), 7);
+    std::thread::sleep(REST);
+    copy(&both[1], &path("there"));
+    counted_again(&tracer, &path("there"));
+    std::thread::sleep(REST);
+    copy(&both[0], &path("there.new"));
+    std::fs::rename(path("there.new"), path("there")).unwrap();
+    let before = count(&tracer, "p_total");
+    fire_at_once(&path("there"), 9);
+    assert_eq!(count(&tracer, "p_total"), before + 9);
+}
+
+/// Longer than the manager takes to see that nothing happens.
+const REST: std::time::Duration = std::time::Duration::from_secs(11);
