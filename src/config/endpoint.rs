@@ -1,6 +1,7 @@
 //! What a configuration says of the endpoints: where they listen, who may ask, and how connections are secured.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use super::place::Place;
@@ -26,6 +27,57 @@ pub enum ListenAddress {
         port: u16,
     },
     Unix(PathBuf),
+}
+
+impl ListenAddress {
+    /// Whether only one of the two can be listened on. `[::]` beside an IPv4 address of its port means those of IPv6 alone.
+    pub fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix(one), Self::Unix(other)) => one == other,
+            (Self::Tcp { host, port }, Self::Tcp { host: other, port: of_other }) => {
+                port == of_other
+                    && match (host, other) {
+                        (Some(one), Some(other)) => one == other || overlap(one, other),
+                        _ => true,
+                    }
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it is every IPv6 address, beside an IPv4 address of the same port among these.
+    pub fn is_ipv6_beside(&self, all: &[Self]) -> bool {
+        let Self::Tcp { host: Some(host), port } = self else { return false };
+        let is_ipv4 = |other: &Self| match other {
+            Self::Tcp { host: Some(host), port: of_other } => {
+                port == of_other && literal(host).is_some_and(|address| address.is_ipv4())
+            }
+            _ => false,
+        };
+        literal(host) == Some(Ipv6Addr::UNSPECIFIED.into()) && all.iter().any(is_ipv4)
+    }
+}
+
+/// As it is written on the command line.
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host: None, port } => write!(f, ":{port}"),
+            Self::Tcp { host: Some(host), port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host: Some(host), port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Names are not looked up, but for the one that is the same everywhere.
+fn literal(host: &str) -> Option<IpAddr> {
+    if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse().ok() }
+}
+
+fn overlap(one: &str, other: &str) -> bool {
+    let (Some(one), Some(other)) = (literal(one), literal(other)) else { return false };
+    one.is_ipv4() == other.is_ipv4() && (one == other || one.is_unspecified() || other.is_unspecified())
 }
 
 /// How the endpoints are secured.
@@ -137,5 +189,44 @@ pub struct TlsVersions {
 impl Default for TlsVersions {
     fn default() -> Self {
         Self { tls12: true, tls13: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(host: &str) -> ListenAddress {
+        ListenAddress::Tcp { host: Some(host.to_owned()), port: 1 }
+    }
+
+    #[test]
+    fn addresses_that_exclude_each_other() {
+        let all = ListenAddress::Tcp { host: None, port: 1 };
+        let other_port = ListenAddress::Tcp { host: None, port: 2 };
+        for (one, other, is_excluded) in [
+            (&all, &all, true),
+            (&all, &other_port, false),
+            (&all, &tcp("127.0.0.1"), true),
+            (&tcp("0.0.0.0"), &tcp("10.0.0.1"), true),
+            (&tcp("10.0.0.2"), &tcp("10.0.0.1"), false),
+            (&tcp("0.0.0.0"), &tcp("::"), false),
+            (&tcp("::"), &tcp("::1"), true),
+            (&tcp("::1"), &tcp("127.0.0.1"), false),
+            (&tcp("localhost"), &tcp("127.0.0.1"), true),
+            (&tcp("a.example"), &tcp("a.example"), true),
+            (&tcp("a.example"), &tcp("b.example"), false),
+            (&ListenAddress::Unix("/a".into()), &ListenAddress::Unix("/a".into()), true),
+            (&ListenAddress::Unix("/a".into()), &all, false),
+        ] {
+            assert_eq!(
+                (one.excludes(other), other.excludes(one)),
+                (is_excluded, is_excluded),
+                "{one} {other}"
+            );
+        }
+        assert!(tcp("::").is_ipv6_beside(&[tcp("::"), tcp("0.0.0.0")]));
+        assert!(!tcp("::").is_ipv6_beside(&[tcp("::"), other_port]));
+        assert!(!tcp("::1").is_ipv6_beside(&[tcp("::1"), tcp("0.0.0.0")]));
     }
 }

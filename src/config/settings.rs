@@ -111,7 +111,7 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
         verbose: layers.read_or_default("verbose", |n| n.boolean()),
         log_level: layers.read_or_default("log_level", |n| n.one_of("log level", LEVELS)),
         log_file: layers.read("log_file", |n| n.path()).map(|given| given.value),
-        listen: web::listen(layers),
+        listen: web::listen(layers, health_port),
         web: web::decode(layers, complete),
         limits: limits(layers.file.as_ref()),
         attach: layers

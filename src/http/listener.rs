@@ -50,15 +50,30 @@ impl Listener {
     /// As [`Listener::bind`], or if nobody knows the host.
     pub fn bind_host(host: Option<&str>, port: u16) -> Result<Self, HttpError> {
         let Some(host) = host else {
-            // IPv4 too, unless this machine has no IPv6.
-            return Self::bind((Ipv6Addr::UNSPECIFIED, port).into())
-                .or_else(|_| Self::bind((Ipv4Addr::UNSPECIFIED, port).into()));
+            // IPv4 too, or alone where this machine has no IPv6. A port that somebody else has is not served by half.
+            return match Self::bind((Ipv6Addr::UNSPECIFIED, port).into()) {
+                Err(HttpError::Bind { source, .. }) if source.kind() != io::ErrorKind::AddrInUse => {
+                    Self::bind((Ipv4Addr::UNSPECIFIED, port).into())
+                }
+                bound => bound,
+            };
         };
         let unknown = |source| HttpError::Host { host: host.to_owned(), source };
         let mut found: Vec<_> = (host, port).to_socket_addrs().map_err(unknown)?.collect();
         found.sort_by_key(SocketAddr::is_ipv6);
         let none = || unknown(io::Error::other("it has no address"));
         Self::bind(*found.first().ok_or_else(none)?)
+    }
+
+    /// Listens on all IPv6 addresses of this machine, and on none of IPv4.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn bind_ipv6(port: u16) -> Result<Self, HttpError> {
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+        let listener = bind_by(address, |socket| socket.set_only_v6(true));
+        let listener = listener.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+        listener.map(Listener::Tcp).map_err(|source| HttpError::Bind { address, source })
     }
 
     /// Listens on a Unix socket. One that nobody listens on any more is replaced.
@@ -150,11 +165,15 @@ fn path_of(listener: &UnixListener) -> Option<PathBuf> {
 
 /// By IP_FREEBIND, see ip(7).
 fn bind_freely(address: SocketAddr) -> io::Result<TcpListener> {
+    bind_by(address, |socket| match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true),
+        SocketAddr::V6(_) => socket.set_freebind_v6(true),
+    })
+}
+
+fn bind_by(address: SocketAddr, prepare: impl FnOnce(&Socket) -> io::Result<()>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    match address {
-        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
-        SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
-    }
+    prepare(&socket)?;
     socket.set_reuse_address(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -318,6 +337,15 @@ mod tests {
         let path = directory.path().join("run/control.sock");
         let _listener = Listener::bind_control(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_port_that_is_taken_on_ipv6_is_not_served_on_ipv4_alone() {
+        let taken = Listener::bind_ipv6(0).unwrap();
+        let port = taken.socket_address().unwrap().port();
+        let error = Listener::bind_host(None, port).unwrap_err().to_string();
+        assert!(error.contains(&format!("[::]:{port}: the address is in use")), "{error}");
+        Listener::bind((Ipv4Addr::UNSPECIFIED, port).into()).expect("it is of IPv6 alone");
     }
 
     #[test]

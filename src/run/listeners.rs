@@ -43,6 +43,9 @@ impl Listeners {
             Listen::Addresses(addresses) => addresses
                 .iter()
                 .map(|address| match address {
+                    ListenAddress::Tcp { port, .. } if address.is_ipv6_beside(addresses) => {
+                        Listener::bind_ipv6(*port)
+                    }
                     ListenAddress::Tcp { host, port } => Listener::bind_host(host.as_deref(), *port),
                     ListenAddress::Unix(path) => Listener::bind_unix(path),
                 })

@@ -306,6 +306,17 @@ fn it_serves_on_several_addresses_and_a_unix_socket() {
     assert!(code == Some(1) && [out, err].concat().contains("is in use"), "{code:?}");
 }
 
+#[test]
+fn every_address_of_both_families_is_served_by_a_socket_for_each() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let addresses = "web_listen_address: ['[::]:{port}', '0.0.0.0:{port}']";
+    let exporter = Setup::fibre(&place, &binary).listening(addresses).start();
+    for host in ["127.0.0.1", "127.0.0.2", "[::1]"] {
+        assert_eq!(status(&format!("http://{host}:{}/metrics", exporter.port), &[]), 200, "{host}");
+    }
+}
+
 /// Opens a socket that listens, and passes it as systemd does.
 const ACTIVATE: &str = r#"
 import os, socket, sys

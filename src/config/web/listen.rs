@@ -1,13 +1,14 @@
 //! Where the metrics are served: `web_listen_address`, `web_systemd_socket`.
 
+use crate::config::diagnose::Diagnostics;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::config::fields::Node;
-use crate::config::layers::Layers;
+use crate::config::layers::{Layers, Sourced};
 use crate::config::place::ConfigSource;
 use crate::config::words::quote;
 
 /// Which of the ways is asked for.
-pub(in crate::config) fn listen(layers: &Layers<'_>) -> Listen {
+pub(in crate::config) fn listen(layers: &Layers<'_>, health_port: u16) -> Listen {
     let addresses = layers.read("web_listen_address", addresses);
     let inherited = layers.read("web_systemd_socket", |node| node.boolean()).filter(|given| given.value);
     let Some(at) = addresses.as_ref().map(|given| &given.at).or(inherited.as_ref().map(|given| &given.at))
@@ -28,8 +29,32 @@ pub(in crate::config) fn listen(layers: &Layers<'_>) -> Listen {
                 .help("with web_systemd_socket the addresses stand in the socket unit");
             Listen::Inherited
         }
-        (Some(addresses), None) => Listen::Addresses(addresses.value),
+        (Some(addresses), None) => {
+            refuse_overlaps(layers.diags, &addresses, health_port);
+            Listen::Addresses(addresses.value)
+        }
         (None, _) => Listen::Inherited,
+    }
+}
+
+/// Reports addresses that cannot all be listened on.
+fn refuse_overlaps(diags: &Diagnostics, given: &Sourced<Vec<ListenAddress>>, health_port: u16) {
+    let all = &given.value;
+    let help = ":PORT and 0.0.0.0:PORT are every address of this machine: list each address once";
+    for (number, address) in all.iter().enumerate() {
+        if let Some(other) = all[..number].iter().find(|other| other.excludes(address)) {
+            let error = match other == address {
+                true => format!("{address} is listed twice"),
+                false => format!("{address} and {other} overlap: only one of them can be listened on"),
+            };
+            diags.error(&given.at, error).help(help);
+        }
+    }
+    let health = ListenAddress::Tcp { host: Some("127.0.0.1".to_owned()), port: health_port };
+    if let Some(address) = all.iter().find(|address| address.excludes(&health)) {
+        diags
+            .error(&given.at, format!("{address} overlaps with {health}, where health_port is served"))
+            .help("choose another health_port, or another port here");
     }
 }
 

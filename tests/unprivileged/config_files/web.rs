@@ -108,6 +108,23 @@ fn what_both_ways_say_is_refused_and_the_rest_goes_together() {
 }
 
 #[test]
+fn addresses_that_cannot_all_be_listened_on_are_refused() {
+    for (addresses, error) in [
+        (":9100,:9100", ":9100 is listed twice"),
+        (":9100,127.0.0.1:9100", "127.0.0.1:9100 and :9100 overlap: only one of them can be listened on"),
+        ("0.0.0.0:9100,[::]:9100,[::1]:9100", "[::1]:9100 and [::]:9100 overlap: only one"),
+        ("unix:/run/e.sock,unix:///run/e.sock", "unix:/run/e.sock is listed twice"),
+        ("localhost:9436", "localhost:9436 overlaps with 127.0.0.1:9436, where health_port is served"),
+    ] {
+        let listen = flags(&[("bitcoind_path", "/b"), ("web_listen_address", addresses)]);
+        let found = load(&listen, &Environment::new()).unwrap_err().render();
+        assert!(found.starts_with(&format!("--web.listen-address: {error}")), "{addresses}: {found}");
+    }
+    let apart = "0.0.0.0:9100,[::]:9100,127.0.0.2:9436,[::1]:9436,unix:/run/e.sock";
+    load(&flags(&[("bitcoind_path", "/b"), ("web_listen_address", apart)]), &Environment::new()).unwrap();
+}
+
+#[test]
 fn files_are_read_anew() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("web.yml");
