@@ -1,7 +1,7 @@
 //! What each command does, and with which exit code it ends.
 
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,8 @@ use std::time::Duration;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use crate::cli::{Format, Invocation};
+use crate::config::model::Settings;
+use crate::config::place::Place;
 use crate::config::{self, Diagnostics, Overrides, default_events_file};
 use crate::kernel::choose;
 use crate::loading::{Checked, load};
@@ -74,9 +76,7 @@ fn start(overrides: &Overrides) -> ExitCode {
     let file = match settings.log_file.as_ref().map(LogFile::open).transpose() {
         Ok(file) => file,
         Err(err) => {
-            let path =
-                settings.log_file.as_deref().map(|path| path.display().to_string()).unwrap_or_default();
-            eprintln!("exporter: failed to open the log file {path}: {err}");
+            eprintln!("exporter: {}", no_log_file(settings, &err));
             return ExitCode::from(CONFIGURATION);
         }
     };
@@ -112,6 +112,11 @@ fn start(overrides: &Overrides) -> ExitCode {
     }
 }
 
+fn no_log_file(settings: &Settings, err: &io::Error) -> String {
+    let path = settings.log_file.as_deref().unwrap_or(Path::new(""));
+    format!("failed to open the log file {}: {err}", path.display())
+}
+
 fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     let Checked { loaded, plan, .. } = match load(overrides) {
         Ok(checked) => checked,
@@ -120,6 +125,13 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| eprintln!("warning: {warning}"));
     let checked = check::check(&plan, terminal::width());
     let shown = show(&terminal::painted(&checked.table));
+    let settings = &loaded.config.settings;
+    if let Some(Err(err)) = settings.log_file.as_deref().map(LogFile::check) {
+        checked.errors.error(&Place::none(), no_log_file(settings, &err));
+    }
+    if let Some(Err(err)) = settings.pinned.as_deref().map(pins::check_place) {
+        checked.errors.error(&Place::none(), format!("{err:#}"));
+    }
     if !checked.errors.is_empty() {
         return refuse(&checked.errors);
     }

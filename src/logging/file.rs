@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often it is looked at whether the path still is the file.
@@ -30,6 +30,22 @@ impl LogFile {
         let path = path.into();
         let file = append(&path)?;
         Ok(Self { path, file, checked: Instant::now(), torn: false, stuck: false })
+    }
+
+    /// Whether it can be opened, as far as that is told without making it, and without regard to permissions: whoever asks may be
+    /// another user than the exporter's.
+    ///
+    /// # Errors
+    /// As [`LogFile::open`].
+    pub fn check(path: &Path) -> io::Result<()> {
+        let opened = match OpenOptions::new().append(true).open(path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                std::fs::metadata(directory.unwrap_or(Path::new("."))).map(drop)
+            }
+            opened => opened.map(drop),
+        };
+        opened.or_else(|err| if err.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(err) })
     }
 
     /// Appends a line, to the file that has the path now: `logrotate` renames the earlier one.
@@ -87,7 +103,7 @@ impl LogFile {
     }
 }
 
-fn append(path: &std::path::Path) -> io::Result<File> {
+fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 

@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use ring::digest::{SHA256, digest};
 
 pub use dir::{MapSpec, Pin, PinDir};
-pub use state::{EnginePins, StateDirectory, VersionStamp, describe, leftovers, remove_all};
+pub use state::{EnginePins, StateDirectory, VersionStamp, check_place, describe, leftovers, remove_all};
 
 /// What could not be done with pinned state.
 #[derive(Debug)]

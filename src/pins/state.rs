@@ -39,17 +39,8 @@ impl StateDirectory {
     /// # Errors
     /// If it is not on a BPF file system, is not this user's alone, or another exporter uses it.
     pub fn open(path: &Path) -> Result<Self, PinError> {
+        check_place(path)?;
         let what = || format!("use {} for `state: pinned`", path.display());
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let system = rustix::fs::statfs(parent).map_err(io::Error::from);
-        if system.map_err(failed("use", parent))?.f_type as i64 != BPF_FS_MAGIC {
-            let reason = format!("{} is not on a BPF file system", parent.display());
-            return Err(PinError::new(
-                what(),
-                reason,
-                "mount one (`mount -t bpf bpf /sys/fs/bpf`), or set `state_directory` to a path on one",
-            ));
-        }
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
                 let next = "make it writable for this user, or make the directory beforehand as this user's own \
@@ -261,6 +252,27 @@ pub fn describe(path: &Path) -> String {
         }
         Ok(Some(stamp)) => format!("{shown}: {used}; of version {}", stamp.version),
     }
+}
+
+/// Whether a state directory can be where this one is to be, or is.
+///
+/// # Errors
+/// If that is not on a BPF file system.
+pub fn check_place(path: &Path) -> Result<(), PinError> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let system = match rustix::fs::statfs(parent).map_err(io::Error::from) {
+        // It is looked at again by who may.
+        Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+        system => system.map_err(failed("use", parent))?,
+    };
+    if system.f_type as i64 == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    Err(PinError::new(
+        format!("use {} for `state: pinned`", path.display()),
+        format!("{} is not on a BPF file system", parent.display()),
+        "mount one (`mount -t bpf bpf /sys/fs/bpf`), or set `state_directory` to a path on one",
+    ))
 }
 
 /// Directories beside this one that look like another exporter's state which nobody uses now.

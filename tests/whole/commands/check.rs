@@ -376,3 +376,23 @@ fn a_hashed_password_is_accepted_and_a_long_one_is_not_cut() {
         );
     }
 }
+
+#[test]
+fn paths_that_a_start_refuses_are_errors() {
+    let with = |more: &str| check(&format!("{more}\n{}", config(&demo("fibre-demo"), "profile: fibre")));
+    let told = with("log_file: /nowhere/exporter.log").bad(2);
+    assert!(told.contains("failed to open the log file /nowhere/exporter.log: No such file"), "{told}");
+    let both = with("log_file: /\nstate: pinned\nstate_directory: /tmp/state").bad(2);
+    assert!(both.contains("failed to open the log file /: Is a directory"), "{both}");
+    assert!(
+        both.contains("failed to use /tmp/state for `state: pinned`: /tmp is not on a BPF file system"),
+        "{both}"
+    );
+    assert!(both.contains("2 errors"), "{both}");
+    let scratch = Scratch::new();
+    let log = scratch.write("exporter.log", "");
+    for path in [log.clone(), format!("{log}.new")] {
+        with(&format!("log_file: {path}")).good();
+    }
+    assert!(!std::path::Path::new(&format!("{log}.new")).exists());
+}
