@@ -207,6 +207,9 @@ end:
 	return 0;
 }
 
+/* The cookie of a probe that only sets a breakpoint: its hits are nobody's. */
+#define NO_SITE ((__u32)-1)
+
 /*
  * Everything that is done on a hit. In a session uprobe, which is hit at a function's entry and again at its return, the
  * cookie names the entry's site, which names the return's.
@@ -221,7 +224,8 @@ static __always_inline int handle(struct pt_regs *ctx, const bool session)
 	if (session && site && bpf_session_is_return())
 		site = bpf_map_lookup_elem(&sites, &site->on_return);
 	if (!site) {
-		stray();
+		if (cookie != NO_SITE)
+			stray();
 		return 0;
 	}
 	probe = bpf_map_lookup_elem(&probes, &site->probe);

@@ -1,17 +1,29 @@
 //! Links: one for many places of a file, or a perf event for each.
 
-use std::path::Path;
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 
 use libbpf_rs::{Link, UprobeMultiOpts, UprobeOpts};
 
 use super::link_kind::Attach;
 use super::load::Kernel;
-use super::pinnable_link::detach;
+use super::pinnable_link::{PinnableLink, detach};
 use super::placed::{AttachMethod, PlacedSite};
 use super::refusal::Refusal;
 
 /// The number of no site: of probes that are never hit.
 pub(super) const NO_SITE: u64 = u32::MAX as u64;
+
+/// What libbpf calls all processes.
+const ALL_PROCESSES: i32 = -1;
+
+/// A place in a file at which a breakpoint is to be set once more, and its semaphore's, or 0.
+#[derive(Debug, Clone, Copy)]
+pub struct Rearmed {
+    pub offset: u64,
+    pub semaphore: u64,
+}
 
 /// A place to attach at, and its position in the list that was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -38,14 +50,47 @@ impl Kernel {
         path: &Path,
         spots: &[AttachPoint],
     ) -> Result<Vec<Link>, Refusal> {
+        self.link_in(ALL_PROCESSES, kind, path, spots)
+    }
+
+    /// Sets breakpoints in one process where it has lost them, though the kernel takes them to be there: as for another tracer, whose hits
+    /// are nobody's. What is returned can go at once: a breakpoint stays as long as anybody wants it.
+    ///
+    /// # Errors
+    /// If the kernel refuses one of them.
+    pub fn rearm(&self, pid: u32, file: &File, places: &[Rearmed]) -> Result<Vec<PinnableLink>, Refusal> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let spots = places.iter().enumerate().map(|(position, place)| AttachPoint {
+            position,
+            offset: place.offset,
+            semaphore: place.semaphore,
+            cookie: NO_SITE,
+        });
+        let links = self.link_in(pid as i32, LinkType::Entry, &path, &spots.collect::<Vec<_>>())?;
+        Ok(links.into_iter().map(PinnableLink::new).collect())
+    }
+
+    fn link_in(
+        &self,
+        pid: i32,
+        kind: LinkType,
+        path: &Path,
+        spots: &[AttachPoint],
+    ) -> Result<Vec<Link>, Refusal> {
         let created = match self.attach_kind() {
-            Attach::Multi => self.link_multi(kind, path, spots).map(|link| vec![link]),
-            Attach::Perf => self.link_perf(kind, path, spots),
+            Attach::Multi => self.link_multi(pid, kind, path, spots).map(|link| vec![link]),
+            Attach::Perf => self.link_perf(pid, kind, path, spots),
         };
         created.map_err(|err| Refusal::of_attaching(&err, self.attach_kind()))
     }
 
-    fn link_multi(&self, kind: LinkType, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Link> {
+    fn link_multi(
+        &self,
+        pid: i32,
+        kind: LinkType,
+        path: &Path,
+        spots: &[AttachPoint],
+    ) -> libbpf_rs::Result<Link> {
         let has_semaphores = spots.iter().any(|spot| spot.semaphore != 0);
         let semaphores = spots.iter().filter(|_| has_semaphores);
         let opts = UprobeMultiOpts {
@@ -58,10 +103,16 @@ impl Kernel {
         };
         let programs = self.programs();
         let program = if kind == LinkType::Session { &programs.probe_session } else { &programs.probe_multi };
-        program.attach_uprobe_multi_with_opts(-1, path, "", opts)
+        program.attach_uprobe_multi_with_opts(pid, path, "", opts)
     }
 
-    fn link_perf(&self, kind: LinkType, path: &Path, spots: &[AttachPoint]) -> libbpf_rs::Result<Vec<Link>> {
+    fn link_perf(
+        &self,
+        pid: i32,
+        kind: LinkType,
+        path: &Path,
+        spots: &[AttachPoint],
+    ) -> libbpf_rs::Result<Vec<Link>> {
         let mut links = Vec::with_capacity(spots.len());
         for spot in spots {
             let opts = UprobeOpts {
@@ -70,7 +121,7 @@ impl Kernel {
                 retprobe: kind == LinkType::Return,
                 ..UprobeOpts::default()
             };
-            match self.programs().probe_perf.attach_uprobe_with_opts(-1, path, spot.offset as usize, opts) {
+            match self.programs().probe_perf.attach_uprobe_with_opts(pid, path, spot.offset as usize, opts) {
                 Ok(link) => links.push(link),
                 Err(err) => {
                     detach(links);

@@ -48,6 +48,7 @@ pub(crate) use filters::Filter;
 pub(crate) use guard::Guard;
 pub use lease::{Lease, LeaseBreak, LeaseBreaks, NoLease};
 pub use link_kind::{Attach, choose};
+pub use links::Rearmed;
 pub(crate) use load::Pinning;
 pub use load::{Kernel, Shape, Shared};
 pub use misses::{LoadedProgram, misses};

@@ -4,6 +4,7 @@ mod ahead;
 mod announce;
 mod attached_file;
 mod attaching;
+mod code_checks;
 mod cookies;
 mod denied;
 mod detacher;

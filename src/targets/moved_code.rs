@@ -9,11 +9,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use super::code_checks::Finding;
+use super::detacher::Leaving;
 use super::file::Identity;
 use super::follow::ProcessChanges;
 use super::readers::translates;
 use super::worker::Worker;
-use crate::kernel::BREAKPOINT;
+use crate::kernel::{BREAKPOINT, Rearmed, Refusal};
+use crate::mapping::PAGE;
 use crate::procfs::{Mapping, living_thread, text};
 
 /// So many processes that run a file are ended by `SIGTRAP` within this time before it is not traced any more: one
@@ -46,17 +49,23 @@ impl Code {
         Self { mapped, starts }
     }
 
-    /// How many of the sites are mapped and have no breakpoint there.
-    fn unarmed(&self, sites: &[u64], memory: &File) -> usize {
-        let is_unarmed = |site: u64| {
-            let range = self.mapped.iter().zip(&self.starts).find(|(range, _)| range.contains(&site));
+    /// The sites that are mapped and have no breakpoint there, each with its address.
+    fn unarmed(&self, sites: &[u64], memory: &File) -> Vec<(u64, u64)> {
+        let unarmed = |site: u64| {
             let mut byte = [0];
-            range.is_some_and(|(range, start)| {
-                let read = memory.read_exact_at(&mut byte, start + (site - range.start));
+            let at = self.addresses(site).find(|at| {
+                let read = memory.read_exact_at(&mut byte, *at);
                 read.is_ok() && byte[0] != BREAKPOINT
-            })
+            });
+            at.map(|at| (site, at))
         };
-        sites.iter().filter(|site| is_unarmed(**site)).count()
+        sites.iter().filter_map(|site| unarmed(*site)).collect()
+    }
+
+    /// Where the site is mapped: a library more than once, if it is loaded into several namespaces.
+    fn addresses(&self, site: u64) -> impl Iterator<Item = u64> {
+        let all = self.mapped.iter().zip(&self.starts).filter(move |(range, _)| range.contains(&site));
+        all.map(move |(range, start)| start + (site - range.start))
     }
 
     fn lacks(&self, sites: &[u64]) -> usize {
@@ -118,11 +127,13 @@ impl Worker {
         for (pid, identity) in asked {
             self.tell_if_moved(pid, identity);
         }
+        self.check_code_in_turn();
     }
 
-    fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
+    pub(super) fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
         let Ok(starts) = self.finder.starts_of_mappings(pid, identity) else { return };
-        let Ok(maps) = text(format!("/proc/{}/maps", living_thread(pid))) else { return };
+        let thread = living_thread(pid);
+        let Ok(maps) = text(format!("/proc/{thread}/maps")) else { return };
         let code = Code::of(&maps, &starts);
         // Who only reads the file does not run it.
         if code.mapped.is_empty() && !self.finder.of_process(pid).is_ok_and(|runs| runs.identity == identity)
@@ -130,13 +141,14 @@ impl Worker {
             return;
         }
         // What translates code has no breakpoints, on purpose.
-        let memory = (!translates(pid)).then(|| File::open(format!("/proc/{}/mem", living_thread(pid))));
+        let memory = (!translates(pid)).then(|| File::open(format!("/proc/{thread}/mem")));
         let memory = memory.and_then(Result::ok);
-        for (state, planned) in self.targets.iter().zip(&self.plan.targets) {
+        let mut thrown_away = Vec::new();
+        for (target, (state, planned)) in self.targets.iter().zip(&self.plan.targets).enumerate() {
             let Some(file) = state.current.iter().find(|of| of.identity == identity) else { continue };
             let offsets = file.offsets();
             let lacks = code.lacks(&offsets);
-            if lacks > 0 {
+            if lacks > 0 && self.code_checks.is_new(pid, identity, Finding::Replaced) {
                 log::warn!(
                     "Target {}: process {pid} has replaced the code at {lacks} of {} traced places of {} with memory of its \
                      own, as programs do to have huge pages: no hits come from there, and what it copies while it is \
@@ -148,10 +160,17 @@ impl Worker {
             }
             let step = (offsets.len() / LOOKED_AT).max(1);
             let looked_at: Vec<u64> = offsets.iter().copied().step_by(step).collect();
-            let gone = memory.as_ref().map_or(0, |memory| code.unarmed(&looked_at, memory));
-            if gone > 0 {
+            let gone = memory.as_ref().map_or_else(Vec::new, |memory| code.unarmed(&looked_at, memory));
+            if gone.is_empty() {
+                continue;
+            }
+            let (of_file, written) = by_content(thread, &gone);
+            if !of_file.is_empty() {
+                thrown_away.push(target);
+            }
+            if written > 0 && self.code_checks.is_new(pid, identity, Finding::Written) {
                 log::warn!(
-                    "Target {}: process {pid} has no breakpoint at {gone} of {} traced places of {}: it has written over its \
+                    "Target {}: process {pid} has no breakpoint at {written} of {} traced places of {}: it has written over its \
                      code, as live patches and XRay do, or made it writable; no hits come from there",
                     planned.name,
                     looked_at.len(),
@@ -159,7 +178,70 @@ impl Worker {
                 );
             }
         }
+        for target in thrown_away {
+            self.rearm(target, pid, identity, &code);
+        }
     }
+
+    /// Sets breakpoints again that a process has thrown away with pages of its code: the kernel takes them to be there.
+    fn rearm(&mut self, target: usize, pid: u32, identity: Identity, code: &Code) {
+        let thread = living_thread(pid);
+        let state = &self.targets[target];
+        let Some(file) = state.current.iter().find(|of| of.identity == identity) else { return };
+        let Ok(memory) = File::open(format!("/proc/{thread}/mem")) else { return };
+        let places = file.places();
+        let all: Vec<u64> = places.iter().map(|place| place.offset).collect();
+        let (lost, _) = by_content(thread, &code.unarmed(&all, &memory));
+        let places: Vec<Rearmed> = places.into_iter().filter(|place| lost.contains(&place.offset)).collect();
+        let name = &self.plan.targets[target].name;
+        if places.is_empty() || !self.code_checks.may_rearm(pid, identity) {
+            return;
+        }
+        // The file that the process has, whatever its path leads to.
+        let at = code.addresses(places[0].offset).next().unwrap_or_default();
+        let maps = text(format!("/proc/{thread}/maps")).unwrap_or_default();
+        let map = maps.lines().filter_map(Mapping::parse).find(|map| map.contains(at));
+        let opened = map.map(|map| File::open(format!("/proc/{thread}/map_files/{}", map.range)));
+        let Some(opened) = opened else { return };
+        let rearmed = opened.map_err(|err| Refusal::of_file(&err));
+        let rearmed = rearmed.and_then(|opened| self.kernel.rearm(pid, &opened, &places));
+        let left = by_content(thread, &code.unarmed(&lost, &memory)).0.len();
+        let is_new = self.code_checks.is_new(pid, identity, Finding::ThrownAway);
+        let what = format!(
+            "Target {name}: process {pid} has thrown away the breakpoints at {} of {} traced places of {} with pages of its code, as by \
+             madvise(2) with MADV_DONTNEED: what it called there since was not counted",
+            lost.len(),
+            all.len(),
+            file.display
+        );
+        match (&rearmed, left) {
+            (Ok(_), 0) if !is_new => log::debug!("{what}; they are set again"),
+            (Ok(_), 0) => log::warn!("{what}; they are set again"),
+            (Ok(_), _) if is_new => log::warn!("{what}, nor will it be"),
+            (Err(err), _) if is_new => log::warn!("{what}, nor will it be ({err})"),
+            _ => {}
+        }
+        self.status.add_thrown_away(target, lost.len() as u64);
+        if let Ok(links) = rearmed {
+            self.detacher.detach(vec![Leaving { identity, links, numbers: Vec::new(), lease: None }]);
+        }
+    }
+}
+
+/// The sites whose pages are as they are in the file, of those that have no breakpoint, and how many others there are.
+fn by_content(thread: u32, sites: &[(u64, u64)]) -> (Vec<u64>, usize) {
+    let Ok(pages) = File::open(format!("/proc/{thread}/pagemap")) else { return (Vec::new(), sites.len()) };
+    let is_of_file = |at: u64| {
+        let mut entry = [0; 8];
+        let read = pages.read_exact_at(&mut entry, at / PAGE * 8);
+        let entry = u64::from_ne_bytes(entry);
+        // Linux, Documentation/admin-guide/mm/pagemap.rst.
+        let [is_file, is_swapped, is_present] = [61, 62, 63].map(|bit| entry >> bit & 1 == 1);
+        read.is_ok() && !is_swapped && (is_file || !is_present)
+    };
+    let of_file: Vec<u64> = sites.iter().filter(|(_, at)| is_of_file(*at)).map(|(site, _)| *site).collect();
+    let others = sites.len() - of_file.len();
+    (of_file, others)
 }
 
 #[cfg(test)]

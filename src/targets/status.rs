@@ -32,6 +32,9 @@ pub struct TargetCounts {
     pub foreign: Vec<[u64; 2]>,
     /// By target: how long processes ran before their file was attached to.
     pub unprobed: Vec<Duration>,
+    /// Breakpoints that processes threw away with pages of their code.
+    #[serde(default)]
+    pub thrown_away: Vec<u64>,
     /// By target.
     pub usage: Vec<Usage>,
 }
@@ -183,6 +186,7 @@ impl Status {
                 reattached: vec![[0; 2]; plan.targets.len()],
                 foreign: vec![[0; 2]; plan.targets.len()],
                 unprobed: vec![Duration::ZERO; plan.targets.len()],
+                thrown_away: vec![0; plan.targets.len()],
                 usage: vec![Usage::default(); plan.targets.len()],
             }),
         }
@@ -222,6 +226,7 @@ impl Status {
                     *to = of_part.max(*to);
                 }
                 sums.unprobed[at] += counts.unprobed[number];
+                sums.thrown_away[at] += counts.thrown_away[number];
                 // They are the same processes, measured more than once.
                 let (sum, of_part) = (&mut sums.usage[at], counts.usage[number]);
                 (sum.cpu, sum.tracing) = (sum.cpu.max(of_part.cpu), sum.tracing + of_part.tracing);
@@ -341,6 +346,9 @@ impl Status {
             |of: &TargetCounts| [of.reattached.len(), of.foreign.len(), of.unprobed.len(), of.usage.len()];
         if lengths(&memory.targets) == lengths(&targets) {
             *targets = memory.targets;
+            // An earlier version did not count them.
+            let count = targets.unprobed.len();
+            targets.thrown_away.resize(count, 0);
         }
     }
 
@@ -391,6 +399,10 @@ impl Status {
 
     pub(super) fn add_unprobed(&self, target: usize, nanoseconds: u64) {
         self.lock_targets().unprobed[target] += Duration::from_nanos(nanoseconds);
+    }
+
+    pub(super) fn add_thrown_away(&self, target: usize, breakpoints: u64) {
+        self.lock_targets().thrown_away[target] += breakpoints;
     }
 
     pub(crate) fn add_usage(&self, target: usize, more: Usage) {

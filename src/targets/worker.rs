@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::attached_file::Shed;
 use super::attaching::Attaching;
+use super::code_checks::CodeChecks;
 use super::cookies::Cookies;
 use super::detacher::{Detacher, Shedding};
 use super::file::Identity;
@@ -52,6 +53,7 @@ pub(super) struct Worker {
     pub(super) selectors: Vec<Selector>,
     /// Processes that began to run a file since the last walk, which may replace their code.
     pub(super) fresh: Vec<(u32, Identity)>,
+    pub(super) code_checks: CodeChecks,
     /// Starts that found no room so far.
     pub(super) starts_refused: u64,
     /// What looks after files with pinned probes when no exporter does.
@@ -152,6 +154,7 @@ impl Worker {
             is_behind: false,
             selectors,
             fresh: Vec::new(),
+            code_checks: CodeChecks::new(),
             starts_refused: 0,
             guard,
             readers,

@@ -35,6 +35,14 @@ impl Telemetry {
         for (name, unprobed) in names().zip(&counts.unprobed) {
             rows.number(&[("target", name)], unprobed.as_secs_f64());
         }
+        let rows = to.counter(
+            "fibre_exporter_breakpoints_thrown_away_total",
+            "Breakpoints that processes threw away with pages of their code (madvise with MADV_DONTNEED), found by a look \
+             now and then; they are set again, and hits in between are not counted.",
+        );
+        for (name, thrown_away) in names().zip(&counts.thrown_away) {
+            rows.number(&[("target", name)], *thrown_away);
+        }
         self.usage(to);
         to.counter(
             "fibre_exporter_process_scans_total",

@@ -16,7 +16,7 @@ use super::outcome::Outcome;
 use super::readers::Hidden;
 use super::status::ProbeState;
 use crate::elf::SharedSemaphore;
-use crate::kernel::{Kernel, Lease, PinnableLink, ProcessEvents};
+use crate::kernel::{Kernel, Lease, PinnableLink, ProcessEvents, Rearmed};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
 
@@ -299,6 +299,12 @@ impl AttachedFile {
 
     pub fn is_attached(&self) -> bool {
         !self.links.is_empty()
+    }
+
+    /// Of all sites that are attached, by which the kernel sets their breakpoints.
+    pub fn places(&self) -> Vec<Rearmed> {
+        let sites = self.sites.iter().map(|(_, site)| site);
+        sites.map(|site| Rearmed { offset: site.offset, semaphore: site.ref_ctr_offset }).collect()
     }
 
     /// Offsets of all sites that are attached.

@@ -4,7 +4,7 @@
 use std::os::unix::process::ExitStatusExt;
 
 use super::support::*;
-use crate::support::exporter::{Place, Setup};
+use crate::support::exporter::{Exporter, Place, Setup, wait_for};
 use crate::support::program::compile;
 
 #[test]
@@ -63,6 +63,46 @@ fn a_breakpoint_that_is_written_over_is_told_of() {
     let mut program = Program::start(&path);
     assert_eq!(program.say("call"), "0");
     exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced places", program.pid()));
+}
+
+/// The kernel takes the breakpoints to be there still.
+#[test]
+fn breakpoints_that_a_process_throws_away_are_set_again() {
+    for (attach, options) in [("multi", "-DPAD=1"), ("perf", "-DSEMAPHORE")] {
+        let place = Place::new();
+        let path = place.path("forgets");
+        build(&path, &["-O1", "-DPAD=1", options]);
+        let yaml = config(&[("p", &format!("binary: {}", path.display()))]);
+        let exporter = Setup::new(&place, format!("attach: {attach}\n{yaml}")).start();
+        exporter.wait_until_ready();
+        let (mut program, mut other) = (Program::start(&path), Program::start(&path));
+        let counted = |exporter: &Exporter| exporter.scrape().value("p_total", &[]);
+        let mut expected = 0.0;
+        for _ in 0..2 {
+            program.fire(3);
+            expected += 3.0;
+            assert_eq!(counted(&exporter), expected);
+            program.say("forget");
+            program.fire(100);
+            assert_eq!(counted(&exporter), expected, "what this test is about");
+            wait_for("breakpoints to be set again", || {
+                program.fire(1);
+                counted(&exporter) > expected
+            });
+            expected = counted(&exporter);
+        }
+        let told =
+            format!("process {} has thrown away the breakpoints at 1 of 1 traced places", program.pid());
+        exporter.wait_for_log(&told);
+        assert_eq!(exporter.log().matches(&told).count(), 1, "{}", exporter.log());
+        other.fire(10);
+        program.fire(10);
+        let scrape = exporter.scrape();
+        assert_eq!(scrape.value("p_total", &[]), expected + 20.0);
+        assert_eq!(scrape.value("fibre_exporter_breakpoints_thrown_away_total", &[("target", "p")]), 2.0);
+        assert_eq!(scrape.value("fibre_exporter_errors_total", &[("error_type", "stray_hit")]), 0.0);
+        assert!(!exporter.log().contains(&format!("process {} has", other.pid())), "{}", exporter.log());
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
  *   open FILE    likewise with the library itself
  *   move         replaces its code by a copy, as programs do to have it in huge pages
+ *   forget       throws a page of its code away, which is read from the file again
  *   copy FILE    writes its executable, which it maps for that, to the file
  */
 #define _GNU_SOURCE
@@ -212,6 +213,9 @@ static int serve(pid_t self)
 		} else if (!strcmp(line, "move")) {
 			if (move())
 				return 8;
+		} else if (!strcmp(line, "forget")) {
+			if (madvise((void *)((uintptr_t)hit & -4096UL), 4096, MADV_DONTNEED))
+				return 10;
 		} else if (!strncmp(line, "copy ", 5)) {
 			if (copy(line + 5))
 				return 9;
