@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +22,9 @@ use crate::truncated;
 
 /// Addresses that are remembered. When there are more, all are looked up anew.
 const REMEMBERED: usize = 16_384;
+
+/// How long an address has the same name without looking: what was unloaded makes room for other code.
+const VALID: Duration = Duration::from_secs(60);
 
 /// Files whose symbols are kept, and how many bytes these may take; the file that was not used for longest goes.
 const FILES: usize = 16;
@@ -44,7 +47,8 @@ pub const UNKNOWN: &str = "unknown";
 
 /// Looks up names, and remembers them.
 pub struct Symbols {
-    known: HashMap<(u32, u64), Arc<str>>,
+    /// With when each was looked up.
+    known: HashMap<(u32, u64), (Arc<str>, Instant)>,
     /// When each process began, and when that was looked at: its number may be another's by now.
     began: HashMap<u32, (u64, Instant)>,
     /// The one used last comes last.
@@ -132,14 +136,15 @@ impl Symbols {
         if self.is_another(pid) {
             self.known.retain(|(known, _), _| *known != pid);
         }
-        if let Some(name) = self.known.get(&(pid, address)) {
+        let remembered = self.known.get(&(pid, address));
+        if let Some((name, _)) = remembered.filter(|(_, at)| at.elapsed() < VALID) {
             return name.clone();
         }
         let name: Arc<str> = look_up(self).unwrap_or_else(|| UNKNOWN.into());
         if self.known.len() >= REMEMBERED {
             self.known.clear();
         }
-        self.known.insert((pid, address), name.clone());
+        self.known.insert((pid, address), (name.clone(), Instant::now()));
         name
     }
 
@@ -172,6 +177,9 @@ impl Symbols {
             return None;
         }
         let file = open(pid, mapping)?;
+        if is_written_anew(pid, &file, mapping, address) {
+            return None;
+        }
         let meta = file.metadata().ok()?;
         let identity = Identity {
             device: meta.dev(),
@@ -254,6 +262,23 @@ fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
     let same_device = mapping.device.0 == 0 || major == 0 || mapping.device == (major, minor);
     (meta.ino() == mapping.inode && same_device).then_some(file)
+}
+
+/// Whether the process has written other code there than the file has, as a compiler may that runs in it. Less than half is a patch, or
+/// breakpoints.
+fn is_written_anew(pid: u32, file: &File, mapping: &Mapping<'_>, address: u64) -> bool {
+    const AROUND: u64 = 8;
+    let from = address.saturating_sub(AROUND).max(mapping.start);
+    let length = address.saturating_add(AROUND).min(mapping.end).saturating_sub(from) as usize;
+    let [mut here, mut there] = [[0; 2 * AROUND as usize]; 2];
+    let (here, there) = (&mut here[..length], &mut there[..length]);
+    let memory = File::open(format!("/proc/{pid}/mem"));
+    if memory.and_then(|memory| memory.read_exact_at(here, from)).is_err()
+        || file.read_exact_at(there, mapping.offset + (from - mapping.start)).is_err()
+    {
+        return false;
+    }
+    here.iter().zip(there.iter()).filter(|(here, there)| here != there).count() > length / 2
 }
 
 #[cfg(test)]
