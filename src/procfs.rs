@@ -16,8 +16,6 @@ pub(crate) fn text(path: impl AsRef<Path>) -> io::Result<String> {
 /// A line of `/proc/PID/maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mapping<'a> {
-    /// As its entry in `map_files` is called.
-    pub range: &'a str,
     pub start: u64,
     pub end: u64,
     permissions: &'a str,
@@ -35,13 +33,11 @@ impl<'a> Mapping<'a> {
     pub fn parse(line: &'a str) -> Option<Self> {
         let hex = |digits| u64::from_str_radix(digits, 16).ok();
         let mut fields = line.splitn(6, ' ');
-        let range = fields.next()?;
-        let (start, end) = range.split_once('-')?;
+        let (start, end) = fields.next()?.split_once('-')?;
         let permissions = fields.next()?;
         let offset = hex(fields.next()?)?;
         let (major, minor) = fields.next()?.split_once(':')?;
         Some(Self {
-            range,
             start: hex(start)?,
             end: hex(end)?,
             permissions,
@@ -50,6 +46,11 @@ impl<'a> Mapping<'a> {
             inode: fields.next()?.parse().ok()?,
             name: fields.next().unwrap_or_default().trim_start(),
         })
+    }
+
+    /// As its entry in `map_files` is called: without the zeros that `maps` puts before low addresses.
+    pub fn entry(&self) -> String {
+        format!("{:x}-{:x}", self.start, self.end)
     }
 
     pub fn contains(&self, address: u64) -> bool {
@@ -132,7 +133,6 @@ mod tests {
         let line =
             "55d0a000-55d0b000 r-xp 00002000 fe:10 247003                     /usr/bin/a file (deleted)";
         let right = Mapping {
-            range: "55d0a000-55d0b000",
             start: 0x55d0_a000,
             end: 0x55d0_b000,
             permissions: "r-xp",
@@ -143,6 +143,8 @@ mod tests {
         };
         assert_eq!(Mapping::parse(line), Some(right.clone()));
         assert!(right.is_executable() && !right.is_data());
+        let low = Mapping::parse("00400000-00401000 r--p 00000000 fe:10 7 /usr/bin/a").unwrap();
+        assert_eq!(low.entry(), "400000-401000");
         assert!(right.contains(0x55d0_a010) && !right.contains(0x55d0_b000));
         assert!(Mapping::parse(&line.replace("r-xp", "rw-p")).unwrap().is_data());
         assert!(!Mapping::parse(&line.replace("r-xp", "rw-s")).unwrap().is_data());

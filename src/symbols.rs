@@ -253,7 +253,7 @@ impl Default for Symbols {
 /// The file that is mapped: by its entry in `map_files`, where that may be followed, or by its path below the process's root
 /// if that is still the same file.
 fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
-    if let Ok(file) = regular::open(format!("/proc/{pid}/map_files/{}", mapping.range).as_ref()) {
+    if let Ok(file) = regular::open(format!("/proc/{pid}/map_files/{}", mapping.entry()).as_ref()) {
         return Some(file);
     }
     let file = regular::open(format!("/proc/{pid}/root{}", mapping.name).as_ref()).ok()?;

@@ -121,16 +121,16 @@ pub(super) fn libraries(found: &TargetFile, selector: &Selector) -> Option<Strin
     let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
     let of_files = code.filter(|mapping| mapping.name.starts_with('/') && mapping.name != found.display);
     // Of several mappings of a file, one.
-    let ranges: BTreeMap<&str, &str> = of_files.map(|mapping| (mapping.name, mapping.range)).collect();
-    let with_probes: Vec<String> = ranges
+    let entries: BTreeMap<&str, String> = of_files.map(|mapping| (mapping.name, mapping.entry())).collect();
+    let with_probes: Vec<String> = entries
         .into_iter()
-        .filter_map(|(name, range)| {
+        .filter_map(|(name, entry)| {
             if !name.ends_with(" (deleted)") {
                 let path = process.join("root").join(name.trim_start_matches('/'));
                 return has_probes(&path).then(|| format!("`exporter probes {name}`"));
             }
             // No path leads to it: it is in a memfd, or was replaced.
-            let path = process.join("map_files").join(range);
+            let path = process.join("map_files").join(entry);
             has_probes(&path).then(|| format!("`exporter probes {}` ({name})", path.display()))
         })
         .collect();

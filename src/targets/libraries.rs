@@ -114,9 +114,9 @@ impl Libraries {
     }
 
     fn library(&mut self, pid: u32, mapping: &Mapping<'_>) -> Option<Library> {
-        let Mapping { range, name: display, .. } = mapping;
+        let display = mapping.name;
         let paths = [
-            format!("/proc/{pid}/map_files/{range}"),
+            format!("/proc/{pid}/map_files/{}", mapping.entry()),
             format!("/proc/{pid}/root{}", display.trim_end_matches(" (deleted)")),
         ];
         let mut opened = paths
@@ -211,7 +211,7 @@ mod tests {
     fn mappings_of_a_file() {
         let line = "7f10-7f20 r-xp 00001000 00:01 2053      /memfd:libprobe (deleted)";
         let found = of_file(line).unwrap();
-        assert_eq!((found.range, found.name), ("7f10-7f20", "/memfd:libprobe (deleted)"));
+        assert_eq!((found.entry(), found.name), ("7f10-7f20".to_string(), "/memfd:libprobe (deleted)"));
         assert_eq!(of_file("7f10-7f20 r-xp 00000000 00:00 0          [vdso]"), None);
         assert_eq!(of_file("7f10-7f20 r-xp 00000000 00:00 0 "), None);
     }

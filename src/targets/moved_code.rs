@@ -201,7 +201,7 @@ impl Worker {
         let at = code.addresses(places[0].offset).next().unwrap_or_default();
         let maps = text(format!("/proc/{thread}/maps")).unwrap_or_default();
         let map = maps.lines().filter_map(Mapping::parse).find(|map| map.contains(at));
-        let opened = map.map(|map| File::open(format!("/proc/{thread}/map_files/{}", map.range)));
+        let opened = map.map(|map| File::open(format!("/proc/{thread}/map_files/{}", map.entry())));
         let Some(opened) = opened else { return };
         let rearmed = opened.map_err(|err| Refusal::of_file(&err));
         let rearmed = rearmed.and_then(|opened| self.kernel.rearm(pid, &opened, &places));
