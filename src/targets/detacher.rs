@@ -24,6 +24,9 @@ pub(super) struct Leaving {
     pub(super) lease: Option<Lease>,
 }
 
+/// What is done when the probes are out.
+type Afterwards = Box<dyn FnOnce() + Send>;
+
 /// Probes that are on the way out for a while.
 pub(super) struct Shedding {
     /// Tells when they are.
@@ -59,14 +62,23 @@ fn lock(state: &Mutex<DetachState>) -> MutexGuard<'_, DetachState> {
 impl Detacher {
     /// Takes all of these out at the same time, for the kernel takes as long for one, and then lets go of the leases.
     pub(super) fn detach(&mut self, lot: Vec<Leaving>) {
-        self.detach_and_tell(lot, None);
+        self.detach_then(lot, || ());
     }
 
     /// As [`Detacher::detach`], and tells somebody when that is done.
-    pub(super) fn detach_and_tell(&mut self, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
+    pub(super) fn detach_and_tell(&mut self, lot: Vec<Leaving>, done: SyncSender<()>) {
+        self.detach_then(lot, move || {
+            let _ = done.try_send(());
+        });
+    }
+
+    /// As [`Detacher::detach`], and then does something.
+    pub(super) fn detach_then(&mut self, lot: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
+        let then = Box::new(then);
         self.threads.retain(|thread| !thread.is_finished());
         if lot.iter().all(|leaving| leaving.links.is_empty()) {
-            finish(&self.shared, lot, done);
+            then();
+            finish(&self.shared, lot);
             return;
         }
         {
@@ -77,15 +89,15 @@ impl Detacher {
         let shared = self.shared.clone();
         // What it is given is not lost where there is no thread.
         let (give, given) = sync_channel(1);
-        let work = move || given.iter().for_each(|(lot, done)| take_out(&shared, lot, done));
+        let work = move || given.iter().for_each(|(lot, then)| take_out(&shared, lot, then));
         match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
             Ok(thread) => {
-                let _ = give.send((lot, done));
+                let _ = give.send((lot, then));
                 self.threads.push(thread);
             }
             Err(err) => {
                 log::debug!("failed to start a thread that detaches: {err}");
-                take_out(&self.shared, lot, done);
+                take_out(&self.shared, lot, then);
             }
         }
     }
@@ -111,9 +123,11 @@ impl Detacher {
     }
 }
 
-fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
+fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, then: Afterwards) {
     let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
     release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
+    // Before others can be attached.
+    then();
     {
         let mut state = lock(shared);
         state.changes += 1;
@@ -124,14 +138,11 @@ fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, done: Option<Syn
         }
         state.files.retain(|_, lots| *lots > 0);
     }
-    finish(shared, lot, done);
+    finish(shared, lot);
 }
 
 /// Once the writer goes on, the file can be attached to.
-fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
+fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>) {
     lock(shared).numbers.extend(lot.iter().flat_map(|leaving| &leaving.numbers));
     lot.into_iter().for_each(|leaving| drop(leaving.lease));
-    if let Some(done) = done {
-        let _ = done.try_send(());
-    }
 }

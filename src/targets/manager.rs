@@ -169,7 +169,7 @@ impl Worker {
                     Task::Retire(probes) => {
                         let lot = self.retire(&probes);
                         self.keep();
-                        self.detacher.detach_and_tell(lot, Some(done));
+                        self.detacher.detach_and_tell(lot, done);
                     }
                     Task::Shed(probes) => self.take_out(probes, done),
                     Task::Restore(probes) => {

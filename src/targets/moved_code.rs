@@ -98,10 +98,10 @@ impl Worker {
                      restarts; turn that off in the program before",
                     file.display
                 );
-                self.detacher.detach(vec![file.give_up(&reason)]);
+                let leaving = file.give_up(&reason);
                 // Who starts it when that is told copies no breakpoint any more.
-                self.detacher.end();
-                log::error!("Target {name}: not traced any more: {reason}");
+                let told = format!("Target {name}: not traced any more: {reason}");
+                self.detacher.detach_then(vec![leaving], move || log::error!("{told}"));
                 self.publish(target, planned);
             }
         }

@@ -30,7 +30,7 @@ impl Worker {
         let targets = probes.keys().map(|probe| of(probe).target).collect();
         let (tell, out) = sync_channel(1);
         self.shedding.push(Shedding { out, targets, spans, done });
-        self.detacher.detach_and_tell(lot, Some(tell));
+        self.detacher.detach_and_tell(lot, tell);
         self.shed.extend(probes);
     }
 
