@@ -166,6 +166,11 @@ impl Files {
         self.namespace
     }
 
+    /// Whether all processes that /proc shows can be looked into: those outside of the exporter's own pid namespace cannot.
+    pub fn sees_all(&self) -> bool {
+        self.depth == 0
+    }
+
     fn look_up_namespace(&mut self) -> io::Result<()> {
         let numbers = numbers("self").map_err(|err| {
             io::Error::new(

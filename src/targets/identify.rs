@@ -153,7 +153,7 @@ impl Finder {
     }
 
     fn look_for_use(&mut self, identity: Identity) -> bool {
-        match self.files.as_mut().filter(|_| identity.address != 0) {
+        match self.files.as_mut().filter(|files| identity.address != 0 && files.sees_all()) {
             // To detach from a file that runs is worse than to stay.
             Some(files) => files.is_mapped(identity).unwrap_or(true),
             None => self.processes.map(identity),

@@ -91,6 +91,13 @@ impl Worker {
                  the id 0"
             );
         }
+        if !files.sees_all() {
+            log::warn!(
+                "/proc is that of an outer pid namespace: processes outside of the exporter's own are counted, but the kernel tells \
+                 nothing of what they map (breakpoints in copies, semaphores of lld's libraries): run in the pid namespace of \
+                 /proc (`--pid=host`), or mount the /proc of this one"
+            );
+        }
         let readers = ReadersHandle::new(&attaching.readers, namespace, status.clone());
         let kernel =
             Kernel::load_pinned(&plan, layout, attaching.kind, namespace, beginning.pinning.as_ref())?;

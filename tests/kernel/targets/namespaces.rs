@@ -87,6 +87,7 @@ fn ids_are_those_of_proc_where_that_is_of_another_namespace() {
         assert_eq!(by_pid(text, &outside.to_string()), Some(10_000), "{text}");
         assert_eq!(by_pid(text, inside), None, "{text}");
         assert_eq!((by_pid(text, "0"), all(text)), (None, 11_100), "{text}");
+        assert!(log.contains("that of an outer pid namespace"), "{log}");
         assert!(!log.contains("has replaced") && !log.contains("no breakpoint"), "{log}");
     });
 }
