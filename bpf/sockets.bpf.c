@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Whose packets they are: what sockets receive and send, by the control group that a socket belongs to; and what became of DNS
- * queries of one network namespace. At the hooks of the outermost control group, which see what has a socket; nothing is dropped.
+ * Whose packets they are: what sockets receive and send, by the control group that a socket belongs to and by the process that uses
+ * it; and what became of DNS queries of one network namespace. At the hooks of the outermost control group, which see what has a
+ * socket; nothing is dropped.
  */
 #include "socket.bpf.h"
 #include "histogram.bpf.h"
+#include "users.bpf.h"
 #include <bpf/bpf_endian.h>
 
 #define BPF_MAP_TYPE_PERCPU_HASH 5
@@ -15,10 +17,10 @@
 #define DNS_IS_RESPONSE 0x8000
 #define INGRESS 0
 #define EGRESS 1
-#define ALLOW 1
 
 /* Set by user space before the load; DNS queries are those of one network namespace. */
 const volatile bool with_cgroups = false;
+const volatile bool with_processes = false;
 const volatile bool with_dns = false;
 
 struct socket_traffic {
@@ -31,13 +33,22 @@ struct group_traffic {
 	struct socket_traffic sums[2];
 };
 
-/* By id of control group; 0 is for those that there was no room for, and is there from the beginning. */
-struct {
+/* Whose a packet is. */
+struct holder {
+	__u64 cgroup;
+	/* Empty where it is not asked for, or not known. */
+	char process[PROCESS_NAME];
+};
+
+/* By holder; zeros are for those that there was no room for, and are there from the beginning. */
+struct traffic_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 4096);
-	__type(key, __u64);
+	__type(key, struct holder);
 	__type(value, struct group_traffic);
-} traffic SEC(".maps");
+};
+struct traffic_map by_cgroup SEC(".maps");
+struct traffic_map by_process SEC(".maps");
 
 /* Response codes of RFC 1035, 4.1.1, and what else can become of a query. */
 enum dns_result {
@@ -121,33 +132,51 @@ static __always_inline struct packet headers_of(struct __sk_buff *skb)
 }
 
 /* A packet that is yet to be cut into segments, or was put together of several, counts as those, each with a copy of the headers. */
-static __always_inline void count_traffic(struct __sk_buff *skb, __u32 direction)
+static __always_inline struct socket_traffic traffic_of(struct __sk_buff *skb)
 {
-	__u64 id = bpf_skb_cgroup_id(skb), packets = 1, bytes = skb->len;
-	struct group_traffic zero = {}, *to = bpf_map_lookup_elem(&traffic, &id);
+	struct socket_traffic of = { .packets = 1, .bytes = skb->len };
 
-	if (!to) {
-		bpf_map_update_elem(&traffic, &id, &zero, BPF_NOEXIST);
-		to = bpf_map_lookup_elem(&traffic, &id);
-	}
-	if (!to) {
-		id = 0;
-		to = bpf_map_lookup_elem(&traffic, &id);
-	}
-	if (!to)
-		return;
 	if (skb->gso_size && skb->gso_segs > 1) {
 		struct packet p = headers_of(skb);
 		__u8 length = 0;
 
-		packets = skb->gso_segs;
+		of.packets = skb->gso_segs;
 		if (p.protocol == IPPROTO_UDP)
-			bytes += (packets - 1) * (p.l4_at + 8);
+			of.bytes += (of.packets - 1) * (p.l4_at + 8);
 		else if (p.protocol == IPPROTO_TCP && !bpf_skb_load_bytes(skb, p.l4_at + 12, &length, 1))
-			bytes += (packets - 1) * (p.l4_at + (length >> 4) * 4);
+			of.bytes += (of.packets - 1) * (p.l4_at + (length >> 4) * 4);
 	}
-	to->sums[direction].packets += packets;
-	to->sums[direction].bytes += bytes;
+	return of;
+}
+
+static __always_inline void add_traffic(void *map, struct holder *holder, __u32 direction, struct socket_traffic more)
+{
+	struct group_traffic zero = {}, *to = bpf_map_lookup_elem(map, holder);
+	struct holder nobody = {};
+
+	if (!to) {
+		bpf_map_update_elem(map, holder, &zero, BPF_NOEXIST);
+		to = bpf_map_lookup_elem(map, holder);
+	}
+	if (!to)
+		to = bpf_map_lookup_elem(map, &nobody);
+	if (!to)
+		return;
+	to->sums[direction].packets += more.packets;
+	to->sums[direction].bytes += more.bytes;
+}
+
+static __always_inline void count_traffic(struct __sk_buff *skb, __u32 direction)
+{
+	struct holder holder = { .cgroup = bpf_skb_cgroup_id(skb) };
+	struct socket_traffic more = traffic_of(skb);
+
+	if (with_cgroups)
+		add_traffic(&by_cgroup, &holder, direction, more);
+	if (with_processes) {
+		user_of(skb, holder.process);
+		add_traffic(&by_process, &holder, direction, more);
+	}
 }
 
 static __always_inline void count_query(struct __sk_buff *skb, struct dns_stats *s, struct dns_key *key,
@@ -206,7 +235,7 @@ static __always_inline void count_dns(struct __sk_buff *skb, bool egress)
 SEC("cgroup_skb/ingress")
 int sockets_ingress(struct __sk_buff *skb)
 {
-	if (with_cgroups)
+	if (with_cgroups || with_processes)
 		count_traffic(skb, INGRESS);
 	if (with_dns)
 		count_dns(skb, false);
@@ -216,7 +245,7 @@ int sockets_ingress(struct __sk_buff *skb)
 SEC("cgroup_skb/egress")
 int sockets_egress(struct __sk_buff *skb)
 {
-	if (with_cgroups)
+	if (with_cgroups || with_processes)
 		count_traffic(skb, EGRESS);
 	if (with_dns)
 		count_dns(skb, true);

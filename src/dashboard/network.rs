@@ -22,6 +22,9 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     if count.cgroups {
         owners(grid);
     }
+    if count.processes {
+        processes(grid);
+    }
     if count.dns {
         dns(grid);
     }
@@ -32,7 +35,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
 
 /// Whether some panel shows only the greatest.
 pub(super) fn ranks(config: &NetworkConfig) -> bool {
-    config.count.cgroups || config.count.top_sources > 0
+    config.count.cgroups || config.count.processes || config.count.top_sources > 0
 }
 
 pub(super) fn query(expr: String, legend: &str) -> Query {
@@ -239,24 +242,44 @@ fn connections(grid: &mut Grid) {
     );
 }
 
-/// Whose packets they are.
-fn owners(grid: &mut Grid) {
-    let owner = "instance, unit, container, pod, namespace";
-    let legend = "{{unit}} {{container}} {{namespace}} {{pod}}";
-    grid.row("Units, containers and pods", true);
+/// The bytes of the greatest, received and sent.
+fn bytes_of_greatest(grid: &mut Grid, metric: &str, who: &str, owner: &str, legend: &str) {
     for (direction, title) in [("ingress", "Received by"), ("egress", "Sent by")] {
-        let narrowed = format!(
-            "rate(network_cgroup_bytes_total{{{CHOSEN}, direction=\"{direction}\"}}[$__rate_interval])"
-        );
+        let narrowed = format!("rate({metric}{{{CHOSEN}, direction=\"{direction}\"}}[$__rate_interval])");
         grid.time_series(
-            title,
-            "Bytes of the greatest units, containers and pods.",
+            &format!("{title} {who}"),
+            &format!("Bytes of the greatest {who}."),
             "Bps",
             &[query(format!("topk($top, {})", sum(owner, &narrowed)), legend)],
         );
     }
+}
+
+/// Whose packets they are.
+fn processes(grid: &mut Grid) {
+    grid.row("Processes", true);
+    let owner = "instance, process, unit, container, pod, namespace";
+    let legend = "{{process}} {{unit}} {{container}} {{namespace}} {{pod}}";
+    bytes_of_greatest(grid, "network_process_bytes_total", "processes", owner, legend);
     grid.time_series(
-        "Packets by",
+        "Packets by processes",
+        "Packets of the processes with most of them, both directions.",
+        "pps",
+        &[query(
+            format!("topk($top, {})", sum(owner, &rate_of_all("network_process_packets_total"))),
+            legend,
+        )],
+    );
+}
+
+/// Where they belong.
+fn owners(grid: &mut Grid) {
+    let owner = "instance, unit, container, pod, namespace";
+    let legend = "{{unit}} {{container}} {{namespace}} {{pod}}";
+    grid.row("Units, containers and pods", true);
+    bytes_of_greatest(grid, "network_cgroup_bytes_total", "units, containers and pods", owner, legend);
+    grid.time_series(
+        "Packets by units, containers and pods",
         "Packets of the units, containers and pods with most of them, both directions.",
         "pps",
         &[query(format!("topk($top, {})", sum(owner, &rate_of_all("network_cgroup_packets_total"))), legend)],

@@ -79,6 +79,8 @@ pub struct Count {
     pub tcp: bool,
     /// Export whose packets they are, by control group.
     pub cgroups: bool,
+    /// Export whose packets they are, by process.
+    pub processes: bool,
     /// Export what becomes of DNS queries.
     pub dns: bool,
 }
@@ -102,6 +104,7 @@ impl Default for Count {
             drop_reasons: false,
             tcp: false,
             cgroups: false,
+            processes: false,
             dns: false,
         }
     }

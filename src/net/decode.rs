@@ -87,6 +87,11 @@ static COUNTED: LazyLock<Section> = LazyLock::new(|| {
             Count::default().cgroups,
             "Packets and bytes of sockets by systemd unit, container and pod.",
         ),
+        switch(
+            "processes",
+            Count::default().processes,
+            "Packets and bytes of sockets by process, with its systemd unit, container and pod.",
+        ),
         switch("dns", Count::default().dns, "DNS queries by result, and their latency."),
     ];
     Section {
@@ -213,6 +218,7 @@ fn count(node: &Node<'_>) -> Option<Count> {
         drop_reasons: switch("drop_reasons", defaults.drop_reasons),
         tcp: switch("tcp", defaults.tcp),
         cgroups: switch("cgroups", defaults.cgroups),
+        processes: switch("processes", defaults.processes),
         dns: switch("dns", defaults.dns),
     };
     for (key, needs) in [("flows", count.flows), ("top_sources", count.top_sources)] {

@@ -55,7 +55,7 @@ impl fmt::Display for NetworkError {
             ),
             Self::Attribution(source) => write!(
                 f,
-                "failed to attach the programs for network.count.cgroups and dns: {source:#}; they need CAP_BPF, \
+                "failed to attach the programs for network.count.cgroups, processes and dns: {source:#}; they need CAP_BPF, \
                  CAP_NET_ADMIN and CAP_PERFMON, and a mounted cgroup2 file system"
             ),
             Self::Thread(source) => write!(f, "failed to start a thread: {source}"),

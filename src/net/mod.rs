@@ -23,6 +23,8 @@ mod hook;
 mod interface_table;
 mod links;
 mod netlink;
+mod open_sockets;
+mod owners;
 mod paging;
 mod pinned;
 mod pinned_spaces;

@@ -20,6 +20,7 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
         (count.drop_reasons, "kernel drop reasons".to_string()),
         (count.tcp, "TCP connection statistics".to_string()),
         (count.cgroups, "packets by unit, container and pod".to_string()),
+        (count.processes, "packets by process".to_string()),
         (count.dns, "DNS queries".to_string()),
     ];
     let wanted: Vec<_> = statistics.chain(others).filter_map(|(on, what)| on.then_some(what)).collect();

@@ -22,6 +22,7 @@ pub(crate) fn every_family() -> Vec<Family> {
         drop_reasons: true,
         tcp: true,
         cgroups: true,
+        processes: true,
         dns: true,
     };
     let labels = vec![("interface", String::new())];

@@ -1,15 +1,16 @@
-//! Whose packets they are, and what becomes of DNS queries.
+//! Whose packets they are, by control group and by process, and what becomes of DNS queries.
 
+use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use exporter::exposition::Family;
 use exporter::net::Mode;
 
 use crate::counting::{config, number, observed, settle, start, until};
-use crate::namespace::{THERE, pair, up};
+use crate::namespace::{HERE, Namespace, THERE, pair, up};
 
 /// A control group of its own; it is gone when this is dropped, and who was in it.
 struct Group(PathBuf);
@@ -30,9 +31,21 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let removed = std::fs::remove_dir(&self.0);
-        assert!(removed.is_ok() || std::thread::panicking(), "{removed:?}");
+        // Who has ended may be in it for a moment yet.
+        let removed = (0..500).any(|_| {
+            std::fs::remove_dir(&self.0).is_ok() || {
+                std::thread::sleep(Duration::from_millis(10));
+                false
+            }
+        });
+        assert!(removed || std::thread::panicking(), "{} is in use", self.0.display());
     }
+}
+
+/// Whether a series has this in its labels.
+fn has_label(families: &[Family], metric: &str, text: &str) -> bool {
+    let mut of_metric = families.iter().filter(|family| family.name() == metric);
+    of_metric.any(|family| family.samples().any(|sample| family.head().labels(sample.key).contains(text)))
 }
 
 /// Datagrams and a megabyte by TCP, whose other end is the last to say something.
@@ -88,10 +101,7 @@ fn packets_are_those_of_the_sockets_unit() {
     };
     until("the unit is known and has all packets", || {
         let families = network.collect();
-        let is_known = families.iter().any(|family| {
-            family.name() == "network_cgroup_packets_total"
-                && family.samples().any(|sample| family.head().labels(sample.key).contains(&unit))
-        });
+        let is_known = has_label(&families, "network_cgroup_packets_total", &unit);
         is_known
             && [("egress", "tc_egress"), ("ingress", "xdp")].iter().all(|(direction, prefix)| {
                 let (ours, interface) = counts(&families, direction, prefix);
@@ -104,6 +114,126 @@ fn packets_are_those_of_the_sockets_unit() {
     // What is gone is counted on.
     let gone = number(&network.collect(), "network_cgroup_packets_total", &[("unit", &unit)]);
     assert_eq!(gone, number(&families, "network_cgroup_packets_total", &[("unit", &unit)]));
+}
+
+/// Starts a program of Python in a control group, with these arguments; it calls itself something by `name`.
+fn spawn_in(here: &Namespace, group: &Group, program: &'static str, args: &[&str]) -> Child {
+    const NAMES: &str =
+        "import os, socket, sys\ndef name(it):\n    open(\"/proc/self/comm\", \"w\").write(it)\n";
+    let procs = group.0.join("cgroup.procs");
+    let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+    here.run(move || {
+        let enter = format!("echo $$ >{} && exec python3 -c \"$0\" \"$@\"", procs.display());
+        let mut command = Command::new("sh");
+        command.args(["-c", &enter]).arg(format!("{NAMES}{program}")).args(args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sh runs")
+    })
+}
+
+/// Datagrams of two processes that share a socket, and a stream of two that share one. All of them end, he who has made it first.
+const SHARING: &str = r#"
+there = sys.argv[1]
+name("px-first")
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range(10):
+    udp.sendto(b"x", (there, 7300))
+if os.fork() == 0:
+    name("px-child")
+    for _ in range(20):
+        udp.sendto(b"x", (there, 7300))
+    os._exit(0)
+os.wait()
+udp.sendto(b"x", (there, 7300))
+if os.fork() == 0:
+    name("px-caller")
+    tcp = socket.create_connection((there, 7301))
+    if os.fork() == 0:
+        name("px-streamer")
+        tcp.sendall(b"x" * (1 << 20))
+        tcp.shutdown(socket.SHUT_WR)
+        tcp.recv(1)
+    os._exit(0)
+os.wait()
+"#;
+
+/// Receives what it is sent, as what it is called.
+const EARLY: &str = r#"
+name("px-early")
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind((sys.argv[1], 7302))
+print(flush=True)
+sys.stdin.read()
+"#;
+
+/// By the protocol that makes sockets of its own below the one that a process has.
+const MULTIPATH: &str = r#"
+name("px-mptcp")
+tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+tcp.connect((sys.argv[1], 7303))
+tcp.sendall(b"x")
+tcp.close()
+"#;
+
+#[test]
+fn packets_are_those_of_the_process_of_the_socket() {
+    let unit = format!("exproc-{}.service", std::process::id());
+    let group = Group::new(&unit);
+    let (here, there) = pair();
+    up(&here, &there);
+    // Open before anything is counted, and not used after.
+    let mut early = spawn_in(&here, &group, EARLY, &[&HERE.to_string()]);
+    early.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let mut wanted = config(Mode::Auto);
+    (wanted.count.cgroups, wanted.count.processes) = (true, true);
+    let (network, _) = start(&here, wanted);
+    let taken = there.run(|| UdpSocket::bind((THERE, 7300)).unwrap());
+    let listener = there.run(|| TcpListener::bind((THERE, 7301)).unwrap());
+    let reader = std::thread::spawn(move || {
+        std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()).unwrap()
+    });
+    there.run(|| {
+        let socket = UdpSocket::bind((THERE, 0)).unwrap();
+        (0..7).for_each(|_| assert_eq!(socket.send_to(b"x", (HERE, 7302)).unwrap(), 1));
+    });
+    let mut sharing = spawn_in(&here, &group, SHARING, &[&THERE.to_string()]);
+    assert!(sharing.wait().unwrap().success());
+    assert_eq!(reader.join().unwrap(), 1 << 20);
+    let other = there.run(|| TcpListener::bind((THERE, 7303)).unwrap());
+    let mut multipath = spawn_in(&here, &group, MULTIPATH, &[&THERE.to_string()]);
+    assert!(multipath.wait().unwrap().success());
+    drop(other.accept().unwrap());
+    settle(&here);
+    let of = |families: &[Family], process: &str, direction: &str| {
+        let labels = [("unit", unit.as_str()), ("process", process), ("direction", direction)];
+        number(families, "network_process_packets_total", &labels)
+    };
+    let all = |families: &[Family], what: &str, direction: &str| {
+        let labels = [("unit", unit.as_str()), ("direction", direction)];
+        number(families, &format!("network_{what}_total"), &labels)
+    };
+    until("all names are known, and the processes' sums are those of the unit", || {
+        let families = network.collect();
+        ["px-first", "px-child", "px-caller", "px-early", "px-mptcp"]
+            .iter()
+            .all(|process| has_label(&families, "network_process_packets_total", process))
+            && ["packets", "bytes"].iter().all(|what| {
+                ["ingress", "egress"].iter().all(|direction| {
+                    let group = all(&families, &format!("cgroup_{what}"), direction);
+                    group > 0 && group == all(&families, &format!("process_{what}"), direction)
+                })
+            })
+    });
+    let families = network.collect();
+    let sent = ["px-first", "px-child", "px-early"].map(|process| of(&families, process, "egress"));
+    assert_eq!(sent, [11, 20, 0]);
+    assert_eq!(of(&families, "px-early", "ingress"), 7);
+    // A connection is of who has made it, though another one uses it and goes on to when that one is gone.
+    assert!(of(&families, "px-caller", "egress") > (1 << 20) / 1460);
+    assert!(of(&families, "px-caller", "ingress") > 0);
+    assert!(!has_label(&families, "network_process_packets_total", "px-streamer"));
+    assert!(of(&families, "px-mptcp", "egress") >= 3);
+    drop((early.stdin.take(), taken));
+    assert!(early.wait().unwrap().success());
 }
 
 /// Answers until it is told to end by a datagram that is no query: with the query's last byte as the response code, and not at all

@@ -59,6 +59,7 @@ fn config() -> NetworkConfig {
         drop_reasons: true,
         tcp: true,
         cgroups: true,
+        processes: true,
         dns: true,
         ..Count::default()
     };

@@ -16,7 +16,7 @@ network: { interfaces: [lo], mode: auto, count: { $count: true } }
 END
     [ $count = flags ] || sed -i "s/mode: auto,/mode: auto, $(echo "$block" | sed 's,/,\\/,g'),/" /config.yaml
     sed -i 's/count: { blocked: true }/count: { flags: true }/' /config.yaml
-    [ $count != talkers ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, cgroups: true, dns: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
+    [ $count != talkers ] || sed -i 's/talkers: true/talkers: true, flows: true, tcp: true, drop_reasons: true, cgroups: true, processes: true, dns: true, tcp_trouble: true, cidrs: { local: 127.0.0.0\/8 }/' /config.yaml
     $EXPORTER --config /config.yaml >/log-$count 2>&1 &
     exporter=$!
     # An emulated machine may be slow.

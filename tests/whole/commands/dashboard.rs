@@ -35,7 +35,7 @@ fn configurations() -> Vec<String> {
 const NETWORK: &str = "network:
   interfaces: [\"*\"]
   count: { tcp_trouble: true, talkers: true, flows: true, top_sources: 10, cidrs: { own: 10.0.0.0/8 }, tcp_connections: true,
-    drop_reasons: true, tcp: true, cgroups: true, dns: true }
+    drop_reasons: true, tcp: true, cgroups: true, processes: true, dns: true }
   detect: { syn_flood: true, port_scan: true, tcp_anomalies: true }
   block: { mode: observe }
 ";
