@@ -223,6 +223,9 @@ fn audit(request: &RequestInfo, what: &str, error: Option<&BlockError>) {
 }
 
 #[cfg(test)]
+mod random_requests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

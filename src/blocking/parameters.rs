@@ -1,6 +1,10 @@
 //! What a request says: in its path, its query, and its body. Pure.
 
 use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::{Refused, invalid};
 use crate::http::RequestInfo;
@@ -69,14 +73,39 @@ fn form(text: &str) -> Result<Vec<(String, String)>, Refused> {
 }
 
 fn object(text: &str) -> Result<Vec<(String, String)>, Refused> {
-    let read: BTreeMap<String, serde_json::Value> =
+    let Members(read) =
         serde_json::from_str(text).map_err(|err| invalid(format!("the body is not JSON: {err}")))?;
     let text = |(name, value)| match value {
-        serde_json::Value::String(text) => Ok((name, text)),
-        serde_json::Value::Number(number) => Ok((name, number.to_string())),
+        Value::String(text) => Ok((name, text)),
+        Value::Number(number) => Ok((name, number.to_string())),
         other => Err(invalid(format!("{name} is a text or a number, not {other}"))),
     };
     read.into_iter().filter(|(_, value)| !value.is_null()).map(text).collect()
+}
+
+/// Those of a JSON object, also such as are there twice, of which a map would silently take one.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Members, M::Error> {
+                let mut all = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    all.push(member);
+                }
+                Ok(Members(all))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
 }
 
 #[cfg(test)]
@@ -125,6 +154,7 @@ mod tests {
             ("::1", "time=1h", "", "unknown parameter"),
             ("::1", "ttl=1h&ttl=2h", "", "twice"),
             ("::1", "ttl=1h", "{\"ttl\": \"1h\"}", "twice"),
+            ("::1", "", "{\"ttl\": \"1h\", \"ttl\": \"2h\"}", "twice"),
             ("::1", "", "{\"ttl\": [1]}", "a text or a number"),
             ("::1", "", "{\"ttl\"", "not JSON"),
             ("example.org", "", "", "neither an IP address"),
