@@ -24,6 +24,22 @@ pub(crate) fn dump(
     body: &[u8],
     mut each: impl FnMut(u16, &[u8]),
 ) -> io::Result<bool> {
+    dump_while(protocol, kind, body, |kind, body| {
+        each(kind, body);
+        true
+    })
+}
+
+/// As [`dump`], until `each` wants no more. The kernel gives only what the body's header says, if it can (Linux 4.20).
+///
+/// # Errors
+/// As [`dump`].
+pub(crate) fn dump_while(
+    protocol: isize,
+    kind: u16,
+    body: &[u8],
+    mut each: impl FnMut(u16, &[u8]) -> bool,
+) -> io::Result<bool> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
     let mut request = Vec::with_capacity(HEADER + body.len());
@@ -39,7 +55,9 @@ pub(crate) fn dump(
         if from.port_number() != 0 {
             continue; // not from the kernel
         }
-        if messages(&datagram, &mut interrupted, &mut each)? {
+        let mut is_enough = false;
+        let mut take = |kind: u16, body: &[u8]| is_enough = is_enough || !each(kind, body);
+        if messages(&datagram, &mut interrupted, &mut take)? || is_enough {
             return Ok(interrupted);
         }
     }

@@ -1,6 +1,6 @@
 //! The life of one thread: it attaches in a network namespace, follows what happens there, and leaves.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ impl Stop {
 
     /// Waits for this or for some time; whether it has come.
     pub fn wait_for(&self, time: Duration) -> bool {
-        self.wait(None, time);
+        self.wait(&[], time);
         self.is_asked()
     }
 
@@ -58,12 +58,16 @@ impl Stop {
         self.asked.load(Ordering::Relaxed)
     }
 
+    /// Waits for this, for one that is readable, or for some time; whether this has come.
+    pub fn wait_for_any(&self, readable: &[BorrowedFd<'_>], time: Duration) -> bool {
+        self.wait(readable, time);
+        self.is_asked()
+    }
+
     /// Waits for this, for what is readable, or for some time.
-    fn wait(&self, changes: Option<&Changes>, time: Duration) {
+    fn wait(&self, readable: &[BorrowedFd<'_>], time: Duration) {
         let mut fds = vec![PollFd::new(&self.event, PollFlags::IN)];
-        if let Some(changes) = changes {
-            fds.push(PollFd::new(changes, PollFlags::IN));
-        }
+        fds.extend(readable.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         let limit = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
         // Whatever woke it, what has happened is looked for.
         let _ = poll(&mut fds, Some(&limit));
@@ -121,8 +125,10 @@ impl Visit {
         loop {
             let idle =
                 if follower.is_behind() || follower.has_news() { Duration::ZERO } else { Duration::MAX };
-            self.stop
-                .wait(Some(follower.changes()), idle.min(next.saturating_duration_since(Instant::now())));
+            self.stop.wait(
+                &[follower.changes().as_fd()],
+                idle.min(next.saturating_duration_since(Instant::now())),
+            );
             if self.stop.is_asked() {
                 return;
             }
@@ -183,7 +189,7 @@ impl Visit {
             if let Some(scope) = self.selection.changed() {
                 self.selection.taken(&scope);
             }
-            self.stop.wait(None, VERIFY);
+            self.stop.wait(&[], VERIFY);
         }
     }
 

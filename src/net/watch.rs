@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -36,6 +36,9 @@ use crate::pins::PinDir;
 
 /// How often the blocklist and the names of control groups are looked after.
 const ATTEND: Duration = Duration::from_secs(1);
+
+/// From one look at what is protected to the next, at least.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Entries of a blocklist that are read to find those that are hit most.
 const MOST_LOOKED_AT: usize = 4096;
@@ -108,12 +111,38 @@ impl Network {
         }
         if let Some(block) = block {
             block.follow();
-            network.attend("blocklist", ATTEND, move || block.attend())?;
+            network.attend_blocklist(block)?;
         }
         if let Some(attribution) = attribution {
             network.attend("attribution", ATTEND, move || attribution.attend())?;
         }
         Ok(network)
+    }
+
+    /// Starts a thread that looks after the blocklist every so often, and after what is protected as soon as that changes.
+    fn attend_blocklist(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
+        let stop = Arc::clone(&self.stop);
+        let changes = block::ProtectedChanges::listen();
+        if let Err(err) = &changes {
+            log::warn!("blocklist: changes of what is protected are noticed after seconds only: {err}");
+        }
+        let thread = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
+            let fds = changes.as_ref().map(|changes| changes.fds().to_vec()).unwrap_or_default();
+            let mut next = Instant::now() + ATTEND;
+            while !stop.wait_for_any(&fds, next.saturating_duration_since(Instant::now())) {
+                if changes.as_ref().is_ok_and(|changes| changes.take()) {
+                    block.look_again();
+                    // However often they change.
+                    stop.wait_for(SETTLE);
+                }
+                if Instant::now() >= next {
+                    block.attend();
+                    next = Instant::now() + ATTEND;
+                }
+            }
+        });
+        self.threads.push(thread.map_err(NetworkError::Thread)?);
+        Ok(())
     }
 
     /// Starts a thread that looks after something every so often.

@@ -22,6 +22,7 @@ mod fuzz;
 mod link_types;
 mod old_kernel;
 mod pinned;
+mod protected;
 mod stack;
 mod throughput;
 mod veth;

@@ -26,7 +26,7 @@ use super::summary::Summary;
 
 /// How often what is protected is looked for, and how long ago that may have been when something is to be blocked.
 const LOOK: Duration = Duration::from_secs(5);
-const LOOK_FIRST: Duration = Duration::from_secs(1);
+pub(super) const LOOK_FIRST: Duration = Duration::from_secs(1);
 
 /// Entries that can be asked for at run time; lists of more are files.
 const MOST_ASKED: usize = 1 << 16;
@@ -220,7 +220,7 @@ impl Blocklist {
 
     /// What must not be blocked, where that was looked for longer ago. Files and tables of the machine are read for it, so nobody else
     /// waits meanwhile.
-    fn look(&self, now: u64, oldest: Duration) -> Option<Protected> {
+    pub(super) fn look(&self, now: u64, oldest: Duration) -> Option<Protected> {
         let is_due = self.lock().is_look_due(now, oldest);
         is_due.then(Protected::find)
     }
@@ -370,6 +370,14 @@ impl Blocklist {
         self.summary.lock().unwrap_or_else(PoisonError::into_inner).is_kept = Some(done.is_ok());
     }
 
+    /// Looks for what is protected now, because something has changed there. In the thread's network namespace.
+    pub fn look_again(&self) {
+        let (now, found) = (monotonic(), Protected::find());
+        let mut state = self.lock();
+        state.protect_found(&self.maps, found, now);
+        self.note(&state);
+    }
+
     /// What is to be done from time to time: entries whose time is over are taken away, files that have changed are read, and
     /// what is protected is looked for. In the thread's network namespace.
     pub fn attend(&self) {
@@ -383,7 +391,8 @@ impl Blocklist {
                 looks.push((number, file, read));
             }
         }
-        let found = self.look(now, LOOK);
+        // Before anything else is blocked, it is looked who is protected now.
+        let found = self.look(now, if looks.is_empty() { LOOK } else { LOOK_FIRST });
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let (mut changed, mut is_news) = (false, !looks.is_empty() || found.is_some());

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::super::sys::monotonic;
-use super::blocklist::Blocklist;
+use super::blocklist::{Blocklist, LOOK_FIRST};
 use super::crowdsec::{Crowdsec, CrowdsecConfig, NAME};
 use super::decisions::{Answered, Saved};
 use super::fetch::{Fetched, Fetcher, UrlConfig};
@@ -52,9 +52,13 @@ impl Blocklist {
         answered: Answered,
         is_whole: bool,
     ) -> Result<Option<usize>, String> {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic();
+        let found = self.look(now, LOOK_FIRST);
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
+        if let Some(found) = found {
+            state.protect_found(&self.maps, found, now);
+        }
         if state.config.crowdsec.as_ref() != Some(of) {
             return Ok(None);
         }

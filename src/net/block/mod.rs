@@ -2,6 +2,7 @@
 
 mod alerts;
 mod blocklist;
+mod changes;
 mod config;
 mod crowdsec;
 mod decisions;
@@ -13,6 +14,7 @@ mod fetch;
 mod file;
 mod follow;
 mod followed;
+mod gateways;
 mod kept;
 mod list;
 mod maps;
@@ -30,6 +32,7 @@ mod summary;
 
 pub(super) use alerts::AlertNumbers;
 pub use blocklist::Blocklist;
+pub(super) use changes::ProtectedChanges;
 pub use config::{
     BlockConfig, BlockDirection, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,
     parse_ports, parse_ttl,

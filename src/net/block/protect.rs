@@ -1,12 +1,12 @@
 //! What is never dropped, so that nobody locks themselves out: found on the machine, in the thread's network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::cidr::Prefix;
 use super::super::netlink::{attributes, dump};
 use super::super::sockets::established;
+use super::gateways::gateways;
 use super::maps::Connection;
 
 const NETLINK_ROUTE: isize = 0;
@@ -17,8 +17,8 @@ const IFA_LOCAL: u16 = 2;
 /// `struct ifaddrmsg`.
 const ADDRESS: usize = 8;
 
-/// Routes of a table of the Internet's size are not all read.
-const ROUTES: usize = 100_000;
+/// Names of DNS servers.
+pub(super) const RESOLVERS: &str = "/etc/resolv.conf";
 
 /// What is protected.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,13 +36,8 @@ impl Protected {
         let mut add = |address: IpAddr, why| {
             prefixes.entry(Prefix::new(address, 128)).or_insert(why);
         };
-        resolvers(&read("/etc/resolv.conf")).for_each(|address| add(address, "DNS server"));
-        gateways4(&read_first("/proc/thread-self/net/route", |line| {
-            line.split_whitespace().nth(1).is_some_and(|to| to == "00000000" || to == "Destination")
-        }))
-        .for_each(|address| add(address, "default gateway"));
-        gateways6(&read_first("/proc/thread-self/net/ipv6_route", |_| true))
-            .for_each(|address| add(address, "default gateway"));
+        resolvers(&read(RESOLVERS)).for_each(|address| add(address, "DNS server"));
+        gateways().into_iter().for_each(|address| add(address, "default gateway"));
         // Should the kernel not say, they are left out.
         own_addresses().unwrap_or_default().into_iter().for_each(|address| add(address, "own address"));
         prefixes.insert(Prefix::new(Ipv4Addr::LOCALHOST.into(), 8), "loopback");
@@ -53,6 +48,15 @@ impl Protected {
         ports.extend(own.map(|(_, _, port)| port));
         let connections = established(|port| ports.contains(&port)).unwrap_or_default();
         Self { prefixes, connections: connections.into_iter().chain(own).collect() }
+    }
+
+    /// Lists in the log what was not among these.
+    pub fn say_new(&self, before: &Self) {
+        for (prefix, why) in &self.prefixes {
+            if !before.prefixes.contains_key(prefix) {
+                log::info!("blocklist: never dropped from now on: {prefix} ({why})");
+            }
+        }
     }
 
     /// Lists it in the log.
@@ -79,14 +83,6 @@ fn read(path: &str) -> String {
     std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
-/// Lines as long as they are wanted.
-fn read_first(path: &str, wanted: impl Fn(&str) -> bool) -> String {
-    let Ok(file) = std::fs::File::open(path) else { return String::new() };
-    let lines =
-        BufReader::new(file).lines().map_while(Result::ok).take(ROUTES).take_while(|line| wanted(line));
-    lines.map(|line| line + "\n").collect()
-}
-
 /// `man 5 resolv.conf`.
 fn resolvers(text: &str) -> impl Iterator<Item = IpAddr> {
     text.lines().filter_map(|line| {
@@ -95,26 +91,6 @@ fn resolvers(text: &str) -> impl Iterator<Item = IpAddr> {
         // Of a link-local one, the interface is named behind it.
         let address = words.next().filter(|_| is_server)?.split('%').next()?;
         address.parse().ok()
-    })
-}
-
-/// Gateways of default routes in `/proc/net/route`, which has them first: hexadecimal words in the order of the CPU.
-fn gateways4(text: &str) -> impl Iterator<Item = IpAddr> {
-    text.lines().skip(1).filter_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let number = |at: usize| u32::from_str_radix(words.get(at)?, 16).ok();
-        let gateway =
-            number(2).filter(|gateway| *gateway != 0 && number(1) == Some(0) && number(7) == Some(0))?;
-        Some(Ipv4Addr::from(gateway.to_ne_bytes()).into())
-    })
-}
-
-/// The same of `/proc/net/ipv6_route`: destination, its length, source, its length, gateway.
-fn gateways6(text: &str) -> impl Iterator<Item = IpAddr> {
-    text.lines().filter_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let gateway = u128::from_str_radix(words.get(4)?, 16).ok().filter(|gateway| *gateway != 0)?;
-        (words[1] == "00").then(|| Ipv6Addr::from_bits(gateway).into())
     })
 }
 
@@ -167,18 +143,6 @@ mod tests {
         let text = "# x\nnameserver 192.0.2.53\nsearch a\nnameserver fe80::1%eth0\nnameserver\n";
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.53", "fe80::1"]);
-        let text = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n\
-                    eth0\t00000000\t0102000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-                    wg0\t00000000\t00000000\t0001\t0\t0\t0\t00000000\t0\t0\t0\n\
-                    eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        assert_eq!(gateways4(text).collect::<Vec<_>>(), ["10.0.2.1".parse::<IpAddr>().unwrap()]);
-        let none = "0".repeat(32);
-        let text = format!(
-            "{none} 00 {none} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth0\n\
-             fe800000000000000000000000000000 40 {none} 00 {none} 00000100 00000001 00000000 00000001 eth0\n\
-             {none} 00 {none} 00 {none} ffffffff 00000001 00000000 00200200 lo\n"
-        );
-        assert_eq!(gateways6(&text).collect::<Vec<_>>(), ["fe80::1".parse::<IpAddr>().unwrap()]);
         assert_eq!(ssh_ports("#Port 23\nPort 2222\nport 2200\n"), BTreeSet::from([2200, 2222]));
         assert_eq!(ssh_ports(""), BTreeSet::from([22]));
         let session = session_of("192.0.2.9 50000 10.0.0.1 22").unwrap();

@@ -387,6 +387,7 @@ impl ListState {
             return;
         }
         self.looked = Some(now);
+        found.say_new(&self.protected);
         if let Err(error) = self.protect(maps, found) {
             self.errors += 1;
             log::error!("blocklist: failed to protect addresses: {error:#}");

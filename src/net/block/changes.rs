@@ -1,0 +1,138 @@
+//! When something has changed on the machine that decides what is protected: routes, addresses, DNS servers.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use netlink_sys::{Socket, SocketAddr};
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+
+use super::super::netlink::each_message;
+use super::protect::RESOLVERS;
+
+const NETLINK_ROUTE: isize = 0;
+/// Groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`.
+const GROUPS: u32 = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+
+/// What tells of it.
+#[derive(Debug)]
+pub(in super::super) struct ProtectedChanges {
+    netlink: Socket,
+    inotify: OwnedFd,
+    resolvers: PathBuf,
+}
+
+impl ProtectedChanges {
+    /// Listens in the thread's network namespace.
+    ///
+    /// # Errors
+    /// If the kernel makes no socket, or no inotify.
+    pub fn listen() -> io::Result<Self> {
+        Self::listen_to(Path::new(RESOLVERS))
+    }
+
+    fn listen_to(resolvers: &Path) -> io::Result<Self> {
+        let mut netlink = Socket::new(NETLINK_ROUTE)?;
+        netlink.bind(&SocketAddr::new(0, GROUPS))?;
+        netlink.set_non_blocking(true)?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        let changes = Self { netlink, inotify, resolvers: resolvers.to_path_buf() };
+        changes.watch();
+        Ok(changes)
+    }
+
+    /// The directories of the file and of what it leads to: files are replaced as a whole, too. Known ones are watched once.
+    fn watch(&self) {
+        let target = self.resolvers.canonicalize().ok();
+        let directories = [Some(self.resolvers.clone()), target].into_iter().flatten();
+        for directory in directories.filter_map(|file| file.parent().map(PathBuf::from)) {
+            let flags =
+                WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::DELETE;
+            // Without it, it is looked every so often.
+            let _ = inotify::add_watch(&self.inotify, &directory, flags);
+        }
+    }
+
+    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
+        [self.netlink.as_fd(), self.inotify.as_fd()]
+    }
+
+    /// Whether something has come that may matter. Takes all that has come.
+    pub fn take(&self) -> bool {
+        let mut matters = false;
+        loop {
+            match self.netlink.recv_from_full() {
+                Ok((datagram, from)) if from.port_number() == 0 => {
+                    // What is cut short may have told of anything.
+                    matters |=
+                        each_message(&datagram, |kind, body| matters |= is_of_protected(kind, body)).is_err();
+                }
+                Ok(_) => {}
+                Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => matters = true,
+                // Ends with EAGAIN.
+                Err(_) => break,
+            }
+        }
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        let mut is_file = false;
+        // Ends with EAGAIN. What the file leads to has the same name nearly everywhere; resolvconf's is told by `resolv` too.
+        while let Ok(event) = reader.next() {
+            let name = event.file_name().map(|name| name.to_bytes());
+            is_file |= name.is_none_or(|name| name.starts_with(b"resolv") || name.ends_with(b"resolv.conf"));
+        }
+        if is_file {
+            self.watch();
+        }
+        matters | is_file
+    }
+}
+
+/// Any address or rule, and default routes: of others a router may have a thousand changes a second.
+fn is_of_protected(kind: u16, body: &[u8]) -> bool {
+    // struct rtmsg: family, length of the destination, ...
+    !matches!(kind, RTM_NEWROUTE | RTM_DELROUTE) || body.get(1) == Some(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_dns_servers_is_followed_however_it_is_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        fs::create_dir(at("etc")).unwrap();
+        fs::create_dir(at("run")).unwrap();
+        fs::write(at("etc/resolv.conf"), "").unwrap();
+        let changes = ProtectedChanges::listen_to(&at("etc/resolv.conf")).unwrap();
+        // Routes of the machine may change meanwhile: only what must be told is asked for.
+        changes.take();
+        fs::write(at("etc/resolv.conf"), "nameserver 192.0.2.1").unwrap();
+        assert!(changes.take(), "written in place");
+        fs::write(at("etc/other"), "").unwrap();
+        fs::write(at("new"), "").unwrap();
+        fs::rename(at("new"), at("etc/resolv.conf")).unwrap();
+        assert!(changes.take(), "replaced");
+        fs::remove_file(at("etc/resolv.conf")).unwrap();
+        fs::write(at("run/stub-resolv.conf"), "").unwrap();
+        symlink("../run/stub-resolv.conf", at("etc/resolv.conf")).unwrap();
+        assert!(changes.take(), "a link");
+        fs::write(at("new"), "").unwrap();
+        fs::rename(at("new"), at("run/stub-resolv.conf")).unwrap();
+        assert!(changes.take(), "what it leads to was replaced");
+    }
+
+    #[test]
+    fn only_default_routes_matter() {
+        assert!(is_of_protected(RTM_NEWROUTE, &[2, 0, 0, 0]) && is_of_protected(RTM_DELROUTE, &[10, 0]));
+        assert!(!is_of_protected(RTM_NEWROUTE, &[2, 24, 0, 0]) && !is_of_protected(RTM_DELROUTE, &[10]));
+        assert!(is_of_protected(20, &[2, 24]), "an address");
+    }
+}
