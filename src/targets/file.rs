@@ -74,6 +74,11 @@ impl Stamp {
         self.bytes
     }
 
+    /// Whether it was written meanwhile; what else changes the inode, as chmod does, writes nothing.
+    pub(super) fn has_other_contents(self, before: Self) -> bool {
+        (self.modified, self.bytes) != (before.modified, before.bytes)
+    }
+
     pub(super) fn of(meta: &fs::Metadata) -> Self {
         Self {
             modified: (meta.mtime(), meta.mtime_nsec()),

@@ -21,6 +21,7 @@ mod mapped;
 mod mounts;
 mod moved_code;
 mod outcome;
+mod overrun;
 mod path_watcher;
 mod processes;
 mod readers;

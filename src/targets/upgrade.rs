@@ -12,6 +12,7 @@ use super::attached_file::{AttachContext, AttachedFile};
 use super::file::TargetFile;
 use super::find::Finder;
 use super::libraries::has_any;
+use super::overrun::Overrun;
 use super::path_watcher::Sibling;
 use super::state::{Candidate, TargetState, Written};
 use super::status::ProbeState;
@@ -90,6 +91,8 @@ impl Worker {
             broken.extend(state.replaced.extract_if(.., |g| is_broken(g)));
             let candidates = state.candidates.extract_if(.., |candidate| is_broken(&candidate.attached));
             broken.extend(candidates.map(|candidate| candidate.attached));
+            let overrun: Vec<Overrun> =
+                broken.iter().filter_map(|attached| Overrun::of(&planned.name, attached)).collect();
             for attached in &broken {
                 self.finder.forget_executed(attached.identity);
                 log::info!("Target {}: {} is about to be written; detaching", planned.name, attached.display);
@@ -110,7 +113,8 @@ impl Worker {
             };
             paths.filter(is_path).for_each(|path| self.watch.expect(path));
             // Then the writers may begin.
-            self.detacher.detach(broken.into_iter().map(AttachedFile::into_leaving).collect());
+            let lot = broken.into_iter().map(AttachedFile::into_leaving).collect();
+            self.detacher.detach_then(lot, move || overrun.iter().for_each(Overrun::mend));
         }
     }
 

@@ -2,6 +2,7 @@
 //! time, which ARCHITECTURE.md lists.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use crate::hostile::{compiled, counting, is_exact};
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for, wait_for_end};
-use crate::support::program::run;
+use crate::support::program::{compile, run};
 
 /// Goes on when dropped.
 struct Stopped(u32);
@@ -98,6 +99,66 @@ fn a_traced_file_is_written_over() {
     ends(Command::new("cp").args([&program, &binary]));
     drop(stopped);
     counted_from_now_on(&exporter, &binary);
+}
+
+/// Two builds: what is called `traced` in one begins with another instruction than what lies there in the other.
+const BUILDS: &str = r#"
+#include <stdio.h>
+int first(int n), second(int n);
+__asm__(".text\n.p2align 4\n"
+	".globl " FIRST "\n.type " FIRST ", @function\n" FIRST ":\nfirst: " CODE "\nret\n.size " FIRST ", .-first\n"
+	".p2align 4\n"
+	".globl " SECOND "\n.type " SECOND ", @function\n" SECOND ":\nsecond: mov %edi, %eax\nret\n.size " SECOND ", .-second");
+int main(void) {
+	char line[16];
+	for (int n = 1; fgets(line, sizeof(line), stdin); n++) {
+		printf("%d\n", first(n) + second(n));
+		fflush(stdout);
+	}
+	return 0;
+}
+"#;
+
+/// Breakpoints of the old code are in the new one then. What was started meanwhile and has not reached them is not harmed any more.
+#[test]
+fn who_may_have_executed_what_was_written_over_is_named_and_put_right() {
+    let place = Place::new();
+    let build = |name: &str, functions: [&str; 2], code: &str| {
+        let [first, second] = functions.map(|function| format!("\"{function}\""));
+        let defines =
+            [format!("-DFIRST={first}"), format!("-DSECOND={second}"), format!("-DCODE=\"{code}\"")];
+        let flags: Vec<&str> = defines.iter().map(String::as_str).chain(["-O1"]).collect();
+        compile("gcc", &format!("{name}.c"), BUILDS, &flags, &place.path("."))
+    };
+    let binary = place.copy_of(&build("old", ["traced", "other"], "lea (%rdi,%rdi,2), %eax"), "written");
+    let new = build("new", ["other", "traced"], "imul $5, %edi, %eax");
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: t\n  binary: {}\n  probes:\n  - {{ function: traced, metrics: [{{ counter: \
+         traced_total }}] }}\n",
+        binary.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    let stopped = Stopped::new(&exporter);
+    ends(Command::new("cp").args([&new, &binary]));
+    let mut running =
+        Command::new(&binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start it");
+    let is_mended = || exporter.log().contains("the probes are out, and 1 bytes were put right");
+    let mapped = || fs::read_to_string(format!("/proc/{}/maps", running.id())).unwrap_or_default();
+    wait_for("it to run", || mapped().contains("libc.so.6"));
+    drop(stopped);
+    exporter
+        .wait_for_log(&format!("may have executed wrong instructions: restart processes {};", running.id()));
+    assert!(is_mended(), "{}", exporter.log());
+    exporter.wait_until_ready();
+    let mut input = running.stdin.take().expect("its input");
+    input.write_all(b"\n\n\n").expect("tell it");
+    drop(input);
+    let mut said = String::new();
+    running.stdout.take().expect("its output").read_to_string(&mut said).expect("its answers");
+    let status = wait_for_end(&mut running);
+    assert!(status.success() && said == "6\n12\n18\n", "{status}: {said}\n{}", exporter.log());
+    assert_eq!(exporter.scrape().value("traced_total", &[]), 3.0);
 }
 
 /// Who asks it itself gives up, or does not need it.

@@ -1,0 +1,120 @@
+//! Files that were written over while breakpoints were in them, because the exporter was stopped for longer than the kernel lets a
+//! writer wait (`/proc/sys/fs/lease-break-time`).
+//!
+//! A process that was started since has breakpoints of the old code in the new, and executes the old instruction there. The kernel puts
+//! the old code's byte there when it takes a breakpoint out, which is no better: the file's is written over it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use super::attached_file::AttachedFile;
+use super::file::Stamp;
+use crate::mapping::PAGE;
+use crate::procfs::{Mapping, living_thread, text};
+
+/// Processes that are named.
+const NAMED: usize = 16;
+
+/// A file with other contents than its breakpoints are for.
+#[derive(Debug)]
+pub(super) struct Overrun {
+    target: String,
+    display: String,
+    file: File,
+    /// The old code's bytes under breakpoints, by offsets in the file.
+    originals: BTreeMap<u64, u8>,
+}
+
+impl Overrun {
+    /// None if the writer still waits, as it should.
+    pub(super) fn of(target: &str, attached: &AttachedFile) -> Option<Self> {
+        let file = attached.lease.as_ref()?.file();
+        let now = Stamp::of(&file.metadata().ok()?);
+        now.has_other_contents(attached.stamp).then_some(())?;
+        Some(Self {
+            target: target.to_owned(),
+            display: attached.display.clone(),
+            file: file.try_clone().ok()?,
+            originals: attached.hidden.originals.clone(),
+        })
+    }
+
+    /// When the probes are out: mends what they have left in processes that run the file, and says which these are.
+    pub(super) fn mend(&self) {
+        let (mut running, mut mended) = (Vec::new(), 0);
+        let entries = fs::read_dir("/proc").into_iter().flatten();
+        for pid in entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()) {
+            match self.mend_in(pid) {
+                Ok(Some(bytes)) => {
+                    running.push(pid);
+                    mended += bytes;
+                }
+                Ok(None) => {}
+                // It has ended, or may not be looked into.
+                Err(err) => log::debug!("process {pid}: {err}"),
+            }
+        }
+        let named: Vec<String> = running.iter().take(NAMED).map(u32::to_string).collect();
+        let others = running.len() - named.len();
+        log::error!(
+            "Target {}: {} was written over while breakpoints of its old code were in it: the exporter was stopped for longer than \
+             the writer waits (fs.lease-break-time). Who was started before the exporter went on may have executed wrong instructions: \
+             restart processes {}{}; the probes are out, and {mended} bytes were put right",
+            self.target,
+            self.display,
+            if named.is_empty() { "that still run it (none was found)".to_owned() } else { named.join(", ") },
+            if others > 0 { format!(" and {others} more") } else { String::new() },
+        );
+    }
+
+    /// How many bytes were put right; None if the process does not run the file.
+    fn mend_in(&self, pid: u32) -> io::Result<Option<usize>> {
+        let pid = living_thread(pid);
+        let meta = self.file.metadata()?;
+        let maps = text(format!("/proc/{pid}/maps"))?;
+        let is_it = |map: &Mapping<'_>| {
+            map.is_executable()
+                && map.inode == meta.ino()
+                && fs::metadata(format!("/proc/{pid}/map_files/{}", map.entry()))
+                    .is_ok_and(|of| (of.dev(), of.ino()) == (meta.dev(), meta.ino()))
+        };
+        let maps: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).filter(is_it).collect();
+        if maps.is_empty() {
+            return Ok(None);
+        }
+        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        let mut mended = 0;
+        for map in &maps {
+            for page in (map.start..map.end).step_by(PAGE as usize) {
+                let offset = map.offset + (page - map.start);
+                for at in self.wrong_bytes(&memory, page, offset)? {
+                    let mut byte = [0];
+                    self.file.read_exact_at(&mut byte, offset + at)?;
+                    memory.write_all_at(&byte, page + at)?;
+                    mended += 1;
+                }
+            }
+        }
+        Ok(Some(mended))
+    }
+
+    /// Where on a page the old code's bytes are in the new code; nowhere if it differs from the file in anything else, for then it
+    /// is the process's own.
+    fn wrong_bytes(&self, memory: &File, page: u64, offset: u64) -> io::Result<Vec<u64>> {
+        if self.originals.range(offset..offset + PAGE).next().is_none() {
+            return Ok(Vec::new());
+        }
+        let [mut here, mut there] = [[0; PAGE as usize]; 2];
+        memory.read_exact_at(&mut here, page)?;
+        let mut read = 0;
+        while let more @ 1.. = self.file.read_at(&mut there[read..], offset + read as u64)? {
+            read += more;
+        }
+        let differing = (0..PAGE).filter(|at| here[*at as usize] != there[*at as usize]);
+        let differing: Vec<u64> = differing.collect();
+        let is_old = |at: &u64| self.originals.get(&(offset + at)) == Some(&here[*at as usize]);
+        Ok(if differing.iter().all(is_old) { differing } else { Vec::new() })
+    }
+}
