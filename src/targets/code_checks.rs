@@ -4,13 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::file::Identity;
-use super::worker::Worker;
 
 /// It takes no more than one part in so many of the time.
 const SHARE: u32 = 4000;
-
-/// Processes that are looked at without a pause.
-const AT_ONCE: usize = 16;
 
 /// So often breakpoints of one process are set again: each time its semaphores are raised once more, and only lowered once.
 const REARMED: u32 = 1000;
@@ -56,37 +52,36 @@ impl CodeChecks {
         *times <= REARMED
     }
 
+    pub(super) fn is_due(&self) -> bool {
+        Instant::now() >= self.due
+    }
+
+    /// Whether all processes that had the last file were looked at.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The file whose turn it is.
+    pub(super) fn next_of(&self, files: &BTreeSet<Identity>) -> Option<Identity> {
+        let after = files.iter().find(|of| self.last.is_none_or(|last| **of > last));
+        after.or(files.first()).copied()
+    }
+
+    pub(super) fn next_process(&mut self) -> Option<(u32, Identity)> {
+        self.waiting.pop()
+    }
+
+    /// After so much work.
+    pub(super) fn rest(&mut self, used: Duration) {
+        self.due = Instant::now() + used.saturating_mul(SHARE).max(Duration::from_secs(1));
+    }
+
     /// The processes that have a file now; what was told of others is forgotten.
-    fn begin(&mut self, identity: Identity, processes: BTreeSet<u32>) {
+    pub(super) fn begin(&mut self, identity: Identity, processes: BTreeSet<u32>) {
         let is_left = |of: Identity, pid: u32| of != identity || processes.contains(&pid);
         self.told.retain(|(of, pid, _)| is_left(*of, *pid));
         self.rearmed.retain(|(of, pid), _| is_left(*of, *pid));
         self.waiting = processes.into_iter().map(|pid| (pid, identity)).collect();
         self.last = Some(identity);
-    }
-}
-
-impl Worker {
-    /// One file after the other, and a few processes of it at a time.
-    pub(super) fn check_code_in_turn(&mut self) {
-        if Instant::now() < self.code_checks.due {
-            return;
-        }
-        let begun = Instant::now();
-        if self.code_checks.waiting.is_empty() {
-            let attached = self.targets.iter().flat_map(|state| &state.current).filter(|of| of.is_attached());
-            let files: BTreeSet<Identity> = attached.map(|of| of.identity).collect();
-            let after = files.iter().find(|of| self.code_checks.last.is_none_or(|last| **of > last));
-            let Some(next) = after.or(files.first()).copied() else { return };
-            let mut processes = self.finder.mapping(next);
-            processes.remove(&std::process::id());
-            self.code_checks.begin(next, processes);
-        }
-        for _ in 0..AT_ONCE {
-            let Some((pid, identity)) = self.code_checks.waiting.pop() else { break };
-            self.tell_if_moved(pid, identity);
-        }
-        let used = begun.elapsed();
-        self.code_checks.due = begun + used.saturating_mul(SHARE).max(Duration::from_secs(1));
     }
 }

@@ -3,7 +3,7 @@
 //! They copy it to memory of their own and put that in its place. No breakpoint can be set there, so no hits come. What is
 //! copied while it is traced has breakpoints that the kernel does not know, and the program ends by `SIGTRAP` at the first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -26,6 +26,9 @@ const WITHIN: Duration = Duration::from_secs(600);
 
 /// Processes of which it is looked up in a while whether they have replaced their code.
 const FRESH: usize = 256;
+
+/// Processes that are looked at without a pause.
+const AT_ONCE: usize = 16;
 
 /// So many traced places of a process are looked at, if there are more.
 const LOOKED_AT: usize = 256;
@@ -130,7 +133,28 @@ impl Worker {
         self.check_code_in_turn();
     }
 
-    pub(super) fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
+    /// One file after the other, and a few processes of it at a time.
+    fn check_code_in_turn(&mut self) {
+        if !self.code_checks.is_due() {
+            return;
+        }
+        let begun = Instant::now();
+        if self.code_checks.is_idle() {
+            let attached = self.targets.iter().flat_map(|state| &state.current).filter(|of| of.is_attached());
+            let files: BTreeSet<Identity> = attached.map(|of| of.identity).collect();
+            let Some(next) = self.code_checks.next_of(&files) else { return };
+            let mut processes = self.finder.mapping(next);
+            processes.remove(&std::process::id());
+            self.code_checks.begin(next, processes);
+        }
+        for _ in 0..AT_ONCE {
+            let Some((pid, identity)) = self.code_checks.next_process() else { break };
+            self.tell_if_moved(pid, identity);
+        }
+        self.code_checks.rest(begun.elapsed());
+    }
+
+    fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
         let Ok(starts) = self.finder.starts_of_mappings(pid, identity) else { return };
         let thread = living_thread(pid);
         let Ok(maps) = text(format!("/proc/{thread}/maps")) else { return };
