@@ -61,7 +61,7 @@ impl Engine {
         let recorder = Some(recorder.clone());
         let drain =
             Drain::start(plan.clone(), &layout, user.clone(), shared.clone(), recorder).map_err(|err| {
-                let what = "starting the thread that drains the ring buffer".to_string();
+                let what = "start the thread that drains the ring buffer".to_string();
                 KernelError { what, source: err.into(), next: String::new() }
             })?;
         let counters = CounterStore { layout, kernel: shared.store.clone(), user };

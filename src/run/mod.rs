@@ -3,9 +3,11 @@
 mod error;
 mod listeners;
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, getrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::budget::{Activity, Budget};
@@ -38,10 +40,13 @@ const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long threads that still render have, once a signal has come.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
 
+/// With fewer, parts of it would fail one after the other, the runtime's signals with a panic.
+const FEWEST_DESCRIPTORS: u64 = 128;
+
 /// Traces and serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the certificate is unusable, or the kernel refuses the probe programs.
+/// If the certificate is unusable, the limit of open files too low, or the kernel refuses the probe programs.
 pub(crate) fn run(
     overrides: &Overrides,
     checked: Checked,
@@ -50,6 +55,7 @@ pub(crate) fn run(
     listeners: Listeners,
     recorder: Arc<SlowRecorder>,
 ) -> Result<(), RunError> {
+    demand_descriptors()?;
     let Checked { loaded, plan, tls } = checked;
     let settings = loaded.config.settings;
     let keep_privileges = settings.keep_privileges;
@@ -145,6 +151,19 @@ pub(crate) fn run(
     log::info!("Stopped");
     logging.wait();
     Ok(())
+}
+
+fn demand_descriptors() -> Result<(), RunError> {
+    match getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < FEWEST_DESCRIPTORS => {
+            let why = format!(
+                "it may open {limit} files and needs at least {FEWEST_DESCRIPTORS}; raise the limit (LimitNOFILE= of the \
+                 service, or ulimit -n)"
+            );
+            Err(RunError::Io("start", io::Error::other(why)))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Probes of an earlier run that stay attached slow the traced programs, and nobody reads their counts.

@@ -114,7 +114,7 @@ impl Worker {
             started.inspect_err(report).ok()
         });
         let watch = Watch::new(stopped, attaching.gate)
-            .map_err(|err| failed("watch files", err, "raise fs.inotify.max_user_instances"))?;
+            .map_err(|err| failed("watch files", err, "raise fs.inotify.max_user_instances, or ulimit -n"))?;
         let usdt_of = |target: &TargetPlan| {
             let names = target.probes.iter().filter_map(|probe| match &plan.probes[*probe].point {
                 Point::Usdt { provider, name } => Some(format!("{provider}:{name}")),

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 
 use crate::support::demo::program;
-use crate::support::exporter::{Place, Setup, wait_for};
+use crate::support::exporter::{Place, Port, Setup, exporter, finish, wait_for};
 
 /// A user that root may write for only with CAP_DAC_OVERRIDE, which the exporter does not keep.
 const SOMEBODY: u32 = 31_337;
@@ -58,4 +58,24 @@ fn lines_that_a_full_disk_does_not_take_are_counted() {
     let failed =
         exporter.scrape().value("fibre_exporter_errors_total", &[("error_type", "log_write_failed")]);
     assert!(failed > 0.0, "{}", exporter.log());
+}
+
+/// Each limit would otherwise stop it at another place, some with a panic.
+#[test]
+fn a_low_limit_of_open_files_is_told_before_anything_else_fails() {
+    let place = Place::new();
+    let configuration = place.write(
+        "config.yaml",
+        "targets:\n- binary: /bin/true\n  probes:\n  - function: \"0x1000\"\n    metrics: [{ counter: starts_total }]\n",
+    );
+    for limit in (48..128).step_by(8) {
+        let mut limited = Command::new("sh");
+        let (metrics, health) = (Port::claim(), Port::claim());
+        let ports = format!("--port {} --health-port {}", metrics.number, health.number);
+        limited.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" --config \"$1\" {ports}")]);
+        limited.args([exporter().get_program(), configuration.as_os_str()]);
+        let (code, _, log) = finish(&mut limited);
+        assert_eq!(code, Some(3), "{limit}: {log}");
+        assert!(log.contains(&format!("it may open {limit} files and needs at least 128")), "{log}");
+    }
 }
