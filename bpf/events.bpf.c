@@ -49,7 +49,7 @@ struct file_key {
 	__u64 inode; /* address of the kernel's inode */
 	__u64 number;
 	__u32 device;
-	__u32 generation; /* tells inodes apart that have the same number one after the other */
+	__u32 generation; /* tells inodes apart that have the same number one after the other, and what overlayfs copies up */
 };
 
 struct process_event {
@@ -178,6 +178,12 @@ static __always_inline void set_file(struct file_key *key, struct file *file)
 	key->number = BPF_CORE_READ(inode, i_ino);
 	key->device = BPF_CORE_READ(inode, i_sb, s_dev);
 	key->generation = BPF_CORE_READ(inode, i_generation);
+	/*
+	 * What changes the inode may have copied the file up: it is another file below then. Before Linux 6.11 the time has another name;
+	 * nobody waits there.
+	 */
+	if (bpf_core_field_exists(inode->i_ctime_nsec) && BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS_SUPER_MAGIC)
+		key->generation += (__u32)BPF_CORE_READ(inode, i_ctime_sec) + BPF_CORE_READ(inode, i_ctime_nsec);
 }
 
 /* All but a path that the reader has no need of. */

@@ -77,9 +77,6 @@ static __always_inline __u64 traced_inode_of(struct file *file)
 	return inode && bpf_map_lookup_elem(&traced, &inode) ? inode : 0;
 }
 
-/* From <linux/magic.h>. */
-#define OVERLAYFS_SUPER_MAGIC 0x794c7630
-
 /* Overlays over overlays, as many as the kernel allows, and what is below them. */
 #define LAYERS 3
 

@@ -8,6 +8,9 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* From <linux/magic.h>. */
+#define OVERLAYFS_SUPER_MAGIC 0x794c7630
+
 struct super_block {
 	__u32 s_dev;
 	unsigned long s_magic;
@@ -17,6 +20,8 @@ struct inode {
 	struct super_block *i_sb;
 	unsigned long i_ino;
 	long long i_size;
+	long long i_ctime_sec; /* since Linux 6.11 */
+	__u32 i_ctime_nsec;
 	__u32 i_generation;
 };
 

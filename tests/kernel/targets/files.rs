@@ -34,6 +34,26 @@ fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
     assert_eq!(tracer.stray(), 0);
 }
 
+/// Although the overlay shows the inode that it showed before, and who executes that one had not to wait.
+#[test]
+fn what_overlayfs_has_just_copied_up_is_counted_from_its_first_hit() {
+    let (builds, directory) = (builds(), directory());
+    let lower = directory.path().join("lower");
+    std::fs::create_dir(&lower).unwrap();
+    let name = format!("up-{}", std::process::id());
+    copy(&builds.path().join("first"), &lower.join(&name));
+    let tracer = Tracer::start_unready(&config(&[("all", &format!("process: {name}"))]), false);
+    for change in ["chmod 711", "chown 1", "touch", "true >>"] {
+        counted_from_the_first_hit(&tracer, "all_total", 110, |turn| {
+            let mounted = Mounted::overlay(&lower, &directory.path().join(format!("{change}{turn}")));
+            let path = mounted.at.join(&name);
+            fire_at_once(&path, 100);
+            run("sh", &["-c", &format!("{change} \"$0\""), path.to_str().unwrap()]);
+            fire_at_once(&path, 10);
+        });
+    }
+}
+
 #[test]
 fn paths_of_one_file_are_one_file() {
     let (builds, directory) = (builds(), directory());
