@@ -4,6 +4,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use exporter::net::{
     NetworkConfig, Outcome, PortScan, Prefix, Rates, Source, SynFlood, TcpAnomalies,
 };
 
-use crate::counting::{config, number, start, until};
+use crate::counting::{config, number, settle, start, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 use crate::support::exporter::TIMEOUT;
 
@@ -284,4 +285,98 @@ fn ordinary_traffic_is_not_detected() {
         assert_eq!(watched.events(kind), 0, "{kind}");
     }
     assert_eq!(watched.events("port_scan"), 1);
+}
+
+/// Sends TCP segments with SYN by an interface, from as many sources of each family as there are, each to so many ports.
+fn spoof(from: &Namespace, target: [u8; 6], sources: u16, ports: u16) {
+    from.run(move || {
+        // SAFETY: a system call without pointers; the descriptor is owned from here on.
+        let socket = unsafe {
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            std::os::fd::OwnedFd::from_raw_fd(fd)
+        };
+        // SAFETY: plain numbers, all of which may be zero; the name ends with one.
+        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as u16;
+        // SAFETY: as above.
+        to.sll_ifindex = unsafe { libc::if_nametoindex(c"exn1".as_ptr()) } as i32;
+        let ethernet = |kind: [u8; 2]| [&target[..], &[2, 0, 0, 0, 0, 9], &kind].concat();
+        let tcp = |port: u16| {
+            let mut tcp = [0x30, 0x39, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 2, 0, 0, 0, 0, 0];
+            tcp[2..4].copy_from_slice(&port.to_be_bytes());
+            tcp
+        };
+        for port in 1..=ports {
+            for source in 0..sources {
+                let [high, low] = source.to_be_bytes();
+                let v4 = [0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 198, 18, high, low, 10, 99, 0, 1];
+                let mut v6 = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+                v6.extend([0x20, 1, 0xd, 0xb8, 0, 1, high, low, 0, 0, 0, 0, 0, 0, 0, 1]);
+                v6.extend([0xfd, 0x99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+                for frame in [
+                    [&ethernet([8, 0])[..], &v4, &tcp(port)].concat(),
+                    [&ethernet([0x86, 0xdd])[..], &v6, &tcp(port)].concat(),
+                ] {
+                    // SAFETY: the pointers are to values that live, with their lengths.
+                    let sent = unsafe {
+                        libc::sendto(
+                            socket.as_raw_fd(),
+                            frame.as_ptr().cast(),
+                            frame.len(),
+                            0,
+                            (&raw const to).cast(),
+                            size_of_val(&to) as u32,
+                        )
+                    };
+                    assert_eq!(sent, frame.len() as isize, "{}", std::io::Error::last_os_error());
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn ten_thousand_sources_are_bounded_balanced_and_hurt_nobody() {
+    let detect = DetectConfig {
+        syn_flood: Some(SynFlood { per_source: 1, within: seconds(5), ..flood(true).unwrap() }),
+        port_scan: scan(true),
+        tcp_anomalies: anomalies(true),
+        ..DetectConfig::default()
+    };
+    let watched = watched(detect);
+    let listener = watched.here.run(|| TcpListener::bind((HERE, 7000)).unwrap());
+    until("it is reached", || watched.is_reached());
+    let shown = watched.here.command("ip -br link show dev exn0");
+    let address = shown.split_whitespace().nth(2).unwrap();
+    let mut octets = address.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
+    let target = std::array::from_fn(|_| octets.next().unwrap());
+    for _ in 0..2 {
+        spoof(&watched.there, target, 5_000, 12);
+        // Whoever is a client goes on to be served amid all this.
+        until("it is still reached", || watched.is_reached());
+    }
+    settle(&watched.here);
+    let list = watched.network.blocklist().unwrap();
+    // A hundred a minute, however many there are; this takes less than two.
+    assert!(list.len() <= 300, "{} are banned", list.len());
+    let spoofed = ["198.18.0.0/15", "2001:db8::/32"].map(|range| Prefix::parse(range).unwrap());
+    let rows = list.rows(0, 1000);
+    assert!(rows.iter().all(|row| spoofed.iter().any(|range| range.contains(row.prefix))), "{rows:?}");
+    // The books: who is known, and what there was no room for, are all that was not dropped.
+    until("the books balance", || {
+        let families = watched.network.collect();
+        let all: u64 = ["xdp_packets_total", "tc_egress_packets_total"]
+            .iter()
+            .flat_map(|name| ["ipv4", "ipv6"].map(|family| (*name, family)))
+            .map(|(name, family)| number(&families, name, &[("family", family), ("verdict", "pass")]))
+            .sum();
+        let rows = watched.network.top_talkers(usize::MAX);
+        let known: u64 = rows.iter().map(|row| row.packets).sum();
+        let untracked = number(&families, "network_untracked_packets_total", &[("table", "talkers")]);
+        println!("{all} packets, {known} of {} talkers, {untracked} untracked", rows.len());
+        all > 100_000 && all == known + untracked
+    });
+    assert!(watched.is_reached());
+    drop(listener);
 }
