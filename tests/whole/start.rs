@@ -66,7 +66,7 @@ fn a_low_limit_of_open_files_is_told_before_anything_else_fails() {
     let place = Place::new();
     let configuration = place.write(
         "config.yaml",
-        "targets:\n- binary: /bin/true\n  probes:\n  - function: \"0x1000\"\n    metrics: [{ counter: starts_total }]\n",
+        "targets:\n- name: t\n  binary: /bin/true\n  probes:\n  - function: \"0x1000\"\n    metrics: [{ counter: starts_total }]\n",
     );
     for limit in (48..128).step_by(8) {
         let mut limited = Command::new("sh");
@@ -74,8 +74,8 @@ fn a_low_limit_of_open_files_is_told_before_anything_else_fails() {
         let ports = format!("--port {} --health-port {}", metrics.number, health.number);
         limited.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" --config \"$1\" {ports}")]);
         limited.args([exporter().get_program(), configuration.as_os_str()]);
-        let (code, _, log) = finish(&mut limited);
-        assert_eq!(code, Some(3), "{limit}: {log}");
+        let (code, log, _) = finish(&mut limited);
+        assert_eq!(code, Some(1), "{limit}: {log}");
         assert!(log.contains(&format!("it may open {limit} files and needs at least 128")), "{log}");
     }
 }
