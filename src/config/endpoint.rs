@@ -70,9 +70,12 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// Names are not looked up, but for the one that is the same everywhere.
+/// Names are not looked up, but for the one that is the same everywhere. `::ffff:127.0.0.1` is an IPv4 address to the kernel, too.
 fn literal(host: &str) -> Option<IpAddr> {
-    if host == "localhost" { Some(Ipv4Addr::LOCALHOST.into()) } else { host.parse().ok() }
+    if host == "localhost" {
+        return Some(Ipv4Addr::LOCALHOST.into());
+    }
+    host.parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
 fn overlap(one: &str, other: &str) -> bool {
@@ -214,6 +217,9 @@ mod tests {
             (&tcp("::"), &tcp("::1"), true),
             (&tcp("::1"), &tcp("127.0.0.1"), false),
             (&tcp("localhost"), &tcp("127.0.0.1"), true),
+            (&tcp("::ffff:127.0.0.1"), &tcp("127.0.0.1"), true),
+            (&tcp("::ffff:127.0.0.1"), &tcp("0.0.0.0"), true),
+            (&tcp("::ffff:127.0.0.1"), &tcp("::"), false),
             (&tcp("a.example"), &tcp("a.example"), true),
             (&tcp("a.example"), &tcp("b.example"), false),
             (&ListenAddress::Unix("/a".into()), &ListenAddress::Unix("/a".into()), true),
@@ -227,6 +233,7 @@ mod tests {
         }
         assert!(tcp("::").is_ipv6_beside(&[tcp("::"), tcp("0.0.0.0")]));
         assert!(!tcp("::").is_ipv6_beside(&[tcp("::"), other_port]));
+        assert!(tcp("::").is_ipv6_beside(&[tcp("::"), tcp("::ffff:127.0.0.1")]));
         assert!(!tcp("::1").is_ipv6_beside(&[tcp("::1"), tcp("0.0.0.0")]));
     }
 }
