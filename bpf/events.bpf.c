@@ -182,7 +182,8 @@ static __always_inline void set_file(struct file_key *key, struct file *file)
 	 * What changes the inode may have copied the file up: it is another file below then. Before Linux 6.11 the time has another name;
 	 * nobody waits there.
 	 */
-	if (bpf_core_field_exists(inode->i_ctime_nsec) && BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS_SUPER_MAGIC)
+	if (bpf_core_field_exists(inode->i_ctime_nsec) &&
+	    BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS_SUPER_MAGIC)
 		key->generation += (__u32)BPF_CORE_READ(inode, i_ctime_sec) + BPF_CORE_READ(inode, i_ctime_nsec);
 }
 

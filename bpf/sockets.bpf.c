@@ -149,7 +149,8 @@ static __always_inline struct socket_traffic traffic_of(struct __sk_buff *skb)
 	return of;
 }
 
-static __always_inline void add_traffic(void *map, struct holder *holder, __u32 direction, struct socket_traffic more)
+static __always_inline void add_traffic(void *map, struct holder *holder, __u32 direction,
+					struct socket_traffic more)
 {
 	struct group_traffic zero = {}, *to = bpf_map_lookup_elem(map, holder);
 	struct holder nobody = {};
