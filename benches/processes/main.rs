@@ -77,8 +77,8 @@ impl Bench {
         let (meant, other) = (self.named("bench-meant")?, self.named("bench-other")?);
         let _processes = [Processes::start(&meant, PROCESSES / 2)?, Processes::start(&other, PROCESSES / 2)?];
         let exporter = self.exporter(&many_targets())?;
-        // What follows a start is over: files of processes that have ended, marks on directories.
-        thread::sleep(Duration::from_secs(5));
+        // What follows a start is over: files of processes that have ended, marks on directories, looks at what may still change.
+        thread::sleep(Duration::from_secs(12));
         let before = Used::of(exporter.process.id())?;
         thread::sleep(IDLE);
         let used = Used::of(exporter.process.id())?.since(before);
