@@ -5,6 +5,9 @@ use std::fmt;
 /// Space between two columns.
 const GAP: usize = 2;
 
+/// A cell that is wider than this reaches into the next columns of its row rather than move them for all rows.
+const WIDEST: usize = 60;
+
 /// What is as short as this stands beside others where there is no room for columns.
 const SHORT: usize = 16;
 
@@ -44,20 +47,22 @@ impl TextTable {
 
     /// As columns, or if these are wider than the screen as a block for each row.
     pub fn fitted(&self, screen: Option<usize>) -> String {
-        let columns = self.widths().iter().map(|width| width + GAP).sum::<usize>() + self.indent;
+        let columns = self.widths(usize::MAX).iter().map(|width| width + GAP).sum::<usize>() + self.indent;
         match screen {
             Some(screen) if columns > screen + GAP => self.blocks(screen),
             _ => self.to_string(),
         }
     }
 
-    fn widths(&self) -> Vec<usize> {
+    /// Of each column, by its cells that are no wider than `widest`.
+    fn widths(&self, widest: usize) -> Vec<usize> {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {
             let Row::Cells(cells) = row else { continue };
             widths.resize(widths.len().max(cells.len()), 0);
             for (width, cell) in widths.iter_mut().zip(cells) {
-                *width = (*width).max(cell.chars().count());
+                let size = cell.chars().count();
+                *width = if size > widest { *width } else { size.max(*width) };
             }
         }
         widths
@@ -128,7 +133,7 @@ impl TextTable {
 
 impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let widths = self.widths();
+        let widths = self.widths(WIDEST);
         for row in &self.rows {
             let mut line = " ".repeat(self.indent);
             match row {
@@ -136,7 +141,7 @@ impl fmt::Display for TextTable {
                 Row::Cells(cells) => {
                     for (width, cell) in widths.iter().zip(cells) {
                         line.push_str(cell);
-                        line.push_str(&" ".repeat(width - cell.chars().count() + GAP));
+                        line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + GAP));
                     }
                 }
             }
@@ -213,5 +218,14 @@ mod tests {
         table.line("about it");
         table.row(["longer".to_string()]);
         assert_eq!(table.to_string(), "  NAME    N\n  é       10  last\n      about it\n  longer\n");
+    }
+    #[test]
+    fn one_very_long_cell_does_not_move_the_columns_of_the_others() {
+        let mut table = TextTable::new(0, &["NAME", "N"]);
+        let long = "x".repeat(WIDEST + 1);
+        table.row([long.clone(), "1".to_string()]);
+        table.row(["short".to_string(), "2".to_string()]);
+        assert_eq!(table.to_string(), format!("NAME   N\n{long}  1\nshort  2\n"));
+        assert!(table.fitted(Some(WIDEST)).starts_with(&format!("{long}\n")));
     }
 }

@@ -78,10 +78,13 @@ impl Checker<'_> {
         if !self.text.is_empty() {
             self.text.push('\n');
         }
-        for line in crate::net::describe(network) {
-            let text = line.trim_start();
-            wrap(text, line.len() - text.len(), self.screen.unwrap_or(usize::MAX), &mut self.text);
-        }
+        crate::net::describe(network).iter().for_each(|line| self.line(line));
+    }
+
+    /// Adds a line, wrapped if the screen is narrower.
+    fn line(&mut self, line: &str) {
+        let text = line.trim_start();
+        wrap(text, line.len() - text.len(), self.screen.unwrap_or(usize::MAX), &mut self.text);
     }
 
     fn target(&mut self, target: &TargetPlan) {
@@ -94,12 +97,12 @@ impl Checker<'_> {
         let name = &target.name;
         match find(&target.selector) {
             Err(err) => {
-                self.text.push_str(&format!("{name}: {err}; waiting for it{only}\n"));
+                self.line(&format!("{name}: {err}; waiting for it{only}"));
                 self.table(target, None);
             }
             Ok(files) => {
                 for found in files {
-                    self.text.push_str(&format!("{name}: {}{only}\n", found.display));
+                    self.line(&format!("{name}: {}{only}", found.display));
                     self.file(target, &found);
                 }
             }

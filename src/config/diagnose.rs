@@ -89,13 +89,17 @@ impl Diagnostics {
     }
 
     /// All errors as text, one block each, sorted by source, line and column:
-    /// `FILE:LINE:COLUMN: PATH: MESSAGE`, and the help on a line of its own. Ends with a newline.
+    /// `FILE:LINE:COLUMN: PATH: MESSAGE`, and the help on a line of its own, once below errors in a row that have the same. Ends with a
+    /// newline.
     pub fn render(&self) -> String {
         let list = self.list.borrow();
         let sorted = sorted(&list);
         let mut text = String::new();
-        for one in sorted.iter().take(SHOWN) {
-            let _ = write!(text, "{one}");
+        for (index, one) in sorted.iter().take(SHOWN).enumerate() {
+            let next = sorted.get(index + 1).filter(|_| index + 1 < SHOWN);
+            let is_said_below = next.is_some_and(|next| next.help == one.help);
+            let help = one.help.clone().filter(|_| !is_said_below);
+            let _ = write!(text, "{}", Diagnostic { help, at: one.at.clone(), message: one.message.clone() });
         }
         if sorted.len() > SHOWN {
             let more = sorted.len() - SHOWN;
@@ -190,6 +194,25 @@ mod tests {
              configuration: nothing\n"
         );
         assert_eq!((diags.len(), diags.summary().as_str()), (6, "5 errors in the configuration"));
+    }
+
+    #[test]
+    fn the_same_help_for_many_is_said_once() {
+        let file = Place::top(ConfigSource::File("c.yaml".into()));
+        let diags = Diagnostics::new();
+        for (line, help) in [(1, "one"), (2, "two"), (3, "two"), (4, "one")] {
+            diags.error(&file.clone().at(Some(Position { line, column: 1 })), "wrong").help(help);
+        }
+        assert_eq!(
+            diags.render(),
+            "c.yaml:1:1: wrong\n    help: one\nc.yaml:2:1: wrong\nc.yaml:3:1: wrong\n    help: two\n\
+             c.yaml:4:1: wrong\n    help: one\n"
+        );
+        let flood = Diagnostics::new();
+        for line in 0..SHOWN + 1 {
+            flood.error(&file.clone().at(Some(Position { line, column: 1 })), "wrong").help("do this");
+        }
+        assert!(flood.render().ends_with("wrong\n    help: do this\nand 1 more\n"));
     }
 
     #[test]
