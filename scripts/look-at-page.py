@@ -4,10 +4,10 @@
     [AXE=axe.min.js] scripts/look-at-page.py DIRECTORY [EXPORTER]
 
 Starts an exporter (EXPORTER, or target/debug/exporter) that traces a FIBRE demo, a program that is not there and one with a probe
-that is refused, and counts packets, in a network namespace of its own. Takes pictures into DIRECTORY: light, dark, on a phone, and
-without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, or if something is
-wider than the screen. With AXE, the page is also checked by axe-core (npm's package of that name has the file). Needs root, and
-Debian's chromium (360 MB, which is why no test installs it).
+that is refused, and counts packets, in a network namespace of its own. Takes pictures into DIRECTORY: light, dark, on phones, and
+without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, if something is wider
+than the screen, or if a short word is broken. With AXE, the page is also checked by axe-core (npm's package of that name has the
+file). Needs root, and Debian's chromium (360 MB, which is why no test installs it).
 """
 
 import base64
@@ -64,6 +64,14 @@ network:
       - {{ prefix: 203.0.113.7, reason: "scans <ports>", ttl: 12h }}
       - 2001:db8:bad::/48
 """
+
+# Words of a table that stand on several lines though none of them is long; empty if there are none.
+BROKEN_WORDS = """[...document.querySelectorAll("th .mono, td.labels")].filter((cell) => {
+  const words = document.createRange();
+  words.selectNodeContents(cell);
+  const lines = new Set([...words.getClientRects()].map((box) => Math.round(box.bottom)));
+  return /^\\S{1,16}$/.test(cell.textContent) && lines.size > 1;
+}).map((cell) => cell.textContent).join(", ")"""
 
 
 class Browser:
@@ -144,6 +152,8 @@ class Browser:
             too_wide = self.value("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             if too_wide > 0:
                 self.complaints.append(f"{path.name}: {too_wide} pixels wider than the screen")
+            if broken := self.value(BROKEN_WORDS):
+                self.complaints.append(f"{path.name}: broken though they are short: {broken}")
         else:
             self.wait_for("document.readyState === 'complete' && document.querySelector('#h-probes') !== null")
         self.picture(path)
@@ -236,7 +246,7 @@ def main():
             urllib.request.urlopen(metrics).close()
             browser = Browser()
             url = f"http://prometheus:the-password@127.0.0.1:{PORT}/"
-            for name, width, scheme in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "dark")):
+            for name, width, scheme in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "dark"), ("small-phone", 320, "light")):
                 browser.look(pictures / f"{name}.png", url, width, scheme, True)
                 browser.check_by_axe(name)
                 browser.check_keyboard(name)
