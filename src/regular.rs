@@ -16,7 +16,7 @@ use rustix::io::Errno;
 /// Opens a regular file for reading; never waits.
 ///
 /// # Errors
-/// What the kernel says, or that it is no regular file.
+/// What the kernel says, or that it is not a regular file.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let is_regular = |meta: &fs::Metadata| {
         if meta.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }

@@ -106,7 +106,7 @@ pub(crate) fn command(
             say(&described(&ask(socket, "POST", PATH, Some(&unconfirmed))?));
             say(&format!("Press Enter within {} to keep it.\n", shown_time(within.as_secs_f64())));
             if !is_confirmed(*within) {
-                let text = "Not confirmed: it is taken back when this time is over, or by `exporter unblock` at once.\n";
+                let text = "Not confirmed: the entry is removed when this time is over, or at once by `exporter unblock`.\n";
                 return Ok(text.to_string());
             }
             ask(socket, "POST", PATH, Some(&asked))?;
@@ -162,7 +162,7 @@ fn described(answer: &Value) -> String {
     let prefix = answer["prefix"].as_str().unwrap_or_default();
     let mut text = match (answer["changed"].as_bool(), answer["enforced"].as_bool()) {
         (Some(false), _) => {
-            format!("{prefix} was blocked already; time, reason and ports are those given now.\n")
+            format!("{prefix} was already blocked; its time, reason and ports are now those given.\n")
         }
         (_, Some(false)) => format!("{prefix} is listed; nothing is dropped, because of `mode: observe`.\n"),
         _ => format!("{prefix} is blocked.\n"),
@@ -228,7 +228,7 @@ fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(unreachable)?;
     let wrong = |what: &str| ClientError::Answer(socket.to_owned(), what.to_string());
-    let answer = String::from_utf8(answer).map_err(|_| wrong("its answer is no text"))?;
+    let answer = String::from_utf8(answer).map_err(|_| wrong("its response is not text"))?;
     let (status, body) = parsed(&answer).ok_or_else(|| wrong("its answer is not HTTP"))?;
     if status != 200 {
         return Err(ClientError::Refused(status, body.trim_end().to_string()));

@@ -124,7 +124,7 @@ impl Network {
         let stop = Arc::clone(&self.stop);
         let changes = block::ProtectedChanges::listen();
         if let Err(err) = &changes {
-            log::warn!("blocklist: changes of what is protected are noticed after seconds only: {err}");
+            log::warn!("blocklist: changes to protected addresses are noticed only after some seconds: {err}");
         }
         let thread = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
             let fds = changes.as_ref().map(|changes| changes.fds().to_vec()).unwrap_or_default();
@@ -315,7 +315,7 @@ impl Network {
     /// # Errors
     /// If the query is not understood: an error of the request.
     pub fn blocked(&self, query: &str) -> Result<String, QueryError> {
-        let nothing = || QueryError("there is no network.block in the configuration".to_string());
+        let nothing = || QueryError("network.block is not configured".to_string());
         block::page(self.blocklist().ok_or_else(nothing)?, query)
     }
 

@@ -173,7 +173,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     // The first list with its own good signature.
     nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n");
     nginx.sign(2000);
-    exporter.wait_for_log("an older list is not taken");
+    exporter.wait_for_log("older lists are rejected");
     up(&exporter, &url, 0.0);
     entries(&exporter, &url, 3.0);
     nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n203.0.113.0/24\n");
@@ -182,7 +182,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
 
     nginx.stop();
     up(&exporter, &url, 0.0);
-    exporter.wait_for_log("what was fetched before stays");
+    exporter.wait_for_log("the previous list stays in use");
     let age = |exporter: &Exporter| {
         exporter.scrape().value("xdp_blocklist_source_age_seconds", &[("source", &url)])
     };

@@ -347,7 +347,7 @@ impl Blocklist {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let past = store.as_mut().map(|store| store.past_bans());
         past.unwrap_or_else(|| Ok(Vec::new())).unwrap_or_else(|err| {
-            log::warn!("blocklist: how often addresses were banned before is not known: {err}");
+            log::warn!("blocklist: the number of earlier bans of each address is unknown: {err}");
             Vec::new()
         })
     }

@@ -265,7 +265,7 @@ fn interval(fields: &Fields<'_>, default: Duration) -> Duration {
     match parse_ttl(&text).ok().filter(|time| INTERVALS.contains(time)) {
         Some(interval) => interval,
         None => {
-            node.error(format!("{text:?} is no interval")).help("from 1s to 24h: 30s, 5m, 1h");
+            node.error(format!("{text:?} is not an interval")).help("from 1s to 24h: 30s, 5m, 1h");
             default
         }
     }
@@ -276,7 +276,7 @@ fn origin(node: &Node<'_>) -> Option<String> {
     let text = node.text_as("an origin")?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
     if text.is_empty() || !text.chars().all(is_plain) {
-        node.error(format!("{text:?} is no origin")).help("`cscli decisions list` shows them");
+        node.error(format!("{text:?} is not an origin")).help("`cscli decisions list` shows them");
         return None;
     }
     Some(text.to_string())
@@ -319,14 +319,14 @@ mod tests {
             ("{ url: localhost, api_key_file: /k }", "not a URL"),
             ("{ url: 'https://h/', certificate: /c }", "`certificate` needs `key`"),
             ("{ url: 'http://127.0.0.1/', certificate: /c, key: /k }", "for https:// only"),
-            ("{ url: 'http://127.0.0.1/', api_key_file: /k, interval: 0 }", "is no interval"),
+            ("{ url: 'http://127.0.0.1/', api_key_file: /k, interval: 0 }", "is not an interval"),
             ("{ url: 'http://127.0.0.1/', api_key_file: /k, scopes: country }", "unknown scope"),
             (
                 "{ url: 'http://127.0.0.1/', api_key_file: /k, push: { machine: m } }",
                 "`password_file` is missing",
             ),
             ("{ url: 'http://127.0.0.1/', api_key_file: /k, push: true }", "push"),
-            ("{ url: 'http://127.0.0.1/', api_key_file: /k, origins: 'a&b' }", "is no origin"),
+            ("{ url: 'http://127.0.0.1/', api_key_file: /k, origins: 'a&b' }", "is not an origin"),
         ] {
             let wrong = read(text).unwrap_err();
             assert!(wrong.contains(said), "{text}: {wrong}");

@@ -136,7 +136,7 @@ pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
         for path in [path, &meta_of(path)] {
             if fs::remove_file(path).is_ok() {
                 log::warn!(
-                    "blocklist: {} is removed: it is not what was checked, or is to be checked otherwise now",
+                    "blocklist: {} is removed: it is not the list that was verified, or its check has changed",
                     path.display()
                 );
             }
@@ -156,7 +156,7 @@ fn signed_at(comment: &str) -> Option<u64> {
 fn is_no_older(signed: Option<u64>, kept: Option<u64>) -> Result<(), String> {
     match (signed, kept) {
         (Some(signed), Some(kept)) if signed < kept => {
-            Err(format!("it was signed {} s before the list that is kept; an older list is not taken", kept - signed))
+            Err(format!("it was signed {} s before the list that is kept; older lists are rejected", kept - signed))
         }
         (None, Some(_)) => Err(
             "its signature does not say when it was signed (no timestamp in the trusted comment), unlike that of the list that is kept"
@@ -213,10 +213,10 @@ impl Fetcher {
         let list = ListFile::parse(&answer.body);
         if list.is_none() {
             let all = list.invalid + list.prefixes.len();
-            return Err(format!("most lines of the answer are no entries ({} of {all})", list.invalid));
+            return Err(format!("most lines of the response are not entries ({} of {all})", list.invalid));
         }
         if answer.body.trim_ascii().is_empty() {
-            return Err("the answer is empty; a list without entries has a comment at least".to_string());
+            return Err("the response is empty; an empty list must contain a comment".to_string());
         }
         let is_same = known.is_some_and(|known| known.sha256 == meta.sha256);
         self.keep(&answer.body, &meta, is_same).map_err(|err| self.unwritten(&err))?;
@@ -243,7 +243,7 @@ impl Fetcher {
                 let found = digest(&SHA256, body);
                 let is_it = found.as_ref() == wanted;
                 is_it.then_some(None).ok_or_else(|| {
-                    format!("its SHA-256 digest is {}, and is to be {}", hex(found.as_ref()), hex(wanted))
+                    format!("its SHA-256 digest is {}, expected {}", hex(found.as_ref()), hex(wanted))
                 })
             }
             ContentCheck::Minisign { key, signature } => {
@@ -252,7 +252,7 @@ impl Fetcher {
                     return Err(format!("no signature at {signature}: {}", answer.described()));
                 }
                 let wrong =
-                    |err: minisign_verify::Error| format!("the signature at {signature} is not good: {err}");
+                    |err: minisign_verify::Error| format!("the signature at {signature} is not valid: {err}");
                 let text = String::from_utf8_lossy(&answer.body);
                 let signature = Signature::decode(text.trim_end()).map_err(wrong)?;
                 let key = PublicKey::from_base64(key).map_err(wrong)?;
@@ -272,12 +272,12 @@ impl Fetcher {
             let Some(location) = location.filter(|_| answer.status != StatusCode::NOT_MODIFIED) else {
                 return Ok(answer);
             };
-            url = url.leads_to(location).map_err(|err| format!("it leads to {location:?}: {err}"))?;
+            url = url.leads_to(location).map_err(|err| format!("it redirects to {location:?}: {err}"))?;
             if !url.is_private() && !self.config.is_insecure_allowed {
-                return Err(format!("it leads to {url}, by plain http"));
+                return Err(format!("it redirects to {url}, which is plain HTTP"));
             }
         }
-        Err("it leads from one place to another without end".to_string())
+        Err("too many redirects".to_string())
     }
 }
 
@@ -391,7 +391,7 @@ mod tests {
         let wanted = digest(&SHA256, list.as_bytes()).as_ref().try_into().unwrap();
         let fetcher = Fetcher::new(&config(&url, ContentCheck::Sha256(wanted)), &path);
         assert_eq!(fetcher.fetch(), Ok(Fetched::New(1)));
-        for said in ["and is to be", "by plain http", "without end"] {
+        for said in [", expected ", "which is plain HTTP", "too many redirects"] {
             let error = fetcher.fetch().unwrap_err();
             assert!(error.contains(said), "{error}");
         }

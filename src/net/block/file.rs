@@ -47,7 +47,7 @@ impl Stamp {
     fn of(path: &Path) -> Result<Self, String> {
         let found = fs::metadata(path).map_err(|error| error.to_string())?;
         if !found.is_file() {
-            return Err("it is no regular file".to_string());
+            return Err("it is not a regular file".to_string());
         }
         Ok(Self {
             device: found.dev(),
@@ -167,7 +167,7 @@ impl WatchedFile {
         self.invalid = list.invalid;
         self.refused = list.is_none().then(|| {
             let all = list.invalid + list.prefixes.len();
-            format!("most of its lines are no entries ({} of {all})", list.invalid)
+            format!("most of its lines are not entries ({} of {all})", list.invalid)
         });
         if let Some(error) = self.refused.clone() {
             return self.fail(error);
@@ -181,7 +181,7 @@ impl WatchedFile {
     fn fail(&mut self, error: String) -> Read {
         if self.error.as_ref() != Some(&error) {
             if !(self.is_fetched && self.seen.is_none()) {
-                log::warn!("blocklist: failed to read {}: {error}; its previous entries stay", self.name);
+                log::warn!("blocklist: failed to read {}: {error}; its previous entries stay in use", self.name);
             }
             self.error = Some(error);
             return Read::Kept;

@@ -166,7 +166,7 @@ fn fetch_list(list: &Weak<Blocklist>, config: &UrlConfig, path: &Path, stopped: 
             }
             Err(error) => {
                 if failing.as_ref() != Some(&error) {
-                    log::warn!("blocklist: failed to fetch {name}: {error}; what was fetched before stays");
+                    log::warn!("blocklist: failed to fetch {name}: {error}; the previous list stays in use");
                 }
                 failing = Some(error);
                 config.interval.min(AGAIN)
@@ -192,7 +192,7 @@ fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Recei
             Ok(None) => return,
             Ok(Some(count)) => {
                 if is_first || failing.is_some() {
-                    log::info!("blocklist: CrowdSec at {} answers: {count} decisions", config.url);
+                    log::info!("blocklist: CrowdSec at {} responds: {count} decisions", config.url);
                 }
                 (failing, is_first) = (None, false);
             }
@@ -238,7 +238,7 @@ fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiv
             }
             Err(PushError::Refused(error)) => {
                 list.alerts().refused(next.len());
-                log::error!("blocklist: CrowdSec at {} refuses {} alerts: {error}", config.url, next.len());
+                log::error!("blocklist: CrowdSec at {} rejected {} alerts: {error}", config.url, next.len());
                 None
             }
             Err(PushError::Later(error)) => {
@@ -250,14 +250,14 @@ fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiv
         match &failed {
             None => {
                 if failing.is_some() {
-                    log::info!("blocklist: CrowdSec at {} takes alerts again", config.url);
+                    log::info!("blocklist: CrowdSec at {} accepts alerts again", config.url);
                 }
                 pause = Duration::ZERO;
             }
             Some(error) => {
                 if failing.as_ref() != Some(error) {
                     log::warn!(
-                        "blocklist: failed to tell CrowdSec at {} of bans: {error}; they hold here, and are told later",
+                        "blocklist: failed to report bans to CrowdSec at {}: {error}; they hold here and will be reported later",
                         config.url
                     );
                 }

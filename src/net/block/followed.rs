@@ -61,7 +61,7 @@ impl Followed {
 pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec<(String, i64)> {
     let mut ages = Vec::new();
     if config.file.is_none() && !config.urls.is_empty() {
-        log::error!("blocklist: lists are not fetched: there is no `file`, beside which they are kept");
+        log::error!("blocklist: lists are not fetched: they are kept beside `file`, which is not set");
     }
     for followed in Followed::all(config) {
         let Followed::Url(list, path) = &followed else { continue };

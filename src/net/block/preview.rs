@@ -13,7 +13,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
     let mut lines = vec![format!("blocklist: {what}")];
     let of = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "y" } else { "ies" });
     lines.push(format!(
-        "  {} of the configuration; {} of the allowlist beside what is protected by itself",
+        "  {} of the configuration; {} of the allowlist, besides what is always protected",
         of(config.entries.len(), "entr"),
         of(config.allow.len(), "entr")
     ));
@@ -28,7 +28,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
             scopes.join(", ")
         ));
         if let Some(push) = &crowdsec.push {
-            lines.push(format!("  bans by detection are told to it as the machine {}", push.machine));
+            lines.push(format!("  bans by detection are reported to it as the machine {}", push.machine));
         }
     }
     for list in &config.urls {
@@ -47,7 +47,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
             Err(error) => format!("cannot be read now ({error})"),
             Ok(list) if list.is_none() => {
                 format!(
-                    "is no list: {} of {} lines are no entries",
+                    "is not a list: {} of {} lines are not entries",
                     list.invalid,
                     list.invalid + list.prefixes.len()
                 )
@@ -56,7 +56,8 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
                 let first = list.told.first().map(|(line, text)| format!("; line {line}: {text}"));
                 let mistakes = match list.invalid {
                     0 => String::new(),
-                    more => format!(", {more} lines that are none"),
+                    1 => ", 1 invalid line".to_string(),
+                    more => format!(", {more} invalid lines"),
                 };
                 format!("has {}{mistakes}{}", of(list.prefixes.len(), "entr"), first.unwrap_or_default())
             }
@@ -95,8 +96,8 @@ mod tests {
             lines[0].contains("nothing is dropped") && lines[1].contains("0 entries of the"),
             "{lines:?}"
         );
-        assert!(lines[2].contains("good has 2 entries, 1 lines that are none; line 2"), "{lines:?}");
-        assert!(lines[3].contains("page is no list") && lines[4].contains("No such file"), "{lines:?}");
-        assert!(lines[5].contains("pipe cannot be read now (it is no regular file)"), "{lines:?}");
+        assert!(lines[2].contains("good has 2 entries, 1 invalid line; line 2"), "{lines:?}");
+        assert!(lines[3].contains("page is not a list") && lines[4].contains("No such file"), "{lines:?}");
+        assert!(lines[5].contains("pipe cannot be read now (it is not a regular file)"), "{lines:?}");
     }
 }

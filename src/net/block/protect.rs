@@ -54,7 +54,7 @@ impl Protected {
     pub fn say_new(&self, before: &Self) {
         for (prefix, why) in &self.prefixes {
             if !before.prefixes.contains_key(prefix) {
-                log::info!("blocklist: never dropped from now on: {prefix} ({why})");
+                log::info!("blocklist: from now on never dropped: {prefix} ({why})");
             }
         }
     }

@@ -220,7 +220,7 @@ fn met(tables: impl Iterator<Item = libbpf_rs::Result<Vec<(Prefix, Hits)>>>) -> 
         match read {
             Ok(hits) => met.hits.extend(hits),
             Err(error) => {
-                log::warn!("blocklist: hits that were counted before a change are lost: {error:#}");
+                log::warn!("blocklist: hits counted before a change are lost: {error:#}");
                 met.is_whole = false;
             }
         }

@@ -147,7 +147,7 @@ impl Detections {
             let message = Message::Packets(Box::new(packets.cloned().unwrap_or_default()));
             let queue = lock(&self.queue);
             if queue.as_ref().is_some_and(|queue| queue.try_send(message).is_err()) {
-                log::warn!("detection: the thresholds stay as they were: too many hits wait");
+                log::warn!("detection: the thresholds were not changed: too many hits are queued");
             }
         }
         let mut work = lock(&self.work);
@@ -186,7 +186,7 @@ impl Detections {
         let worker = Worker::new(messages, output, self.numbers.clone());
         match std::thread::Builder::new().name("detection".to_string()).spawn(move || worker.run()) {
             Ok(thread) => work.thread = Some(thread),
-            Err(err) => log::error!("nothing is detected: failed to start the thread that decides: {err}"),
+            Err(err) => log::error!("nothing is detected: failed to start the detection thread: {err}"),
         }
     }
 

@@ -197,7 +197,7 @@ impl Ban for List<'_> {
 
     fn ban(&self, source: Prefix, reason: &str, time: Duration) -> Result<(), (&'static str, String)> {
         let Some(list) = self.list else {
-            return Err(("no_blocklist", "there is no network.block in the configuration".to_string()));
+            return Err(("no_blocklist", "network.block is not configured".to_string()));
         };
         if self.is_connected {
             let why = "connections of it work, so it may be another's who uses its address, or many users behind one";
