@@ -214,7 +214,7 @@ fn a_ban_of_one_exporter_reaches_another() {
 
     engine.stop();
     fail_from(&program, &["192.0.2.9"]);
-    one.wait_for_log("failed to tell CrowdSec");
+    one.wait_for_log("failed to report bans to CrowdSec");
     assert_eq!(one.scrape().value("xdp_blocklist_alerts_waiting", &[]), 1.0);
     assert!(rows_of(&place, "one").iter().any(|(prefix, _)| prefix == "192.0.2.9/32"), "it holds here");
     engine.run();
@@ -348,7 +348,7 @@ fn the_last_good_list_holds_while_crowdsec_is_away() {
 
     engine.run();
     up(&running, 1.0);
-    running.wait_for_log("answers: 2 decisions");
+    running.wait_for_log("responds: 2 decisions");
     engine.cscli("decisions delete --range 198.51.100.0/24");
     until("the change is there", || prefixes(&place).len() == 1);
     // Without its key it is told why, and goes on once it has it again.

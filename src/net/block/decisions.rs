@@ -114,7 +114,9 @@ impl Answered {
     /// If it is none.
     pub fn parse(body: &[u8], is_whole: bool) -> Result<Self, String> {
         let stream: Stream = serde_json::from_slice(body).map_err(|err| {
-            format!("the response is not a stream of decisions: {err}; is this the URL of CrowdSec's Local API?")
+            format!(
+                "the response is not a stream of decisions: {err}; is this the URL of CrowdSec's Local API?"
+            )
         })?;
         let mut answered = Self::default();
         let mut texts: BTreeMap<String, Arc<str>> = BTreeMap::new();
