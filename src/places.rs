@@ -112,7 +112,7 @@ pub(crate) fn places_in(
             let turns = if is_traced { Ok(Vec::new()) } else { turns(index, &function) };
             let turns = turns.unwrap_or_else(|err| {
                 found.warnings.push(format!(
-                    "{display} begins with a loop, each turn of which counts as a call: {err}"
+                    "{display} begins with a loop, each iteration of which counts as a call: {err}"
                 ));
                 Vec::new()
             });
@@ -120,7 +120,7 @@ pub(crate) fn places_in(
             if !turns.is_empty() {
                 entry.flags |= site_flag::SITE_LOOP_HEAD.0;
                 found.remarks.push(format!(
-                    "{display} begins with a loop, whose jumps are probed too: a turn is no call"
+                    "{display} begins with a loop, whose jumps are probed too: an iteration is not a call"
                 ));
             }
             found.places.extend(turns.into_iter().map(|(at, turn)| ProbePlace {

@@ -70,7 +70,7 @@ pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
     let length = file.metadata()?.len();
     if length > MOST_BYTES {
         let reason =
-            format!("it has {} GiB, and of more than {} none is read", length >> 30, MOST_BYTES >> 30);
+            format!("it has {} GiB; files of more than {} GiB are not read", length >> 30, MOST_BYTES >> 30);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     let length = usize::try_from(length).map_err(io::Error::other)?;
@@ -152,7 +152,7 @@ mod tests {
         let path = directory.path().join("huge");
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
         let refused = read(&path).unwrap_err();
-        assert_eq!(refused.to_string(), "it has 1024 GiB, and of more than 4 none is read");
+        assert_eq!(refused.to_string(), "it has 1024 GiB; files of more than 4 GiB are not read");
     }
 
     #[test]

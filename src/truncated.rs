@@ -27,7 +27,7 @@ pub(crate) fn reading<T>(work: impl FnOnce() -> T) -> T {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
         if let Err(err) = install() {
-            log::warn!("failed to install a handler of SIGBUS: a traced file that is cut off may end the exporter: {err}");
+            log::warn!("failed to install the SIGBUS handler: a traced file that is truncated may end the exporter: {err}");
         }
     });
     READING.with(|depth| depth.set(depth.get() + 1));

@@ -35,7 +35,9 @@ impl<'a> Functions<'a> {
     /// If they cannot be told for certain, with the reason.
     pub fn turns(&self, entry: u64, size: u64) -> Result<Vec<Passage>, NoExits> {
         if self.image.arch() != Arch::X86_64 || self.image.pclntab().is_some() {
-            return Err("turns of a loop are only told in x86-64 code that is not Go's".to_string());
+            return Err(
+                "loop iterations can only be told from calls in x86-64 code other than Go's".to_string()
+            );
         }
         let passages = self.search(entry, size)?.passages();
         Ok(passages.filter(|passage| passage.kind == PassageKind::LoopBack).collect())

@@ -119,7 +119,7 @@ pub(super) fn earlier(pins: &PinDir, count: &Count) -> Result<Option<[u64; HASH_
 /// # Errors
 /// If it cannot be removed.
 pub(super) fn begin_anew(pins: &PinDir, reason: &str) -> Result<(), PinError> {
-    log::warn!("The pinned counters of packets are not taken over: {reason}; they start from zero");
+    log::warn!("The pinned packet counters are not taken over: {reason}; they start from zero");
     remove_pinned(pins)
 }
 

@@ -124,7 +124,9 @@ impl Network {
         let stop = Arc::clone(&self.stop);
         let changes = block::ProtectedChanges::listen();
         if let Err(err) = &changes {
-            log::warn!("blocklist: changes to protected addresses are noticed only after some seconds: {err}");
+            log::warn!(
+                "blocklist: changes to protected addresses are noticed only after some seconds: {err}"
+            );
         }
         let thread = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
             let fds = changes.as_ref().map(|changes| changes.fds().to_vec()).unwrap_or_default();

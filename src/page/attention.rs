@@ -39,7 +39,7 @@ pub(super) fn attention(facts: &AttentionInput<'_>, history: &mut History) -> Ve
     facts.targets.iter().for_each(|target| of_target(target, facts, &mut all));
     for text in facts.network {
         let (subject, reason) = text.split_once(": ").unwrap_or(("network", text));
-        let action = "It is tried again by itself; `network:` in docs/network.md tells what each hook needs.";
+        let action = "The exporter retries; `network:` in docs/network.md says what each hook needs.";
         all.push(error(format!("Network: {subject}"), reason, action));
     }
     lost(facts, history, &mut all);
@@ -248,7 +248,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
         ));
     }
     let left = own.value("fibre_exporter_tls_certificate_not_after_seconds").map(|end| end - facts.time);
-    let renew = "Renew it (`generate-certs.sh --renew`); it is taken up without a restart.";
+    let renew = "Renew it (`generate-certs.sh --renew`); the new one is loaded without a restart.";
     match left {
         Some(left) if left <= 0.0 => {
             all.push(error("The TLS certificate has expired", "Prometheus refuses it.", renew))
@@ -272,7 +272,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let misses = own.sum("fibre_exporter_program_misses_total", |_| true);
     if misses > 0.0 {
         all.push(warning(
-            format!("The kernel left out {misses} hits"),
+            format!("The kernel missed {misses} hits"),
             "A tracing program was running on that CPU already.",
             "Look for other tracers of the same functions.",
         ));
@@ -310,7 +310,7 @@ fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
         all.push(warning(
             format!("Blocklist: {file} cannot be read"),
             "The entries that were read before still hold.",
-            "It is read again by itself; the log says what is wrong.",
+            "The exporter reads it again when it changes; the log says what is wrong.",
         ));
     }
     for (file, lines) in &list.invalid_lines {
@@ -323,12 +323,17 @@ fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
     for (source, age) in &list.silent_sources {
         let since = age.map_or_else(
             || "It has not answered since the exporter started.".to_owned(),
-            |age| format!("It answered {:.0} minutes ago; what it said then still holds.", age / MINUTE),
+            |age| {
+                format!(
+                    "It last answered {:.0} minutes ago; its entries from then stay in force.",
+                    age / MINUTE
+                )
+            },
         );
         all.push(warning(
             format!("Blocklist: {source} does not answer"),
             since,
-            "It is asked again by itself; the log says why it fails.",
+            "The exporter asks again; the log says why it fails.",
         ));
     }
     if list.is_stored == Some(false) {

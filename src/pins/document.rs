@@ -74,7 +74,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, PinError> {
         |err: Box<dyn Error + Send + Sync>| PinError::new(format!("read {}", path.display()), err, "");
     let map = MapHandle::from_pinned_path(path).map_err(|err| failed_to(err.into()))?;
     if map.map_type() != MapType::Array || map.value_size() as usize != PIECE {
-        return Err(failed_to("it is no document".into()));
+        return Err(failed_to("it is not a document of the exporter".into()));
     }
     let mut all = Vec::new();
     for number in 0..map.max_entries().min((LONGEST / PIECE) as u32) {

@@ -44,7 +44,7 @@ impl Scope<'_> {
         let kind = &self.plan.values[address].kind;
         if !may_be_an_address(kind) {
             self.diags
-                .error(&ban.address.at, format!("\"{}\" is no address", ban.address.name))
+                .error(&ban.address.at, format!("\"{}\" is not an address", ban.address.name))
                 .help("give the argument the type string, ipv4, ipv6 or sockaddr");
             return None;
         }

@@ -126,7 +126,7 @@ impl SlowRecorder {
         if let Some(queue) = self.queue.get() {
             // With the queue full, the bounds stay as they were until the next reload.
             if queue.try_send(Message::Bounds(bounds)).is_err() {
-                log::warn!("The bounds of the file of slow events stay as they were: too many events wait");
+                log::warn!("The limits of the slow event file were not changed: too many events are queued");
             }
             self.webhook.set(receiver);
             return self.begin_to_send();

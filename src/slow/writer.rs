@@ -124,7 +124,7 @@ impl Writer {
         while self.complete_first() {}
         self.write();
         if !self.events.is_empty() {
-            log::error!("{} slow events could not be written and are lost", self.events.len());
+            log::error!("{} slow events could not be written and were lost", self.events.len());
         }
         for (_, counters) in self.events.drain(..) {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -327,7 +327,7 @@ impl GateThread {
         };
         self.held = None;
         if let Err(err) = admitted {
-            log::error!("a program that was held back may not have been started: {err}");
+            log::error!("a program that was held back may not have been released: {err}");
         }
     }
 

@@ -55,7 +55,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
     loop {
         let expired = outbox.expire(pace.patience);
         if expired > 0 {
-            log::warn!("{expired} slow events have waited for the webhook for too long and are dropped");
+            log::warn!("{expired} slow events waited too long for the webhook and were dropped");
         }
         let Some(batch) = outbox.next() else {
             if outbox.is_ending() {
@@ -80,7 +80,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
         match attempt {
             Ok(()) => {
                 if !told.is_empty() {
-                    log::info!("The webhook {} takes slow events again", batch.receiver);
+                    log::info!("The webhook {} accepts slow events again", batch.receiver);
                 }
                 outbox.sent(&batch);
                 (failures, told) = (0, String::new());

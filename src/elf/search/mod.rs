@@ -71,7 +71,7 @@ impl<'s, 'a> Search<'s, 'a> {
         for jump in body.jumps.clone() {
             let Some(register) = jumps_by(&self.code.image, jump.target) else { continue };
             if jump.when != Condition::Always {
-                return Err(format!("it jumps by a retpoline under a condition at {:#x}", jump.at));
+                return Err(format!("it has a conditional jump through a retpoline at {:#x}", jump.at));
             }
             body.goes_by_register(jump, register);
         }
@@ -175,7 +175,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 match self.decode(frame.start..frame.end) {
                     Ok(body) if body.has_instruction(to) => self.take(body, of, None, is_block)?,
                     Err(err) if is_block => {
-                        return Err(format!("one of its jump tables leads to {to:#x}, of which {err}"));
+                        return Err(format!("one of its jump tables leads to {to:#x}: {err}"));
                     }
                     _ => break,
                 }
@@ -225,7 +225,7 @@ impl<'s, 'a> Search<'s, 'a> {
         let body = match self.decode(range) {
             Ok(body) => body,
             Err(err) if moved || is_fragment(name) => {
-                return Err(format!("it jumps to {target:#x}, of which {err}"));
+                return Err(format!("it jumps to {target:#x}: {err}"));
             }
             Err(_) => return self.leave(jump),
         };

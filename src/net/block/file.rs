@@ -181,7 +181,10 @@ impl WatchedFile {
     fn fail(&mut self, error: String) -> Read {
         if self.error.as_ref() != Some(&error) {
             if !(self.is_fetched && self.seen.is_none()) {
-                log::warn!("blocklist: failed to read {}: {error}; its previous entries stay in use", self.name);
+                log::warn!(
+                    "blocklist: failed to read {}: {error}; its previous entries stay in use",
+                    self.name
+                );
             }
             self.error = Some(error);
             return Read::Kept;
