@@ -195,6 +195,13 @@ impl Selector {
         }
     }
 
+    /// Whether it is whatever runs in a control group, by any name: an engine's own helpers and shells, too.
+    pub fn is_whatever_runs(&self) -> bool {
+        let processes = &self.processes;
+        let is_named = processes.name_glob().is_some() || processes.line_glob().is_some();
+        self.file == FileSelector::Executable && processes.is_by_cgroup() && !is_named
+    }
+
     /// Whether the files follow from what processes run or load.
     pub fn is_by_process(&self) -> bool {
         self.path().is_none()

@@ -1,5 +1,7 @@
 //! What the log tells of a file that was attached to.
 
+use log::Level;
+
 use super::TargetFile;
 use super::attached_file::AttachedFile;
 use super::status::ProbeState;
@@ -34,19 +36,32 @@ pub(super) fn announce(
             state => others.add(name, state),
         }
     }
-    others.lines().for_each(|line| log::warn!("{line}"));
+    let whatever_runs = planned.selector.is_whatever_runs();
+    let has_none = new_file.probes.iter().all(|of| matches!(of.state, ProbeState::Absent(_)));
+    let level = level(attached, elsewhere, whatever_runs && has_none);
+    let of_others = if whatever_runs && has_none { Level::Info } else { Level::Warn };
+    others.lines().for_each(|line| log::log!(of_others, "{line}"));
     let line = format!(
         "Attached {attached}/{} probes to {} ({})",
         new_file.probes.len(),
         planned.name,
         file.display
     );
-    if attached == 0 && elsewhere {
-        log::debug!("{line}");
-    } else if attached == 0 {
-        log::error!("{line}; `exporter probes {}` lists the probes of the file", file.display);
-    } else {
-        log::info!("{line}");
+    match level {
+        Level::Error => {
+            log::error!("{line}; `exporter probes {}` lists the probes of the file", file.display)
+        }
+        level => log::log!(level, "{line}"),
+    }
+}
+
+/// How much it matters. A container runs shells, and first of all its engine's own helper: that these have none of the probes is no fault.
+fn level(attached: usize, elsewhere: bool, is_other_program: bool) -> Level {
+    match attached {
+        0 if elsewhere => Level::Debug,
+        0 if is_other_program => Level::Info,
+        0 => Level::Error,
+        _ => Level::Info,
     }
 }
 
@@ -80,6 +95,21 @@ impl<'a> NotAttached<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::selectors::{Pattern, Predicate, Selector};
+
+    #[test]
+    fn a_helper_in_a_container_is_no_error() {
+        let container = Predicate::Container(Pattern::literal("web"));
+        let mut selector = Selector::of(container);
+        assert!(selector.is_whatever_runs());
+        assert_eq!(level(0, false, true), Level::Info);
+        selector.processes.predicates.push(Predicate::Process(Pattern::literal("nginx")));
+        assert!(!selector.is_whatever_runs(), "this one is meant");
+        assert!(!Selector::process("nginx").is_whatever_runs());
+        assert!(!Selector::binary("/bin/true").is_whatever_runs());
+        assert_eq!(level(0, false, false), Level::Error);
+        assert_eq!((level(0, true, false), level(1, false, true)), (Level::Debug, Level::Info));
+    }
 
     #[test]
     fn one_reason_is_told_once() {
