@@ -1,6 +1,7 @@
 //! Names as the source has them, and patterns for names.
 
 mod clones;
+mod literals;
 mod parameter_count;
 mod words;
 
@@ -57,8 +58,10 @@ pub(super) fn demangle(name: &str, signature: Signature) -> Option<String> {
         None => ("", Cow::Borrowed(name)),
     };
     out.write_str(kind).ok()?;
-    let symbol = cpp_demangle::Symbol::new(&*name).ok()?;
-    symbol.structured_demangle(&mut out, &options).ok().map(|()| out.0)
+    let plain = literals::as_plain_name(&name);
+    let symbol = cpp_demangle::Symbol::new(plain.as_deref().unwrap_or(&name)).ok()?;
+    symbol.structured_demangle(&mut out, &options).ok()?;
+    Some(if plain.is_some() { literals::as_operator(&out.0) } else { out.0 })
 }
 
 /// What a thunk's name begins with, and after `_Z` the symbol of the function that it leads to. A thunk stands in for a virtual
