@@ -12,6 +12,7 @@ use crate::cli::{Format, Invocation};
 use crate::config::model::Settings;
 use crate::config::place::Place;
 use crate::config::{self, Diagnostics, Overrides, default_events_file};
+use crate::file_size::fail_beyond_limit;
 use crate::kernel::choose;
 use crate::loading::{Checked, load};
 use crate::logging::{LogFile, Logging};
@@ -35,6 +36,11 @@ const DEFAULT_PORT: u16 = 9435;
 
 /// Performs a command.
 pub fn perform(invocation: Invocation) -> ExitCode {
+    if let Err(err) = fail_beyond_limit() {
+        eprintln!(
+            "exporter: failed to install a handler of SIGXFSZ: a limit of the size of files may end it: {err}"
+        );
+    }
     match invocation {
         Invocation::Run(overrides) => start(&overrides),
         Invocation::Check { file, attach } => check(&Overrides::file(file), attach),

@@ -26,6 +26,7 @@ pub mod drain;
 pub mod elf;
 mod engine;
 pub mod exposition;
+mod file_size;
 mod glob;
 mod http;
 #[allow(dead_code, reason = "each user needs a part of it")]

@@ -60,6 +60,22 @@ fn lines_that_a_full_disk_does_not_take_are_counted() {
     assert!(failed > 0.0, "{}", exporter.log());
 }
 
+/// The kernel would end it with SIGXFSZ.
+#[test]
+fn lines_beyond_the_limit_of_a_files_size_are_counted() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let log = place.path("limited.log");
+    // Only the file: what reads its standard output was started without a limit.
+    let limited = ["bash", "-c", "exec > >(cat) 2>&1; ulimit -f 0; exec \"$0\" \"$@\""];
+    let exporter =
+        Setup::fibre(&place, &demo).yaml(&format!("log_file: {}\n", log.display())).through(&limited).start();
+    exporter.wait_until_ready();
+    let failed =
+        exporter.scrape().value("fibre_exporter_errors_total", &[("error_type", "log_write_failed")]);
+    assert!(failed > 0.0, "{}", exporter.log());
+}
+
 /// Each limit would otherwise stop it at another place, some with a panic.
 #[test]
 fn a_low_limit_of_open_files_is_told_before_anything_else_fails() {
