@@ -206,7 +206,7 @@ fn show_events(config: Option<PathBuf>, file: Option<PathBuf>, query: &Query, js
                 ExitCode::from(RUN_TIME)
             }
         },
-        Ok(rows) => show(&slow::table(&rows)),
+        Ok(rows) => show(&slow::table(&rows, terminal::width())),
         Err(err) => {
             eprintln!("exporter: {err}");
             ExitCode::from(RUN_TIME)
@@ -244,7 +244,7 @@ fn change_blocklist(
 
 fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCode {
     let text = probes::list(target, functions).and_then(|listing| match format {
-        Format::Columns => Ok(probes::columns(&listing)),
+        Format::Columns => Ok(probes::columns(&listing, terminal::width())),
         Format::Json => Ok(probes::json(&listing)),
         Format::Yaml => probes::yaml(&listing),
     });

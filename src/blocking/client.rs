@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::PATH;
 use crate::net::{BlockDirection, BlockScope, Prefix};
 use crate::table::TextTable;
+use crate::terminal;
 
 /// Entries that are asked for at once.
 const PER_PAGE: usize = 10_000;
@@ -122,7 +123,7 @@ pub(crate) fn command(
         }
         Command::List { prefix: Some(prefix), json } => {
             let entry = ask(socket, "GET", &format!("{PATH}/{prefix}"), None)?;
-            Ok(if *json { pretty(&entry) } else { table(&[entry]) })
+            Ok(if *json { pretty(&entry) } else { table(&[entry], terminal::width()) })
         }
         Command::List { prefix: None, json } => {
             let mut entries: Vec<Value> = Vec::new();
@@ -135,7 +136,7 @@ pub(crate) fn command(
                     break;
                 }
             }
-            Ok(if *json { pretty(&Value::Array(entries)) } else { table(&entries) })
+            Ok(if *json { pretty(&Value::Array(entries)) } else { table(&entries, terminal::width()) })
         }
     }
 }
@@ -173,7 +174,8 @@ fn described(answer: &Value) -> String {
     text
 }
 
-fn table(entries: &[Value]) -> String {
+/// What is wider than `screen` becomes blocks.
+fn table(entries: &[Value], screen: Option<usize>) -> String {
     if entries.is_empty() {
         return "nothing is blocked\n".to_string();
     }
@@ -199,7 +201,7 @@ fn table(entries: &[Value]) -> String {
             text("reason").replace(char::is_control, " "),
         ]);
     }
-    table.to_string()
+    table.fitted(screen)
 }
 
 /// In the two largest units that it has.
@@ -279,7 +281,9 @@ mod tests {
             "10.0.0.0/8 is blocked.\n  but for 10.0.0.1/32, protected (own address)\n"
         );
         let entry = json!({ "prefix": "::1/128", "source": "api", "reason": "a\nb", "expires_in": null, "packets": 3 });
-        let shown = table(&[entry]);
+        let shown = table(std::slice::from_ref(&entry), None);
         assert!(shown.lines().count() == 2 && shown.contains("never"), "{shown}");
+        let narrow = table(&[entry], Some(40));
+        assert!(narrow.starts_with("::1/128\n") && narrow.lines().all(|line| line.len() <= 40), "{narrow}");
     }
 }

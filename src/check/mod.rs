@@ -199,6 +199,7 @@ impl Checker<'_> {
             let resolved = file.map(|(index, _)| resolve(index, number as u32, self.plan, &mut |_| 0));
             let notes = Notes::of(file.map(|(index, _)| index.image()), probe, resolved.as_ref());
             let (sites, semaphores, reason) = match &resolved {
+                None if matches!(probe.point, Point::Function(_)) => ("?".to_string(), String::new(), None),
                 None => ("?".to_string(), "?".to_string(), None),
                 // Said once, of the file.
                 Some(Err(ResolveError::Site(SiteError::Elf(_)))) => ("0".to_string(), String::new(), None),

@@ -6,14 +6,14 @@ use super::functions::display_name;
 use super::{Argument, File, Function, Listing, Provider, count};
 use crate::table::TextTable;
 
-/// The listing in columns, one table for each provider.
-pub fn columns(listing: &Listing) -> String {
+/// The listing in columns, one table for each provider. What is wider than `screen` becomes blocks.
+pub fn columns(listing: &Listing, screen: Option<usize>) -> String {
     let mut to = String::new();
     for (n, file) in listing.files.iter().enumerate() {
         if n > 0 {
             to.push('\n');
         }
-        show_file(&mut to, file);
+        show_file(&mut to, file, screen);
     }
     let args =
         || listing.files.iter().flat_map(|f| &f.providers).flat_map(|p| &p.probes).flat_map(|p| &p.args);
@@ -26,7 +26,7 @@ pub fn columns(listing: &Listing) -> String {
     to
 }
 
-fn show_file(to: &mut String, file: &File) {
+fn show_file(to: &mut String, file: &File, screen: Option<usize>) {
     let mut about = vec![file.architecture];
     about.push(if file.position_independent { "position independent" } else { "fixed address" });
     if file.stripped {
@@ -40,14 +40,14 @@ fn show_file(to: &mut String, file: &File) {
         let _ = writeln!(to, "note: {remark}");
     }
     for provider in &file.providers {
-        show_provider(to, provider);
+        show_provider(to, provider, screen);
     }
     if let Some(functions) = file.functions.as_ref().filter(|functions| !functions.is_empty()) {
-        show_functions(to, functions);
+        show_functions(to, functions, screen);
     }
 }
 
-fn show_provider(to: &mut String, provider: &Provider) {
+fn show_provider(to: &mut String, provider: &Provider, screen: Option<usize>) {
     let sites = provider.probes.iter().map(|probe| probe.sites).sum();
     let _ = writeln!(
         to,
@@ -76,7 +76,7 @@ fn show_provider(to: &mut String, provider: &Provider) {
             }
         }
     }
-    let _ = write!(to, "{table}");
+    to.push_str(&table.fitted(screen));
 }
 
 fn in_words(index: usize, arg: &Argument) -> String {
@@ -84,7 +84,7 @@ fn in_words(index: usize, arg: &Argument) -> String {
     format!("arg{index} {}{unreadable}", arg.type_word())
 }
 
-fn show_functions(to: &mut String, functions: &[Function]) {
+fn show_functions(to: &mut String, functions: &[Function], screen: Option<usize>) {
     let _ = writeln!(to, "\n{}", count(functions.len(), "function"));
     let mut table = TextTable::new(2, &["FUNCTION", "OFFSET", "BYTES", "COST", "RETURN", "LIMITS"]);
     for function in functions {
@@ -102,7 +102,7 @@ fn show_functions(to: &mut String, functions: &[Function]) {
             table.line(format!("its return cannot be traced: {reason}"));
         }
     }
-    let _ = write!(to, "{table}");
+    to.push_str(&table.fitted(screen));
     let has_exits = functions.iter().any(|function| function.returned.exits > 0);
     let may_replace = |function: &Function| function.returned.trampoline_refused.is_none();
     if has_exits {

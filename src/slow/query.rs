@@ -98,11 +98,13 @@ fn open(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
 }
 
 /// Events as a table, with the fields of each below it.
-pub fn table(rows: &[Row]) -> String {
+///
+/// What is wider than `screen` becomes blocks.
+pub fn table(rows: &[Row], screen: Option<usize>) -> String {
     if rows.is_empty() {
         return "no slow events\n".to_owned();
     }
-    let mut table = TextTable::new(0, &["TIME", "TARGET", "METRIC", "VALUE", "OVER"]);
+    let mut table = TextTable::new(0, &["TIME", "TARGET", "METRIC", "VALUE", "OVER"]).named_by(3);
     for Row { event, .. } in rows {
         let shown = |value: f64| shown_value(&event.metric, value);
         table.row([
@@ -124,7 +126,7 @@ pub fn table(rows: &[Row]) -> String {
             table.line(format!("{sign}{} {probe}: {}", shown_seconds(*after), fields.join(" ")));
         }
     }
-    table.to_string()
+    table.fitted(screen)
 }
 
 /// Why an event is kept: the bound that it is above, and that it is one of the worst of its hour.
@@ -202,7 +204,7 @@ mod tests {
         let row =
             |value| Row { id: 1, node: "n".into(), event: event(1_700_000_000_000_000_000, value, "x y") };
         assert_eq!(
-            table(&[row(0.612), row(12.0)]),
+            table(&[row(0.612), row(12.0)], None),
             "TIME                         TARGET  METRIC     VALUE  OVER\n\
              2023-11-14T22:13:20.000000Z  t       m_seconds  612ms  500ms\n    p:q: z=x y a=1\n\
              2023-11-14T22:13:20.000000Z  t       m_seconds  12s    500ms\n    p:q: z=x y a=1\n"
@@ -212,7 +214,11 @@ mod tests {
             [reason(Some(0.5), None), reason(None, Some(20)), reason(Some(2.0), Some(5))],
             ["500ms", "worst 20", "2s, worst 5"]
         );
-        assert_eq!(table(&[]), "no slow events\n");
+        assert_eq!(
+            table(&[row(0.612)], Some(40)),
+            "2023-11-14T22:13:20.000000Z t m_seconds\n  value 612ms\n  over 500ms\n    p:q: z=x y a=1\n"
+        );
+        assert_eq!(table(&[], None), "no slow events\n");
         for (seconds, shown) in [
             (0.0, "0s"),
             (1.5, "1.5s"),

@@ -24,7 +24,7 @@ fn a_narrow_screen_gets_a_block_for_each_probe() {
     let narrow = on_a_terminal(80, "", &file);
     assert_eq!(narrow.code, 0, "{narrow:?}");
     // The path of the program is a word that nobody can break.
-    let probes = narrow.out.split_once('\n').expect("more than a line").1;
+    let probes = narrow.out.split_once("fibre-demo").expect("the program").1;
     assert!(widest(probes) <= 80, "{probes}");
     for line in [
         "  udp:block_race_winner",
@@ -40,6 +40,26 @@ fn a_narrow_screen_gets_a_block_for_each_probe() {
     );
     let wide = on_a_terminal(400, "", &file);
     assert_eq!(wide.out.replace('\r', ""), exporter(&["check", &file]).good(), "as it is without a screen");
+}
+
+#[test]
+fn the_line_above_the_probes_is_wrapped_and_a_function_has_no_semaphores() {
+    let scratch = Scratch::new();
+    let probe = "probes: [{ function: f, metrics: [{ counter: f_total }] }]";
+    let file = scratch.write("c.yaml", config("/nowhere/at/all/program", probe));
+    let narrow = on_a_terminal(50, "", &file);
+    assert!(widest(&narrow.out) <= 50 && narrow.out.contains("waiting for it"), "{narrow:?}");
+    assert!(narrow.out.contains("sites ?\r\n"), "{narrow:?}");
+}
+
+#[test]
+fn a_list_of_functions_fits_a_narrow_screen() {
+    let exporter = env!("CARGO_BIN_EXE_exporter");
+    let program = demo("leaf");
+    let line = format!("stty cols 60 && {exporter} probes {program} --functions 'main'");
+    let narrow = ran(Command::new("script").args(["-qec", &line, "/dev/null"]));
+    assert_eq!(narrow.code, 0, "{narrow:?}");
+    assert!(narrow.out.contains("  main\r\n    offset 0x"), "{narrow:?}");
 }
 
 #[test]
