@@ -231,7 +231,9 @@ impl Body {
             return Err("its code cannot be decoded".to_string());
         }
         if is_data(now) {
-            return Err("an instruction that cannot occur in a program (data among its code?) is".to_string());
+            return Err(
+                "it has an instruction that cannot occur in a program (data among its code?)".to_string()
+            );
         }
         self.starts.push(at);
         if now.has_lock_prefix() && code.first() == Some(&LOCK) {
