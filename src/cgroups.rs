@@ -11,7 +11,8 @@ use crate::containers::{Containers, cgroup_root, cgroups};
 use crate::plan::CgroupName;
 use crate::selectors::Belongs;
 
-/// They are the machine's: one table for all who ask.
+/// One table for the process, because cgroups are the machine's: names are noted where programs start, and read by whatever shows
+/// a series of theirs.
 static CGROUPS: LazyLock<Mutex<Cgroups>> = LazyLock::new(Mutex::default);
 
 fn all() -> MutexGuard<'static, Cgroups> {

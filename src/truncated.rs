@@ -24,6 +24,7 @@ pub(crate) fn reading<T>(work: impl FnOnce() -> T) -> T {
             READING.with(|depth| depth.set(depth.get() - 1));
         }
     }
+    // Once for the process, to which signal handlers belong.
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
         if let Err(err) = install() {

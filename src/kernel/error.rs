@@ -121,6 +121,7 @@ pub(super) fn has_filtered_trampoline(release: &str) -> bool {
 
 /// As uname(1) -r prints it.
 pub fn kernel_release() -> String {
+    // It does not change while the process lives.
     static RELEASE: OnceLock<String> = OnceLock::new();
     let read = || {
         std::fs::read_to_string("/proc/sys/kernel/osrelease")

@@ -35,7 +35,7 @@ pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
     Some(parse_profile(name, text).map(|profile| PARSED[at].get_or_init(|| profile).clone()))
 }
 
-/// Those that have been asked for.
+/// The built-in profiles that were asked for: their texts are constants, so each is parsed once in a process.
 static PARSED: [OnceLock<Profile>; TEXTS.len()] = [const { OnceLock::new() }; TEXTS.len()];
 
 #[cfg(test)]

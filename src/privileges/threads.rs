@@ -16,10 +16,10 @@ const VERSION: u32 = 0x2008_0522;
 const ROUNDS: usize = 2000;
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// A static because capabilities belong to the process, too: whatever fails for lack of them has to say that a restart is needed.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
-/// Whether all capabilities were dropped on purpose: what is refused from then on needs a restart. Of the process, as the capabilities
-/// themselves are: so it is a static, and whoever is refused something can ask.
+/// Whether all capabilities were dropped on purpose: whatever needs one from then on needs a restart.
 pub fn given_up() -> bool {
     GIVEN_UP.load(Ordering::Relaxed)
 }
