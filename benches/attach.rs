@@ -8,6 +8,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
@@ -106,7 +107,7 @@ fn links(
     let (mut on, mut off) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let began = Instant::now();
-        let links = kernel.attach(&opened, &sites, &[]).links;
+        let links = kernel.attach(&opened, &sites, BTreeMap::new(), &[]).links;
         on.push(began.elapsed());
         if holders
             .semaphores()

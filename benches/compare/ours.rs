@@ -1,5 +1,6 @@
 //! The exporter itself, from its configuration language to the text of a scrape; only HTTP is left out.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,7 +74,7 @@ impl Exporter {
         let numbers: Vec<u32> = (0u32..).take(sites.len()).collect();
         let placed = place(&self.plan, self.kernel.has_sessions(), &sites, &numbers);
         let target = std::fs::File::open(&self.target).map_err(|err| err.to_string())?;
-        let attached = self.kernel.attach(&target, &placed, &[]);
+        let attached = self.kernel.attach(&target, &placed, BTreeMap::new(), &[]);
         match attached.refused.values().next() {
             None => Ok(attached.links),
             Some(refusal) => Err(refusal.to_string()),

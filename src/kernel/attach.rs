@@ -31,8 +31,16 @@ impl Kernel {
     ///
     /// `idle` are places in the file's code that no process ever runs (see [`crate::elf::Image::idle_code`]); they are
     /// needed where another tracer holds a site without its semaphore.
-    pub fn attach(&self, file: &File, sites: &[PlacedSite<'_>], idle: &[u64]) -> Attached {
-        let (mut without, mut known) = (refuse_trampolines(sites, &kernel_release()), 0);
+    /// Those in `without` are refused already.
+    pub fn attach(
+        &self,
+        file: &File,
+        sites: &[PlacedSite<'_>],
+        mut without: BTreeMap<usize, Refusal>,
+        idle: &[u64],
+    ) -> Attached {
+        without.extend(refuse_trampolines(sites, &kernel_release()));
+        let mut known = 0;
         // More than once if the kernel has taken a probe and set no breakpoint, or half of a function: then without it.
         for _ in 0..3 {
             let mut attached = Attached { refused: without.clone(), ..Attached::default() };

@@ -26,6 +26,8 @@ pub enum RefusalKind {
     Instruction,
     /// Another tracer holds the same place in a way that excludes ours.
     Held,
+    /// A process has other code there than the file.
+    Patched,
     /// Attached, as the kernel says, but no breakpoint is there.
     Unarmed,
     /// Not permitted.
@@ -48,7 +50,10 @@ pub enum RefusalKind {
 impl RefusalKind {
     /// Whether it is about one place, so that others of the same file can do better.
     pub fn is_of_a_site(self) -> bool {
-        matches!(self, RefusalKind::Instruction | RefusalKind::Held | RefusalKind::Unarmed)
+        matches!(
+            self,
+            RefusalKind::Instruction | RefusalKind::Held | RefusalKind::Patched | RefusalKind::Unarmed
+        )
     }
 
     /// Whether it can pass by itself, so that it is worth trying again.

@@ -197,7 +197,7 @@ impl Worker {
                         continue;
                     }
                     old.stamp = file.stamp;
-                    if old.retry(context, file, &mut self.cookies) {
+                    if old.retry(context, file, &mut self.cookies, &mut self.finder) {
                         announce(&self.plan, planned, file, &old, false);
                         changed = true;
                     }
@@ -254,7 +254,7 @@ impl Worker {
                     continue;
                 }
             };
-            let new_file = AttachedFile::attach(context, file, lease, &mut self.cookies);
+            let new_file = AttachedFile::attach(context, file, lease, &mut self.cookies, &mut self.finder);
             state.note_attached(&new_file, target, &self.status);
             announce(&self.plan, planned, file, &new_file, elsewhere);
             state.current.push(new_file);
@@ -263,7 +263,9 @@ impl Worker {
         let state = &mut self.targets[target];
         for of in &mut state.current {
             let file = files.iter().find(|file| file.identity == of.identity);
-            if let Some(file) = file.filter(|file| of.put_back(context, file, &mut self.cookies)) {
+            if let Some(file) =
+                file.filter(|file| of.put_back(context, file, &mut self.cookies, &mut self.finder))
+            {
                 announce(&self.plan, planned, file, of, false);
                 changed = true;
             }

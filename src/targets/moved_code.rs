@@ -255,17 +255,20 @@ impl Worker {
 /// The sites whose pages are as they are in the file, of those that have no breakpoint, and how many others there are.
 fn by_content(thread: u32, sites: &[(u64, u64)]) -> (Vec<u64>, usize) {
     let Ok(pages) = File::open(format!("/proc/{thread}/pagemap")) else { return (Vec::new(), sites.len()) };
-    let is_of_file = |at: u64| {
-        let mut entry = [0; 8];
-        let read = pages.read_exact_at(&mut entry, at / PAGE * 8);
-        let entry = u64::from_ne_bytes(entry);
-        // Linux, Documentation/admin-guide/mm/pagemap.rst.
-        let [is_file, is_swapped, is_present] = [61, 62, 63].map(|bit| entry >> bit & 1 == 1);
-        read.is_ok() && !is_swapped && (is_file || !is_present)
-    };
-    let of_file: Vec<u64> = sites.iter().filter(|(_, at)| is_of_file(*at)).map(|(site, _)| *site).collect();
+    let of_file: Vec<u64> =
+        sites.iter().filter(|(_, at)| is_of_file(&pages, *at)).map(|(site, _)| *site).collect();
     let others = sites.len() - of_file.len();
     (of_file, others)
+}
+
+/// Whether the page at an address is as it is in the file. `pages` is the process's `pagemap`.
+pub(super) fn is_of_file(pages: &File, at: u64) -> bool {
+    let mut entry = [0; 8];
+    let read = pages.read_exact_at(&mut entry, at / PAGE * 8);
+    let entry = u64::from_ne_bytes(entry);
+    // Linux, Documentation/admin-guide/mm/pagemap.rst.
+    let [is_file, is_swapped, is_present] = [61, 62, 63].map(|bit| entry >> bit & 1 == 1);
+    read.is_ok() && !is_swapped && (is_file || !is_present)
 }
 
 #[cfg(test)]

@@ -205,7 +205,7 @@ impl Worker {
             target: planned,
             shed: &self.shed,
         };
-        Some(AttachedFile::attach(context, found, lease, &mut self.cookies))
+        Some(AttachedFile::attach(context, found, lease, &mut self.cookies, &mut self.finder))
     }
 
     /// Lets go of files that stayed beside.

@@ -18,6 +18,7 @@ use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
 use crate::targets::cookies::Cookies;
 use crate::targets::file::TargetFile;
+use crate::targets::find::Finder;
 use crate::targets::outcome::Outcome;
 use crate::targets::status::{ProbeState, Status};
 
@@ -43,9 +44,10 @@ impl AttachedFile {
         found: &TargetFile,
         lease: Option<Lease>,
         cookies: &mut Cookies,
+        finder: &mut Finder,
     ) -> Self {
         let mut attached_file = Self::leased(found, lease);
-        attached_file.read_and_attach(context, found, cookies);
+        attached_file.read_and_attach(context, found, cookies, finder);
         attached_file.attached_at = monotonic_now();
         attached_file
     }
@@ -55,13 +57,14 @@ impl AttachedFile {
         context: AttachContext<'_>,
         found: &TargetFile,
         cookies: &mut Cookies,
+        finder: &mut Finder,
     ) {
         self.probes.clear();
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
         let file = found.open();
         let sites = self.resolve(context, found, file.as_ref());
         if let Ok(file) = &file {
-            self.attach_sites(context, file, sites, cookies);
+            self.attach_sites(context, file, sites, cookies, finder);
         }
     }
 
@@ -138,6 +141,7 @@ impl AttachedFile {
         file: &File,
         sites: Vec<(usize, ResolvedSite)>,
         cookies: &mut Cookies,
+        finder: &mut Finder,
     ) {
         let is_shed =
             |(at, _): &mut (usize, ResolvedSite)| context.shed.contains_key(&self.probes[*at].probe);
@@ -151,6 +155,8 @@ impl AttachedFile {
         if sites.is_empty() {
             return;
         }
+        let places = sites.iter().map(|(_, site)| site.offset).collect();
+        self.patched = finder.patched(self.identity, file, &places);
         let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
         match cookies.take(sites.len()) {
             None => {
@@ -188,7 +194,11 @@ impl AttachedFile {
         let attached = {
             let all: Vec<_> = sites.iter().map(|(_, site)| site).collect();
             let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
-            context.kernel.attach(file, &placed, &self.idle)
+            let patched = all.iter().enumerate().filter_map(|(position, site)| {
+                let pid = self.patched.get(&site.offset)?;
+                Some((position, patched(*pid)))
+            });
+            context.kernel.attach(file, &placed, patched.collect(), &self.idle)
         };
         self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
         if attached.beside > 0 {
@@ -221,6 +231,14 @@ impl AttachedFile {
             }
         }
     }
+}
+
+fn patched(pid: u32) -> Refusal {
+    let text = format!(
+        "process {pid} has other code there than the file (a live patch, XRay), which a probe would break; \
+         attached once that process has ended"
+    );
+    Refusal::new(RefusalKind::Patched, text)
 }
 
 /// Gives every site its number and says how it is attached. The return of a function whose entry is traced too needs no

@@ -12,6 +12,7 @@ pub use self::attach::{AttachContext, place};
 use super::cookies::Cookies;
 use super::detacher::Leaving;
 use super::file::{Identity, Stamp, TargetFile};
+use super::find::Finder;
 use super::outcome::Outcome;
 use super::readers::Hidden;
 use super::status::ProbeState;
@@ -44,6 +45,8 @@ pub struct AttachedFile {
     pub(super) hidden: Hidden,
     /// Whether it was looked at what processes that ran it already have made of its code.
     pub is_code_checked: bool,
+    /// Places at which a process had other code than the file when they were to be attached last, and that process.
+    patched: BTreeMap<u64, u32>,
     /// Places in the file's code that no process ever runs.
     pub(super) idle: Vec<u64>,
     /// The file could not be read, for a reason that can pass.
@@ -93,6 +96,7 @@ impl AttachedFile {
             loading: None,
             hidden: Hidden::default(),
             is_code_checked: false,
+            patched: BTreeMap::new(),
             idle: Vec::new(),
             unread: false,
             again: RetrySchedule::new(),
@@ -145,6 +149,7 @@ impl AttachedFile {
         context: AttachContext<'_>,
         found: &TargetFile,
         cookies: &mut Cookies,
+        finder: &mut Finder,
     ) -> bool {
         if !self.can_be_put_back(context.shed) {
             return false;
@@ -153,7 +158,7 @@ impl AttachedFile {
         let probes = &self.probes;
         let is_back = |(at, _): &mut (usize, ResolvedSite)| !context.shed.contains_key(&probes[*at].probe);
         let back = self.shelved.extract_if(.., is_back).collect();
-        self.attach_sites(context, &file, back, cookies);
+        self.attach_sites(context, &file, back, cookies, finder);
         true
     }
 
@@ -168,19 +173,25 @@ impl AttachedFile {
     }
 
     /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
-    pub fn retry(&mut self, context: AttachContext<'_>, found: &TargetFile, cookies: &mut Cookies) -> bool {
+    pub fn retry(
+        &mut self,
+        context: AttachContext<'_>,
+        found: &TargetFile,
+        cookies: &mut Cookies,
+        finder: &mut Finder,
+    ) -> bool {
         if !self.wants_retry() || !self.again.is_due() {
             return false;
         }
         let before: Vec<_> = self.probes.iter().map(|probe| (probe.state.clone(), probe.sites)).collect();
         if self.unread {
-            self.read_and_attach(context, found, cookies);
+            self.read_and_attach(context, found, cookies, finder);
         } else if let Ok(file) = found.open() {
             self.reopen(context, found, &file);
             let open = self.probes.iter_mut().enumerate();
             let sites =
                 open.flat_map(|(at, probe)| probe.open.drain(..).map(move |(site, _)| (at, site))).collect();
-            self.attach_sites(context, &file, sites, cookies);
+            self.attach_sites(context, &file, sites, cookies, finder);
         }
         self.probes.iter().map(|probe| (&probe.state, probe.sites)).ne(before.iter().map(|(s, n)| (s, *n)))
     }

@@ -2,6 +2,7 @@
 //! again by breakpoints in the copy.
 
 use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
 use super::support::*;
 use crate::support::exporter::{Exporter, Place, Setup, wait_for};
@@ -63,6 +64,70 @@ fn a_breakpoint_that_is_written_over_is_told_of() {
     let mut program = Program::start(&path);
     assert_eq!(program.say("call"), "0");
     exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced places", program.pid()));
+}
+
+/// Jumps from a function to another one, as a hot patch does, and calls it once for each line.
+const HOT_PATCHED: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+__attribute__((noinline, noipa)) long replacement(long n) { return n + 1000; }
+__attribute__((noinline, noipa)) long patched(long n) { return n * 3; }
+__attribute__((noinline, noipa)) long untouched(long n) { return n + 1; }
+int main(int count, char **arguments)
+{
+	char line[16], *code = (char *)patched;
+	char *page = (char *)((long)code & -4096L);
+	int distance = (char *)replacement - (code + 5);
+	(void)arguments;
+	if (count > 1) {
+		if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC))
+			return 1;
+		*code = '\xe9';
+		memcpy(code + 1, &distance, 4);
+		if (mprotect(page, 8192, PROT_READ | PROT_EXEC))
+			return 1;
+	}
+	for (long n = 0; fgets(line, sizeof(line), stdin); n++) {
+		printf("%ld %ld\n", patched(n), untouched(n));
+		fflush(stdout);
+	}
+	return 0;
+}
+"#;
+
+#[test]
+fn a_function_that_a_process_has_patched_is_left_alone_until_that_ends() {
+    for attach in ["multi", "perf"] {
+        let place = Place::new();
+        let options = ["-O1", "-no-pie", "-falign-functions=32"];
+        let path = compile("gcc", "hot.c", HOT_PATCHED, &options, place.path("").as_path());
+        let yaml = format!(
+            "attach: {attach}\nnode_name: test\ntargets:\n- name: p\n  binary: {}\n  probes:\n  - {{ function: patched, \
+             metrics: [{{ counter: patched_total }}, {{ histogram: patched_seconds, value: duration }}] }}\n  - {{ \
+             function: untouched, metrics: [{{ counter: untouched_total }}] }}\n",
+            path.display()
+        );
+        let mut patched = Program::of(Command::new(&path).arg("patched"));
+        assert_eq!(patched.say("call"), "1000 1");
+        let exporter = Setup::new(&place, yaml).start();
+        exporter.wait_for_log("Attached 1/3 probes");
+        let named = format!("process {} has other code there than the file", patched.pid());
+        exporter.wait_for_log(&named);
+        let mut other = Program::start(&path);
+        assert_eq!(patched.say("call"), "1001 2");
+        assert_eq!(other.say("call"), "0 1");
+        assert_eq!(exporter.scrape().value("untouched_total", &[]), 2.0);
+        drop(patched);
+        exporter.wait_until_ready();
+        assert_eq!(other.say("call"), "3 2");
+        assert_eq!(exporter.scrape().value("patched_total", &[]), 1.0);
+        // What has breakpoints of this exporter is no patch for the next.
+        let mut again = Program::of(Command::new(&path).arg("patched"));
+        assert_eq!(again.say("call"), "1000 1");
+        drop(exporter);
+        assert_eq!((again.say("call"), other.say("call")), ("1001 2".into(), "6 3".into()));
+    }
 }
 
 /// The kernel takes the breakpoints to be there still.
