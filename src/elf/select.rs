@@ -65,6 +65,10 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     }
     if pattern.contains(['*', '?']) {
         found = globbed(index, name, is_meant);
+        if found.is_empty() && version.is_some() {
+            // A name may have an `@` in it, too.
+            found = globbed(index, pattern, |_| true);
+        }
         left_out.extend(without_ifuncs(index, name));
     }
     if found.is_empty() {
