@@ -166,14 +166,14 @@ static __always_inline bool holds(const struct net_rule *rule, __u64 transport, 
 static __always_inline void count_source(__u32 source, __u64 amount)
 {
 	struct net_source *of = bpf_map_lookup_elem(&block_sources, &source);
-	struct net_cell *cell;
+	struct net_counts *counts;
 
 	if (!of)
 		return;
-	cell = *(volatile __u32 *)&blocklist.enforce ? &of->by_verdict[NET_VERDICT_DROP]
+	counts = *(volatile __u32 *)&blocklist.enforce ? &of->by_verdict[NET_VERDICT_DROP]
 						     : &of->by_verdict[NET_VERDICT_PASS];
-	cell->packets += amount >> 32;
-	cell->bytes += amount & 0xffffffff;
+	counts->packets += amount >> 32;
+	counts->bytes += amount & 0xffffffff;
 }
 
 static __always_inline bool answer(struct net_rule *rule, __u64 transport, __u64 amount)

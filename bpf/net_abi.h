@@ -121,7 +121,7 @@ struct net_set {
 	unsigned int pad;
 };
 
-struct net_cell {
+struct net_counts {
 	unsigned long long packets;
 	unsigned long long bytes;
 };
@@ -131,8 +131,8 @@ struct net_talker {
 	unsigned int address[4]; /* network byte order; IPv4 as ::ffff:a.b.c.d */
 	unsigned int port; /* the interface's id */
 	unsigned int first; /* tick of the first packet counted */
-	struct net_cell in;
-	struct net_cell out;
+	struct net_counts in;
+	struct net_counts out;
 };
 
 struct net_talkers {
@@ -155,7 +155,7 @@ struct net_flow_key {
 
 struct net_flow {
 	struct net_flow_key key;
-	struct net_cell sum;
+	struct net_counts sum;
 	unsigned int first;
 	unsigned char tcp_flags; /* all flags seen since the last SYN */
 	unsigned char tcp_data; /* 1: a segment without SYN and RST was seen since */
@@ -194,7 +194,7 @@ struct net_cidr_key {
 };
 
 struct net_cidrs {
-	struct net_cell by_group[NET_CIDRS];
+	struct net_counts by_group[NET_CIDRS];
 };
 
 /*
@@ -235,7 +235,7 @@ struct net_rule {
 /* Packets of the entries of one source, by what became of them (enum net_verdict). */
 #define NET_SOURCES 256
 struct net_source {
-	struct net_cell by_verdict[NET_VERDICT_COUNT];
+	struct net_counts by_verdict[NET_VERDICT_COUNT];
 };
 
 /* Prefix lengths in use, a bit for each: of IPv6 0 to 63, 64 to 127, and 128. */

@@ -41,10 +41,10 @@ struct {
 	__type(value, struct net_flows);
 } flows SEC(".maps");
 
-static __always_inline void count(struct net_cell *cell, __u64 packets, __u64 bytes)
+static __always_inline void count(struct net_counts *counts, __u64 packets, __u64 bytes)
 {
-	cell->packets += packets;
-	cell->bytes += bytes;
+	counts->packets += packets;
+	counts->bytes += bytes;
 }
 
 /* An address as two words, as they lie in the tables; four bytes become an IPv4-mapped one. */

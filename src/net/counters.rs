@@ -86,7 +86,7 @@ impl Counters {
     /// All frames by size, the buckets of [`super::SIZE_BOUNDS`] and one beyond.
     pub fn sizes(&self) -> [u64; SIZES] {
         let mut sizes = [0; SIZES];
-        for (verdict, family, protocol) in cells() {
+        for (verdict, family, protocol) in combinations() {
             for (size, sum) in sizes.iter_mut().enumerate() {
                 *sum += self.at(0, Self::row(verdict, family, protocol) + size);
             }
@@ -101,7 +101,7 @@ impl Counters {
 
     /// Bytes of all frames.
     pub fn total_bytes(&self) -> u64 {
-        cells().map(|(verdict, family, protocol)| self.bytes(verdict, family, protocol)).sum()
+        combinations().map(|(verdict, family, protocol)| self.bytes(verdict, family, protocol)).sum()
     }
 }
 
@@ -116,8 +116,8 @@ pub(super) fn sum_words(per_cpu: &[Vec<u8>], count: usize) -> Vec<u64> {
     words
 }
 
-/// Every cell that a frame can be counted in.
-pub fn cells() -> impl Iterator<Item = (Verdict, AddressFamily, Protocol)> {
+/// Every combination of verdict, family and protocol under which a frame can be counted.
+pub fn combinations() -> impl Iterator<Item = (Verdict, AddressFamily, Protocol)> {
     Verdict::ALL.iter().flat_map(|verdict| {
         AddressFamily::ALL
             .iter()
@@ -135,7 +135,7 @@ mod tests {
         let counters = Counters::sum(&[words.clone(), words]);
         assert_eq!(counters.total_packets(), counters.sizes().iter().sum::<u64>());
         let mut at = std::collections::BTreeSet::new();
-        for (verdict, family, protocol) in cells() {
+        for (verdict, family, protocol) in combinations() {
             assert!(at.insert(Counters::row(verdict, family, protocol)));
         }
         assert!(at.last().unwrap() + ROW_WORDS <= offset_of!(net_stats, drops) / 8);

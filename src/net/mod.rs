@@ -61,7 +61,7 @@ pub use block::{
 pub use cidr::{CidrGroup, Prefix};
 pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SOURCES};
 pub use counter_maps::cpu_slots;
-pub use counters::{Counters, Sum, cells};
+pub use counters::{Counters, Sum, combinations};
 pub use decode::{NETWORK, decode};
 pub use detect::{Detection, Detections, Outcome, Sighting};
 pub use error::{BeginError, NetworkError};

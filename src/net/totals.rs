@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::abi::Verdict;
 use super::block::{Source, Summary};
 use super::collect::Reading;
-use super::counters::{Counters, cells};
+use super::counters::{Counters, combinations};
 use super::query::InterfaceName;
 use super::stats::Reason;
 
@@ -83,8 +83,8 @@ struct Shown {
 impl Totals {
     fn of(counters: &Counters) -> Self {
         let of = |wanted: Verdict, number: &dyn Fn(&Counters, _, _, _) -> u64| -> u64 {
-            let cells = cells().filter(|(verdict, ..)| *verdict == wanted);
-            cells.map(|(verdict, family, protocol)| number(counters, verdict, family, protocol)).sum()
+            let counted = combinations().filter(|(verdict, ..)| *verdict == wanted);
+            counted.map(|(verdict, family, protocol)| number(counters, verdict, family, protocol)).sum()
         };
         let [passed, dropped] = [Verdict::Pass, Verdict::Drop]
             .map(|verdict| (of(verdict, &Counters::packets), of(verdict, &Counters::bytes)));

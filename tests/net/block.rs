@@ -15,7 +15,7 @@ use self::generated::{NetSkel, NetSkelBuilder};
 use exporter::net::{
     Asker, BlockConfig, BlockDirection, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol,
     BlockRule, BlockScope, Blocklist, Counters, Direction, FAST_BLOCKS, Hook, Mode, Network, NetworkConfig,
-    Prefix, Reason, Verdict, cells, cpu_slots, set_operand,
+    Prefix, Reason, Verdict, combinations, cpu_slots, set_operand,
 };
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, ProgramInput, ProgramMut};
@@ -545,8 +545,8 @@ fn packets_by_random_lists_are_judged_as_the_model_does() {
             let (expected, total) = expected[*direction as usize];
             assert_eq!([found.drops(Reason::Blocklist), found.drops(Reason::Cidr)], expected);
             let rows = |wanted: Verdict| -> u64 {
-                let cells = cells().filter(|(verdict, ..)| *verdict == wanted);
-                cells.map(|(v, f, p)| found.packets(v, f, p)).sum()
+                let counted = combinations().filter(|(verdict, ..)| *verdict == wanted);
+                counted.map(|(v, f, p)| found.packets(v, f, p)).sum()
             };
             let drops = expected.iter().sum::<u64>();
             assert_eq!((rows(Verdict::Drop), rows(Verdict::Pass)), (drops, total - drops), "{direction:?}");

@@ -11,7 +11,7 @@ use self::generated::types::net_fast;
 use self::generated::{NetSkel, NetSkelBuilder, OpenNetSkel};
 use exporter::net::{
     AddressFamily, Counters, Direction, FAST_BLOCKS, FlowKey, ParseError, Protocol, SIZE_BOUNDS, SIZES,
-    TcpKind, Verdict, cells, cpu_slots, read_flows, read_talkers, set_operand,
+    TcpKind, Verdict, combinations, cpu_slots, read_flows, read_talkers, set_operand,
 };
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut, ProgramInput, ProgramMut};
@@ -68,7 +68,7 @@ impl Expected {
         let differs = |what: String, expected: u64, found: u64| {
             (expected != found).then(|| format!("{what}: the model says {expected}, the program {found}"))
         };
-        for (verdict, family, protocol) in cells() {
+        for (verdict, family, protocol) in combinations() {
             let of = |map: &HashMap<(AddressFamily, Protocol), u64>| {
                 if verdict == Verdict::Pass { map.get(&(family, protocol)).copied().unwrap_or(0) } else { 0 }
             };

@@ -12,20 +12,30 @@ fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     let ingress: Vec<_> = of(Direction::Ingress, counted).collect();
     let egress: Vec<_> = of(Direction::Egress, counted).collect();
     vec![
-        cells("xdp_packets_total", "Received frames.", &ingress, Counters::packets),
-        cells("xdp_bytes_total", "Received bytes, including the link header.", &ingress, Counters::bytes),
-        cells(
+        by_combination("xdp_packets_total", "Received frames.", &ingress, Counters::packets),
+        by_combination(
+            "xdp_bytes_total",
+            "Received bytes, including the link header.",
+            &ingress,
+            Counters::bytes,
+        ),
+        by_combination(
             "tc_egress_packets_total",
             "Sent frames; a GSO packet counts as its segments.",
             &egress,
             Counters::packets,
         ),
-        cells("tc_egress_bytes_total", "Sent bytes, including the link header.", &egress, Counters::bytes),
+        by_combination(
+            "tc_egress_bytes_total",
+            "Sent bytes, including the link header.",
+            &egress,
+            Counters::bytes,
+        ),
     ]
 }
 
-/// One family of counters for every cell that can be counted in; drops only where there are any.
-fn cells(
+/// One family of counters, by verdict, address family and protocol; drops only where there are any.
+fn by_combination(
     name: &'static str,
     help: &'static str,
     counted: &[&Counted<'_>],
