@@ -21,7 +21,7 @@ use crate::pins::{EnginePins, PinError, StateDirectory};
 use crate::plan::Plan;
 use crate::slow::SlowRecorder;
 use crate::store::UserStore;
-use crate::targets::{Attaching, ProbeManager, StartState, Status};
+use crate::targets::{Attaching, ProbeManager, StartState, TargetsStatus};
 
 /// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
 #[derive(Debug)]
@@ -32,7 +32,7 @@ pub(crate) struct Engine {
     counters: CounterStore,
     shared: Shared,
     prices: SharedPrices,
-    status: Arc<Status>,
+    status: Arc<TargetsStatus>,
     /// Where its maps and links are, if they stay when the exporter ends.
     pins: Option<Arc<EnginePins>>,
 }
@@ -259,10 +259,10 @@ impl Engines {
     }
 
     /// How the plan's probes and targets are doing.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> TargetsStatus {
         let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
         let parts: Vec<_> = here.chain(self.retired.status.iter().cloned()).collect();
-        Status::of_parts(&self.plan, &parts, &self.probe_refs)
+        TargetsStatus::of_parts(&self.plan, &parts, &self.probe_refs)
     }
 
     /// Whether no share is known, and no probe taken out: told without a copy of all that is known.

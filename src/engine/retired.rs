@@ -12,7 +12,7 @@ use crate::layout::{SLOW_DISPLACED, SLOW_KEPT, SLOW_OUTDONE, SLOW_REFUSED, SLOW_
 use crate::metrics::CounterStore;
 use crate::plan::Plan;
 use crate::store::Store;
-use crate::targets::Status;
+use crate::targets::TargetsStatus;
 
 /// Numbers that must not go down when probes end.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +21,7 @@ pub(super) struct RetiredCounts {
     pub(super) since: f64,
     pub(super) losses: Losses,
     pub(super) events: BTreeMap<String, u64>,
-    pub(super) status: Vec<(Arc<Plan>, Arc<Status>)>,
+    pub(super) status: Vec<(Arc<Plan>, Arc<TargetsStatus>)>,
     pub(super) drain: Vec<Arc<DrainStats>>,
 }
 

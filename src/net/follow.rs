@@ -12,7 +12,7 @@ use super::links::{Changed, Changes, Interface, interfaces, interfaces_and_count
 use super::port::{Change, Port};
 use super::programs::Programs;
 use super::refusal::Refusal;
-use super::status::{Missing, Status};
+use super::status::{Missing, NetworkStatus};
 
 /// Interfaces that are attached to however long it takes. The kernel attaches and detaches a TC program in 12 ms, during
 /// which it waits for an RCU grace period and does nothing else for the network: further ones are attached to as time allows.
@@ -31,7 +31,7 @@ pub(crate) struct Area {
 /// What happens to the interfaces of a namespace, and what is done about it. Belongs to a thread that is in it.
 pub(crate) struct Follower {
     area: Area,
-    status: Arc<Status>,
+    status: Arc<NetworkStatus>,
     programs: Programs,
     changes: Changes,
     /// What was told of interfaces and is yet to be followed.
@@ -46,7 +46,7 @@ pub(crate) struct Follower {
 
 impl Follower {
     /// `changes` listens in the namespace from before the interfaces are first looked at.
-    pub fn new(area: Area, status: Arc<Status>, programs: Programs, changes: Changes) -> Self {
+    pub fn new(area: Area, status: Arc<NetworkStatus>, programs: Programs, changes: Changes) -> Self {
         Self {
             area,
             status,

@@ -28,7 +28,7 @@ pub(crate) struct InterfaceStatus {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Status {
+pub(crate) struct NetworkStatus {
     ports: Mutex<Ports>,
     /// By namespace: names of the configuration that no interface has; or why the namespace cannot be seen at all.
     missing: Mutex<BTreeMap<usize, Missing>>,
@@ -66,7 +66,7 @@ pub(crate) fn labels(space: &Space) -> Labels {
     }
 }
 
-impl Status {
+impl NetworkStatus {
     pub fn show(&self, space: usize, labels: Labels, port: &Port, exact: bool) {
         let refusals =
             Direction::ALL.iter().filter_map(|direction| Some((*direction, port.refusal(*direction)?)));

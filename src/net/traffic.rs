@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::counter_maps::CounterMaps;
 use super::detect::{Snapshot, SynCookies};
 use super::stats::TcpKind;
-use super::status::Status;
+use super::status::NetworkStatus;
 use super::sys::monotonic;
 use super::tables::{read_flows, read_talkers};
 use super::thresholds::DetectConfig;
@@ -14,7 +14,7 @@ use super::thresholds::DetectConfig;
 #[derive(Debug, Clone)]
 pub(crate) struct TrafficReader {
     pub counter_maps: Arc<CounterMaps>,
-    pub status: Arc<Status>,
+    pub status: Arc<NetworkStatus>,
 }
 
 impl TrafficReader {

@@ -19,7 +19,7 @@ use super::programs::Programs;
 use super::selection::InterfaceSelection;
 use super::spaces::Namespace;
 use super::stats::program_switches;
-use super::status::{Missing, Status};
+use super::status::{Missing, NetworkStatus};
 use super::sys::enter;
 
 /// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
@@ -88,7 +88,7 @@ pub(super) struct Visit {
     pub labels: Vec<(&'static str, String)>,
     pub config: NetworkConfig,
     pub counter_maps: Arc<CounterMaps>,
-    pub status: Arc<Status>,
+    pub status: Arc<NetworkStatus>,
     pub stop: Arc<Stop>,
     pub report: Reporter,
 }

@@ -24,7 +24,7 @@ use super::refusal::Refusal;
 use super::selection::InterfaceSelection;
 use super::sockets::tcp_connections;
 use super::stack::Stack;
-use super::status::{Status, labels};
+use super::status::{NetworkStatus, labels};
 use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::totals;
@@ -48,7 +48,7 @@ const MOST_LOOKED_AT: usize = 4096;
 pub struct Network {
     config: NetworkConfig,
     counter_maps: Arc<CounterMaps>,
-    status: Arc<Status>,
+    status: Arc<NetworkStatus>,
     stop: Arc<Stop>,
     threads: Vec<JoinHandle<()>>,
     /// In the order of the configuration's scopes.

@@ -13,7 +13,7 @@ use crate::kinds;
 use crate::net;
 use crate::plan::{self, Plan};
 use crate::slow::SlowNumbers;
-use crate::targets::{Status, Ticks, Usage};
+use crate::targets::{TargetsStatus, Ticks, Usage};
 use crate::telemetry::{Reloads, Telemetry};
 use crate::webhook::WebhookNumbers;
 
@@ -124,7 +124,7 @@ fn telemetry() -> Telemetry {
     let plan = Arc::new(planned(
         "    probes:\n      - span: wait_seconds\n        from: usdt:a:begin\n        to: usdt:a:end\n",
     ));
-    let status = Status::new(&plan);
+    let status = TargetsStatus::new(&plan);
     status.add_usage(0, Usage { share: Some(0.0), ..Usage::default() });
     status.set_ticks(Ticks { jiffies: 0, unix: 0.0, hz: 100.0 });
     let http = [Arc::new(HttpStats::default()), Arc::new(HttpStats::default())];

@@ -21,7 +21,7 @@ use crate::logging::Logging;
 use crate::net::Network;
 use crate::page::StatusCache;
 use crate::slow::SlowRecorder;
-use crate::targets::{Attaching, Status};
+use crate::targets::{Attaching, TargetsStatus};
 use crate::telemetry::{Reloads, Telemetry};
 
 pub(crate) use self::active::ActiveConfig;
@@ -150,7 +150,7 @@ impl Running {
     }
 
     /// Where the exporter's own metrics come from.
-    fn telemetry(&self, state: &ActiveConfig, status: Arc<Status>) -> Telemetry {
+    fn telemetry(&self, state: &ActiveConfig, status: Arc<TargetsStatus>) -> Telemetry {
         let engines = &state.engines;
         let telemetry = Telemetry {
             plan: engines.plan.clone(),

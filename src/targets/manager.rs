@@ -14,7 +14,7 @@ use super::detacher::Leaving;
 use super::follow::ProcessChanges;
 use super::record::StartState;
 use super::state::{TargetState, Written};
-use super::status::{ProbeState, Status};
+use super::status::{ProbeState, TargetsStatus};
 use super::worker::{WALK_INTERVAL, Worker};
 use crate::kernel::{Attach, Guard, KernelError, KnownUnless, LONGEST_HOLD, Shared};
 use crate::layout::Layout;
@@ -34,7 +34,7 @@ const NAME_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct ProbeManager {
     shared: Shared,
-    status: Arc<Status>,
+    status: Arc<TargetsStatus>,
     attach: Attach,
     stop: Option<UnixStream>,
     requests: Sender<Request>,
@@ -69,7 +69,7 @@ impl ProbeManager {
         attaching: &Attaching,
         beginning: StartState,
     ) -> Result<Self, KernelError> {
-        let status = Arc::new(Status::new(&plan));
+        let status = Arc::new(TargetsStatus::new(&plan));
         let (ready, started) = sync_channel(1);
         let failed = |err: io::Error| KernelError {
             what: "start the thread that attaches probes".to_string(),
@@ -130,7 +130,7 @@ impl ProbeManager {
         self.shared.clone()
     }
 
-    pub fn status(&self) -> Arc<Status> {
+    pub fn status(&self) -> Arc<TargetsStatus> {
         self.status.clone()
     }
 

@@ -45,4 +45,4 @@ pub use find::find;
 pub(crate) use libraries::has_probes;
 pub use manager::ProbeManager;
 pub(crate) use record::{EngineRecord, StartState};
-pub use status::{Foreign, ProbeState, ProbeStatus, Reattached, Status, TargetCounts, Ticks, Usage};
+pub use status::{Foreign, ProbeState, ProbeStatus, Reattached, TargetCounts, TargetsStatus, Ticks, Usage};

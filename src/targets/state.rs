@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::attached_file::AttachedFile;
 use super::file::{Identity, TargetFile};
-use super::status::{Reattached, Status};
+use super::status::{Reattached, TargetsStatus};
 use super::usage::Meter;
 use crate::kernel::{Filter, Kernel};
 
@@ -51,7 +51,7 @@ const NAMES_OF_FILES: usize = 1024;
 
 impl TargetState {
     /// Counts a file that is attached to in place of another, or again.
-    pub(super) fn note_attached(&mut self, new_file: &AttachedFile, target: usize, status: &Status) {
+    pub(super) fn note_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
         if !new_file.is_attached() {
             return;
         }

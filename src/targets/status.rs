@@ -11,7 +11,7 @@ use crate::plan::Plan;
 
 /// The state of every probe of the plan.
 #[derive(Debug)]
-pub struct Status {
+pub struct TargetsStatus {
     probes: Mutex<Vec<ProbeStatus>>,
     hz: Mutex<Option<Ticks>>,
     spans: Mutex<Vec<Sweep>>,
@@ -158,7 +158,7 @@ pub struct Ticks {
     pub hz: f64,
 }
 
-/// See [`Status::memory`].
+/// See [`TargetsStatus::memory`].
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct SavedCounts {
     functions: Vec<Vec<String>>,
@@ -166,7 +166,7 @@ pub(super) struct SavedCounts {
     targets: TargetCounts,
 }
 
-impl Status {
+impl TargetsStatus {
     pub fn new(plan: &Plan) -> Self {
         let waiting = ProbeStatus {
             state: ProbeState::Waiting("not looked for yet".to_string()),
@@ -193,7 +193,7 @@ impl Status {
     }
 
     /// Those of several plans as one: `probe_refs` has for each probe of `plan` the part, as its engine, and the number there.
-    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<Status>)], probe_refs: &[ProbeRef]) -> Self {
+    pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<TargetsStatus>)], probe_refs: &[ProbeRef]) -> Self {
         let whole = Self::new(plan);
         let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();
         let spans: Vec<_> = parts.iter().map(|(_, status)| status.spans()).collect();
@@ -268,7 +268,7 @@ impl Status {
 
     /// Why the targets are not ready; empty when they are. Every target needs a probe attached, and every probe that
     /// the user wrote, while a profile's probe may be absent from this build of the application. A probe that is attached in
-    /// part counts as attached: what it counts is true, [`Status::partly`] says what it leaves out, and no restart helps. So does one
+    /// part counts as attached: what it counts is true, [`TargetsStatus::partly`] says what it leaves out, and no restart helps. So does one
     /// that is taken out for a while.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
         let missing = self.missing(plan);
@@ -281,7 +281,7 @@ impl Status {
         reasons.collect()
     }
 
-    /// The probes that keep the targets from being ready, as [`Status::not_ready`] has it.
+    /// The probes that keep the targets from being ready, as [`TargetsStatus::not_ready`] has it.
     pub fn missing(&self, plan: &Plan) -> Vec<usize> {
         let probes = self.lock();
         let mut missing = Vec::new();
@@ -452,14 +452,14 @@ mod tests {
         let loaded = load_bytes("a.yaml", yaml.into(), &Overrides::default(), &Environment::new()).unwrap();
         let plan = Arc::new(crate::plan::plan(loaded.config, false).unwrap());
         let [ended, other] = [0.5, 0.25].map(|share| {
-            let status = Arc::new(Status::new(&plan));
+            let status = Arc::new(TargetsStatus::new(&plan));
             let is_doubtful = share > 0.3;
             status.add_usage(0, Usage { cpu: 4.0, tracing: 1.0, share: Some(share), is_doubtful });
             status
         });
         let sum = || {
             let parts = [ended.clone(), other.clone()].map(|status| (plan.clone(), status));
-            Status::of_parts(&plan, &parts, &[ProbeRef { engine: 1, probe: 0 }]).targets().usage[0]
+            TargetsStatus::of_parts(&plan, &parts, &[ProbeRef { engine: 1, probe: 0 }]).targets().usage[0]
         };
         assert_eq!((sum().share, sum().is_doubtful), (Some(0.75), true));
         assert!(!ended.is_at_rest());

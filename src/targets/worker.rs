@@ -15,7 +15,7 @@ use super::find::Finder;
 use super::readers::ReadersHandle;
 use super::record::{Changing, Signature, StartState};
 use super::state::TargetState;
-use super::status::Status;
+use super::status::TargetsStatus;
 use super::watch::Watch;
 use crate::config::model::Point;
 use crate::kernel::{
@@ -34,7 +34,7 @@ pub(super) struct Worker {
     pub(super) kernel: Kernel,
     /// What a hit costs.
     pub(super) prices: SharedPrices,
-    pub(super) status: Arc<Status>,
+    pub(super) status: Arc<TargetsStatus>,
     pub(super) cookies: Cookies,
     pub(super) shed: Shed,
     pub(super) shedding: Vec<Shedding>,
@@ -74,7 +74,7 @@ impl Worker {
         plan: Arc<Plan>,
         layout: &Layout,
         attaching: Attaching,
-        status: Arc<Status>,
+        status: Arc<TargetsStatus>,
         stopped: UnixStream,
         beginning: StartState,
     ) -> Result<Self, KernelError> {

@@ -17,14 +17,14 @@ use crate::kernel::{Attach, Counts, LOST, Prices};
 use crate::logging::Logging;
 use crate::plan::Plan;
 use crate::slow::SlowNumbers;
-use crate::targets::{ProbeState, Status};
+use crate::targets::{ProbeState, TargetsStatus};
 
 /// Where everything is counted.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     pub plan: Arc<Plan>,
     pub counts: Arc<dyn Counts>,
-    pub status: Arc<Status>,
+    pub status: Arc<TargetsStatus>,
     pub drain: Arc<DrainStats>,
     /// Of the metrics and the health endpoint.
     pub http: [Arc<HttpStats>; 2],

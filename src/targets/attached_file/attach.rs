@@ -20,7 +20,7 @@ use crate::targets::cookies::Cookies;
 use crate::targets::file::TargetFile;
 use crate::targets::find::Finder;
 use crate::targets::outcome::Outcome;
-use crate::targets::status::{ProbeState, Status};
+use crate::targets::status::{ProbeState, TargetsStatus};
 
 /// Why a function of a library is not traced.
 const ONLY_EXECUTABLE: &str =
@@ -31,7 +31,7 @@ const ONLY_EXECUTABLE: &str =
 pub struct AttachContext<'a> {
     pub kernel: &'a Kernel,
     pub plan: &'a Plan,
-    pub status: &'a Status,
+    pub status: &'a TargetsStatus,
     pub target: &'a TargetPlan,
     /// Probes that are taken out for a while.
     pub shed: &'a Shed,

@@ -10,7 +10,7 @@ use super::{NOT_TOLD, ReadersThread};
 use crate::kernel::PidNamespace;
 use crate::targets::file::Identity;
 use crate::targets::record::Signature;
-use crate::targets::status::{Foreign, Status};
+use crate::targets::status::{Foreign, TargetsStatus};
 
 /// What an engine traces of a file.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ pub(in crate::targets) type TracedFiles = HashMap<Identity, TracedFile>;
 #[derive(Debug, Default)]
 pub(super) struct SharedFile {
     /// Targets by their names; an engine that was loaded later can have some of the same.
-    targets: BTreeMap<String, (Arc<Status>, usize)>,
+    targets: BTreeMap<String, (Arc<TargetsStatus>, usize)>,
     pub display: String,
     pub hidden: Hidden,
 }
@@ -64,7 +64,7 @@ struct ReadersState {
 #[derive(Debug)]
 struct Client {
     number: u64,
-    status: Arc<Status>,
+    status: Arc<TargetsStatus>,
     files: TracedFiles,
 }
 
@@ -118,7 +118,11 @@ pub(in crate::targets) struct ReadersHandle {
 
 impl ReadersHandle {
     /// The first one starts the thread. None, with the reason in the log, where there is none.
-    pub fn new(shared: &Arc<SharedReaders>, namespace: PidNamespace, status: Arc<Status>) -> Option<Self> {
+    pub fn new(
+        shared: &Arc<SharedReaders>,
+        namespace: PidNamespace,
+        status: Arc<TargetsStatus>,
+    ) -> Option<Self> {
         let mut state = shared.lock();
         if state.wake.is_none() {
             let started = UnixStream::pair().and_then(|(wake, woken)| {
