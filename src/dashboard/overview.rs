@@ -115,20 +115,20 @@ fn not_counted() -> String {
 
 /// The worst that is true of an exporter, as an index of [`STATES`].
 fn state(plan: &Plan) -> String {
-    let mut faults = vec![(4, format!("max by (instance) (up{{{CHOSEN}}}) == 0"))];
+    let mut problems = vec![(4, format!("max by (instance) (up{{{CHOSEN}}}) == 0"))];
     if !plan.targets.is_empty() {
-        faults.push((3, format!("count by (instance) ({})", not_attached(plan))));
+        problems.push((3, format!("count by (instance) ({})", not_attached(plan))));
     }
     if plan.network.is_some() {
-        faults.push((3, format!("count by (instance) ({})", not_counted())));
+        problems.push((3, format!("count by (instance) ({})", not_counted())));
     }
     if !plan.targets.is_empty() {
         let lost = own_increase("probe_lost_total", "$__range");
-        faults.push((2, format!("sum by (instance) ({lost}) > 0")));
+        problems.push((2, format!("sum by (instance) ({lost}) > 0")));
     }
-    faults.push((1, format!("sum by (instance) ({}) > 0", own_increase("errors_total", "$__range"))));
+    problems.push((1, format!("sum by (instance) ({}) > 0", own_increase("errors_total", "$__range"))));
     let mut all: Vec<String> =
-        faults.iter().map(|(number, expr)| format!("({expr}) * 0 + {number}")).collect();
+        problems.iter().map(|(number, expr)| format!("({expr}) * 0 + {number}")).collect();
     all.push(format!("max by (instance) (up{{{CHOSEN}}}) * 0"));
     all.join(" or on (instance) ")
 }

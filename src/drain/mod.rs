@@ -90,13 +90,13 @@ impl Drain {
         Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
     }
 
-    /// Waits until all events that are in the ring now have been counted, or for `patience`; whether they have been.
+    /// Waits until all events that are in the ring now have been counted, or for `limit`; whether they have been.
     pub fn catch_up(&self, limit: Duration) -> bool {
         let (done, wait) = sync_channel(1);
         self.requests.try_send(done).is_ok() && ring(&self.bell).is_ok() && wait.recv_timeout(limit).is_ok()
     }
 
-    /// Whether the thread works: it answers within `patience`, or is kept from answering by events that it counts.
+    /// Whether the thread works: it answers within `limit`, or is kept from answering by events that it counts.
     pub fn is_alive(&self, limit: Duration) -> bool {
         let before = self.stats.events.load(Ordering::Relaxed);
         self.catch_up(limit) || self.stats.events.load(Ordering::Relaxed) != before

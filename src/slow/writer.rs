@@ -76,11 +76,11 @@ impl Writer {
             // With as many waiting here as in the queue, the queue is left to fill, whose events are counted as refused then.
             let has_room = self.events.len() + self.incomplete.len() < QUEUE;
             let next = self.incomplete.front().map(|(until, ..)| *until).into_iter().chain(due).min();
-            let patience = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
+            let timeout = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
             let received = if has_room {
-                self.messages.recv_timeout(patience)
+                self.messages.recv_timeout(timeout)
             } else {
-                std::thread::sleep(patience.min(GATHERING));
+                std::thread::sleep(timeout.min(GATHERING));
                 let is_ending = self.shared.is_ending.load(Ordering::Relaxed);
                 Err(if is_ending { RecvTimeoutError::Disconnected } else { RecvTimeoutError::Timeout })
             };

@@ -19,7 +19,7 @@ pub(super) struct Pace {
     /// As long as the receiver asks for, up to this.
     pub asked: Duration,
     /// How long an event is worth sending.
-    pub patience: Duration,
+    pub max_age: Duration,
     /// How long the exporter's end is put off for what waits.
     pub last: Duration,
 }
@@ -31,7 +31,7 @@ impl Default for Pace {
             first: Duration::from_secs(1),
             longest: Duration::from_secs(60),
             asked: Duration::from_secs(600),
-            patience: Duration::from_secs(3600),
+            max_age: Duration::from_secs(3600),
             last: Duration::from_secs(2),
         }
     }
@@ -53,7 +53,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
     // What was told of the receiver last, so that it is told once.
     let mut told = String::new();
     loop {
-        let expired = outbox.expire(pace.patience);
+        let expired = outbox.expire(pace.max_age);
         if expired > 0 {
             log::warn!("{expired} slow events waited too long for the webhook and were dropped");
         }

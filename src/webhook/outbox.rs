@@ -174,8 +174,8 @@ impl Outbox {
     }
 
     /// Drops what has waited for longer; how many these were.
-    pub(super) fn expire(&self, patience: Duration) -> usize {
-        self.take(&mut self.lock(), |event| event.since.elapsed() > patience, Some(Reason::Expired))
+    pub(super) fn expire(&self, max_age: Duration) -> usize {
+        self.take(&mut self.lock(), |event| event.since.elapsed() > max_age, Some(Reason::Expired))
     }
 
     /// Drops all.

@@ -210,7 +210,7 @@ fn what_the_receiver_rejects_is_not_sent_again() {
 #[test]
 fn what_has_waited_for_too_long_is_dropped() {
     let fake = Fake::new();
-    let webhook = sends_to(&fake.url(), Pace { patience: Duration::ZERO, ..pace() });
+    let webhook = sends_to(&fake.url(), Pace { max_age: Duration::ZERO, ..pace() });
     offer(&webhook, 0..3);
     wait_for("all to be dropped", webhook.outbox(), |numbers| numbers.dropped == [0, 0, 3, 0]);
 }

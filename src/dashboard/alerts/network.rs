@@ -10,7 +10,7 @@ const MOST_FAILING: f64 = 0.2;
 
 /// Intervals of a source of the blocklist that may pass without an answer, and the least time.
 const MISSED: u32 = 4;
-const PATIENCE: Duration = Duration::from_secs(900);
+const MIN_AGE: Duration = Duration::from_secs(900);
 
 /// Rules of packets: of what is not counted, and of what the blocklist does not do.
 pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
@@ -88,7 +88,7 @@ fn source_rules(block: &BlockConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule>
         return Vec::new();
     }
     let old = sources.iter().map(|(source, interval)| {
-        let most = (*interval * MISSED).max(PATIENCE).as_secs();
+        let most = (*interval * MISSED).max(MIN_AGE).as_secs();
         format!("xdp_blocklist_source_age_seconds{{source={}}} > {most}", quoted(source))
     });
     vec![
