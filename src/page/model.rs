@@ -2,10 +2,10 @@
 
 use serde::Serialize;
 
-/// Grows when something that was there changes its meaning or goes away, not when something is added.
+/// Incremented when a field changes its meaning or is removed, not when one is added.
 pub const VERSION: u32 = 1;
 
-/// All that there is to know at a glance.
+/// The status page and the JSON of `/api/v1/status`.
 #[derive(Debug, Serialize)]
 pub struct Status {
     pub version: u32,
