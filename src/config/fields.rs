@@ -53,6 +53,7 @@ impl<'a> Node<'a> {
     fn found(&self) -> String {
         let scalar = match &self.value.value {
             TreeValue::Scalar(scalar) => scalar,
+            TreeValue::List(values) if values.is_empty() => return "an empty list".to_owned(),
             TreeValue::List(_) => return "a list".to_owned(),
             TreeValue::Map(_) => return "a mapping".to_owned(),
             TreeValue::Unread => return String::new(),

@@ -130,15 +130,16 @@ pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     let fields = node.fields(&NETWORK)?;
     let named = fields.require("interfaces", HELP)?;
     let (mut interfaces, mut elsewhere) = (Vec::new(), Vec::new());
-    for one in named.one_or_list() {
+    let all = named.one_or_list();
+    if all.is_empty() {
+        named.expected("at least one interface").help(HELP);
+    }
+    for one in all {
         if one.value.is_mapping() {
             elsewhere.extend(space(&one));
         } else {
             interfaces.extend(one.text_as("the name of an interface").map(str::to_owned));
         }
-    }
-    if interfaces.is_empty() && elsewhere.is_empty() {
-        named.expected("at least one interface").help(HELP);
     }
     let exclude = fields.get("exclude").map(|node| names(&node)).unwrap_or_default();
     let mode = fields.get("mode").and_then(|node| mode(&node)).unwrap_or_default();
@@ -321,7 +322,7 @@ mod tests {
             ("{ mode: auto }", "`interfaces` is missing"),
             ("{ interfaces: { netns: a, container: b } }", "either `netns` or `container`"),
             ("{ interfaces: { netns: a, interface: b } }", "did you mean \"interfaces\""),
-            ("{ interfaces: [] }", "at least one interface"),
+            ("{ interfaces: [] }", "expected at least one interface, found an empty list"),
             ("{ interfaces: eth0, mode: fast }", "unknown mode \"fast\""),
             ("{ interfaces: eth0, mode: offload }", "NICs cannot run programs that use per-CPU maps"),
             ("{ interfaces: eth0, count: { flow: true } }", "did you mean \"flows\""),
