@@ -171,7 +171,7 @@ static __always_inline void count_source(__u32 source, __u64 amount)
 	if (!of)
 		return;
 	counts = *(volatile __u32 *)&blocklist.enforce ? &of->by_verdict[NET_VERDICT_DROP]
-						     : &of->by_verdict[NET_VERDICT_PASS];
+						       : &of->by_verdict[NET_VERDICT_PASS];
 	counts->packets += amount >> 32;
 	counts->bytes += amount & 0xffffffff;
 }
