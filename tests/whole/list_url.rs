@@ -197,7 +197,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     // With another key, what is kept proves nothing.
     let other = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
     exporter = start(&place, &list(&url, other));
-    exporter.wait_for_log("is to be checked otherwise now");
+    exporter.wait_for_log("or its check has changed");
     up(&exporter, &url, 0.0);
     entries(&exporter, &url, 0.0);
     exporter.end("TERM");
