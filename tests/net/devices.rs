@@ -7,7 +7,7 @@ use crate::support::exposition::Metrics;
 use crate::support::on_kernel::{EXPORTER, Output};
 
 const MODULES: &str = "veth macvlan ipvlan 8021q vxlan geneve bonding bridge vrf gre ip_gre ip6_gre sit ipip ip6_tunnel \
-     ip_vti esp4 xfrm_user gcm ghash-generic seqiv ctr aesni-intel fou nlmon";
+     ip_vti esp4 xfrm_user gcm ghash-generic seqiv ctr aesni-intel fou nlmon dummy";
 
 /// Two namespaces, and from each device in one to its fellow in the other some pings, whole and in fragments.
 const COMMANDS: &str = r#"
@@ -68,6 +68,9 @@ fou="encap fou encap-sport 5555 encap-dport 5555"
 both fou1 27 "type gre $four key 16 $fou" "type gre $ruof key 16 $fou"
 both mgre1 28 "type gre local 10.1.0.1 key 18" "type gre local 10.1.0.2 key 18"
 $A neigh add 10.28.0.2 lladdr 10.1.0.2 dev mgre1; $B neigh add 10.28.0.1 lladdr 10.1.0.1 dev mgre1
+both erspan1 30 "type erspan $four seq key 19 erspan_ver 1 erspan 5" "type erspan $ruof seq key 19 erspan_ver 1 erspan 5"
+# What is sent into it is gone.
+$A link add mute1 type dummy; $A addr add 10.32.0.1/24 dev mute1; $A link set mute1 up
 $A link add nlmon1 type nlmon; $A link set nlmon1 up
 
 echo 'network: { interfaces: ["*1", "*2", "v3"], exclude: [vrf1, "eth*"], count: { talkers: true, flows: true } }' >/config.yaml
@@ -87,13 +90,14 @@ both_counts() {
     done
     echo "-- metrics $1"; cat /metrics; echo "-- kernel $1"; cat /after
 }
-networks="1 2 3 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28"
+networks="1 2 3 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 30"
 for n in $networks; do $IP netns exec b ping -c 1 -q 10.$n.0.1 >/dev/null || echo "no way to 10.$n.0.1"; done
 both_counts before
 for n in $networks; do
     $IP netns exec b ping -c 3 -i 0.1 -s 100 -q 10.$n.0.1 >/dev/null
     $IP netns exec b ping -c 2 -i 0.1 -s 3000 -q 10.$n.0.1 >/dev/null
 done
+$IP netns exec a ping -c 3 -i 0.1 -W 1 -q 10.32.0.9 >/dev/null
 both_counts after
 echo "-- log"
 cat /log
@@ -136,6 +140,9 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
         if device.ends_with('1') && device != "vrf1" {
             assert!(ours[1] >= 9.0 || device.starts_with("m"), "{device}: {ours:?}\n{log}");
         }
+        if device == "mute1" {
+            assert!(ours[3] >= 3.0, "{device}: {ours:?}\n{log}");
+        }
         let kind = device.trim_end_matches(char::is_numeric);
         if matches!(kind, "vti" | "fou" | "mgre" | "gre" | "ipip") {
             // Nothing but pings crossed.
@@ -148,7 +155,7 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
         let more = match kind {
             "vxlan" | "geneve" => Some([14.0, 14.0]),
             "bridge" | "vlan" => Some([14.0, 0.0]),
-            "gretap" => Some([0.0, 14.0]),
+            "gretap" | "erspan" => Some([0.0, 14.0]),
             // Tags that are yet to come out of a frame, or have.
             "qinq" => None,
             _ => Some([0.0, 0.0]),
