@@ -40,6 +40,11 @@ pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
 
 /// The sum of a metric's series that have all these labels.
 pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
+    numbers(families, name, labels).unwrap_or_else(|| panic!("{name} has no series {labels:?}"))
+}
+
+/// The same; `None` if there are none.
+pub fn numbers(families: &[Family], name: &str, labels: &[(&str, &str)]) -> Option<u64> {
     let family =
         families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no metric {name}"));
     // No value in these tests has a comma or a quote in it.
@@ -48,15 +53,15 @@ pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
     };
     let head = family.head();
     let samples: Vec<_> = family.samples().filter(|sample| fits(head.labels(sample.key))).collect();
-    assert!(!samples.is_empty(), "{name} has no series {labels:?}");
-    samples
+    let numbers = samples
         .iter()
         .map(|sample| match sample.value {
             SampleValue::Number(Number::Int(number)) => u64::try_from(number).unwrap(),
             SampleValue::Number(Number::Real(number)) => panic!("{name}: {number}"),
             SampleValue::Histogram { counts, .. } => counts.iter().sum(),
         })
-        .sum()
+        .sum();
+    (!samples.is_empty()).then_some(numbers)
 }
 
 /// Observations of a histogram's series with a label, and their sum in microseconds.

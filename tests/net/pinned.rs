@@ -12,7 +12,7 @@ use crate::support::demo::program;
 use crate::support::exporter::{Place, Setup, exporter, finish};
 
 const TAKEN_OVER: &str = "Took over the packet counters that version";
-const ANEW: &str = "The pinned counters of packets are not taken over: ";
+const ANEW: &str = "The pinned packet counters are not taken over: ";
 
 /// Numbers of the links that are pinned.
 fn links(directory: &Path) -> BTreeSet<u32> {
