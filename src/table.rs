@@ -219,6 +219,7 @@ mod tests {
         table.row(["longer".to_string()]);
         assert_eq!(table.to_string(), "  NAME    N\n  é       10  last\n      about it\n  longer\n");
     }
+
     #[test]
     fn one_very_long_cell_does_not_move_the_columns_of_the_others() {
         let mut table = TextTable::new(0, &["NAME", "N"]);

@@ -62,23 +62,24 @@ fn lock(state: &Mutex<DetachState>) -> MutexGuard<'_, DetachState> {
 impl Detacher {
     /// Takes all of these out at the same time, for the kernel takes as long for one, and then lets go of the leases.
     pub(super) fn detach(&mut self, lot: Vec<Leaving>) {
-        self.detach_then(lot, || ());
+        self.start(lot, None, None);
     }
 
     /// As [`Detacher::detach`], and tells somebody when that is done.
     pub(super) fn detach_and_tell(&mut self, lot: Vec<Leaving>, done: SyncSender<()>) {
-        self.detach_then(lot, move || {
-            let _ = done.try_send(());
-        });
+        self.start(lot, None, Some(done));
     }
 
-    /// As [`Detacher::detach`], and then does something.
+    /// As [`Detacher::detach`]; between the two it does something.
     pub(super) fn detach_then(&mut self, lot: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
-        let then = Box::new(then);
+        self.start(lot, Some(Box::new(then)), None);
+    }
+
+    fn start(&mut self, lot: Vec<Leaving>, then: Option<Afterwards>, done: Option<SyncSender<()>>) {
         self.threads.retain(|thread| !thread.is_finished());
         if lot.iter().all(|leaving| leaving.links.is_empty()) {
-            then();
-            finish(&self.shared, lot);
+            then.into_iter().for_each(|then| then());
+            finish(&self.shared, lot, done);
             return;
         }
         {
@@ -89,15 +90,15 @@ impl Detacher {
         let shared = self.shared.clone();
         // What it is given is not lost where there is no thread.
         let (give, given) = sync_channel(1);
-        let work = move || given.iter().for_each(|(lot, then)| take_out(&shared, lot, then));
+        let work = move || given.iter().for_each(|(lot, then, done)| take_out(&shared, lot, then, done));
         match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
             Ok(thread) => {
-                let _ = give.send((lot, then));
+                let _ = give.send((lot, then, done));
                 self.threads.push(thread);
             }
             Err(err) => {
                 log::debug!("failed to start a thread that detaches: {err}");
-                take_out(&self.shared, lot, then);
+                take_out(&self.shared, lot, then, done);
             }
         }
     }
@@ -123,11 +124,16 @@ impl Detacher {
     }
 }
 
-fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, then: Afterwards) {
+fn take_out(
+    shared: &Mutex<DetachState>,
+    mut lot: Vec<Leaving>,
+    then: Option<Afterwards>,
+    done: Option<SyncSender<()>>,
+) {
     let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
     release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
     // Before others can be attached.
-    then();
+    then.into_iter().for_each(|then| then());
     {
         let mut state = lock(shared);
         state.changes += 1;
@@ -138,11 +144,14 @@ fn take_out(shared: &Mutex<DetachState>, mut lot: Vec<Leaving>, then: Afterwards
         }
         state.files.retain(|_, lots| *lots > 0);
     }
-    finish(shared, lot);
+    finish(shared, lot, done);
 }
 
 /// Once the writer goes on, the file can be attached to.
-fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>) {
+fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
     lock(shared).numbers.extend(lot.iter().flat_map(|leaving| &leaving.numbers));
     lot.into_iter().for_each(|leaving| drop(leaving.lease));
+    if let Some(done) = done {
+        let _ = done.try_send(());
+    }
 }
