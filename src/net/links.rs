@@ -9,10 +9,9 @@ use std::collections::BTreeSet;
 use netlink_sys::{Socket, SocketAddr};
 
 use super::abi::Link;
-use super::netlink::{attributes, dump, each_message, u16_at, u32_at};
+use super::netlink::{NETLINK_ROUTE, attributes, dump, each_message, u16_at, u32_at};
 use super::sys::link_speed;
 
-const NETLINK_ROUTE: isize = 0;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;

@@ -6,6 +6,9 @@ use std::io;
 
 use netlink_sys::{Socket, SocketAddr};
 
+/// The protocol of links, addresses, routes and rules: rtnetlink(7).
+pub(super) const NETLINK_ROUTE: isize = 0;
+
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;

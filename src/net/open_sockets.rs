@@ -7,28 +7,27 @@ use std::os::fd::AsRawFd;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
+use crate::procfs::processes;
+
 /// Remembers in each of them a process that has it open, which may be one of several. Those of processes that are not let be
 /// looked at are left out, and what is no socket of the Internet.
 pub(super) fn name_open_sockets(users: &MapHandle) {
     let mut seen = HashSet::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw)
-        else {
-            continue;
-        };
-        let Ok(mut name) = fs::read(entry.path().join("comm")) else { continue };
+    for pid in processes() {
+        let Ok(mut name) = fs::read(format!("/proc/{pid}/comm")) else { continue };
         // It ends with a line feed.
         name.truncate(name.len().saturating_sub(1));
         name.resize(16, 0);
         let mut process = None;
-        for open in fs::read_dir(entry.path().join("fd")).into_iter().flatten().flatten() {
+        for open in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
             let Ok(target) = fs::read_link(open.path()) else { continue };
             if !target.as_os_str().as_encoded_bytes().starts_with(b"socket:") || !seen.insert(target) {
                 continue;
             }
             let Some(number) = open.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             if process.is_none() {
-                process = pidfd_open(pid, PidfdFlags::empty()).ok();
+                let pid = Pid::from_raw(pid.cast_signed());
+                process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
             }
             let Some(process) = &process else { break };
             // It is the same socket, and goes away here at once.

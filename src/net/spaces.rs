@@ -8,6 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::containers::{Containers, is_in_container};
+use crate::procfs::processes;
 
 use super::config::Space;
 
@@ -93,7 +94,5 @@ fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
 /// Any process of a container.
 fn process_of(name: &str) -> Option<u32> {
     let id = Containers::default().id(name).unwrap_or_else(|| name.to_string());
-    let all = std::fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.find(|pid| is_in_container(*pid, &id))
+    processes().find(|pid| is_in_container(*pid, &id))
 }

@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use super::attached_file::AttachedFile;
 use super::file::Stamp;
 use crate::mapping::PAGE;
-use crate::procfs::{Mapping, living_thread, text};
+use crate::procfs::{Mapping, living_thread, processes, text};
 
 /// Processes that are named.
 const NAMED: usize = 16;
@@ -44,8 +44,7 @@ impl Overrun {
     /// When the probes are out: mends what they have left in processes that run the file, and says which these are.
     pub(super) fn mend(&self) {
         let (mut running, mut mended) = (Vec::new(), 0);
-        let entries = fs::read_dir("/proc").into_iter().flatten();
-        for pid in entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok()) {
+        for pid in processes() {
             match self.mend_in(pid) {
                 Ok(Some(bytes)) => {
                     running.push(pid);

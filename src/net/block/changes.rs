@@ -8,13 +8,12 @@ use std::path::{Path, PathBuf};
 use netlink_sys::{Socket, SocketAddr};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
-use super::super::netlink::each_message;
+use super::super::netlink::{NETLINK_ROUTE, each_message};
+use super::gateways::RTM_NEWROUTE;
 use super::protect::RESOLVERS;
 
-const NETLINK_ROUTE: isize = 0;
 /// Groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`.
 const GROUPS: u32 = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
-const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 
 /// What tells of it.

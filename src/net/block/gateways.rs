@@ -6,10 +6,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-use super::super::netlink::{attributes, dump, dump_while, u16_at};
+use super::super::netlink::{NETLINK_ROUTE, attributes, dump, dump_while, u16_at};
 
-const NETLINK_ROUTE: isize = 0;
-const RTM_NEWROUTE: u16 = 24;
+pub(super) const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWRULE: u16 = 32;
 const RTM_GETRULE: u16 = 34;

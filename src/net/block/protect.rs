@@ -4,12 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::cidr::Prefix;
-use super::super::netlink::{attributes, dump};
+use super::super::netlink::{NETLINK_ROUTE, attributes, dump};
 use super::super::sockets::established;
 use super::gateways::gateways;
 use super::maps::Connection;
 
-const NETLINK_ROUTE: isize = 0;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const IFA_ADDRESS: u16 = 1;

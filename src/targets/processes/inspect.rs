@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::Processes;
 use super::process::Process;
-use crate::procfs::{Mapping, living_thread, text};
+use crate::procfs::{Mapping, living_thread, processes, text};
 use crate::selectors::{ProcessSelector, command_line};
 use crate::targets::file::Identity;
 
@@ -44,19 +44,11 @@ impl Processes {
 
     /// Whether any maps the file, told by device and inode.
     pub fn map(&mut self, identity: Identity) -> bool {
-        numbers().any(|pid| {
+        processes().any(|pid| {
             text(format!("/proc/{}/maps", living_thread(pid)))
                 .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
         })
     }
-}
-
-/// All processes.
-pub fn numbers() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
 /// The kernel marks the name of a file that was deleted, or replaced.

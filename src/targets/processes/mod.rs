@@ -10,13 +10,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub use self::gaps::SearchGaps;
-pub use self::inspect::numbers;
 use self::membership::Membership;
 pub use self::process::Process;
 use super::file::Identity;
 use crate::containers::Containers;
 use crate::kernel::{ProcessChange, ProcessEvent};
-use crate::procfs::Stat;
+use crate::procfs::{Stat, processes};
 use crate::selectors::{ProcessFacts, ProcessSelector};
 
 /// What tells whether a process is of interest to a target.
@@ -107,7 +106,7 @@ impl Processes {
         let mut before = std::mem::take(&mut self.all);
         self.hidden = 0;
         let mut found: BTreeMap<u32, Process> =
-            numbers().filter_map(|pid| Some((pid, self.look_at(pid, None)?))).collect();
+            processes().filter_map(|pid| Some((pid, self.look_at(pid, None)?))).collect();
         for process in found.values_mut() {
             // The same program under the same number: what it has loaded is most likely the same, too.
             let known = before.remove(&process.pid);

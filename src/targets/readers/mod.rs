@@ -21,10 +21,10 @@ pub(super) use self::clients::{ReadersHandle, SharedReaders, TracedFiles};
 pub(super) use self::restore::Hidden;
 use self::restore::{Memory, Part, Restored, executable_name, is_there};
 use super::file::Identity;
-use super::processes::numbers;
 use super::status::Foreign;
 use crate::clock::monotonic_now;
 use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
+use crate::procfs::processes;
 
 /// Executables that translate the code of others, and which of their mappings they do that with: Valgrind's tools, QEMU's user
 /// mode, which maps what it translates not executable, and DynamoRIO.
@@ -114,7 +114,7 @@ impl ReadersThread {
 
     /// Those that run already.
     fn find_translators(&mut self) {
-        numbers().for_each(|pid| self.note_translator(pid));
+        processes().for_each(|pid| self.note_translator(pid));
     }
 
     fn note_translator(&mut self, pid: u32) {
