@@ -119,6 +119,8 @@ cat >"$work/root/init" <<-'END'
 	dmesg | grep -E 'BUG:|WARNING:|Oops' | grep -v 'soft lockup' >/dev/ttyS1 && status=126
 	echo "
 	exit status $status" >/dev/ttyS1
+	# It waits until what was written has left the machine.
+	stty -F /dev/ttyS1 raw
 	poweroff -f
 END
 chmod 755 "$work/root/init"
@@ -130,7 +132,8 @@ timeout "$seconds" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -machine 
 	-append "console=ttyS0 quiet panic=-1 no_timer_check" </dev/null >&2 || fail "qemu ended with status $? (124: after $seconds s):
 $(tail -n 50 "$work/output" "$work/console")"
 status=$(tail -n 1 "$work/output" | sed -nE 's/^exit status ([0-9]+)$/\1/p')
-[[ -n $status ]] || fail "the machine ended before its commands did:
-$(cat "$work/output" "$work/console")"
+[[ -n $status ]] || fail "the machine ended before its commands did; the last of what they and its kernel printed:
+$(tail -n 20 "$work/output")
+$(tail -n 80 "$work/console")"
 head -n -2 "$work/output"
 exit "$status"
