@@ -19,7 +19,7 @@ use std::os::fd::AsFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::pins::{PinDir, PinError, fingerprint};
+use crate::pins::{PinDir, PinError, code_of, fingerprint};
 
 use super::abi::{Direction, HASH_KEYS};
 use super::attach::{Attached, HeldLink, is_on, take_away_filter};
@@ -70,7 +70,7 @@ impl Layout {
             include_str!("stats/tracked.bpf.h"),
         ];
         Self {
-            abi: fingerprint(&texts.concat()),
+            abi: fingerprint(&code_of(&texts)),
             talkers: count.talkers,
             flows: count.flows,
             cidrs: fingerprint(&format!("{:?}", count.cidrs)),

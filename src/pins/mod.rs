@@ -88,11 +88,41 @@ fn abi() -> String {
         include_str!("../../bpf/maps.bpf.h"),
         include_str!("../../bpf/numbers.bpf.h"),
     ];
-    fingerprint(&format!("{EDITION}{}", texts.concat()))
+    fingerprint(&format!("{EDITION}{}", code_of(&texts)))
+}
+
+/// C sources without comments and with single spaces: state that is pinned must survive an upgrade that only rewords or reformats them.
+/// None of them has a string with the marks of a comment in it.
+pub fn code_of(sources: &[&str]) -> String {
+    let mut code = String::new();
+    for source in sources {
+        let mut rest = *source;
+        while let Some((before, comment)) = rest.split_once("/*") {
+            code.push_str(before);
+            code.push(' ');
+            rest = comment.split_once("*/").map_or("", |(_, after)| after);
+        }
+        code.push_str(rest);
+    }
+    code.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Tells texts apart, in sixteen characters that any file may be called by.
 pub fn fingerprint(text: &str) -> String {
     let hash = digest(&SHA256, text.as_bytes());
     hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_and_layout_of_sources_do_not_count() {
+        let source = "/* A row. */\nstruct row {\n\t__u64 a; /* first */\n\t__u32 b;\n};\n";
+        let reworded = "/*\n * One row.\n */\nstruct row {\n\t__u64 a;   __u32 b; };";
+        assert_eq!(code_of(&[source]), code_of(&[reworded]));
+        assert_eq!(code_of(&[source]), "struct row { __u64 a; __u32 b; };");
+        assert_ne!(code_of(&[source]), code_of(&[&source.replace("__u32", "__u64")]));
+    }
 }
