@@ -311,19 +311,61 @@ static __always_inline bool is_for_all_segments(struct file *file, const struct 
 	       bytes != (size + PAGE_SIZE - 1) / PAGE_SIZE * PAGE_SIZE;
 }
 
+/* From the kernel; without it (before Linux 6.7) it is not known what a process maps. */
+struct bpf_iter_task_vma {
+	__u64 __opaque[1];
+} __attribute__((aligned(8)));
+
+extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task, __u64 addr) __ksym __weak;
+extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
+extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
+
+/* Whether the current process has mapped the same code of the file more than once, or it cannot be told. */
+static __always_inline bool is_mapped_again(__u64 inode)
+{
+	struct bpf_iter_task_vma all;
+	struct vm_area_struct *vma;
+	__u64 first = 0;
+	bool is_first = true, is_again = false;
+
+	if (!bpf_ksym_exists(bpf_iter_task_vma_new))
+		return true;
+	/* Another thread may be changing its mappings. */
+	if (bpf_iter_task_vma_new(&all, bpf_get_current_task_btf(), 0))
+		is_again = true;
+	while ((vma = bpf_iter_task_vma_next(&all))) {
+		struct file *file = BPF_CORE_READ(vma, vm_file);
+		__u64 page;
+
+		if (!file || (__u64)BPF_CORE_READ(file, f_inode) != inode ||
+		    !(BPF_CORE_READ(vma, vm_flags) & VM_EXEC))
+			continue;
+		page = BPF_CORE_READ(vma, vm_pgoff);
+		if (is_first)
+			first = page;
+		else if (page == first)
+			is_again = true;
+		is_first = false;
+	}
+	bpf_iter_task_vma_destroy(&all);
+	return is_again;
+}
+
 /*
  * Attached to what a loader runs first of a file whose semaphores have to be raised: all of the file is mapped by then, and none of
- * its probes was reached. The cookie is the inode's address.
+ * its probes was reached. The cookie is the inode's address; LOADED_AGAIN is set in it where that is to be told only of who has
+ * loaded the file before.
  */
 SEC("uprobe.multi")
 int loaded(void *ctx)
 {
 	struct process_event event = { .kind = PROCESS_LOADED };
+	__u64 cookie = bpf_get_attach_cookie(ctx);
 
 	event.pid = process_id((void *)bpf_get_current_task_btf());
-	if (!event.pid)
+	event.address = cookie & ~(__u64)LOADED_AGAIN;
+	if (!event.pid || (cookie & LOADED_AGAIN && !is_mapped_again(event.address)))
 		return 0;
-	event.address = bpf_get_attach_cookie(ctx);
 	event.ticket = make_wait();
 	send(&event, SHORT_EVENT, true);
 	return 0;

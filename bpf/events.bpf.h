@@ -13,6 +13,7 @@ enum event_limit {
 	PATH_BYTES = 128,
 	MAX_EVENT_GLOBS = 256,
 	SIGNAL_OF_CODE = 0x7f, /* as wait(2) gives it */
+	LOADED_AGAIN = 1, /* no address of an inode has it */
 };
 
 enum process_event_kind {

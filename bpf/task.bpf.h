@@ -72,8 +72,13 @@ struct vm_userfaultfd_ctx {
 	struct userfaultfd_ctx *ctx;
 };
 
+/* From <linux/mm.h>. */
+#define VM_EXEC 0x4
+
 struct vm_area_struct {
 	unsigned long vm_start;
+	unsigned long vm_flags;
+	unsigned long vm_pgoff;
 	struct file *vm_file;
 	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
 };

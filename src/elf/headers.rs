@@ -39,9 +39,9 @@ pub struct Headers<'a> {
     section_names: &'a [u8],
 }
 
-/// A semaphore that must be raised in each process, see [`Headers::semaphore_loaded_twice`].
+/// A semaphore that has to be looked after in each process, see [`Headers::semaphore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct SharedSemaphore {
+pub struct Semaphore {
     /// In the file.
     pub offset: u64,
     /// Offset in the file of the first page of code.
@@ -51,6 +51,15 @@ pub struct SharedSemaphore {
     /// Offset of the code that a loader runs when it has mapped all of the file, before anything else of it; 0 if there is none.
     #[serde(default)]
     pub first_code: u64,
+    /// Two writable segments load its page, as LLVM's linker lays out the data that becomes read-only after relocation beside the
+    /// rest. In a program that starts, the kernel raises it in the first of them, which need not be the one that the program reads.
+    #[serde(default = "is_on_shared_page")]
+    pub is_on_shared_page: bool,
+}
+
+/// Of those that were written down before others were looked after.
+fn is_on_shared_page() -> bool {
+    true
 }
 
 impl<'a> Headers<'a> {
@@ -146,10 +155,9 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Where a semaphore is whose page two writable segments load, as LLVM's linker lays out the data that becomes read-only
-    /// after relocation beside the rest. In a program that starts, the kernel raises it in the first of them, which need not
-    /// be the one that the program reads. None if one segment loads it.
-    pub fn semaphore_loaded_twice(&self, offset: u64) -> Option<SharedSemaphore> {
+    /// Where a semaphore is that the kernel may not raise everywhere: of a library, which a process can load several times, or on a page
+    /// that two segments load. None for others.
+    pub fn semaphore(&self, offset: u64) -> Option<Semaphore> {
         let page = offset / PAGE;
         let holds = |s: &ProgramHeader64<LittleEndian>| {
             let (start, bytes) = (s.p_offset(LE), s.p_filesz(LE));
@@ -157,7 +165,8 @@ impl<'a> Headers<'a> {
             bytes > 0 && (start / PAGE..=end / PAGE).contains(&page)
         };
         let writable = || self.loads().filter(|s| s.p_flags(LE).contains(elf::PF_W));
-        if writable().filter(|s| holds(s)).count() < 2 {
+        let is_on_shared_page = writable().filter(|s| holds(s)).count() > 1;
+        if !is_on_shared_page && !self.is_library() {
             return None;
         }
         let vaddr = writable().find_map(|s| {
@@ -166,11 +175,12 @@ impl<'a> Headers<'a> {
         })?;
         let code = self.loads().find(|s| executable(s))?;
         let page_of = |at: u64| at / PAGE * PAGE;
-        Some(SharedSemaphore {
+        Some(Semaphore {
             offset,
             code_offset: page_of(code.p_offset(LE)),
             distance: vaddr.wrapping_sub(page_of(code.p_vaddr(LE))),
             first_code: self.first_code().unwrap_or_default(),
+            is_on_shared_page,
         })
     }
 
@@ -289,6 +299,12 @@ impl<'a> Headers<'a> {
     pub(super) fn dynamic(&self) -> Vec<(elf::DynamicTag, u64)> {
         let table = self.segments.iter().find_map(|s| s.dynamic(LE, self.bytes).ok().flatten());
         table.unwrap_or(&[]).iter().map(|entry| (entry.d_tag.get(LE), entry.d_val.get(LE))).collect()
+    }
+
+    /// Whether a process can load the file when it has done so already.
+    fn is_library(&self) -> bool {
+        let has_name = || self.dynamic().iter().any(|(tag, _)| *tag == elf::DT_SONAME);
+        self.pie && (!self.has_interpreter() || has_name())
     }
 
     /// Whether the file names a program that loads it.

@@ -57,7 +57,7 @@ pub use error::{ElfError, FormError, SiteError, Unnamed};
 pub use exit::{Exit, ExitKind, Exits, NoExits, Passage, PassageKind};
 pub use forms::{ArgForm, Form, Reg, parse_args};
 pub use functions::function_sites;
-pub use headers::{Arch, Headers, SharedSemaphore};
+pub use headers::{Arch, Headers, Semaphore};
 pub use image::{Image, go_binary};
 pub use index::SymbolIndex;
 pub use minidebug::embedded_symbols;

@@ -141,16 +141,36 @@ impl Files {
     /// # Errors
     /// If the iterator fails.
     pub fn mapping(&mut self, inode: Inode) -> io::Result<BTreeSet<u32>> {
-        self.set(inode.address, self.namespace.level)?;
-        let link = attach(&self.loaded.borrow_dependent().progs.mappings, 0)?;
         let mut found = BTreeSet::new();
-        for_each(&link, |mapping: mapped_file| {
-            if inode_of(&mapping) == inode {
-                found.insert(mapping.tgid);
-            }
-            true
+        self.for_each_mapping(inode, |mapping| {
+            found.insert(mapping.tgid);
         })?;
         Ok(found)
+    }
+
+    /// The processes that map the same code of the file more than once, as far as the exporter's pid namespace reaches.
+    ///
+    /// # Errors
+    /// If the iterator fails.
+    pub fn mapping_twice(&mut self, inode: Inode) -> io::Result<BTreeSet<u32>> {
+        let (mut seen, mut twice) = (BTreeSet::new(), BTreeSet::new());
+        self.for_each_mapping(inode, |mapping| {
+            if mapping.code > 0 && !seen.insert((mapping.tgid, mapping.code)) {
+                twice.insert(mapping.tgid);
+            }
+        })?;
+        Ok(twice)
+    }
+
+    fn for_each_mapping(&mut self, inode: Inode, mut take: impl FnMut(mapped_file)) -> io::Result<()> {
+        self.set(inode.address, self.namespace.level)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings, 0)?;
+        for_each(&link, |mapping: mapped_file| {
+            if inode_of(&mapping) == inode {
+                take(mapping);
+            }
+            true
+        })
     }
 
     /// When a process began, in nanoseconds since boot: it tells the process from a later one with the same number.

@@ -10,8 +10,8 @@ use crate::arguments::{
 };
 use crate::config::model::{Point, ReturnsBy};
 use crate::elf::{
-    ArgForm, Cost, FormError, FunctionResult, Parameters, SharedSemaphore, Site, SiteError, SiteShape,
-    SymbolIndex, usdt_sites,
+    ArgForm, Cost, FormError, FunctionResult, Parameters, Semaphore, Site, SiteError, SiteShape, SymbolIndex,
+    usdt_sites,
 };
 use crate::places::{FoundPlaces, ProbePlace, places_in};
 use crate::plan::{Hook, Plan, ProbePlan, ValueSource};
@@ -54,8 +54,8 @@ pub struct ResolvedSite {
     pub is_return: bool,
     /// Leaves a function.
     pub is_exit: bool,
-    /// The semaphore, if the kernel raises the wrong copy of it in processes that start later.
-    pub shared_semaphore: Option<SharedSemaphore>,
+    /// The semaphore, if the kernel may not raise it everywhere.
+    pub semaphore: Option<Semaphore>,
     /// As the kernel is told; the probe's number is in it.
     pub(crate) entry: site,
 }
@@ -195,7 +195,7 @@ pub fn resolve(
         sites.push(ResolvedSite {
             offset,
             ref_ctr_offset,
-            shared_semaphore: image.semaphore_loaded_twice(ref_ctr_offset).filter(|_| ref_ctr_offset != 0),
+            semaphore: image.semaphore(ref_ctr_offset).filter(|_| ref_ctr_offset != 0),
             shape: at.shape,
             name,
             function: function_offset,
@@ -210,7 +210,7 @@ pub fn resolve(
     found.warnings.extend(typed.warnings_of_results());
     found.remarks.extend(typed.notes);
     found.warnings.extend(typed.warnings);
-    if sites.iter().any(|site| site.shared_semaphore.is_some()) {
+    if sites.iter().any(|site| site.semaphore.is_some_and(|of| of.is_on_shared_page)) {
         found.remarks.push(SHARED_PAGE.to_string());
     }
     Ok(Resolved {

@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use super::cookies::Cookies;
 use super::file::Identity;
+use super::raised::RaisedCopies;
 use crate::kernel::{Lease, PinnableLink, release};
 
 /// The probes of a file, on the way out.
@@ -43,6 +44,8 @@ pub(super) struct Shedding {
 #[derive(Debug, Default)]
 pub(super) struct Detacher {
     shared: Arc<Mutex<DetachState>>,
+    /// Semaphores to lower that the kernel does not.
+    raised: Arc<RaisedCopies>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -60,6 +63,10 @@ fn lock(state: &Mutex<DetachState>) -> MutexGuard<'_, DetachState> {
 }
 
 impl Detacher {
+    pub(super) fn new(raised: Arc<RaisedCopies>) -> Self {
+        Self { raised, ..Self::default() }
+    }
+
     /// Takes all of these out at the same time, for the kernel takes as long for one, and then lets go of the leases.
     pub(super) fn detach(&mut self, lot: Vec<Leaving>) {
         self.start(lot, None, None);
@@ -87,10 +94,11 @@ impl Detacher {
             state.changes += 1;
             lot.iter().for_each(|leaving| *state.files.entry(leaving.identity).or_default() += 1);
         }
-        let shared = self.shared.clone();
+        let (shared, raised) = (self.shared.clone(), self.raised.clone());
         // What it is given is not lost where there is no thread.
         let (give, given) = sync_channel(1);
-        let work = move || given.iter().for_each(|(lot, then, done)| take_out(&shared, lot, then, done));
+        let work =
+            move || given.iter().for_each(|(lot, then, done)| take_out(&shared, &raised, lot, then, done));
         match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
             Ok(thread) => {
                 let _ = give.send((lot, then, done));
@@ -98,7 +106,7 @@ impl Detacher {
             }
             Err(err) => {
                 log::debug!("failed to start a thread that detaches: {err}");
-                take_out(&self.shared, lot, then, done);
+                take_out(&self.shared, &self.raised, lot, then, done);
             }
         }
     }
@@ -126,12 +134,14 @@ impl Detacher {
 
 fn take_out(
     shared: &Mutex<DetachState>,
+    raised: &RaisedCopies,
     mut lot: Vec<Leaving>,
     then: Option<Afterwards>,
     done: Option<SyncSender<()>>,
 ) {
     let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
     release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
+    identities.iter().for_each(|identity| raised.lower(*identity));
     // Before others can be attached.
     then.into_iter().for_each(|then| then());
     {

@@ -139,6 +139,12 @@ impl Finder {
         files.and_then(|files| files.mapping(identity).ok()).unwrap_or_default()
     }
 
+    /// Likewise, those that have loaded it more than once.
+    pub(super) fn mapping_twice(&mut self, identity: Identity) -> BTreeSet<u32> {
+        let files = self.files.as_mut().filter(|_| identity.address != 0);
+        files.and_then(|files| files.mapping_twice(identity).ok()).unwrap_or_default()
+    }
+
     /// Whether any process still has the file mapped, or had a moment ago.
     pub fn in_use(&mut self, identity: Identity) -> bool {
         if let Some((of, at, used)) = self.used

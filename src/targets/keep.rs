@@ -193,7 +193,7 @@ impl AttachedFile {
             probes: self.probes.iter().enumerate().map(probe).collect(),
             links: names.collect(),
             cookies: self.cookies.clone(),
-            shared_semaphores: self.shared_semaphores.clone(),
+            shared_semaphores: self.semaphores.clone(),
             originals: self.hidden.originals.iter().map(|(offset, byte)| (*offset, *byte)).collect(),
             semaphores: self.hidden.semaphores.iter().map(|(offset, of)| (*offset, *of)).collect(),
             span: self.hidden.span,
@@ -220,7 +220,7 @@ impl AttachedFile {
         }
         attached.links = links;
         attached.cookies = record.cookies;
-        attached.shared_semaphores = record.shared_semaphores;
+        attached.semaphores = record.shared_semaphores;
         attached.hidden = Hidden {
             originals: record.originals.into_iter().collect(),
             semaphores: record.semaphores.into_iter().collect(),

@@ -274,6 +274,7 @@ impl Worker {
             }
         }
         if changed {
+            self.raise_copies(target);
             self.publish(target, planned);
         }
         self.wait_for_writer(target, planned, written);

@@ -312,7 +312,7 @@ impl Worker {
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);
-            files.filter(|of| of.identity == identity).any(|of| !of.shared_semaphores.is_empty())
+            files.filter(|of| of.identity == identity).any(AttachedFile::has_semaphores_on_shared_pages)
         };
         // A target by command line or parent alone may mean another process that runs the same file under the same name.
         let selectors = self.plan.targets.iter().map(|target| &target.selector.processes);

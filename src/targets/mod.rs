@@ -25,6 +25,7 @@ mod overrun;
 mod patched_code;
 mod path_watcher;
 mod processes;
+mod raised;
 mod readers;
 mod record;
 mod semaphores;

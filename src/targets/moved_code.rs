@@ -71,6 +71,11 @@ impl Code {
         all.map(move |(range, start)| start + (site - range.start))
     }
 
+    fn is_mapped_again(&self) -> bool {
+        let mut seen = HashSet::new();
+        !self.mapped.iter().all(|range| seen.insert(range.start))
+    }
+
     fn lacks(&self, sites: &[u64]) -> usize {
         sites.iter().filter(|site| !self.mapped.iter().any(|range| range.contains(site))).count()
     }
@@ -163,6 +168,9 @@ impl Worker {
         if code.mapped.is_empty() && !self.finder.of_process(pid).is_ok_and(|runs| runs.identity == identity)
         {
             return;
+        }
+        if code.is_mapped_again() {
+            self.raise_semaphores(pid, identity);
         }
         // What translates code has no breakpoints, on purpose.
         let memory = (!translates(pid)).then(|| File::open(format!("/proc/{thread}/mem")));

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::{Identity, Stamp};
 use super::status::{ProbeState, SavedCounts};
-use crate::elf::SharedSemaphore;
+use crate::elf::Semaphore;
 use crate::kernel::{Pinning, Shape};
 use crate::plan::SavedPlan;
 use crate::unusable::UnusableSite;
@@ -54,7 +54,7 @@ pub(super) struct Record {
     pub probes: Vec<ProbeRecord>,
     pub links: Vec<(usize, String)>,
     pub cookies: Vec<(usize, u32)>,
-    pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
+    pub shared_semaphores: Vec<(u64, Semaphore)>,
     #[serde(default)]
     pub originals: Vec<(u64, u8)>,
     #[serde(default)]

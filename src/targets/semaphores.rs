@@ -1,47 +1,52 @@
-//! Raising semaphores that the kernel raises in the wrong place.
+//! Raising semaphores where the kernel does not.
 //!
 //! In a file whose semaphores are on a page that two segments load (lld), the kernel raises them, in a process that
 //! starts, where the first of the two is mapped. Later, when that has become read-only, it lowers them in the second, where the
 //! program looks: also when the exporter is killed. So the right one is raised here as often as the kernel will lower it, which
 //! balances. What forks takes its raised semaphores along. A process in which one was not raised would keep
 //! the kernel from taking out its probes.
+//!
+//! Of a library that a process has loaded several times (dlmopen(3)), the kernel raises the semaphore of the copy with the lowest
+//! address of those that are there by then, for the breakpoints of each, and lowers that which has the lowest address in the end:
+//! one that was loaded last, mostly. So all of them are raised here as far as the kernel may lower them, and what is left when the
+//! probes are out is lowered here.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::denied::why_denied;
 use super::file::Identity;
+use super::raised::{RaisedCopy, breakpoints, note_copy, open_memory, read};
 use super::worker::Worker;
-use crate::elf::SharedSemaphore;
-use crate::kernel::BREAKPOINT;
+use crate::elf::Semaphore;
 use crate::procfs::{Mapping, living_thread, text};
 
 /// A semaphore by its place in the file, and the sites that name it.
-type Wanted = BTreeMap<u64, (SharedSemaphore, BTreeSet<u64>)>;
+type Wanted = BTreeMap<u64, (Semaphore, BTreeSet<u64>)>;
 
 impl Worker {
-    /// Semaphores of the file that have to be raised in each process, whatever targets they are for.
-    fn shared_semaphores(&self, identity: Identity) -> Wanted {
+    /// Semaphores of the file that have to be looked after in each process, whatever targets they are for.
+    fn wanted_semaphores(&self, identity: Identity) -> Wanted {
         let states = self.targets.iter();
         let files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
         let mut wanted = Wanted::new();
-        for (site, shared) in files.filter(|of| of.identity == identity).flat_map(|of| &of.shared_semaphores)
-        {
-            wanted.entry(shared.offset).or_insert_with(|| (*shared, BTreeSet::new())).1.insert(*site);
+        for (site, of) in files.filter(|of| of.identity == identity).flat_map(|of| &of.semaphores) {
+            wanted.entry(of.offset).or_insert_with(|| (*of, BTreeSet::new())).1.insert(*site);
         }
         wanted
     }
 
-    /// In a process that has just begun to run the file.
+    /// In a process that has just begun to run the file, or has loaded it once more.
     pub(super) fn raise_semaphores(&mut self, pid: u32, identity: Identity) {
-        let wanted = self.shared_semaphores(identity);
-        if wanted.is_empty() {
+        let wanted = self.wanted_semaphores(identity);
+        if wanted.is_empty() || pid == std::process::id() {
             return;
         }
-        let raised =
-            self.finder.starts_of_mappings(pid, identity).and_then(|starts| raise(pid, &starts, &wanted));
+        let raised = self.finder.starts_of_mappings(pid, identity).and_then(|starts| {
+            let mut copies = self.raised.lock();
+            raise(pid, &starts, &wanted, copies.entry(identity).or_default())
+        });
         match raised {
             Ok(0) => {}
             Ok(raised) => log::debug!("process {pid}: raised {raised} semaphores"),
@@ -63,65 +68,73 @@ impl Worker {
         }
     }
 
-    /// In all processes that map such files, of which some may not have been told.
+    /// In processes that have loaded files of the target several times already.
+    pub(super) fn raise_copies(&mut self, target: usize) {
+        let current = self.targets[target].current.iter();
+        let files: Vec<_> = current.filter(|of| !of.semaphores.is_empty()).map(|of| of.identity).collect();
+        for identity in files {
+            for pid in self.finder.mapping_twice(identity) {
+                self.raise_semaphores(pid, identity);
+            }
+        }
+    }
+
+    /// In all processes in which that may be needed, of which some may not have been told.
     pub(super) fn raise_all_semaphores(&mut self) {
         let states = self.targets.iter();
         let files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
         let files: HashSet<Identity> =
-            files.filter(|of| !of.shared_semaphores.is_empty()).map(|of| of.identity).collect();
+            files.filter(|of| of.has_semaphores_on_shared_pages()).map(|of| of.identity).collect();
+        let copied = self.raised.identities().into_iter().filter(|of| !files.contains(of));
+        let mut processes: Vec<_> = copied
+            .flat_map(|of| self.finder.mapping_twice(of).into_iter().map(move |pid| (pid, of)))
+            .collect();
         for identity in files {
-            for pid in self.finder.mapping(identity) {
-                self.raise_semaphores(pid, identity);
-            }
+            processes.extend(self.finder.mapping(identity).into_iter().map(|pid| (pid, identity)));
         }
+        processes.into_iter().for_each(|(pid, identity)| self.raise_semaphores(pid, identity));
     }
 }
 
 /// Raises those that are not. `starts` are the addresses at which mappings of the file begin. Returns how many were
 /// raised.
-fn raise(pid: u32, starts: &HashSet<u64>, wanted: &Wanted) -> io::Result<usize> {
-    let pid = living_thread(pid);
-    let maps = text(format!("/proc/{pid}/maps"))?;
-    let maps: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).collect();
-    let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+fn raise(
+    pid: u32,
+    starts: &HashSet<u64>,
+    wanted: &Wanted,
+    copies: &mut Vec<RaisedCopy>,
+) -> io::Result<usize> {
+    let thread = living_thread(pid);
+    let maps = text(format!("/proc/{thread}/maps"))?;
+    let maps = maps.lines().filter_map(Mapping::parse);
+    let maps: Vec<Mapping<'_>> = maps.filter(|map| starts.contains(&map.start)).collect();
+    let memory = open_memory(thread)?;
     let mut raised = 0;
-    for (shared, sites) in wanted.values() {
-        let code = maps.iter().filter(|map| {
-            starts.contains(&map.start) && map.is_executable() && map.offset == shared.code_offset
+    for (semaphore, sites) in wanted.values() {
+        let code = maps.iter().filter(|map| map.is_executable() && map.offset == semaphore.code_offset);
+        let addresses = code.filter_map(|code| {
+            let at = code.start.wrapping_add(semaphore.distance);
+            maps.iter().find(|map| map.is_data() && map.contains(at)).map(|map| (at, map))
         });
-        for code in code {
-            let at = code.start.wrapping_add(shared.distance);
-            let is_there =
-                maps.iter().any(|map| map.is_data() && map.contains(at) && starts.contains(&map.start));
-            if !is_there {
-                continue;
-            }
-            let mut now = [0; 2];
-            memory.read_exact_at(&mut now, at)?;
-            let count = breakpoints(&memory, sites, maps.iter().filter(|map| starts.contains(&map.start)));
-            if u16::from_ne_bytes(now) == 0 && count > 0 {
-                memory.write_all_at(&count.to_ne_bytes(), at)?;
+        let addresses: BTreeMap<u64, &Mapping<'_>> = addresses.collect();
+        let is_single = addresses.len() == 1;
+        if is_single && !semaphore.is_on_shared_page {
+            continue;
+        }
+        let count = breakpoints(&memory, sites, maps.iter());
+        for (at, map) in addresses {
+            let now = read(&memory, at)?;
+            let lacking = if is_single && now > 0 { 0 } else { count.saturating_sub(now) };
+            if lacking > 0 {
+                memory.write_all_at(&(now + lacking).to_ne_bytes(), at)?;
                 raised += 1;
+            }
+            // A single one is lowered by the kernel. What an earlier exporter has left in others, which was killed, is lowered here as well.
+            if !is_single && count > 0 {
+                let place = (map.device, map.inode, semaphore.offset);
+                note_copy(copies, RaisedCopy { pid, at, place, sites: sites.clone(), by: count });
             }
         }
     }
     Ok(raised)
-}
-
-/// How many breakpoints there are for sites of the file: the kernel raises and lowers the semaphore for each. A page of code
-/// that two segments share is mapped twice, and has two.
-fn breakpoints<'a>(
-    memory: &File,
-    sites: &BTreeSet<u64>,
-    maps: impl Iterator<Item = &'a Mapping<'a>> + Clone,
-) -> u16 {
-    let is_there = |map: &Mapping<'_>, site: u64| {
-        let at = site.checked_sub(map.offset).and_then(|into| map.start.checked_add(into));
-        let mut byte = [0];
-        at.is_some_and(|at| {
-            map.contains(at) && memory.read_exact_at(&mut byte, at).is_ok() && byte[0] == BREAKPOINT
-        })
-    };
-    let all = sites.iter().map(|site| maps.clone().filter(|map| is_there(map, *site)).count());
-    u16::try_from(all.sum::<usize>()).unwrap_or(u16::MAX)
 }

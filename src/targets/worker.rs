@@ -12,6 +12,7 @@ use super::cookies::Cookies;
 use super::detacher::{Detacher, Shedding};
 use super::file::Identity;
 use super::find::Finder;
+use super::raised::RaisedCopies;
 use super::readers::ReadersHandle;
 use super::record::{Changing, Signature, StartState};
 use super::state::TargetState;
@@ -39,6 +40,8 @@ pub(super) struct Worker {
     pub(super) shed: Shed,
     pub(super) shedding: Vec<Shedding>,
     pub(super) detacher: Detacher,
+    /// Shared with the detacher.
+    pub(super) raised: Arc<RaisedCopies>,
     pub(super) targets: Vec<TargetState>,
     pub(super) finder: Finder,
     pub(super) watch: Watch,
@@ -141,6 +144,7 @@ impl Worker {
         let mut finder = Finder::new(files, &selectors, events, needs_libraries);
         let mut values = plan.probes.iter().flat_map(|probe| &probe.values);
         finder.processes.are_cgroups_shown = values.any(|value| matches!(value.kind, ValueKind::Cgroup(_)));
+        let raised = Arc::new(RaisedCopies::default());
         let mut worker = Self {
             plan,
             kernel,
@@ -149,7 +153,8 @@ impl Worker {
             cookies,
             shed: Shed::new(),
             shedding: Vec::new(),
-            detacher: Detacher::default(),
+            detacher: Detacher::new(raised.clone()),
+            raised,
             targets,
             finder,
             watch,

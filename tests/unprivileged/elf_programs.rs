@@ -147,7 +147,7 @@ fn a_semaphore_on_a_page_that_is_loaded_twice_is_seen() {
         let bytes = probes_program(name, flags);
         let image = Image::parse(&bytes).unwrap();
         let site = &usdt_sites(&image, "demo", "first").unwrap()[0];
-        image.semaphore_loaded_twice(site.ref_ctr_offset).is_some()
+        image.semaphore(site.ref_ctr_offset).is_some_and(|of| of.is_on_shared_page)
     };
     assert!(twice("probes-lld", &["-fuse-ld=lld"]));
     assert!(!twice("probes-lld-apart", &["-fuse-ld=lld", "-Wl,-z,separate-loadable-segments"]));

@@ -164,15 +164,22 @@ impl ProcessEvents {
     }
 
     /// Who loads the file, of which a loader runs the code at this offset first, is told as long as the link is kept. `inode` is
-    /// the address of the file's inode.
+    /// the address of the file's inode. `again`: only who has loaded it before.
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn tell_loading(&self, file: &File, inode: u64, first_code: u64) -> libbpf_rs::Result<PinnableLink> {
+    pub fn tell_loading(
+        &self,
+        file: &File,
+        inode: u64,
+        first_code: u64,
+        again: bool,
+    ) -> libbpf_rs::Result<PinnableLink> {
+        let again = if again { u64::from(event_limit::LOADED_AGAIN.0) } else { 0 };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let opts = UprobeMultiOpts {
             offsets: vec![first_code as usize],
-            cookies: vec![inode],
+            cookies: vec![inode | again],
             ..UprobeMultiOpts::default()
         };
         let program = &self.loaded.borrow_dependent().progs.loaded;

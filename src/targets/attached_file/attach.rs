@@ -217,7 +217,7 @@ impl AttachedFile {
                 }
                 None => {
                     self.cookies.push((unit, *number));
-                    self.shared_semaphores.extend(site.shared_semaphore.map(|shared| (site.offset, shared)));
+                    self.semaphores.extend(site.semaphore.map(|semaphore| (site.offset, semaphore)));
                     self.probes[at].sites += 1;
                     if site.ref_ctr_offset != 0 {
                         self.hidden.semaphores.insert(site.offset, site.ref_ctr_offset);

@@ -16,7 +16,7 @@ use super::find::Finder;
 use super::outcome::Outcome;
 use super::readers::Hidden;
 use super::status::ProbeState;
-use crate::elf::SharedSemaphore;
+use crate::elf::Semaphore;
 use crate::kernel::{Kernel, Lease, PinnableLink, ProcessEvents, Rearmed};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
@@ -37,8 +37,8 @@ pub struct AttachedFile {
     sites: Vec<(usize, ResolvedSite)>,
     /// Those that are taken out for a while.
     shelved: Vec<(usize, ResolvedSite)>,
-    /// Offsets of sites whose semaphores the kernel raises wrongly in processes that start later, and these semaphores.
-    pub shared_semaphores: Vec<(u64, SharedSemaphore)>,
+    /// Offsets of sites whose semaphores the kernel may not raise everywhere, and these semaphores.
+    pub semaphores: Vec<(u64, Semaphore)>,
     /// Tells of processes that load the file, for these, unless the kernel has refused it.
     loading: Option<libbpf_rs::Result<PinnableLink>>,
     /// What breakpoints hide, and what they raise.
@@ -92,7 +92,7 @@ impl AttachedFile {
             cookies: Vec::new(),
             sites: Vec::new(),
             shelved: Vec::new(),
-            shared_semaphores: Vec::new(),
+            semaphores: Vec::new(),
             loading: None,
             hidden: Hidden::default(),
             is_code_checked: false,
@@ -137,7 +137,7 @@ impl AttachedFile {
         let gone: Vec<_> = self.sites.extract_if(.., |(at, _)| units.contains(&unit(*at))).collect();
         // Another unit's probe may be at the same place.
         let sites = &self.sites;
-        self.shared_semaphores.retain(|(offset, _)| sites.iter().any(|(_, site)| site.offset == *offset));
+        self.semaphores.retain(|(offset, _)| sites.iter().any(|(_, site)| site.offset == *offset));
         gone.iter().for_each(|(at, _)| self.probes[*at].sites -= 1);
         self.shelved.extend(gone);
         leaving
@@ -199,7 +199,7 @@ impl AttachedFile {
     /// Takes the probes out of the file. Site numbers are given back only when that is done: until then a hit could
     /// still name them.
     pub fn leave_all(&mut self) -> Leaving {
-        self.shared_semaphores.clear();
+        self.semaphores.clear();
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
         Leaving {
             identity: self.identity,
@@ -285,7 +285,7 @@ impl AttachedFile {
 
     /// Has it told who loads the file, if semaphores have to be raised in such processes.
     pub fn follow_loading(&mut self, events: &ProcessEvents, found: &TargetFile) {
-        let first_code = self.shared_semaphores.first().map_or(0, |(_, shared)| shared.first_code);
+        let first_code = self.semaphores.first().map_or(0, |(_, semaphore)| semaphore.first_code);
         if self.loading.is_some() || first_code == 0 || self.identity.address == 0 {
             return;
         }
@@ -294,13 +294,19 @@ impl AttachedFile {
         if file.read_exact_at(&mut byte, first_code).is_err() {
             return;
         }
-        let told = events.tell_loading(&file, self.identity.address, first_code);
+        let again = !self.has_semaphores_on_shared_pages();
+        let told = events.tell_loading(&file, self.identity.address, first_code, again);
         match &told {
             // Who copies the file through a mapping must not copy this breakpoint either.
             Ok(_) => drop(self.hidden.originals.insert(first_code, byte[0])),
             Err(err) => log::debug!("{}: semaphores will be raised late: {err:#}", self.display),
         }
         self.loading = Some(told);
+    }
+
+    /// Whether the kernel raises semaphores wrongly in processes that start later.
+    pub fn has_semaphores_on_shared_pages(&self) -> bool {
+        self.semaphores.iter().any(|(_, semaphore)| semaphore.is_on_shared_page)
     }
 
     /// Whether the file's contents cannot have changed, whatever its times say.

@@ -14,6 +14,9 @@
  *   confine MODE lets the kernel end it at any system call but what it needs from now on: MODE is strict or filter
  *   load FILE    loads a library from a memfd and fires lib:hit of it as often as NUMBER says from now on
  *   open FILE    likewise with the library itself
+ *   again FILE   likewise with a copy of the library in a namespace of its own
+ *   close        unloads the library that it had loaded before this one
+ *   lib raised   answers with the value of the semaphore of the library's probe
  *   move         replaces its code by a copy, as programs do to have it in huge pages
  *   forget       throws a page of its code away, which is read from the file again
  *   copy FILE    writes its executable, which it maps for that, to the file
@@ -54,8 +57,15 @@ void fire(void)
 	if (IS_RAISED)
 		DTRACE_PROBE(lib, hit);
 }
+
+int raised(void)
+{
+	return IS_RAISED;
+}
 #else
 static void (*fire_library)(void);
+static int (*library_raised)(void);
+static void *library_before, *library_now;
 
 static volatile int pad[PAD];
 
@@ -93,13 +103,19 @@ static void fire(long times)
 		hit();
 }
 
-static void load_path(const char *path)
+static void use_library(void *library)
 {
-	void *library = dlopen(path, RTLD_NOW);
-
 	if (!library)
 		exit(4);
+	library_before = library_now;
+	library_now = library;
 	fire_library = (void (*)(void))dlsym(library, "fire");
+	library_raised = (int (*)(void))dlsym(library, "raised");
+}
+
+static void load_path(const char *path)
+{
+	use_library(dlopen(path, RTLD_NOW));
 }
 
 static void load(const char *file)
@@ -221,9 +237,18 @@ static int serve(pid_t self)
 				return 9;
 		} else if (!strncmp(line, "open ", 5)) {
 			load_path(line + 5);
+		} else if (!strncmp(line, "again ", 6)) {
+			use_library(dlmopen(LM_ID_NEWLM, line + 6, RTLD_NOW));
+		} else if (!strcmp(line, "close")) {
+			if (dlclose(library_before))
+				return 11;
 		} else if (!strncmp(line, "exec ", 5)) {
 			execl(line + 5, line + 5, NULL);
 			return 5;
+		} else if (!strcmp(line, "lib raised")) {
+			printf("%d\n", library_raised());
+			fflush(stdout);
+			continue;
 		} else if (!strcmp(line, "raised")) {
 			printf("%d\n", IS_RAISED);
 			fflush(stdout);

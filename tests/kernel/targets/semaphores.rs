@@ -1,6 +1,7 @@
-//! Programs linked by lld, whose semaphores are on a page that two segments load: the kernel raises the wrong copy in those that
-//! start later.
+//! Semaphores that the kernel does not raise where the program looks: those of programs linked by lld, which are on a page that two segments
+//! load, in processes that start later; and those of a library's further copies in one process.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::support::*;
@@ -141,4 +142,61 @@ fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
         program.fire(3);
     }
     assert_eq!(count(&tracer, "p_total"), 3 * programs.len() as u64);
+}
+
+/// A library that has a semaphore, linked as usual.
+fn library(directory: &Path) -> PathBuf {
+    let library = directory.join("libagain.so");
+    build(&library, &["-O1", "-DLIBRARY", "-DSEMAPHORE", "-DPAD=1", "-shared", "-fPIC"]);
+    library
+}
+
+fn raised_in_library(program: &mut Program) -> u32 {
+    program.say("lib raised").parse().unwrap()
+}
+
+#[test]
+fn all_copies_of_a_library_in_one_process_are_counted_and_none_stays_raised() {
+    let directory = directory();
+    let (path, library) = (directory.path().join("program"), library(directory.path()));
+    build(&path, &["-O1", "-DPAD=1"]);
+    let target = config(&[("p", &format!("binary: {}", library.display()))]);
+    let target = target.replace("usdt:t:hit", "usdt:lib:hit");
+    let mut before = Program::start(&path);
+    before.say(&format!("open {}", library.display()));
+    (0..2).for_each(|_| drop(before.say(&format!("again {}", library.display()))));
+    assert_eq!(raised_in_library(&mut before), 0);
+
+    let mut tracer = Tracer::start(&target);
+    before.fire(10);
+    assert_eq!(count(&tracer, "p_total"), 10);
+    // Those that load it again later are counted from the first call, unless the exporter has no time for longer than they wait.
+    let mut later = Vec::new();
+    counted_from_the_first_hit(&tracer, "p_total", 10, |_| {
+        let mut program = Program::start(&path);
+        program.say(&format!("open {}", library.display()));
+        program.tell(&format!("again {}\n10", library.display()));
+        (0..2).for_each(|_| drop(program.answer()));
+        later.push(program);
+    });
+    for program in later.iter_mut().chain([&mut before]) {
+        eventually("the semaphore to be raised", || raised_in_library(program) > 0);
+        // What the kernel lowers in the end is the copy that is the first by then.
+        program.say("close");
+        let counted = count(&tracer, "p_total");
+        program.fire(5);
+        assert_eq!(count(&tracer, "p_total") - counted, 5);
+    }
+
+    for _ in 0..2 {
+        drop(tracer);
+        for program in later.iter_mut().chain([&mut before]) {
+            assert_eq!(raised_in_library(program), 0);
+        }
+        tracer = Tracer::start(&target);
+        for program in later.iter_mut().chain([&mut before]) {
+            program.fire(3);
+        }
+        assert_eq!(count(&tracer, "p_total"), 3 * (later.len() as u64 + 1));
+    }
 }
