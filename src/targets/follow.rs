@@ -231,15 +231,16 @@ impl Finder {
 
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
     /// Where semaphores have to be raised, all such processes are told, and otherwise those that another target may mean which does not
-    /// have the file yet.
+    /// have the file yet. So are all of a file that waits to be attached to: the next one may come when it can be.
     pub fn note_executed(
         &mut self,
         changes: &ProcessChanges,
+        is_waiting: impl Fn(Identity) -> bool,
         needs_semaphores: impl Fn(Identity) -> bool,
         unless: impl Fn(Identity) -> KnownUnless,
     ) {
         for executed in &changes.executed {
-            let Some(identity) = self.file_of(executed) else { continue };
+            let Some(identity) = self.file_of(executed).filter(|of| !is_waiting(*of)) else { continue };
             let Some(events) = &self.events else { return };
             if self.executed.len() >= KNOWN {
                 self.executed.drain().for_each(|(key, _)| events.forget_file(key));

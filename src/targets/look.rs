@@ -275,6 +275,7 @@ impl Worker {
         }
         if changed {
             self.raise_copies(target);
+            self.count_early(target);
             self.publish(target, planned);
         }
         self.wait_for_writer(target, planned, written);

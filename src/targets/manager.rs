@@ -303,6 +303,7 @@ impl Worker {
                     self.status.add_unprobed(target, late);
                 }
             }
+            self.note_early(identity, executed.time);
         }
         for (pid, inode) in &changes.loaded {
             self.raise_loaded(*pid, *inode);
@@ -326,7 +327,8 @@ impl Worker {
                 child: lacking().any(|by| by.children),
             }
         };
-        self.finder.note_executed(changes, needs_semaphores, unless);
+        let is_waiting = |identity| self.detacher.is_busy_with(identity);
+        self.finder.note_executed(changes, is_waiting, needs_semaphores, unless);
     }
 
     /// What is done at each look, and, of that, what is done less often.

@@ -22,6 +22,8 @@ pub(super) struct TargetState {
     pub(super) candidates: Vec<Candidate>,
     /// Since when a file that is being written keeps the target waiting.
     pub(super) written: Option<Written>,
+    /// Files that began to run while their former probes were on the way out, and when.
+    pub(super) early: Vec<(Identity, u64)>,
     /// When somebody last wanted to write a file.
     pub(super) broken: Option<Instant>,
     pub(super) missing: Option<String>,

@@ -58,6 +58,28 @@ impl Worker {
         is_still && self.finder.is_told_of_all() && self.targets.iter().all(is_settled)
     }
 
+    /// Notes that a process runs the file for which targets wait until its former probes are out.
+    pub(super) fn note_early(&mut self, identity: Identity, time: u64) {
+        if !self.detacher.is_busy_with(identity) {
+            return;
+        }
+        for state in self.targets.iter_mut().filter(|state| state.written.is_some()) {
+            if state.early.len() < EARLY {
+                state.early.push((identity, time));
+            }
+        }
+    }
+
+    /// Counts how long such processes ran before the target's files were attached to.
+    pub(super) fn count_early(&mut self, target: usize) {
+        let state = &mut self.targets[target];
+        for (identity, time) in std::mem::take(&mut state.early) {
+            let attached = state.current.iter().find(|of| of.identity == identity && of.is_attached());
+            let late = attached.map_or(0, |of| of.attached_at.saturating_sub(time));
+            self.status.add_unprobed(target, late);
+        }
+    }
+
     /// Tells once of children that the kernel's table had no room for.
     pub(super) fn note_lost_children(&self) {
         let lost = self.kernel.lost_children();
@@ -82,6 +104,9 @@ impl Worker {
         }
     }
 }
+
+/// Processes of a target whose time without probes is counted when its file is attached to.
+const EARLY: usize = 1024;
 
 /// A process more is so much longer until the next measurement: reading of it takes some 20 us.
 const FOR_EACH_PROCESS: Duration = Duration::from_millis(10);

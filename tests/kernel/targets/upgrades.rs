@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+use caps::{CapSet, Capability};
+
 use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
@@ -199,3 +201,27 @@ fn what_happens_after_a_rest_is_noticed_at_once() {
 
 /// Longer than the manager takes to see that nothing happens.
 const REST: std::time::Duration = std::time::Duration::from_secs(11);
+
+/// Without a lease the probes are taken out when it is seen that the file may have been written, and set anew once they are out.
+#[test]
+fn starts_while_former_probes_are_on_the_way_out_are_counted_or_told_of() {
+    let directory = directory();
+    let program = directory.path().join("touched");
+    build(&program, &["-O1", "-DPAD=1"]);
+    std::os::unix::fs::chown(&program, Some(65534), None).unwrap();
+    caps::drop(None, CapSet::Effective, Capability::CAP_LEASE).unwrap();
+    let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
+    let mut lost = 0;
+    for _ in 0..20 {
+        let before = count(&tracer, "p_total");
+        run("touch", &[program.to_str().unwrap()]);
+        (0..40).for_each(|_| fire_at_once(&program, 1));
+        lost += 40 - (count(&tracer, "p_total") - before);
+        counted_again(&tracer, &program);
+        if lost > 0 {
+            break;
+        }
+    }
+    assert!(lost > 0, "the probes were never on the way out");
+    assert!(!tracer.targets().unprobed[0].is_zero(), "{lost} hits were lost without a word");
+}
