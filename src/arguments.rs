@@ -60,6 +60,14 @@ pub(crate) fn with_calling_convention(
             args.extend((args.len()..WORDS).map(|word| unknown(word, reason)));
             args
         }
+        Convention::OCaml => {
+            let registers = "-8@%rax -8@%rbx -8@%rdi -8@%rsi -8@%rdx -8@%rcx -8@%r8 -8@%r9 -8@%r12 -8@%r13";
+            let mut args = parse_args(Arch::X86_64, registers);
+            let reason = "only the first ten arguments of an OCaml function are in registers";
+            args.extend((args.len()..WORDS).map(|word| unknown(word, reason)));
+            args
+        }
+        Convention::Own(reason) => (0..WORDS).map(|word| unknown(word, reason)).collect(),
         Convention::GoStack => {
             let forms: String = (1..=WORDS).map(|word| format!(" -8@{}(%rsp)", 8 * word)).collect();
             parse_args(Arch::X86_64, &forms)

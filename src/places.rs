@@ -14,6 +14,9 @@ const CONDITION_ABOVE: u32 = 7 + 1;
 const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is still run where it lay before, which has no \
                         names: calls of functions there are not counted";
 
+const OCAML: &str = "arguments are read from OCaml's registers, in the order of the source, without `float`s; a whole number n is \
+                     2n + 1 in them, and in retval";
+
 /// A place to set a probe, before its values are located.
 #[derive(Debug)]
 pub(crate) struct ProbePlace {
@@ -62,6 +65,10 @@ pub(crate) fn places_in(
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
     let mut found = FoundPlaces::default();
     let mut exits = Costs::default();
+    let reads_words = reads(&probe.values) || reads_result(probe);
+    if reads_words && functions.iter().any(|function| function.convention == Convention::OCaml) {
+        found.remarks.push(OCAML.to_string());
+    }
     if !functions.is_empty() && index.code().runs_old_code() {
         found.warnings.push(OLD_CODE.to_string());
     }
@@ -79,7 +86,7 @@ pub(crate) fn places_in(
         if is_traced {
             match trace(index, probe, &function) {
                 Ok(Traced::Exits(returns)) => {
-                    exits.add(&display, function.is_go, &returns);
+                    exits.add(&display, &function, &returns);
                     left = returns.sites;
                     left.extend(returns.passages);
                 }

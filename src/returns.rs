@@ -6,8 +6,8 @@
 
 use crate::abi::{MAX_STRETCHES, location, location_op, site, site_flag, stretch};
 use crate::elf::{
-    Approach, Cost, Exit, ExitKind, Exits, Form, FunctionSite, Image, Passage, PassageKind, Reg, Site,
-    SymbolIndex, is_program,
+    Approach, Convention, Cost, Exit, ExitKind, Exits, Form, FunctionSite, Image, Passage, PassageKind, Reg,
+    Site, SymbolIndex, is_program,
 };
 
 use crate::unusable::unusable_reason;
@@ -79,21 +79,28 @@ pub fn turns(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Vec<(Si
 pub struct Costs {
     exits: usize,
     dear: usize,
-    is_go: bool,
+    /// What else is to be known of their costs.
+    besides: &'static str,
     followed: Vec<String>,
     untold: Vec<String>,
 }
 
 impl Costs {
-    pub fn add(&mut self, function: &str, is_go: bool, returns: &Returns) {
-        self.is_go |= is_go;
+    pub fn add(&mut self, name: &str, function: &FunctionSite, returns: &Returns) {
+        self.besides = match function.convention {
+            Convention::GoRegisters => "; calls are told apart by goroutine",
+            Convention::SystemV if !function.is_go => {
+                "; if nothing unwinds through it, `returns_by: trampoline` costs about 1 us"
+            }
+            _ => "",
+        };
         self.exits += returns.sites.len();
         self.dear += returns.single_stepped();
         if !returns.exits.followed.is_empty() {
-            self.followed.push(function.to_string());
+            self.followed.push(name.to_string());
         }
         if !returns.exits.all_return() {
-            self.untold.push(function.to_string());
+            self.untold.push(name.to_string());
         }
     }
 
@@ -103,16 +110,13 @@ impl Costs {
         if self.exits == 0 {
             return notes;
         }
-        let other = match self.is_go {
-            true => "calls are told apart by goroutine",
-            false => "if nothing unwinds through it, `returns_by: trampoline` costs about 1 us",
-        };
         notes.push(format!(
             "the return is traced at the function's exits: {} exit{}, {} of them single-stepped (5 to 15 us \
-             per hit, the others below 1); {other}",
+             per hit, the others below 1){}",
             self.exits,
             if self.exits == 1 { "" } else { "s" },
-            self.dear
+            self.dear,
+            self.besides
         ));
         if !self.followed.is_empty() {
             notes.push(format!(
@@ -244,6 +248,11 @@ pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result
         return Err(
             "`returns_by: trampoline` would crash it: Go programs move their stacks; remove it".to_string()
         );
+    }
+    if matches!(function.convention, Convention::OCaml | Convention::Own(_)) {
+        return Err("`returns_by: trampoline` would crash the program: its compiler's code does not call and return as C's does, or \
+             looks at return addresses; remove it"
+            .to_string());
     }
     let code = index.code();
     if code.has_handler(function.entry) {

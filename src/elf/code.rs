@@ -8,6 +8,7 @@ use std::rc::Rc;
 use super::body::Body;
 use super::headers::LE;
 use super::names::{is_callable_fragment, is_fragment};
+use super::runtimes::Runtime;
 use super::shape::ENDBR64;
 use super::symbol_table::{Kind, Symbol};
 use super::symbols::symbols;
@@ -15,15 +16,6 @@ use super::unwind::{Frame, Unwind};
 use super::{Image, is_program, non_local_exits};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
-
-/// Compilers whose code does not call and return as C's does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Runtime {
-    /// GHC keeps a stack of its own (`%rbp`) and only ever jumps.
-    Haskell,
-    /// OCaml before 4.10 raises an exception by taking the stack pointer back to the handler (`%r14`).
-    OCaml,
-}
 
 /// The code of a file, with what says where its functions begin and end.
 #[derive(Debug)]
@@ -129,13 +121,9 @@ impl<'a> Functions<'a> {
 
     /// The runtime that the file is linked with, where its code is not like C's.
     pub(super) fn runtime(&self) -> Option<Runtime> {
-        *self.runtime.get_or_init(|| {
-            symbols(&self.image).find_map(|symbol| match symbol.name {
-                "stg_upd_frame_info" => Some(Runtime::Haskell),
-                "caml_raise_exn" => Some(Runtime::OCaml),
-                _ => None,
-            })
-        })
+        *self
+            .runtime
+            .get_or_init(|| symbols(&self.image).find_map(|symbol| Runtime::with_symbol(symbol.name)))
     }
 
     /// Whether GHC made the code there, and not a C compiler: without an unwind table, or by its name.

@@ -7,6 +7,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use super::golang;
 use super::names::{CloneKind, clone_of};
 use super::pclntab::{Function, Layout};
+use super::runtimes::Runtime;
 use super::select::{Selected, matching, missing};
 use super::sites::share_semaphores;
 use super::symbol_table::{Kind, Symbol};
@@ -218,11 +219,21 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
         let entry = at_go_entry(image, Layout::Go1_16, &function, entry)?;
         return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
+    let entry = FunctionSite { convention: convention(index, symbol.name), ..entry };
     let may_be_elsewhere = entry.site.shape == SiteShape::Endbr64 || !entry.site.shape.takes_probe();
     if may_be_elsewhere && let Some(site) = Site::at(image, index.code().probed_entry(symbol.vaddr)) {
         return Ok(FunctionSite { site, ..entry });
     }
     Ok(entry)
+}
+
+/// How a function that is not Go's is called. The file's symbols are only looked through for a name that tells of something else
+/// than C.
+fn convention(index: &SymbolIndex<'_>, name: &str) -> Convention {
+    match Runtime::of_name(name) {
+        Some((runtime, convention)) if index.code().runtime() == Some(runtime) => convention,
+        _ => Convention::SystemV,
+    }
 }
 
 /// The place in a Go function that each call passes once.

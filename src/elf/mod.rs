@@ -37,6 +37,7 @@ mod parameters;
 mod pclntab;
 pub mod probeable;
 mod raw_notes;
+mod runtimes;
 mod search;
 mod select;
 mod shape;

@@ -55,7 +55,7 @@ pub struct FunctionSite {
 /// How a function is called, as far as a probe at its entry must know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Convention {
-    /// Any program's that is not written in Go, and C code in a Go program.
+    /// As in C.
     SystemV,
     /// Since Go 1.17: the words of all arguments, one after the other, in nine registers, and R14 is the goroutine.
     GoRegisters,
@@ -63,6 +63,10 @@ pub enum Convention {
     GoStack,
     /// Go code of which neither is certain.
     Unknown,
+    /// The words of arguments, but floating point, in ten registers.
+    OCaml,
+    /// As no function of C, for this reason.
+    Own(&'static str),
 }
 
 const CHECKED: &str = "the program may check this code by a checksum when it starts (FIPS 140), and ends if a breakpoint is in it";

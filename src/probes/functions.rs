@@ -99,7 +99,8 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     match found.convention {
         Convention::Unknown => limits.push("no return, no arguments (assembly, or an unknown Go version)"),
         Convention::GoStack => limits.push("no return (arguments on the stack)"),
-        Convention::SystemV | Convention::GoRegisters => {}
+        Convention::Own(_) => limits.push("no arguments (passed in registers of its own)"),
+        Convention::SystemV | Convention::GoRegisters | Convention::OCaml => {}
     }
     if !found.checked {
         limits.push("may not be an instruction boundary");

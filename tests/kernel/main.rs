@@ -21,6 +21,7 @@ mod parameters;
 mod processes;
 mod returns;
 mod routes;
+mod runtimes;
 mod slow;
 mod spans;
 mod spans_left_open;

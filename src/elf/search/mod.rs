@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
-use super::code::{Functions, Runtime};
+use super::code::Functions;
 use super::exit::{NoExits, Passage, PassageKind};
 use super::names::{is_callable_fragment, is_fragment};
+use super::runtimes::Runtime;
 use super::thunks::jumps_by;
 
 /// The most functions that are followed into because a function ends by calling them.

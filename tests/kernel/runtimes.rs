@@ -1,0 +1,78 @@
+//! Code that is not called as C's is: its arguments are read where its compiler has them, or refused.
+
+use std::process::Command;
+
+use exporter::elf::{Image, SymbolIndex};
+use exporter::resolve::resolve;
+
+use crate::support::program::{compile, directory};
+use crate::support::tracer::{Tracer, plan_of};
+
+/// A program as its compiler makes it: a function of that name, which is called 1,000 times with 1, 2, 3 in the registers, after what
+/// tells of the compiler.
+fn program(function: &str, told_by: &str, registers: [&str; 3]) -> String {
+    let [a, b, c] = registers;
+    format!(
+        r#"
+void called(void);
+__asm__(".text\n.globl {told_by}\n.type {told_by}, @function\n{told_by}: ret\n.size {told_by}, . - {told_by}\n"
+	".globl {function}\n.type {function}, @function\n{function}: lea (%rax,%rbx), %rax\n ret\n"
+	".size {function}, . - {function}\n"
+	".type called, @function\ncalled: push %rbx\n push %r12\n mov $-1, %edi\n mov $-1, %esi\n mov $-1, %edx\n"
+	" mov $-1, %eax\n mov $-1, %ebx\n mov $1, %{a}\n mov $2, %{b}\n mov $3, %{c}\n call {function}\n"
+	" pop %r12\n pop %rbx\n ret\n.size called, . - called\n");
+int main(void) {{ for (volatile int i = 0; i < 1000; i++) called(); return 0; }}
+"#
+    )
+}
+
+#[test]
+fn arguments_of_ocaml_are_in_its_own_registers() {
+    let directory = directory();
+    let source = program("camlPeer__add_81", "caml_raise_exn", ["rax", "rbx", "rdi"]);
+    let binary = compile("gcc", "ocaml.c", &source, &["-O1"], directory.path());
+    let tracer = Tracer::start(&format!(
+        "node_name: test\ntargets:\n- name: ocaml\n  binary: {}\n  probes:\n  - function: camlPeer__add_81\n    args: {{ a: 0, b: \
+         1, c: 2 }}\n    metrics: [{{ counter: added_total, labels: {{ a: a, b: b, c: c, result: retval }} }}]\n",
+        binary.display()
+    ));
+    assert!(Command::new(&binary).status().unwrap().success());
+    let series = tracer.render();
+    let name = r#"added_total{a="1",b="2",c="3",result="3"}"#;
+    assert_eq!(series.get(name).map(String::as_str), Some("1000"), "{series:#?}");
+}
+
+#[test]
+fn arguments_that_no_register_of_c_has_are_refused() {
+    for (function, told_by, reason) in [
+        ("Main_add_info", "stg_upd_frame_info", "GHC"),
+        ("Builtins_MathMax", "Builtins_InterpreterEntryTrampoline", "V8"),
+        ("X0_add__a3", "Pl_Start_Prolog", "Prolog"),
+    ] {
+        let directory = directory();
+        let source = program(function, told_by, ["rax", "rbx", "rdi"]);
+        let binary = compile("gcc", "own.c", &source, &["-O1"], directory.path());
+        let bytes = std::fs::read(&binary).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let index = SymbolIndex::of(&image);
+        let resolved = |metric: &str, returns: &str| {
+            let plan = plan_of(
+                &format!(
+                    "node_name: test\ntargets:\n- name: own\n  binary: {}\n  probes:\n  - function: {function}\n    args: {{ a: 0 }}\n\
+                     {returns}    metrics: [{{ {metric} }}]\n",
+                    binary.display()
+                ),
+                false,
+            )
+            .unwrap();
+            resolve(&index, 0, &plan, &mut |_| 0).map(|_| ()).map_err(|err| err.to_string())
+        };
+        assert_eq!(resolved("counter: calls_total", ""), Ok(()), "{function}");
+        let refused = resolved("counter: calls_total, labels: { a: a }", "").unwrap_err();
+        assert!(refused.contains(reason), "{function}: {refused}");
+        let trampoline =
+            resolved("histogram: calls_seconds, value: duration", "    returns_by: trampoline\n");
+        let refused = trampoline.unwrap_err();
+        assert!(refused.contains("return addresses"), "{function}: {refused}");
+    }
+}
