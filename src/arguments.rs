@@ -50,6 +50,21 @@ pub(crate) fn with_calling_convention(
                 parse_args(Arch::X86_64, &(0..WORDS).map(|word| form("-8", word)).collect::<String>());
             let declared = parameters.iter().flat_map(|parameters| &parameters.all);
             declared.for_each(|parameter| place(&mut args, parameter));
+            let elsewhere = parameters.iter().filter(|parameters| parameters.are_elsewhere);
+            for parameters in elsewhere {
+                let is_one = |word: usize| {
+                    parameters.all.iter().flat_map(|one| &one.words).any(|words| words.contains(&word))
+                };
+                for (word, arg) in args.iter_mut().enumerate().filter(|(word, _)| !is_one(*word)) {
+                    *arg = unknown(
+                        word,
+                        &format!(
+                            "the function is not called as in C, and no parameter is there; {}",
+                            listed(parameters)
+                        ),
+                    );
+                }
+            }
             args
         }
         Convention::GoRegisters => {

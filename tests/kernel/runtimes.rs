@@ -76,3 +76,70 @@ fn arguments_that_no_register_of_c_has_are_refused() {
         assert!(refused.contains("return addresses"), "{function}: {refused}");
     }
 }
+
+const DECLARED: &str = r#"
+#define KEPT __attribute__((noinline))
+volatile long sink;
+KEPT __attribute__((ms_abi)) void windows(int a, int b, int c) { sink += a + b + c; }
+static KEPT __attribute__((ms_abi)) void local(int a, int b, int c) { sink += a - b - c; }
+#ifdef __clang__
+KEPT __attribute__((regcall)) void intel(int a, int b, int c) { sink += a * b * c; }
+KEPT __attribute__((preserve_all)) void saving(int a, int b, int c) { sink -= a + b + c; }
+#endif
+/* What is left of another call above the return address. */
+static KEPT void rubbish(void) { volatile long all[64]; for (int i = 0; i < 64; i++) all[i] = -1; }
+int main(void) {
+	for (volatile int i = 0; i < 10; i++) {
+		volatile int a = 1, b = 2, c = 3;
+		rubbish();
+		windows(a, b, c);
+		rubbish();
+		local(a, b, c);
+#ifdef __clang__
+		intel(a, b, c);
+		saving(a, b, c);
+#endif
+	}
+	return 0;
+}
+"#;
+
+/// Other conventions than C's own are known by debug information: by its name of them, or where a parameter is.
+#[test]
+fn parameters_of_other_conventions_are_where_debug_information_says() {
+    for (compiler, flag) in [("gcc", "-O0"), ("gcc", "-O2"), ("clang-14", "-O0"), ("clang-14", "-O2")] {
+        let directory = directory();
+        let binary = compile(compiler, "other.c", DECLARED, &[flag, "-g"], directory.path());
+        let config = |probes: &[(&str, [u32; 3])]| {
+            let probes = probes.iter().map(|(function, [a, b, c])| {
+                format!(
+                    "  - function: {function}\n    args: {{ a: {a}, b: {b}, c: {c} }}\n    metrics: [{{ counter: \
+                     {function}_total, labels: {{ a: a, b: b, c: c }} }}]\n"
+                )
+            });
+            format!(
+                "node_name: test\ntargets:\n- name: other\n  binary: {}\n  probes:\n{}",
+                binary.display(),
+                probes.collect::<String>()
+            )
+        };
+        // GCC does not name conventions, so positions are those of C's registers.
+        let by_gcc = [("windows", [3, 2, 4]), ("local", [0, 1, 2])];
+        let by_clang = [("windows", [0, 1, 2]), ("local", [0, 1, 2]), ("saving", [0, 1, 2])];
+        let probes = if compiler == "gcc" { &by_gcc[..] } else { &by_clang[..] };
+        let tracer = Tracer::start(&config(probes));
+        assert!(Command::new(&binary).status().unwrap().success());
+        let series = tracer.render();
+        for (function, _) in probes {
+            let name = format!(r#"{function}_total{{a="1",b="2",c="3"}}"#);
+            let count = series.get(&name).map(String::as_str);
+            assert_eq!(count, Some("10"), "{compiler} {flag}: {name} in {series:#?}");
+        }
+        let bytes = std::fs::read(&binary).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let function = if compiler == "gcc" { "windows" } else { "__regcall3__intel" };
+        let plan = plan_of(&config(&[(function, [0, 1, 2])]), false).unwrap();
+        let refused = resolve(&SymbolIndex::of(&image), 0, &plan, &mut |_| 0).unwrap_err().to_string();
+        assert!(refused.contains("argument \"a\" cannot be read"), "{compiler} {flag}: {refused}");
+    }
+}

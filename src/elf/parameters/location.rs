@@ -56,8 +56,13 @@ impl<'d> Reader<'d> {
     pub(super) fn stored(&self, parameter: &Node<'d>, how: Passed) -> Option<EntryLocation> {
         let Passed::Registers { general: count @ 1.., vector: 0, .. } = how else { return None };
         let offset = self.on_frame(parameter)?;
+        self.stored_at(offset).map(|word| EntryLocation::Words(word, count))
+    }
+
+    /// The word that is stored this far from the frame pointer.
+    fn stored_at(&self, offset: i64) -> Option<usize> {
         let stored = self.stored.get_or_init(|| stored_arguments(self.image, self.entry));
-        stored.get(&offset).map(|word| EntryLocation::Words(*word, count))
+        stored.get(&offset).copied()
     }
 
     /// How far the parameter is from the frame pointer, once that is set.
@@ -124,6 +129,10 @@ impl<'d> Reader<'d> {
             Operation::Register { register: FRAME_POINTER } => offset.checked_sub(16)?,
             _ => return None,
         };
+        // Windows' convention has room there for what is in registers.
+        if let Some(word) = self.stored_at(above.checked_add(16)?) {
+            return Some(word);
+        }
         let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
         Some(REGISTERS + above / 8)
     }

@@ -22,6 +22,8 @@ pub struct Parameters {
     pub all: Vec<Parameter>,
     /// How many words it takes; None if that is not known, or it takes as many as its caller likes.
     pub words: Option<usize>,
+    /// Whether they are not where C passes them, and only where debug information says.
+    pub are_elsewhere: bool,
     /// What it returns; None if that is not known.
     pub result: Option<FunctionResult>,
 }
@@ -85,7 +87,8 @@ pub(super) fn parameters<'d>(
     let finder = debug_info.finder();
     let function = finder.node(described(&finder, &debug_info.functions_at(&finder, entry), symbol)?)?;
     let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
-    let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised);
+    let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised)
+        || is_called_otherwise(&finder, &function);
     // With optimisation while linking, what the source exports may be local after all.
     let is_external =
         !is_local && finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
@@ -104,6 +107,17 @@ fn described(finder: &Finder<'_>, all: &[DebugInfoOffset], symbol: &str) -> Opti
         known == Some(symbol.as_bytes()) || known == Some(base.as_bytes())
     };
     all.iter().copied().find(is_meant)
+}
+
+/// Whether debug information says that it is not called as C's functions are: `ms_abi`, `regcall`, or that a compiler took
+/// arguments away (`DW_CC_nocall`).
+fn is_called_otherwise<'d>(finder: &Finder<'d>, function: &Node<'d>) -> bool {
+    /// LLVM's numbers of conventions with arguments in C's registers: System V, those of Swift, and those that only keep more registers.
+    const AS_IN_C: [u64; 5] = [0xc2, 0xc8, 0xc9, 0xca, 0xcf];
+    let normal = [gimli::DW_CC_normal, gimli::DW_CC_program].map(|known| u64::from(known.0));
+    let told =
+        finder.declarations(function.clone()).find_map(|at| at.number(gimli::DW_AT_calling_convention));
+    told.is_some_and(|told| !normal.contains(&told) && !AS_IN_C.contains(&told))
 }
 
 /// What debug information tells of where a parameter is.
@@ -217,8 +231,8 @@ impl<'d> Reader<'d> {
         if words.is_cpp && !self.is_by_gcc() && parameter_count(self.symbol).is_none() {
             drop_unconfirmed(&mut all, &found);
         }
-        self.place(&mut all, &found);
-        Some(Parameters { all, words: words.count(), result })
+        let are_elsewhere = self.place(&mut all, &found);
+        Some(Parameters { all, words: words.count(), are_elsewhere, result })
     }
 
     fn result(&self, declared: &Node<'d>, words: &ArgumentWords) -> Option<FunctionResult> {
@@ -275,8 +289,8 @@ impl<'d> Reader<'d> {
                 .is_some_and(|origin| origin.at == declared.at)
     }
 
-    /// Compares where parameters are with where they are by their declaration.
-    fn place(&self, all: &mut [Parameter], found: &[Found]) {
+    /// Compares where parameters are with where they are by their declaration. Whether only the former is known.
+    fn place(&self, all: &mut [Parameter], found: &[Found]) -> bool {
         let differs = |(parameter, found): (&Parameter, &Found)| match (parameter.first(), found.first()) {
             (Some(declared), Some(found)) => declared != found,
             _ => false,
@@ -287,7 +301,7 @@ impl<'d> Reader<'d> {
             for (parameter, found) in all.iter_mut().zip(found) {
                 parameter.words = found.known.and_then(EntryLocation::words);
             }
-            return;
+            return true;
         }
         let is_changed = self.is_changed || moved;
         // GCC gives a function of which it took arguments another name.
@@ -308,6 +322,7 @@ impl<'d> Reader<'d> {
                 None => ParameterPlace::AsDeclared,
             };
         }
+        false
     }
 
     fn is_by_gcc(&self) -> bool {
