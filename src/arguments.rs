@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::config::model::{ArgKind, IntType};
 use crate::elf::{
-    Arch, ArgForm, Convention, FormError, FunctionResult, FunctionSite, Parameter, ParameterPlace,
-    Parameters, Pointee, Site, SymbolIndex, ValueType, parse_args,
+    Arch, ArgForm, Convention, FormError, FunctionResult, FunctionSite, OtherWords, Parameter,
+    ParameterPlace, Parameters, Pointee, Site, SymbolIndex, ValueType, parse_args,
 };
 use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
@@ -50,20 +50,14 @@ pub(crate) fn with_calling_convention(
                 parse_args(Arch::X86_64, &(0..WORDS).map(|word| form("-8", word)).collect::<String>());
             let declared = parameters.iter().flat_map(|parameters| &parameters.all);
             declared.for_each(|parameter| place(&mut args, parameter));
-            let elsewhere = parameters.iter().filter(|parameters| parameters.are_elsewhere);
-            for parameters in elsewhere {
-                let is_one = |word: usize| {
-                    parameters.all.iter().flat_map(|one| &one.words).any(|words| words.contains(&word))
-                };
-                for (word, arg) in args.iter_mut().enumerate().filter(|(word, _)| !is_one(*word)) {
-                    *arg = unknown(
-                        word,
-                        &format!(
-                            "the function is not called as in C, and no parameter is there; {}",
-                            listed(parameters)
-                        ),
-                    );
-                }
+            let alone = parameters.iter().filter(|parameters| parameters.others == OtherWords::Nothing);
+            for parameters in alone {
+                let reason = format!(
+                    "the function is not called as in C, and no parameter is there; {}",
+                    listed(parameters)
+                );
+                let others = args.iter_mut().enumerate().filter(|(word, _)| !holds_word(parameters, *word));
+                others.for_each(|(word, arg)| *arg = unknown(word, &reason));
             }
             args
         }
@@ -156,6 +150,11 @@ pub(crate) fn in_word(parameters: &Parameters, word: usize) -> Option<&Parameter
     parameters.all.iter().find(|parameter| parameter.word() == Some(word))
 }
 
+/// Whether some parameter, or a part of one, is in this word.
+fn holds_word(parameters: &Parameters, word: usize) -> bool {
+    parameters.all.iter().filter_map(|one| one.words.as_ref()).any(|words| words.contains(&word))
+}
+
 /// The parameters with the positions by which a configuration asks for them: a sentence without a full stop.
 pub(crate) fn listed(parameters: &Parameters) -> String {
     let one = |parameter: &Parameter| match &parameter.words {
@@ -183,6 +182,12 @@ fn contradiction(value: &ValuePlan, parameters: &Parameters) -> Option<String> {
     let index = position(value)?;
     let name = name(value);
     let Some(parameter) = in_word(parameters, index) else {
+        if parameters.others == OtherWords::Unpromised && !holds_word(parameters, index) {
+            return Some(format!(
+                "{name} is read at position {index} as in C, but debug information has no parameter there, and the language promises no \
+                 convention"
+            ));
+        }
         let words = parameters.words.filter(|words| index >= *words)?;
         return Some(format!(
             "{name} is read at position {index}, but by its debug information the function takes {words} word{} of arguments",

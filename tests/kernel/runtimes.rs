@@ -143,3 +143,43 @@ fn parameters_of_other_conventions_are_where_debug_information_says() {
         assert!(refused.contains("argument \"a\" cannot be read"), "{compiler} {flag}: {refused}");
     }
 }
+
+/// Zig calls in a way of its own, and Rust promises none: only what debug information places is certain.
+#[test]
+fn positions_without_a_parameter_are_told_or_refused_by_language() {
+    let directory = directory();
+    let source = "volatile long sink;\nstatic __attribute__((noinline)) void takes(long a) { sink += a; }\n\
+                  int main(void) { takes(1); takes(sink); return 0; }\n";
+    let assembly = compile("gcc", "language.c", source, &["-O1", "-g", "-S", "-dA"], directory.path());
+    let assembly = std::fs::read_to_string(assembly).unwrap();
+    for (language, number) in [("C", "0x1d"), ("Rust", "0x1c"), ("Zig", "0x27")] {
+        let line = |line: &str| match line.split_once("# DW_AT_language") {
+            Some(_) => format!("\t.byte\t{number}\n"),
+            None => format!("{line}\n"),
+        };
+        let changed: String = assembly.lines().map(line).collect();
+        let binary = compile("gcc", "language.s", &changed, &[], directory.path());
+        let bytes = std::fs::read(&binary).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let resolved = |position: u32| {
+            let plan = plan_of(
+                &format!(
+                    "node_name: test\ntargets:\n- name: own\n  binary: {}\n  probes:\n  - function: takes\n    args: {{ a: {position} \
+                     }}\n    metrics: [{{ counter: calls_total, value: a }}]\n",
+                    binary.display()
+                ),
+                false,
+            )
+            .unwrap();
+            let resolved = resolve(&SymbolIndex::of(&image), 0, &plan, &mut |_| 0);
+            resolved.map(|resolved| resolved.warnings.join("\n")).map_err(|err| err.to_string())
+        };
+        assert_eq!(resolved(0), Ok(String::new()), "{language}");
+        match (language, resolved(3)) {
+            ("C", Ok(warning)) => assert!(warning.contains("takes 1 word"), "{warning}"),
+            ("Rust", Ok(warning)) => assert!(warning.contains("promises no convention"), "{warning}"),
+            ("Zig", Err(refused)) => assert!(refused.contains("no parameter is there"), "{refused}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}

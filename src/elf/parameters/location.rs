@@ -129,11 +129,11 @@ impl<'d> Reader<'d> {
             Operation::Register { register: FRAME_POINTER } => offset.checked_sub(16)?,
             _ => return None,
         };
+        let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
         // Windows' convention has room there for what is in registers.
-        if let Some(word) = self.stored_at(above.checked_add(16)?) {
+        if let Some(word) = self.stored_at(above as i64 + 16) {
             return Some(word);
         }
-        let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
         Some(REGISTERS + above / 8)
     }
 }

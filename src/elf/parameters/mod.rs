@@ -22,10 +22,21 @@ pub struct Parameters {
     pub all: Vec<Parameter>,
     /// How many words it takes; None if that is not known, or it takes as many as its caller likes.
     pub words: Option<usize>,
-    /// Whether they are not where C passes them, and only where debug information says.
-    pub are_elsewhere: bool,
+    /// What is in the words that none of them is in.
+    pub others: OtherWords,
     /// What it returns; None if that is not known.
     pub result: Option<FunctionResult>,
+}
+
+/// What is in the words of arguments that no parameter is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherWords {
+    /// What C passes there, if it does.
+    AsInC,
+    /// The same for all that is known: the language promises nothing.
+    Unpromised,
+    /// No argument: arguments are not where C has them, and only where debug information says.
+    Nothing,
 }
 
 /// What a function returns.
@@ -231,8 +242,13 @@ impl<'d> Reader<'d> {
         if words.is_cpp && !self.is_by_gcc() && parameter_count(self.symbol).is_none() {
             drop_unconfirmed(&mut all, &found);
         }
-        let are_elsewhere = self.place(&mut all, &found);
-        Some(Parameters { all, words: words.count(), are_elsewhere, result })
+        let is_elsewhere = self.place(&mut all, &found);
+        let others = match words.is_c {
+            _ if is_elsewhere || (words.is_own && !self.is_external) => OtherWords::Nothing,
+            true => OtherWords::AsInC,
+            false => OtherWords::Unpromised,
+        };
+        Some(Parameters { all, words: words.count(), others, result })
     }
 
     fn result(&self, declared: &Node<'d>, words: &ArgumentWords) -> Option<FunctionResult> {

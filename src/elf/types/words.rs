@@ -16,6 +16,8 @@ pub(in crate::elf) struct ArgumentWords {
     /// C or C++.
     pub is_c: bool,
     pub is_cpp: bool,
+    /// A language that calls in a way of its own, other than C's.
+    pub is_own: bool,
     general: usize,
     vector: usize,
     stack: usize,
@@ -28,14 +30,23 @@ pub(in crate::elf) struct ArgumentWords {
 impl ArgumentWords {
     /// Before the first argument of a function; None in a language whose conventions are its own.
     pub fn of<'d>(finder: &Finder<'d>, function: &Node<'d>, declared: &Node<'d>) -> Option<ArgumentWords> {
-        let (mut is_c, mut is_cpp) = language(function);
+        let mut language = language_of(function);
         // With optimisation while linking, the code is in a unit of its own.
-        if !is_c {
-            (is_c, is_cpp) = language(declared);
+        if !matches!(language, Language::C | Language::Cpp) {
+            language = language_of(declared);
         }
-        let is_lost = !is_c;
-        let mut words =
-            ArgumentWords { is_c, is_cpp, general: 0, vector: 0, stack: 0, is_lost, is_open: false };
+        let is_cpp = language == Language::Cpp;
+        let is_c = is_cpp || language == Language::C;
+        let mut words = ArgumentWords {
+            is_c,
+            is_cpp,
+            is_own: language == Language::Zig,
+            general: 0,
+            vector: 0,
+            stack: 0,
+            is_lost: !is_c,
+            is_open: false,
+        };
         let declarations = || finder.declarations(declared.clone());
         let returned = declarations().find_map(|at| finder.follow(&at, gimli::DW_AT_type));
         let has_type = declarations().any(|at| at.entry.attr(gimli::DW_AT_type).is_some());
@@ -90,27 +101,39 @@ impl ArgumentWords {
     }
 }
 
-/// Whether a unit is C or C++, and whether it is C++.
-fn language(node: &Node<'_>) -> (bool, bool) {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Language {
+    C,
+    Cpp,
+    /// Its functions that others cannot call have another convention in each of its back ends.
+    Zig,
+    Other,
+}
+
+/// The language of the unit.
+fn language_of(node: &Node<'_>) -> Language {
     let mut entries = node.unit.entries();
     let root = entries.next_dfs().ok().flatten();
-    let Some(number) = root.and_then(|root| root.attr(gimli::DW_AT_language)?.u16_value()) else {
-        return (false, false);
-    };
-    match gimli::DwLang(number) {
-        gimli::DW_LANG_C
-        | gimli::DW_LANG_C89
-        | gimli::DW_LANG_C99
-        | gimli::DW_LANG_C11
-        | gimli::DW_LANG_C17
-        | gimli::DW_LANG_ObjC => (true, false),
-        gimli::DW_LANG_C_plus_plus
-        | gimli::DW_LANG_C_plus_plus_03
-        | gimli::DW_LANG_C_plus_plus_11
-        | gimli::DW_LANG_C_plus_plus_14
-        | gimli::DW_LANG_C_plus_plus_17
-        | gimli::DW_LANG_C_plus_plus_20
-        | gimli::DW_LANG_ObjC_plus_plus => (true, true),
-        _ => (false, false),
+    let number = root.and_then(|root| root.attr(gimli::DW_AT_language)?.u16_value());
+    match number.map(gimli::DwLang) {
+        Some(
+            gimli::DW_LANG_C
+            | gimli::DW_LANG_C89
+            | gimli::DW_LANG_C99
+            | gimli::DW_LANG_C11
+            | gimli::DW_LANG_C17
+            | gimli::DW_LANG_ObjC,
+        ) => Language::C,
+        Some(
+            gimli::DW_LANG_C_plus_plus
+            | gimli::DW_LANG_C_plus_plus_03
+            | gimli::DW_LANG_C_plus_plus_11
+            | gimli::DW_LANG_C_plus_plus_14
+            | gimli::DW_LANG_C_plus_plus_17
+            | gimli::DW_LANG_C_plus_plus_20
+            | gimli::DW_LANG_ObjC_plus_plus,
+        ) => Language::Cpp,
+        Some(gimli::DW_LANG_Zig) => Language::Zig,
+        _ => Language::Other,
     }
 }
