@@ -32,6 +32,7 @@ pub struct Functions<'a> {
     /// See [`Functions::is_called`]: in order.
     called: OnceCell<Vec<u64>>,
     runtime: OnceCell<Option<Runtime>>,
+    moves_stacks: OnceCell<bool>,
     moved: OnceCell<HashMap<&'a str, Vec<u64>>>,
     /// Where functions, by their entries, jump to out of their own code.
     jumps_out: RefCell<HashMap<u64, Rc<[u64]>>>,
@@ -69,6 +70,7 @@ impl<'a> Functions<'a> {
             runs_old_code: OnceCell::new(),
             called: OnceCell::new(),
             runtime: OnceCell::new(),
+            moves_stacks: OnceCell::new(),
             moved: OnceCell::new(),
             jumps_out: RefCell::default(),
         }
@@ -130,6 +132,15 @@ impl<'a> Functions<'a> {
     pub(super) fn is_haskell(&self, entry: u64) -> bool {
         self.runtime() == Some(Runtime::Haskell)
             && (self.unwind.covering(entry).is_none() || self.name(entry).ends_with("_info"))
+    }
+
+    /// Whether the function's frame may be moved while it runs: since version 5, OCaml copies a stack that has to grow.
+    pub(super) fn is_moved(&self, entry: u64) -> bool {
+        let is_ocaml = matches!(Runtime::of_name(self.name(entry)), Some((Runtime::OCaml, _)));
+        is_ocaml
+            && *self
+                .moves_stacks
+                .get_or_init(|| symbols(&self.image).any(|symbol| symbol.name == "caml_call_realloc_stack"))
     }
 
     /// Whether a symbol says that a function begins there.

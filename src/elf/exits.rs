@@ -25,6 +25,11 @@ impl<'a> Functions<'a> {
         {
             return golang::exits(&self.image, &table, &function);
         }
+        if self.is_moved(entry) {
+            return Err("OCaml 5 moves a stack that grows, so that a return cannot be told to be of the same call: count its \
+                        entries"
+                .to_string());
+        }
         self.search(entry, size)?.exits()
     }
 

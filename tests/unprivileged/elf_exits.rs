@@ -237,6 +237,30 @@ fn code_of_other_runtimes_is_told() {
     }
 }
 
+/// OCaml 5 copies a stack that grows, where C code of the program runs on one that stays.
+#[test]
+fn functions_on_stacks_that_move_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let code = "begin camlPeer.add_292\n ret\nend camlPeer.add_292\nbegin caml_alloc\n ret\nend caml_alloc\n\
+                begin caml_raise_exn\n ret\nend caml_raise_exn\n";
+    let grows = "begin caml_call_realloc_stack\n ret\nend caml_call_realloc_stack\n";
+    for (code, is_moved) in [(code.to_string(), false), ([code, grows].concat(), true)] {
+        let library = library(directory.path(), &code);
+        let symbols = symbols(&library);
+        let bytes = fs::read(&library).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let functions = Functions::of(&image);
+        let found = functions.exits(symbols["camlPeer.add_292"], 0);
+        assert_eq!(
+            found.as_ref().is_err_and(|reason| reason.contains("moves a stack")),
+            is_moved,
+            "{found:?}"
+        );
+        assert_eq!(found.is_err(), is_moved, "{found:?}");
+        assert!(functions.exits(symbols["caml_alloc"], 0).is_ok());
+    }
+}
+
 /// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
 #[test]
 fn damaged_code_and_tables_are_refused() {
