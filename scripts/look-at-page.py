@@ -4,9 +4,9 @@
     [AXE=axe.min.js] scripts/look-at-page.py DIRECTORY [EXPORTER]
 
 Starts an exporter (EXPORTER, or target/debug/exporter) that traces a FIBRE demo, a program that is not there and one with a probe
-that is refused, and counts packets, in a network namespace of its own. Takes pictures into DIRECTORY: light, dark, on phones, and
-without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, if something is wider
-than the screen, or if a short word is broken. With AXE, the page is also checked by axe-core (npm's package of that name has the
+that is refused, has 120 probes that nothing hits, and counts packets, in a network namespace of its own. Takes pictures into DIRECTORY: light,
+dark, on phones, and without scripts. Fails if the page does not draw, if the browser logs an error or a violation of the page's policy, if
+something is wider than the screen or scrolls sideways, if a short word is broken, or if what was unfolded does not stay so. With AXE, the page is also checked by axe-core (npm's package of that name has the
 file). Needs root, and Debian's chromium (360 MB, which is why no test installs it).
 """
 
@@ -48,6 +48,9 @@ targets:
     binary: /opt/billing/bin/billingd
     probes:
       - {{ function: charge, metrics: [{{ counter: billing_charges_total }}] }}
+  - name: idle
+    binary: {directory}/libidle.so
+    probes: [{idle}]
 slow_events:
   file: {directory}/slow.sqlite
   metrics:
@@ -64,6 +67,13 @@ network:
       - {{ prefix: 203.0.113.7, reason: "scans <ports>", ttl: 12h }}
       - 2001:db8:bad::/48
 """
+
+# Probes that nothing hits.
+IDLE = 120
+
+# Tables that have to be scrolled sideways.
+SCROLLED = """[...document.querySelectorAll(".table")].filter((one) => one.scrollWidth > one.clientWidth + 1)
+  .map((one) => one.getAttribute("aria-label")).join(", ")"""
 
 # Words of a table that stand on several lines though none of them is long; empty if there are none.
 BROKEN_WORDS = """[...document.querySelectorAll("th .mono, td.labels")].filter((cell) => {
@@ -152,11 +162,24 @@ class Browser:
             too_wide = self.value("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             if too_wide > 0:
                 self.complaints.append(f"{path.name}: {too_wide} pixels wider than the screen")
+            if scrolled := self.value(SCROLLED):
+                self.complaints.append(f"{path.name}: tables that scroll sideways: {scrolled}")
+            self.check_folded(path.name)
             if broken := self.value(BROKEN_WORDS):
                 self.complaints.append(f"{path.name}: broken though they are short: {broken}")
         else:
             self.wait_for("document.readyState === 'complete' && document.querySelector('#h-probes') !== null")
         self.picture(path)
+
+    def check_folded(self, name):
+        """What has been unfolded stays so when the page is drawn again."""
+        self.value("document.querySelectorAll('details').forEach((one) => one.firstChild.click())")
+        before = self.value("document.getElementById('about').textContent")
+        self.wait_for(f"document.getElementById('about').textContent !== {json.dumps(before)}")
+        closed = "document.querySelectorAll('details:not([open])').length"
+        if self.value("document.querySelectorAll('details').length") == 0 or self.value(closed) > 0:
+            self.complaints.append(f"{name}: what was unfolded does not stay so, or nothing is folded")
+        self.value("document.querySelectorAll('details').forEach((one) => one.firstChild.click())")
 
     def check_by_axe(self, name):
         """What keeps a keyboard or a screen reader from using the page."""
@@ -172,7 +195,7 @@ class Browser:
     def check_keyboard(self, name):
         """Everything that can be scrolled or pressed is reached by the tab key, in its order, and seen to be."""
         wanted = self.value(
-            "[...document.querySelectorAll('a[href], button, [tabindex=\"0\"]')]"
+            "[...document.querySelectorAll('a[href], button, summary, [tabindex=\"0\"]')]"
             ".filter((one) => !one.hidden && one.offsetParent !== null).length"
         )
         reached = []
@@ -207,6 +230,15 @@ def ping_pong(stopped):
             forged.sendto(header + datagram, ("127.0.0.1", 0))
 
 
+def idle_probes(directory):
+    """Of a library that no process has."""
+    library = pathlib.Path(directory, "libidle.so")
+    numbers = range(IDLE)
+    source = "".join(f"int idle{number}(int a) {{ return a * {number}; }}\n" for number in numbers)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-xc", "-", "-o", library], input=source.encode(), check=True)
+    return ", ".join(f"{{ function: idle{number}, metrics: [{{ counter: idle{number}_total }}] }}" for number in numbers)
+
+
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
@@ -223,7 +255,7 @@ def main():
         for name, copy in (("fibre-demo", "bitcoind"), ("leaf", "leaf")):
             subprocess.run(["cp", ROOT / "target/demo" / name, f"{directory}/{copy}"], check=True)
         config = pathlib.Path(directory, "config.yaml")
-        config.write_text(CONFIG.format(port=PORT, health=HEALTH, directory=directory, mode="enforce"))
+        config.write_text(CONFIG.format(port=PORT, health=HEALTH, directory=directory, mode="enforce", idle=idle_probes(directory)))
         browser = None
         try:
             started.append(subprocess.Popen([exporter, "--config", config], stdout=(pictures / "log").open("w")))

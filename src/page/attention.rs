@@ -25,9 +25,7 @@ pub(super) struct AttentionInput<'a> {
     pub started: f64,
     pub own: &'a ByName<'a>,
     pub targets: &'a [Target],
-    /// Targets and probes that `/ready` is waiting for.
-    pub missing: &'a [(String, String)],
-    /// The same of the network, in words.
+    /// What `/ready` waits for of the network, in words.
     pub network: &'a [String],
     pub blocklist: Option<&'a Blocklist>,
     pub scrapes: &'a [Scrape],
@@ -80,10 +78,9 @@ fn note(subject: impl Into<String>, reason: impl Into<String>, action: impl Into
 
 /// Probes of one state, and what can be done about it.
 fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
-    let is_missing = |probe: &Probe| facts.missing.contains(&(target.name.clone(), probe.name.clone()));
     let mut groups: Vec<(&Probe, bool, Vec<&str>)> = Vec::new();
     for probe in target.probes.iter().filter(|probe| probe.state != "attached") {
-        let missing = is_missing(probe);
+        let missing = probe.is_missing;
         let same = |group: &&mut (&Probe, bool, Vec<&str>)| {
             (&group.0.state, &group.0.reason, group.1) == (&probe.state, &probe.reason, missing)
                 // What each of them lacks has its own name in it.

@@ -20,7 +20,7 @@ pub(super) fn page(status: &Status) -> String {
     scrapes(&status.scrapes, status.time, &mut main);
     let (state, word) = match status.state {
         Health::Working => ("working", "working"),
-        Health::Degraded => ("degraded", "look here"),
+        Health::Degraded => ("degraded", "needs attention"),
         Health::NotReady => ("not_ready", "not ready"),
     };
     let mut links = String::new();
@@ -130,9 +130,11 @@ fn totals(status: &Status, to: &mut String) {
     if totals.probes > 0 {
         let _ = writeln!(
             to,
-            "<p>{} hits a second, the last one {}; {} hits lost; {} series.</p>",
+            "<p>{} of {} probes attached; {} hits a second, the last hit {}; {} hits lost; {} series.</p>",
+            totals.attached,
+            totals.probes,
             optional(totals.hits_per_second),
-            ago(totals.last_hit, status.time),
+            totals.last_hit.map_or_else(|| "not seen yet".to_owned(), |at| ago(Some(at), status.time)),
             number(totals.lost),
             totals.series
         );
@@ -157,14 +159,21 @@ fn attention(all: &[Attention], to: &mut String) {
              <p>{action}</p></li>"
         );
     }
-    section("attention", "To look at", &format!("<ul class=\"attention\">\n{items}</ul>\n"), to);
+    section("attention", "Needs attention", &format!("<ul class=\"attention\">\n{items}</ul>\n"), to);
 }
 
 fn probes(status: &Status, to: &mut String) {
     let mut rows = String::new();
     for target in &status.targets {
         target_row(target, status.time, &mut rows);
-        target.probes.iter().for_each(|probe| probe_row(probe, status.time, &mut rows));
+        let (quiet, shown) = fold(&target.probes, |probe| probe.hits == 0.0 && probe.lost.is_empty());
+        shown.iter().for_each(|probe| probe_row(probe, status.time, &mut rows));
+        if !quiet.is_empty() {
+            let names =
+                quiet.iter().map(|probe| format!("{} ({})", escape(&probe.name), escape(&probe.state)));
+            let folded = folded(&format!("{} probes without a hit", quiet.len()), names);
+            let _ = writeln!(rows, "<tr class=\"folded\"><td colspan=\"6\">{folded}</td></tr>");
+        }
     }
     if rows.is_empty() {
         return;
@@ -173,6 +182,21 @@ fn probes(status: &Status, to: &mut String) {
     let mut content = table("Probes", &columns, &rows);
     more(status.left_out.probes, "probes", &mut content);
     section("probes", "Probes", &content, to);
+}
+
+/// More than this without anything to show are folded.
+const MANY: usize = 8;
+
+/// Those that are folded, and those that are shown.
+fn fold<T>(all: &[T], is_quiet: impl Fn(&T) -> bool) -> (Vec<&T>, Vec<&T>) {
+    let (quiet, shown): (Vec<_>, Vec<_>) = all.iter().partition(|one| is_quiet(one));
+    if quiet.len() > MANY { (quiet, shown) } else { (Vec::new(), all.iter().collect()) }
+}
+
+/// Names, escaped, behind a line that opens them.
+fn folded(words: &str, names: impl Iterator<Item = String>) -> String {
+    let items: String = names.map(|name| format!("<li>{name}</li>")).collect();
+    format!("<details><summary>{words}</summary><ul class=\"names\">{items}</ul></details>")
 }
 
 fn target_row(target: &Target, now: f64, to: &mut String) {
@@ -205,12 +229,21 @@ fn probe_row(probe: &Probe, now: f64, to: &mut String) {
 }
 
 fn metrics(status: &Status, to: &mut String) {
-    let mut rows = String::new();
-    status.metrics.iter().for_each(|metric| metric_rows(metric, &mut rows));
-    if rows.is_empty() {
+    if status.metrics.is_empty() {
         return;
     }
-    let mut content = table("Metrics", &["Metric", "Labels", "Value"], &rows);
+    let (empty, shown) = fold(&status.metrics, |metric| {
+        metric.series_total == 0 || metric.kind != "gauge" && metric.total == Some(0.0)
+    });
+    let (mut rows, mut content) = (String::new(), String::new());
+    shown.iter().for_each(|metric| metric_rows(metric, &mut rows));
+    if !rows.is_empty() {
+        content = table("Metrics", &["Metric", "Labels", "Value"], &rows);
+    }
+    if !empty.is_empty() {
+        let names = empty.iter().map(|metric| escape(&metric.name));
+        content.push_str(&folded(&format!("{} metrics without a value yet", empty.len()), names));
+    }
     more(status.left_out.metrics, "metrics", &mut content);
     section("metrics", "What was measured", &content, to);
 }
@@ -250,8 +283,11 @@ fn metric_rows(metric: &Metric, to: &mut String) {
 }
 
 fn network(network: &Network, to: &mut String) {
+    let (quiet, shown) = fold(&network.interfaces, |interface| {
+        interface.is_counted && interface.malformed == 0.0 && interface.packets_per_second == Some(0.0)
+    });
     let mut rows = String::new();
-    for interface in &network.interfaces {
+    for interface in shown {
         let place: Vec<_> = interface.labels.iter().map(|(_, value)| escape(value)).collect();
         let state = if interface.is_counted { "" } else { "not counted: " };
         let _ = writeln!(
@@ -265,7 +301,14 @@ fn network(network: &Network, to: &mut String) {
         );
     }
     let columns = ["Interface", "Direction", "Hook", "Bytes/s", "Packets/s"];
-    let mut content = table("Interfaces", &columns, &rows);
+    let mut content = if rows.is_empty() { String::new() } else { table("Interfaces", &columns, &rows) };
+    if !quiet.is_empty() {
+        let names = quiet.iter().map(|one| {
+            let place: Vec<_> = one.labels.iter().map(|(_, value)| escape(value)).collect();
+            format!("{} {}", place.join(" "), one.direction)
+        });
+        content.push_str(&folded(&format!("{} without packets lately", quiet.len()), names));
+    }
     more(network.left_out, "interfaces", &mut content);
     section("network", "Packets", &content, to);
 }

@@ -83,7 +83,7 @@ pub(crate) struct Snapshot {
 fn status(snapshot: Snapshot, history: &mut History) -> Status {
     history.begin(snapshot.at);
     let own = ByName::of(snapshot.own.iter());
-    let (targets, more_probes) = targets(&snapshot.targets, &own, history);
+    let (targets, more_probes) = targets(&snapshot.targets, &snapshot.missing, &own, history);
     let network = snapshot
         .network
         .as_ref()
@@ -117,6 +117,8 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
     let totals = Totals {
         probes: targets.iter().map(|target| target.configured).sum(),
         attached: targets.iter().map(|target| target.attached).sum(),
+        missing: snapshot.missing.len(),
+        shed: targets.iter().map(|target| target.shed).sum(),
         hits: targets.iter().map(|target| target.hits).fold(0.0, Add::add),
         hits_per_second: sum(targets.iter().map(|target| target.hits_per_second)),
         last_hit: targets.iter().filter_map(|target| target.last_hit).max_by(f64::total_cmp),
@@ -129,19 +131,18 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         started,
         own: &own,
         targets: &targets,
-        missing: &snapshot.missing,
         network: snapshot.network.as_ref().map(|(_, missing)| &missing[..]).unwrap_or_default(),
         blocklist: blocklist.as_ref(),
         scrapes: &scrapes.recent,
     };
     let attention = attention(&facts, history);
     let state = match attention.first().map(|first| first.severity) {
-        _ if !facts.missing.is_empty() || !facts.network.is_empty() => Health::NotReady,
+        _ if totals.missing > 0 || !facts.network.is_empty() => Health::NotReady,
         Some(Severity::Error | Severity::Warning) => Health::Degraded,
         Some(Severity::Note) | None => Health::Working,
     };
     let problems = attention.iter().filter(|one| one.severity != Severity::Note).count();
-    let summary = summary(state, &totals, facts.missing.len(), facts.network.len(), problems);
+    let summary = summary(state, &totals, facts.network.len(), problems);
     history.end();
     Status {
         version: VERSION,
@@ -163,30 +164,54 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
     }
 }
 
-/// One sentence without numbers that change all the time, so that it can be read out.
-fn summary(state: Health, totals: &Totals, missing: usize, network: usize, problems: usize) -> String {
-    let things = |number: usize| if number == 1 { "1 thing".to_owned() } else { format!("{number} things") };
-    match state {
-        Health::Working if totals.probes == 0 => "Working: nothing needs attention.".to_owned(),
+/// A sentence or two without numbers that change all the time, so that it can be read out. They are those of the tiles.
+fn summary(state: Health, totals: &Totals, network: usize, problems: usize) -> String {
+    let things = |number: usize| match number {
+        1 => "1 thing needs attention".to_owned(),
+        more => format!("{more} things need attention"),
+    };
+    let word = match state {
+        Health::Working if totals.probes == 0 => return "Working: nothing needs attention.".to_owned(),
         Health::Working if totals.attached == totals.probes => {
-            format!("Working: all {} probes are attached, and nothing needs attention.", totals.probes)
+            let probes = match totals.probes {
+                1 => "the probe is".to_owned(),
+                all => format!("all {all} probes are"),
+            };
+            return format!("Working: {probes} attached, and nothing needs attention.");
         }
-        Health::Working => {
-            format!(
-                "Working: {} of {} probes are attached; the rest is optional.",
-                totals.attached, totals.probes
-            )
+        Health::Working => "Working",
+        Health::Degraded if totals.shed == 0 => {
+            return format!("Working, but {}.", things(problems));
         }
-        Health::Degraded => format!("Working, but {} to look at.", things(problems)),
-        Health::NotReady if missing == 0 => {
-            format!("Not ready: {} of the network to look at.", things(network))
+        Health::Degraded => "Working in part",
+        Health::NotReady if totals.missing == 0 => {
+            return format!("Not ready: {} in the network.", things(network));
         }
-        Health::NotReady => format!(
-            "Not ready: {missing} of {} probes {} missing.",
-            totals.probes,
-            if missing == 1 { "is" } else { "are" }
-        ),
-    }
+        Health::NotReady => "Not ready",
+    };
+    format!("{word}: {}.", not_attached(totals))
+}
+
+/// How many probes are attached, and where the others are.
+fn not_attached(totals: &Totals) -> String {
+    let optional = totals.probes.saturating_sub(totals.attached + totals.missing + totals.shed);
+    let are = |number: usize| if number == 1 { "is" } else { "are" };
+    let others: Vec<String> = [
+        (totals.missing, "missing"),
+        (totals.shed, "detached for the time that tracing takes"),
+        (optional, "optional"),
+    ]
+    .into_iter()
+    .filter(|(number, _)| *number > 0)
+    .map(|(number, words)| format!("{number} {} {words}", are(number)))
+    .collect();
+    format!(
+        "{} of {} probes {} attached; {}",
+        totals.attached,
+        totals.probes,
+        are(totals.attached),
+        others.join(", ")
+    )
 }
 
 fn scrapes(own: &ByName<'_>, visitors: Vec<Visitor>) -> Scrapes {

@@ -69,6 +69,10 @@ pub struct HitCost {
 pub struct Totals {
     pub probes: usize,
     pub attached: usize,
+    /// Those that `/ready` waits for.
+    pub missing: usize,
+    /// Those that were detached because of `limits.overhead`.
+    pub shed: usize,
     pub hits: f64,
     pub hits_per_second: Option<f64>,
     pub last_hit: Option<f64>,
@@ -101,6 +105,8 @@ pub struct Target {
     /// Probes that it has in the configuration.
     pub configured: usize,
     pub attached: usize,
+    #[serde(skip)]
+    pub shed: usize,
     pub hits: f64,
     pub hits_per_second: Option<f64>,
     pub last_hit: Option<f64>,
@@ -118,6 +124,8 @@ pub struct Probe {
     pub name: String,
     /// As in `fibre_exporter_probe_state`.
     pub state: String,
+    /// `/ready` waits for it.
+    pub is_missing: bool,
     pub reason: String,
     pub sites: f64,
     /// As in `fibre_exporter_probe_hits_total`.
@@ -125,7 +133,7 @@ pub struct Probe {
     /// Those of them that are of other processes.
     pub filtered: f64,
     pub hits_per_second: Option<f64>,
-    /// Hits a second in the last minute, the latest last, as far as somebody snapshot.
+    /// Hits a second in the last minute, the latest last, as far as somebody looked.
     pub recent: Vec<f64>,
     pub last_hit: Option<f64>,
     pub lost: Vec<Lost>,

@@ -41,11 +41,37 @@ function morph(old, now) {
   for (const { name, value } of now.attributes) {
     if (old.getAttribute(name) !== value) old.setAttribute(name, value);
   }
-  const before = [...old.childNodes];
   const after = [...now.childNodes];
-  after.forEach((child, at) => (at < before.length ? morph(before[at], child) : old.append(child)));
-  before.slice(after.length).forEach((child) => child.remove());
+  const wanted = new Set(after.map(keyOf));
+  const keyed = new Map();
+  for (const child of [...old.childNodes]) {
+    const key = keyOf(child);
+    if (key === null) continue;
+    if (wanted.has(key)) keyed.set(key, child);
+    else child.remove();
+  }
+  let at = old.firstChild;
+  for (const child of after) {
+    const key = keyOf(child);
+    const same = key !== null ? keyed.get(key) : at && keyOf(at) === null ? at : undefined;
+    keyed.delete(key);
+    if (same === undefined) {
+      old.insertBefore(child, at);
+      continue;
+    }
+    if (same === at) at = at.nextSibling;
+    else old.insertBefore(same, at);
+    morph(same, child);
+  }
+  while (at) {
+    const next = at.nextSibling;
+    at.remove();
+    at = next;
+  }
 }
+
+// What is the same one in the next drawing, wherever it is then.
+const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null);
 
 // Words in backticks are what one types.
 const prose = (words) => words.split("`").map((part, at) => (at % 2 ? h("code", {}, part) : part));
@@ -115,22 +141,61 @@ function inUnit(value, unit) {
 
 function section(id, title, about, ...content) {
   const heading = h("h2", { id: `h-${id}` }, title, about ? h("small", { class: "muted" }, ` ${about}`) : null);
-  return h("section", { "aria-labelledby": `h-${id}` }, heading, content);
+  return h("section", { "aria-labelledby": `h-${id}`, "data-key": id }, heading, content);
 }
 
-// Columns are [title, class]; cells are nodes or text.
+// Columns are [title, class]. On narrow screens rows are drawn as paragraphs, in which a number has its column's title before it; the
+// roles keep it a table for screen readers that go by how it is drawn.
 function table(name, kind, columns, rows) {
-  const head = columns.map(([title, style]) => h("th", { scope: "col", class: style }, title));
-  return h(
-    "div",
-    { class: "table", role: "region", "aria-label": name, tabindex: "0" },
-    h("table", { class: kind }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows)),
+  const head = columns.map(([title, style]) => h("th", { scope: "col", role: "columnheader", class: style }, title));
+  for (const row of rows) {
+    row.setAttribute("role", "row");
+    [...row.cells].forEach((cell, at) => {
+      cell.setAttribute("role", cell.nodeName === "TH" ? "rowheader" : "cell");
+      if (cell.matches(".number, .titled") && !cell.hasAttribute("data-title")) cell.setAttribute("data-title", columns[at][0]);
+    });
+  }
+  const all = h(
+    "table",
+    { class: kind, role: "table", "aria-label": name },
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, head)),
+    h("tbody", { role: "rowgroup" }, rows),
   );
+  return h("div", { class: "table", role: "region", "aria-label": name, tabindex: "0" }, all);
 }
 
-const number = (text, style) => h("td", { class: `number ${style || ""}` }, text);
+const number = (text, style) => h("td", { class: `number ${style || ""} ${text === DASH ? "unknown" : ""}`.trim() }, text);
 const wide = (...content) => h("td", { class: "wide" }, content);
 const more = (left, what) => (left > 0 ? h("p", { class: "muted" }, `and ${left} more ${what}; /metrics has all.`) : null);
+
+// ---- what nothing happens to
+
+// More of a kind than this are folded.
+const MANY = 8;
+const QUIET = 300;
+
+const opened = new Set();
+
+// Names behind a line that opens them.
+function folded(key, words, items) {
+  const list = items.map((item) => h("li", {}, item));
+  return h("details", { "data-key": key, open: opened.has(key) ? "" : null }, h("summary", {}, words), h("ul", { class: "names" }, list));
+}
+
+// The same as a row of a table.
+const foldedRow = (key, span, words, items) => h("tr", { class: "folded", "data-key": key }, h("td", { colspan: span }, folded(key, words, items)));
+
+// What stays as it is, and the kinds of which there are too many: `kindOf` tells of each what quiet kind it is, or null.
+function fold(all, kindOf) {
+  const kinds = new Map();
+  for (const one of all) {
+    const kind = kindOf(one);
+    if (kind !== null) kinds.set(kind, [...(kinds.get(kind) || []), one]);
+  }
+  const large = [...kinds].filter(([, members]) => members.length > MANY);
+  const away = new Set(large.flatMap(([, members]) => members));
+  return { shown: all.filter((one) => !away.has(one)), large };
+}
 
 function sparkline(values, about) {
   if (values.length < 2) return null;
@@ -190,25 +255,27 @@ function labels(all) {
 
 // ---- sections
 
+// What is optional and not there is nothing to look at.
+const attachedStyle = (attached, missing, shed) => (missing > 0 && attached === 0 ? "bad" : missing + shed > 0 ? "warn" : "good");
+
 function tiles(status) {
   const { totals, network, exporter, targets, time } = status;
   const all = [];
   const tile = (name, value, style) => all.push(h("div", {}, h("dt", {}, name), h("dd", { class: style }, value)));
   if (totals.probes > 0) {
-    const some = totals.attached < totals.probes;
-    tile("probes attached", `${totals.attached} of ${totals.probes}`, some ? (totals.attached === 0 ? "bad" : "warn") : "good");
+    tile("probes attached", `${totals.attached} of ${totals.probes}`, attachedStyle(totals.attached, totals.missing, totals.shed));
     tile("hits a second", count(totals.hits_per_second));
     tile("last hit", ago(totals.last_hit, time));
     tile("hits lost", count(totals.lost), totals.lost > 0 ? "bad" : "good");
     const shares = targets.map((target) => target.overhead_ratio).filter(is);
-    if (shares.length > 0) tile("of a target's CPU time goes to tracing, at most", percent(Math.max(...shares)));
+    if (shares.length > 0) tile("of a target's CPU time in probes, at most", percent(Math.max(...shares)));
     tile("series", count(totals.series));
   }
   if (network) {
     tile("received", `${bytes(network.received_bytes_per_second)}/s`);
     tile("sent", `${bytes(network.sent_bytes_per_second)}/s`);
   }
-  tile(`of a CPU: the exporter, ${bytes(exporter.memory_bytes)}`, percent(exporter.cpu_ratio));
+  tile(`of a CPU, ${bytes(exporter.memory_bytes)}: the exporter`, percent(exporter.cpu_ratio));
   return h("dl", { class: "tiles" }, all);
 }
 
@@ -224,68 +291,99 @@ function attention(all) {
       one.action ? h("p", {}, prose(one.action)) : null,
     ),
   );
-  return section("attention", "To look at", "", h("ul", { class: "attention" }, items));
+  return section("attention", "Needs attention", "", h("ul", { class: "attention" }, items));
 }
 
 const LOOKS = {
   attached: ["\u25cf", "good"],
   partly: ["\u25d0", "warn"],
   shed: ["\u25cb", "warn"],
-  absent: ["\u25cb", "warn"],
 };
 
-function state(word) {
-  const [sign, style] = LOOKS[word] || ["\u25cb", "bad"];
+function state(word, isMissing) {
+  const [sign, style] = LOOKS[word] || ["\u25cb", isMissing ? "bad" : "muted"];
   return h("span", { class: `state ${style}` }, h("span", { "aria-hidden": "true" }, `${sign} `), word);
+}
+
+const PROBE_COLUMNS = [
+  ["target / probe"],
+  ["state"],
+  ["places", "number"],
+  ["hits", "number"],
+  ["a second", "number"],
+  ["last minute", "wide"],
+  ["last hit", "number"],
+  ["lost", "number"],
+  ["cost a second", "number"],
+];
+
+const lostOf = (probe) => probe.lost.reduce((sum, one) => sum + one.hits, 0);
+
+function probeRow(target, probe, time) {
+  const lost = lostOf(probe);
+  const reasons = probe.lost.map((one) => `${one.reason}: ${one.hits}`).join(", ");
+  const never = !["attached", "partly"].includes(probe.state) && probe.hits === 0;
+  const of = (text) => (never ? DASH : text);
+  const about = (cell, title) => make(cell, { title }, []);
+  return h(
+    "tr",
+    { "data-key": `${target.name}\0${probe.name}` },
+    h("th", { scope: "row", class: "name probe" }, h("span", { class: "mono" }, probe.name)),
+    h("td", { title: probe.reason || null }, state(probe.state, probe.is_missing)),
+    number(of(count(probe.sites))),
+    about(number(of(count(probe.hits))), probe.filtered > 0 ? `of which ${probe.filtered} of other processes` : null),
+    number(of(count(probe.hits_per_second))),
+    wide(never ? null : sparkline(probe.recent, "hits")),
+    number(of(ago(probe.last_hit, time))),
+    about(number(of(count(lost)), lost > 0 ? "bad" : ""), reasons || null),
+    number(of(duration(probe.cost_ratio))),
+  );
+}
+
+// A state, and when it was hit. What has lost hits is never quiet.
+function quietProbe(probe, time) {
+  if (lostOf(probe) > 0) return null;
+  if (probe.hits === 0) return `${probe.state}${probe.is_missing ? "!" : ""}`;
+  return probe.state === "attached" && time - probe.last_hit > QUIET ? "quiet" : null;
+}
+
+function quietProbes(target, [kind, members], time) {
+  const { state: word, is_missing: isMissing } = members[0];
+  const when = kind === "quiet" ? "not hit for five minutes" : word === "attached" || word === "partly" ? "never hit" : "";
+  const words = [state(word, isMissing), ` ${members.length} probes${when ? `, ${when}` : ""}`];
+  const items = members.map((probe) => [
+    h("span", { class: "mono" }, probe.name),
+    h("span", { class: "muted" }, probe.hits > 0 ? ` ${count(probe.hits)} hits, the last ${ago(probe.last_hit, time)}` : probe.reason ? ` ${probe.reason}` : ""),
+  ]);
+  return foldedRow(`${target.name}\0\0${kind}`, PROBE_COLUMNS.length, words, items);
+}
+
+function targetRows(target, time) {
+  const of = (state) => target.probes.filter((probe) => probe.state === state).length;
+  const missing = target.probes.filter((probe) => probe.is_missing).length;
+  const { shown, large } = fold(target.probes, (probe) => quietProbe(probe, time));
+  return [
+    h(
+      "tr",
+      { class: "group", "data-key": target.name },
+      h("th", { scope: "rowgroup", class: "name" }, target.name),
+      h("td", {}, h("span", { class: attachedStyle(target.attached, missing, of("shed")) }, `${target.attached} of ${target.configured} attached`)),
+      number(""),
+      number(count(target.hits)),
+      number(count(target.hits_per_second)),
+      wide(),
+      number(ago(target.last_hit, time)),
+      number(count(target.lost), target.lost > 0 ? "bad" : ""),
+      h("td", { class: "number", "data-title": "of its CPU time" }, is(target.overhead_ratio) ? percent(target.overhead_ratio) : null),
+    ),
+    shown.map((probe) => probeRow(target, probe, time)),
+    large.map((group) => quietProbes(target, group, time)),
+  ];
 }
 
 function probes(status) {
   if (status.totals.probes === 0) return null;
-  const rows = status.targets.flatMap((target) => [
-    h(
-      "tr",
-      { class: "group" },
-      h("th", { scope: "rowgroup", class: "name" }, target.name),
-      h("td", {}, h("span", { class: target.attached === target.configured ? "good" : target.attached === 0 ? "bad" : "warn" }, `${target.attached} of ${target.configured} attached`)),
-      number("", "wide"),
-      number(count(target.hits), "wide"),
-      number(count(target.hits_per_second)),
-      wide(),
-      number(ago(target.last_hit, status.time)),
-      number(count(target.lost), target.lost > 0 ? "wide bad" : "wide"),
-      number(percent(target.overhead_ratio), "wide"),
-    ),
-    ...target.probes.map((probe) => {
-      const idle = !["attached", "partly"].includes(probe.state) && probe.hits === 0;
-      const lost = probe.lost.reduce((sum, one) => sum + one.hits, 0);
-      const reasons = probe.lost.map((one) => `${one.reason}: ${one.hits}`).join(", ");
-      const of = (text) => (idle ? DASH : text);
-      return h(
-        "tr",
-        {},
-        h("th", { scope: "row", class: "name probe" }, h("span", { class: "mono" }, probe.name)),
-        h("td", { title: probe.reason || null }, state(probe.state)),
-        number(count(probe.sites), "wide"),
-        h("td", { class: "number wide", title: probe.filtered > 0 ? `of which ${probe.filtered} of other processes` : null }, of(count(probe.hits))),
-        number(of(count(probe.hits_per_second))),
-        wide(idle ? null : sparkline(probe.recent, "hits")),
-        number(of(ago(probe.last_hit, status.time))),
-        h("td", { class: `number wide ${lost > 0 ? "bad" : ""}`, title: reasons || null }, of(count(lost))),
-        number(of(duration(probe.cost_ratio)), "wide"),
-      );
-    }),
-  ]);
-  const columns = [
-    ["target / probe"],
-    ["state"],
-    ["places", "number wide"],
-    ["hits", "number wide"],
-    ["a second", "number"],
-    ["last minute", "wide"],
-    ["last hit", "number"],
-    ["lost", "number wide"],
-    ["cost, a second", "number wide"],
-  ];
+  const rows = status.targets.flatMap((target) => targetRows(target, status.time)).flat();
   const costs = status.exporter.hit_cost_seconds;
   const measured = costs.length > 0 && costs[0].source === "measured" ? "measured here at start" : "assumed";
   const prices = costs.map((one) => `${duration(one.seconds)} ${one.form.replace("_", "-")}`).join(", ");
@@ -293,7 +391,7 @@ function probes(status) {
     "probes",
     "Probes",
     "what is attached, how often it is hit, and what that takes of the traced programs",
-    table("Probes", "", columns, rows),
+    table("Probes", "", PROBE_COLUMNS, rows),
     more(status.left_out.probes, "probes"),
     costs.length > 0 ? h("p", { class: "muted" }, `A hit takes at least ${prices} (${measured}). A target's share is of the CPU time of its processes in the last ten seconds.`) : null,
   );
@@ -327,48 +425,98 @@ function metricRows(metric) {
   return rows;
 }
 
+const hasValue = (metric) => metric.series_total > 0 && (metric.kind === "gauge" || metric.total > 0);
+
 function metrics(status) {
   if (status.metrics.length === 0) return null;
   const columns = [["metric"], ["now", "number"], ["distribution, or the largest values"]];
+  const { shown, large } = fold(status.metrics, (metric) => (hasValue(metric) ? null : "empty"));
+  const empty = large.map(([kind, members]) => {
+    const items = members.map((metric) => [h("span", { class: "mono" }, metric.name), h("span", { class: "muted" }, ` ${metric.help}`)]);
+    return folded(`metrics\0${kind}`, `${members.length} metrics without a value yet`, items);
+  });
   return section(
     "metrics",
     "What was measured",
     "",
-    table("Metrics", "stack metrics", columns, status.metrics.flatMap(metricRows)),
+    shown.length > 0 ? table("Metrics", "metrics", columns, shown.flatMap(metricRows)) : null,
+    empty,
     more(status.left_out.metrics, "metrics"),
+  );
+}
+
+// Both directions of each interface, in the order of the first.
+function byInterface(directions) {
+  const all = new Map();
+  for (const one of directions) {
+    const name = one.labels.map(([label, value]) => (label === "interface" ? value : `${label} ${value}`)).join(", ");
+    all.set(name, { ...all.get(name), name, [one.direction]: one });
+  }
+  return [...all.values()];
+}
+
+const ofBoth = ({ ingress, egress }) => [ingress, egress].filter((one) => one !== undefined);
+const trafficOf = (one) => ofBoth(one).reduce((sum, way) => sum + (way.bytes || 0), 0);
+
+// Those without traffic, and those with the least of it: a host of containers has hundreds.
+function quietInterfaces(all) {
+  const ranked = [...all].sort((a, b) => trafficOf(b) - trafficOf(a));
+  const busiest = new Set(ranked.slice(0, MANY));
+  return (one) => {
+    const is = (condition) => ofBoth(one).every(condition);
+    if (!is((way) => way.is_counted && way.malformed === 0)) return null;
+    return is((way) => way.packets_per_second === 0) ? "without packets lately" : busiest.has(one) ? null : "with less traffic";
+  };
+}
+
+function hooks(one) {
+  const direction = (way) => (way === one.ingress ? "in" : "out");
+  const counted = ofBoth(one).filter((way) => way.is_counted).map((way) => `${direction(way)} ${way.hook}`);
+  const failed = ofBoth(one).filter((way) => !way.is_counted);
+  return [counted.join(", "), failed.map((way) => h("div", { class: "bad" }, `${direction(way)} not counted: ${way.hook}`))];
+}
+
+function interfaceRow(one, hasSpeed) {
+  const used = ofBoth(one).map((way) => way.bytes_per_second / way.speed_bytes_per_second).filter(is);
+  const malformed = ofBoth(one).reduce((sum, way) => sum + way.malformed, 0);
+  const rate = (way) => number(way && way.is_counted ? `${bytes(way.bytes_per_second)}/s` : DASH);
+  const packets = (way) => number(way && way.is_counted ? count(way.packets_per_second) : DASH);
+  return h(
+    "tr",
+    { "data-key": one.name },
+    h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.name)),
+    h("td", { class: "labels" }, hooks(one)),
+    rate(one.ingress),
+    rate(one.egress),
+    hasSpeed ? number(used.length > 0 ? percent(Math.max(...used)) : DASH) : null,
+    packets(one.ingress),
+    packets(one.egress),
+    wide(one.ingress ? sparkline(one.ingress.recent, "bytes received") : null, one.egress ? sparkline(one.egress.recent, "bytes sent") : null),
+    number(count(malformed), malformed > 0 ? "warn" : ""),
   );
 }
 
 function network(status) {
   const { network } = status;
   if (!network) return null;
-  const rows = network.interfaces.map((one) => {
-    const filled = is(one.speed_bytes_per_second) && is(one.bytes_per_second) ? one.bytes_per_second / one.speed_bytes_per_second : null;
-    const name = one.labels.map(([label, value]) => (label === "interface" ? value : `${label} ${value}`)).join(", ");
-    return h(
-      "tr",
-      {},
-      h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, name)),
-      h("td", {}, one.direction === "ingress" ? "in" : "out"),
-      h("td", {}, one.is_counted ? one.hook : h("span", { class: "bad" }, `not counted: ${one.hook}`)),
-      number(`${bytes(one.bytes_per_second)}/s`),
-      number(filled === null ? "" : percent(filled), "wide"),
-      number(count(one.packets_per_second)),
-      wide(sparkline(one.recent, "bytes")),
-      number(count(one.malformed), one.malformed > 0 ? "warn" : ""),
-    );
-  });
-  const columns = [["interface"], ["way"], ["hook"], ["traffic", "number"], ["of the link", "number wide"], ["packets/s", "number"], ["last minute", "wide"], ["malformed", "number"]];
+  const interfaces = byInterface(network.interfaces);
+  const { shown, large } = fold(interfaces, quietInterfaces(interfaces));
+  const hasSpeed = network.interfaces.some((one) => is(one.speed_bytes_per_second));
+  const columns = [["interface"], ["hook"], ["received", "number"], ["sent", "number"], hasSpeed ? ["of the link", "number"] : null, ["packets/s in", "number"], ["packets/s out", "number"], ["last minute", "wide"], ["malformed", "number"]].filter((column) => column !== null);
+  const rates = (one) => h("span", { class: "muted" }, ` ${bytes(one.ingress?.bytes_per_second)}/s in, ${bytes(one.egress?.bytes_per_second)}/s out`);
+  const quiet = large.map(([kind, members]) => folded(`network\0${kind}`, `${members.length} interfaces ${kind}`, members.map((one) => [h("span", { class: "mono" }, one.name), rates(one)])));
   const talkers = network.talkers.map((one) =>
-    h("tr", {}, h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.address)), h("td", { class: "wide" }, one.interface), number(bytes(one.received_bytes)), number(bytes(one.sent_bytes)), number(count(one.packets), "wide"), number(ago(one.last_seen, status.time))),
+    h("tr", {}, h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.address)), h("td", { class: "titled" }, one.interface), number(bytes(one.received_bytes)), number(bytes(one.sent_bytes)), number(count(one.packets)), number(ago(one.last_seen, status.time))),
   );
   return section(
     "network",
     "Packets",
     "",
-    rows.length > 0 ? table("Interfaces", "", columns, rows) : h("p", { class: "muted" }, "There is no such interface yet."),
-    more(network.left_out, "interfaces"),
-    talkers.length > 0 ? table("Talkers", "", [["remote host"], ["interface", "wide"], ["received", "number"], ["sent", "number"], ["packets", "number wide"], ["last seen", "number"]], talkers) : null,
+    interfaces.length === 0 ? h("p", { class: "muted" }, "There is no such interface yet.") : null,
+    shown.length > 0 ? table("Interfaces", "", columns, shown.map((one) => interfaceRow(one, hasSpeed))) : null,
+    quiet,
+    more(network.left_out, "directions of interfaces"),
+    talkers.length > 0 ? table("Talkers", "", [["remote host"], ["interface"], ["received", "number"], ["sent", "number"], ["packets", "number"], ["last seen", "number"]], talkers) : null,
   );
 }
 
@@ -383,15 +531,15 @@ function blocklist(status) {
       "tr",
       {},
       h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.prefix)),
-      h("td", { class: "wide" }, one.source),
+      h("td", { class: "titled" }, one.source),
       h("td", { class: "labels" }, one.reason, one.is_unconfirmed ? h("span", { class: "warn" }, " not confirmed yet") : null),
       number(one.expires_in === null ? "never" : `in ${duration(one.expires_in)}`),
       number(count(one.packets)),
-      number(bytes(one.bytes), "wide"),
+      number(bytes(one.bytes)),
       number(ago(one.last_seen, status.time)),
     ),
   );
-  const columns = [["source"], ["listed by", "wide"], ["reason"], ["ends", "number"], ["packets", "number"], ["bytes", "number wide"], ["last seen", "number"]];
+  const columns = [["source"], ["listed by"], ["reason"], ["ends", "number"], ["packets", "number"], ["bytes", "number"], ["last seen", "number"]];
   return section(
     "blocklist",
     "Blocked sources",
@@ -427,27 +575,28 @@ function slow(status) {
     "slow",
     "Slow events",
     "the latest that were kept; exporter events shows all",
-    table("Slow events", "stack", [["metric"], ["value", "number"], ["when", "number"], ["the event, and what belongs to it"]], rows),
+    table("Slow events", "slow", [["metric"], ["value", "number"], ["when", "number"], ["the event, and what belongs to it"]], rows),
   );
 }
 
 function scrapes(status) {
   const { total, failed, recent } = status.scrapes;
+  const hasUsers = recent.some((one) => one.user);
   const rows = recent.map((one) =>
     h(
       "tr",
       {},
       h("th", { scope: "row", class: "name" }, h("span", { class: "mono" }, one.peer)),
-      h("td", {}, one.user || ""),
+      hasUsers ? h("td", { class: "titled" }, one.user) : null,
       h("td", { class: "labels" }, one.agent),
       number(ago(one.time, status.time)),
       number(duration(one.seconds)),
-      number(bytes(one.bytes), "wide"),
-      number(String(one.status), one.status === 200 ? "wide" : "bad"),
-      number(count(one.scrapes), "wide"),
+      number(bytes(one.bytes)),
+      number(String(one.status), one.status === 200 ? "" : "bad"),
+      number(count(one.scrapes)),
     ),
   );
-  const columns = [["who"], ["user"], ["client"], ["when", "number"], ["took", "number"], ["size", "number wide"], ["status", "number wide"], ["times", "number wide"]];
+  const columns = [["who"], hasUsers ? ["user"] : null, ["client"], ["last", "number"], ["took", "number"], ["size", "number"], ["status", "number"], ["times", "number"]].filter((column) => column !== null);
   return section(
     "scrapes",
     "Who scrapes",
@@ -462,7 +611,7 @@ function text(id, value) {
 }
 
 function draw(status) {
-  const words = { working: "working", degraded: "look here", not_ready: "not ready" };
+  const words = { working: "working", degraded: "needs attention", not_ready: "not ready" };
   const { node, exporter_version, kernel, started } = status.exporter;
   const word = words[status.state] || status.state;
   byId("badge").className = `badge ${status.state}`;
@@ -542,6 +691,13 @@ byId("copy").addEventListener("click", async () => {
     text("copied", "The browser does not allow it: select and copy it by hand.");
   }
 });
+
+// Does not bubble.
+byId("live").addEventListener(
+  "toggle",
+  ({ target }) => (target.open ? opened.add(keyOf(target)) : opened.delete(keyOf(target))),
+  true,
+);
 
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !paused) ask();

@@ -1,6 +1,6 @@
 //! Targets and their probes, from the exporter's own metrics.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Add;
 
 use super::families::{ByName, Row, cut_to};
@@ -40,7 +40,7 @@ impl Columns {
         }
     }
 
-    fn probe(&self, row: &Row, history: &mut History) -> Probe {
+    fn probe(&self, row: &Row, missing: &HashSet<&(String, String)>, history: &mut History) -> Probe {
         let key = (row.label("target"), row.label("probe"));
         let of = |column: &Column| column.get(&key).copied().unwrap_or(0.0);
         let track = |what: &str| format!("{what}\0{}\0{}", key.0, key.1);
@@ -49,6 +49,7 @@ impl Columns {
         Probe {
             name: cut_to(&key.1, MAX_REASON),
             state: row.label("state"),
+            is_missing: missing.contains(&key),
             reason: cut_to(&row.label("reason"), MAX_REASON),
             sites: of(&self.sites),
             hits: of(&self.hits),
@@ -62,14 +63,21 @@ impl Columns {
     }
 }
 
-/// All targets in the order of the configuration, and how many probes are not among what is shown of them.
-pub(super) fn targets(names: &[String], own: &ByName<'_>, history: &mut History) -> (Vec<Target>, usize) {
+/// All targets in the order of the configuration, and how many probes are not among what is shown of them. `missing` are those that
+/// `/ready` waits for.
+pub(super) fn targets(
+    names: &[String],
+    missing: &[(String, String)],
+    own: &ByName<'_>,
+    history: &mut History,
+) -> (Vec<Target>, usize) {
+    let missing = missing.iter().collect();
     let columns = Columns::of(own);
     let ratio = own.by_target("fibre_exporter_target_tracing_ratio");
     let seconds = own.by_target("fibre_exporter_target_tracing_seconds_total");
     let mut of_target: HashMap<String, Vec<Probe>> = HashMap::new();
     for row in own.rows("fibre_exporter_probe_state") {
-        let probe = columns.probe(&row, history);
+        let probe = columns.probe(&row, &missing, history);
         of_target.entry(row.label("target")).or_default().push(probe);
     }
     let mut targets: Vec<Target> = names
@@ -80,6 +88,7 @@ pub(super) fn targets(names: &[String], own: &ByName<'_>, history: &mut History)
                 name: name.clone(),
                 configured: probes.len(),
                 attached: probes.iter().filter(|probe| probe.is_attached()).count(),
+                shed: probes.iter().filter(|probe| probe.state == "shed").count(),
                 hits: probes.iter().map(|probe| probe.hits).fold(0.0, Add::add),
                 hits_per_second: sum(probes.iter().map(|probe| probe.hits_per_second)),
                 last_hit: probes.iter().filter_map(|probe| probe.last_hit).max_by(f64::total_cmp),

@@ -71,7 +71,7 @@ fn subjects(status: &Status) -> Vec<(Severity, &str)> {
 fn what_is_missing_is_told_once_for_each_reason() {
     let status = seen(snapshot());
     assert_eq!(status.state, Health::NotReady);
-    assert_eq!(status.summary, "Not ready: 2 of 4 probes are missing.");
+    assert_eq!(status.summary, "Not ready: 1 of 4 probes is attached; 2 are missing, 1 is optional.");
     let told = subjects(&status);
     assert_eq!(told[0], (Severity::Error, "billing: charge, refund are not attached yet"));
     assert_eq!(told[1], (Severity::Note, "bitcoind: udp:race is absent"));
@@ -85,7 +85,62 @@ fn what_is_optional_and_absent_does_not_matter() {
     all.missing.clear();
     let status = seen(all);
     assert_eq!(status.state, Health::Working);
-    assert_eq!(status.summary, "Working: 1 of 2 probes are attached; the rest is optional.");
+    assert_eq!(status.summary, "Working: 1 of 2 probes is attached; 1 is optional.");
+}
+
+#[test]
+fn the_sentence_has_the_numbers_of_the_tiles() {
+    let mut rows = PROBES;
+    rows[1].2 = "shed";
+    rows[3].2 = "absent";
+    let mut all = snapshot_at(&rows, Instant::now());
+    all.missing.truncate(1);
+    let status = seen(all);
+    let totals = &status.totals;
+    assert_eq!((totals.probes, totals.attached, totals.missing, totals.shed), (4, 1, 1, 1));
+    let detached = "1 is detached for the time that tracing takes";
+    assert_eq!(
+        status.summary,
+        format!("Not ready: 1 of 4 probes is attached; 1 is missing, {detached}, 1 is optional.")
+    );
+    let is_missing: Vec<_> =
+        status.targets.iter().flat_map(|target| &target.probes).map(|probe| probe.is_missing).collect();
+    assert_eq!(is_missing, [false, false, true, false]);
+    let mut all = snapshot_at(&rows[..2], Instant::now());
+    all.missing.clear();
+    assert_eq!(seen(all).summary, format!("Working in part: 1 of 2 probes is attached; {detached}."));
+    let mut one = snapshot_at(&rows[..1], Instant::now());
+    one.missing.clear();
+    assert_eq!(seen(one).summary, "Working: the probe is attached, and nothing needs attention.");
+}
+
+#[test]
+fn what_nothing_happens_to_is_folded_when_it_is_much() {
+    let probes = |idle: usize| -> Vec<Row> {
+        let mut all = vec![PROBES[0]];
+        let name = |number| &*Box::leak(format!("idle{number}").into_boxed_str());
+        all.extend((0..idle).map(|number| ("bitcoind", name(number), "attached", "", 0)));
+        all
+    };
+    let shown = |idle: usize| {
+        let mut all = snapshot_at(&probes(idle), Instant::now());
+        all.missing.clear();
+        let metric = |number| {
+            let name = &*Box::leak(format!("m{number}_total").into_boxed_str());
+            let mut family = Family::new(name, Kind::Counter, "");
+            family.number(&[], if number == 0 { 7u64 } else { 0 });
+            metric(family.head(), &mut family.samples(), "london")
+        };
+        all.metrics = (0..=idle).map(metric).collect();
+        page(&seen(all))
+    };
+    let few = shown(8);
+    assert!(!few.contains("<details>") && few.matches("<th scope=\"row\">").count() == 20, "{few}");
+    let many = shown(120);
+    assert!(many.contains("<summary>120 probes without a hit</summary>"), "{many}");
+    assert!(many.contains("<summary>120 metrics without a value yet</summary>"), "{many}");
+    assert!(many.contains("<li>idle119 (attached)</li>") && many.contains("<li>m120_total</li>"), "{many}");
+    assert!(many.matches("<th scope=\"row\">").count() < 6, "{many}");
 }
 
 #[test]
