@@ -22,6 +22,7 @@ use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
 use crate::slow::{self, Query, SlowRecorder};
+use crate::table::wrap;
 use crate::{blocking, check, dashboard, pins, reference, terminal, trial};
 
 /// The configuration, the environment or the command line is wrong.
@@ -46,8 +47,9 @@ pub fn perform(invocation: Invocation) -> ExitCode {
         Invocation::Check { file, attach } => check(&Overrides::file(file), attach),
         Invocation::Profiles { name } => show_profiles(name.as_deref()),
         Invocation::Completions { shell } => {
-            clap_complete::generate(shell, &mut crate::cli::command(), "exporter", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut crate::cli::command(), "exporter", &mut script);
+            show_bytes(&script)
         }
         Invocation::Schema { markdown: false } => show(&reference::schema()),
         Invocation::Schema { markdown: true } => show(&reference::page()),
@@ -63,6 +65,12 @@ pub fn perform(invocation: Invocation) -> ExitCode {
             show_dashboard(&Overrides::file(file), alerts, runbooks.as_deref())
         }
     }
+}
+
+/// Help and the version that were asked for, or what is wrong with the command line.
+pub fn explain(error: &clap::Error) -> ExitCode {
+    let written = written(error.print());
+    if error.use_stderr() { ExitCode::from(CONFIGURATION) } else { written }
 }
 
 fn refuse(errors: &Diagnostics) -> ExitCode {
@@ -267,7 +275,16 @@ fn show_dashboard(overrides: &Overrides, alerts: bool, runbooks: Option<&str>) -
 
 /// Writes to standard output. A reader that has seen enough (`head`) is no failure.
 fn show(text: &str) -> ExitCode {
-    match std::io::stdout().write_all(text.as_bytes()) {
+    show_bytes(text.as_bytes())
+}
+
+fn show_bytes(text: &[u8]) -> ExitCode {
+    let mut stdout = std::io::stdout();
+    written(stdout.write_all(text).and_then(|()| stdout.flush()))
+}
+
+fn written(result: io::Result<()>) -> ExitCode {
+    match result {
         Err(err) if err.kind() != ErrorKind::BrokenPipe => {
             eprintln!("exporter: failed to write to standard output: {err}");
             ExitCode::from(RUN_TIME)
@@ -284,25 +301,32 @@ fn show_man_page(of: Option<&str>) -> ExitCode {
         );
         return ExitCode::from(CONFIGURATION);
     };
-    // A reader that has seen enough is no failure.
-    let _ = std::io::Write::write_all(&mut std::io::stdout(), &page);
-    ExitCode::SUCCESS
+    show_bytes(&page)
+}
+
+/// Each with what it is for: beside it, or below where a line has no room for that.
+fn list_of_profiles(screen: Option<usize>) -> String {
+    let mut list = String::new();
+    for (name, _) in profiles() {
+        let about = profile(name).and_then(Result::ok).map(|profile| profile.description).unwrap_or_default();
+        let line = format!("{name:<14} {}", about.trim());
+        match screen {
+            Some(screen) if line.chars().count() > screen => {
+                wrap(name, 0, screen, &mut list);
+                wrap(about.trim(), 2, screen, &mut list);
+            }
+            _ => list.push_str(&(line + "\n")),
+        }
+    }
+    list
 }
 
 fn show_profiles(name: Option<&str>) -> ExitCode {
     let Some(name) = name else {
-        for (name, _) in profiles() {
-            let about =
-                profile(name).and_then(Result::ok).map(|profile| profile.description).unwrap_or_default();
-            println!("{name:<14} {}", about.trim());
-        }
-        return ExitCode::SUCCESS;
+        return show(&list_of_profiles(terminal::width()));
     };
     match profiles().iter().find(|(known, _)| *known == name) {
-        Some((_, text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
+        Some((_, text)) => show(text),
         None => {
             let near = config::did_you_mean(name, profiles().iter().map(|(name, _)| *name));
             eprintln!("exporter: unknown profile \"{name}\"{near}; `exporter profiles` lists them");

@@ -8,7 +8,6 @@ use exporter::commands;
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(invocation) => commands::perform(invocation),
-        // --help and --version end here too.
-        Err(error) => error.exit(),
+        Err(error) => commands::explain(&error),
     }
 }

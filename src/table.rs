@@ -50,8 +50,31 @@ impl TextTable {
         let columns = self.widths(usize::MAX).iter().map(|width| width + GAP).sum::<usize>() + self.indent;
         match screen {
             Some(screen) if columns > screen + GAP => self.blocks(screen),
-            _ => self.to_string(),
+            _ => self.columns(screen),
         }
+    }
+
+    /// As columns. Lines between them are wrapped.
+    fn columns(&self, screen: Option<usize>) -> String {
+        let widths = self.widths(WIDEST);
+        let mut text = String::new();
+        for row in &self.rows {
+            match row {
+                Row::Line(about) => {
+                    wrap(about, self.indent + 4, screen.unwrap_or(usize::MAX), &mut text);
+                }
+                Row::Cells(cells) => {
+                    let mut line = " ".repeat(self.indent);
+                    for (width, cell) in widths.iter().zip(cells) {
+                        line.push_str(cell);
+                        line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + GAP));
+                    }
+                    text.push_str(line.trim_end());
+                    text.push('\n');
+                }
+            }
+        }
+        text
     }
 
     /// Of each column, by its cells that are no wider than `widest`.
@@ -133,22 +156,16 @@ impl TextTable {
 
 impl fmt::Display for TextTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let widths = self.widths(WIDEST);
-        for row in &self.rows {
-            let mut line = " ".repeat(self.indent);
-            match row {
-                Row::Line(text) => line.push_str(&format!("    {text}")),
-                Row::Cells(cells) => {
-                    for (width, cell) in widths.iter().zip(cells) {
-                        line.push_str(cell);
-                        line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + GAP));
-                    }
-                }
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        f.write_str(&self.columns(None))
     }
+}
+
+/// Lines, each no longer than the screen, as far as words allow.
+pub(crate) fn wrapped(text: &str, screen: Option<usize>) -> String {
+    let Some(screen) = screen else { return text.to_owned() };
+    let mut to = String::new();
+    text.lines().for_each(|line| wrap(line, 0, screen, &mut to));
+    to
 }
 
 /// Appends lines no longer than the screen, as far as words allow. Those after the first begin two columns further right.
@@ -159,7 +176,7 @@ pub(crate) fn wrap(text: &str, indent: usize, screen: usize, to: &mut String) {
         if length == 0 {
             to.push_str(&" ".repeat(indent));
             length = indent;
-        } else if length + 1 + size > screen {
+        } else if length.saturating_add(1 + size) > screen {
             to.push('\n');
             to.push_str(&" ".repeat(indent + 2));
             length = indent + 2;
@@ -202,6 +219,20 @@ mod tests {
              a_total{peer}\n    metric gauge b; user: a glob that is\n      long enough to be wrapped\n      note: \
              one\n  p:two\n    sites 0\n"
         );
+    }
+
+    #[test]
+    fn what_is_said_between_columns_is_wrapped_too() {
+        let mut table = TextTable::new(2, &["NAME", "N"]);
+        table.row(["p:one".to_owned(), "1".to_owned()]);
+        table.line("cannot be used: because of something long");
+        let columns = "  NAME   N\n  p:one  1\n";
+        assert_eq!(
+            table.fitted(Some(30)),
+            format!("{columns}      cannot be used: because\n        of something long\n")
+        );
+        assert_eq!(wrapped("a line of words\n\nb", Some(10)), "a line of\n  words\n\nb\n");
+        assert_eq!(wrapped("a line of words\n", None), "a line of words\n");
     }
 
     #[test]

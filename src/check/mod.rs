@@ -57,11 +57,13 @@ pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
     ] {
         if are_kept {
             let file = settings.file.display();
-            checker.text.push_str(&format!("\n{what}: kept in {file}{sent}\n"));
+            checker.text.push('\n');
+            checker.line(&format!("{what}: kept in {file}{sent}"));
         }
     }
     if let Some(directory) = &plan.settings.pinned {
-        checker.text.push_str(&format!("\nstate: pinned in {}\n", pins::describe(directory)));
+        checker.text.push('\n');
+        checker.line(&format!("state: pinned in {}", pins::describe(directory)));
     }
     Checked { table: checker.text, errors: checker.errors }
 }

@@ -19,7 +19,10 @@ pub fn command() -> Command {
     let config = || path("config").long("config").short('c');
     let file = || {
         let file = path("file").required_unless_present("config").conflicts_with("config");
-        [file.help("Configuration file"), config().help("The same, as the exporter itself takes it")]
+        [
+            file.help("Configuration file, or - for standard input"),
+            config().help("The same, as the exporter itself takes it"),
+        ]
     };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
     Command::new("exporter")
@@ -56,6 +59,7 @@ pub fn command() -> Command {
                         .value_name("N")
                         .value_parser(value_parser!(u16).range(1..=3600))
                         .default_value("5")
+                        .requires("attach")
                         .help("Seconds to count with --attach"),
                 ),
         )

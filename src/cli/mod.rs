@@ -4,7 +4,7 @@
 mod definition;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::ArgMatches;
@@ -62,12 +62,17 @@ pub enum Format {
 }
 
 /// What `args` ask for; the first of them is the program's name. `--help` and `--version` come back as
-/// errors too: [`clap::Error::exit`] prints each as it should be, and leaves with 0 or 2.
+/// errors too: [`clap::Error::print`] prints each as it should be.
 pub fn parse<I, T>(args: I) -> Result<Invocation, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
+    let mut args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    // clap's own command takes no flags.
+    if args.get(1).is_some_and(|first| first == "help") {
+        args.retain(|arg| arg != "--help" && arg != "-h");
+    }
     let matches = command().try_get_matches_from(args)?;
     Ok(match matches.subcommand() {
         Some((name, matches)) => subcommand(name, matches),
@@ -96,7 +101,8 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let file = || {
         let mut given = ["file", "config"].into_iter().filter_map(|name| matches.get_one::<PathBuf>(name));
-        given.next().cloned().unwrap_or_default()
+        let given = given.next().cloned().unwrap_or_default();
+        if given == Path::new("-") { PathBuf::from("/dev/stdin") } else { given }
     };
     match name {
         "check" => {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::functions::display_name;
 use super::{Argument, File, Function, Listing, Provider, count};
-use crate::table::TextTable;
+use crate::table::{TextTable, wrapped};
 
 /// The listing in columns, one table for each provider. What is wider than `screen` becomes blocks.
 pub fn columns(listing: &Listing, screen: Option<usize>) -> String {
@@ -18,10 +18,9 @@ pub fn columns(listing: &Listing, screen: Option<usize>) -> String {
     let args =
         || listing.files.iter().flat_map(|f| &f.providers).flat_map(|p| &p.probes).flat_map(|p| &p.args);
     if args().any(|arg| arg.types.iter().any(|kind| kind.ends_with("64"))) {
-        to.push_str(
-            "\nNotes only give width and signedness. A 64-bit argument may be a pointer to text (type: \
-             string) or bytes (type: hex);\nsee the program's documentation.\n",
-        );
+        let about = "\nNotes only give width and signedness. A 64-bit argument may be a pointer to text (type: \
+                     string) or bytes (type: hex);\nsee the program's documentation.\n";
+        to.push_str(&wrapped(about, screen));
     }
     to
 }
@@ -37,7 +36,7 @@ fn show_file(to: &mut String, file: &File, screen: Option<usize>) {
     }
     let _ = writeln!(to, "{}: {}", file.file, about.join(", "));
     for remark in &file.remarks {
-        let _ = writeln!(to, "note: {remark}");
+        to.push_str(&wrapped(&format!("note: {remark}\n"), screen));
     }
     for provider in &file.providers {
         show_provider(to, provider, screen);
@@ -106,22 +105,19 @@ fn show_functions(to: &mut String, functions: &[Function], screen: Option<usize>
     let has_exits = functions.iter().any(|function| function.returned.exits > 0);
     let may_replace = |function: &Function| function.returned.trampoline_refused.is_none();
     if has_exits {
-        let _ = writeln!(
-            to,
-            "\nRETURN: a return is traced by probes where the code leaves the function, so exceptions and coroutines are \
-             not disturbed; a single-stepped exit costs 5 to 15 us a hit, the others below 1."
-        );
-        let _ = match functions.iter().find(|function| !may_replace(function)) {
-            None => writeln!(
-                to,
-                "Where nothing unwinds through a function, `returns_by: trampoline` costs about 1 us."
-            ),
-            Some(function) => writeln!(
-                to,
+        let trampoline = match functions.iter().find(|function| !may_replace(function)) {
+            None => "Where nothing unwinds through a function, `returns_by: trampoline` costs about 1 us."
+                .to_owned(),
+            Some(function) => format!(
                 "`returns_by: trampoline` is refused for {}: {}",
                 display_name(function),
                 function.returned.trampoline_refused.as_deref().unwrap_or_default()
             ),
         };
+        let about = format!(
+            "\nRETURN: a return is traced by probes where the code leaves the function, so exceptions and coroutines are \
+             not disturbed; a single-stepped exit costs 5 to 15 us a hit, the others below 1.\n{trampoline}\n"
+        );
+        to.push_str(&wrapped(&about, screen));
     }
 }

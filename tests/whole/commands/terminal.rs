@@ -63,6 +63,27 @@ fn a_list_of_functions_fits_a_narrow_screen() {
 }
 
 #[test]
+fn lists_and_what_is_said_about_them_fit_the_screen() {
+    let exporter = env!("CARGO_BIN_EXE_exporter");
+    let leaf = demo("leaf");
+    for columns in [40, 80] {
+        for command in ["profiles".to_owned(), format!("probes {leaf}")] {
+            let line = format!("stty cols {columns} && {exporter} {command}");
+            let shown = ran(Command::new("script").args(["-qec", &line, "/dev/null"]));
+            assert_eq!(shown.code, 0, "{shown:?}");
+            // The path of the program is a word that nobody can break.
+            let out: String = shown
+                .out
+                .lines()
+                .filter(|line| !line.contains(&leaf))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            assert!(widest(&out) <= columns, "{command}, {columns}: {out}");
+        }
+    }
+}
+
+#[test]
 fn states_are_coloured_unless_that_is_unwanted() {
     let scratch = Scratch::new();
     let program = private_copy("fibre-demo", scratch.path("").as_path()).display().to_string();

@@ -15,6 +15,61 @@ fn every_command_has_help() {
 }
 
 #[test]
+fn help_is_found_wherever_it_is_looked_for() {
+    let top = exporter(&["--help"]).good();
+    for args in [&["help"][..], &["help", "--help"], &["help", "-h"]] {
+        assert_eq!(exporter(args).good(), top, "{args:?}");
+    }
+    assert_eq!(exporter(&["help", "check", "--help"]).good(), exporter(&["check", "--help"]).good());
+}
+
+#[test]
+fn a_configuration_may_come_from_standard_input() {
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
+        .args(["check", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start");
+    let text =
+        super::config(&super::demo("leaf"), "probes: [{ function: main, metrics: [{ counter: a_total }] }]");
+    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), text.as_bytes()).expect("write");
+    let output = child.wait_with_output().expect("wait");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && shown.contains("counter a_total"), "{output:?}");
+}
+
+/// Commands that need no more than this.
+const TALKATIVE: [&[&str]; 8] = [
+    &["--help"],
+    &["help", "check"],
+    &["--version"],
+    &["profiles"],
+    &["profiles", "fibre"],
+    &["completions", "bash"],
+    &["man"],
+    &["schema"],
+];
+
+#[test]
+fn what_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {
+    use std::process::{Command, Stdio};
+    for args in TALKATIVE {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_exporter"));
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+        let output = command.args(args).stdout(full).output().expect("start");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {told}");
+        assert!(told.contains("failed to write to standard output: No space left"), "{args:?}: {told}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command.stdout(Stdio::from(writer)).output().expect("start");
+        assert_eq!((output.status.code(), &output.stderr[..]), (Some(0), &b""[..]), "{args:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_leaves_with_2_and_prints_nothing_else() {
     let wrong: &[&[&str]] = &[
         &["nonsense"],
@@ -22,6 +77,7 @@ fn wrong_usage_leaves_with_2_and_prints_nothing_else() {
         &["check"],
         &["check", "a", "b"],
         &["check", "a", "--seconds", "none"],
+        &["check", "a", "--seconds", "3"],
         &["probes"],
         &["probes", "a", "--json", "--yaml"],
         &["probes", "a", "--functions"],
