@@ -3,16 +3,19 @@
 #
 #   ./generate-certs.sh NAME...            NAME: a host name or an IP address of a machine that runs an exporter
 #   ./generate-certs.sh --renew [NAME...]  issues these anew, or all that there are
+#   ./generate-certs.sh --client NAME...   certificates for clients that show one, such as Prometheus
 #
 # In ./certs, or in the directory that CERTS_DIR names:
 #   ca.crt           for Prometheus (ca_file)
 #   ca.key           signs new certificates; keep it, and keep it to yourself
 #   NAME/node.crt    for that exporter (tls_cert)
 #   NAME/node.key    for that exporter (tls_key)
+#   NAME/client.crt  for that client (cert_file); exporters trust ca.crt (client_ca_file)
+#   NAME/client.key  for that client (key_file)
 #
-# Each certificate is also valid for localhost, 127.0.0.1 and host.docker.internal. Run again, the script keeps
-# the authority and every certificate that is still good; it issues anew what is missing, damaged, signed by
-# another authority, or ends within 30 days. Keys are readable by their owner only, from the start.
+# Each exporter's certificate is also valid for localhost, 127.0.0.1 and host.docker.internal. Run again, the
+# script keeps the authority and every certificate that is still good; it issues anew what is missing, damaged,
+# signed by another authority, or ends within 30 days. Keys are readable by their owner only, from the start.
 set -euo pipefail
 
 readonly days=397         # the longest that common clients accept
@@ -20,6 +23,8 @@ readonly ca_days=3650
 readonly renew_seconds=$((30 * 24 * 3600))
 certs=${CERTS_DIR:-certs}
 renew=
+# What is made: of exporters `node`, of clients `client`.
+stem=node
 
 fail() {
     echo "generate-certs.sh: $*" >&2
@@ -58,6 +63,10 @@ check_name() {
 san_of() {
     local own="DNS:$1"
     if is_ipv4 "$1" || is_ipv6 "$1"; then own="IP:$1"; fi
+    if [[ $stem == client ]]; then
+        echo "$own"
+        return
+    fi
     local san="DNS:localhost,DNS:host.docker.internal,IP:127.0.0.1"
     # A name that is given twice is refused by some clients.
     if [[ ",$san," != *",$own,"* ]]; then san="$own,$san"; fi
@@ -116,9 +125,10 @@ ensure_ca() {
     chmod 644 "$certs/ca.crt"
 }
 
-# Prints why the node's certificate cannot stay; prints nothing if it can.
+# Prints why the certificate cannot stay; prints nothing if it can.
 reason_to_issue() {
-    local crt=$certs/$1/node.crt key=$certs/$1/node.key check=-verify_hostname
+    local crt=$certs/$1/$stem.crt key=$certs/$1/$stem.key check=-verify_hostname purpose=sslserver
+    if [[ $stem == client ]]; then purpose=sslclient; fi
     if is_ipv4 "$1" || is_ipv6 "$1"; then check=-verify_ip; fi
     if [[ ! -e $crt && ! -e $key ]]; then
         echo "new"
@@ -130,60 +140,63 @@ reason_to_issue() {
         echo "its files were damaged or did not belong together"
     elif ! openssl x509 -in "$crt" -noout -checkend "$renew_seconds" >/dev/null; then
         echo "the old one has ended or would within 30 days"
-    elif ! openssl verify -purpose sslserver -no-CApath -CAfile "$certs/ca.crt" "$check" "$1" "$crt" \
+    elif ! openssl verify -purpose "$purpose" -no-CApath -CAfile "$certs/ca.crt" "$check" "$1" "$crt" \
         >/dev/null 2>&1; then
         echo "the old one was not for this name or not signed by $certs/ca.crt"
     fi
 }
 
 issue() {
-    local name=$1 work=$2
-    new_key "$work/node.key"
+    local name=$1 work=$2 usage=serverAuth
+    if [[ $stem == client ]]; then usage=clientAuth; fi
+    new_key "$work/$stem.key"
     # The common name holds 64 characters at most; clients read only the alternative names.
-    openssl req -new -key "$work/node.key" -subj "/CN=${name:0:64}" -out "$work/node.csr" ||
+    openssl req -new -key "$work/$stem.key" -subj "/CN=${name:0:64}" -out "$work/$stem.csr" ||
         fail "openssl cannot make the request for $name"
-    openssl x509 -req -sha256 -in "$work/node.csr" -days "$days" -set_serial "0x$(openssl rand -hex 16)" \
-        -CA "$certs/ca.crt" -CAkey "$certs/ca.key" -out "$work/node.crt" \
+    openssl x509 -req -sha256 -in "$work/$stem.csr" -days "$days" -set_serial "0x$(openssl rand -hex 16)" \
+        -CA "$certs/ca.crt" -CAkey "$certs/ca.key" -out "$work/$stem.crt" \
         -extfile <(printf '%s\n' 'basicConstraints=critical,CA:FALSE' \
-            'keyUsage=critical,digitalSignature' 'extendedKeyUsage=serverAuth' \
+            'keyUsage=critical,digitalSignature' "extendedKeyUsage=$usage" \
             'subjectKeyIdentifier=hash' 'authorityKeyIdentifier=keyid' \
             "subjectAltName=$(san_of "$name")") 2>"$work/log" ||
         fail "openssl cannot sign the certificate for $name: $(cat "$work/log")"
-    chmod 644 "$work/node.crt"
+    chmod 644 "$work/$stem.crt"
     open_directory "$certs/$name"
-    mv "$work/node.key" "$certs/$name/node.key"
-    mv "$work/node.crt" "$certs/$name/node.crt"
+    mv "$work/$stem.key" "$certs/$name/$stem.key"
+    mv "$work/$stem.crt" "$certs/$name/$stem.crt"
 }
 
-ensure_node() {
+ensure_certificate() {
     local reason
     reason=$(reason_to_issue "$1")
     if [[ -n $reason ]]; then
         issue "$1" "$2"
-        echo "issued $certs/$1/node.crt ($reason)"
+        echo "issued $certs/$1/$stem.crt ($reason)"
     else
-        chmod 600 "$certs/$1/node.key"
-        chmod 644 "$certs/$1/node.crt"
-        echo "kept $certs/$1/node.crt"
+        chmod 600 "$certs/$1/$stem.key"
+        chmod 644 "$certs/$1/$stem.crt"
+        echo "kept $certs/$1/$stem.crt"
     fi
 }
 
 main() {
     local name
-    case ${1-} in
-    -h | --help) usage; exit 0 ;;
-    '') usage >&2; exit 2 ;;
-    --renew)
-        renew=yes
+    while [[ ${1-} == -* ]]; do
+        case $1 in
+        -h | --help) usage; exit 0 ;;
+        --renew) renew=yes ;;
+        --client) stem=client ;;
+        *) usage >&2; exit 2 ;;
+        esac
         shift
-        if (($# == 0)); then
-            for name in "$certs"/*/node.crt; do
-                [[ ! -e $name ]] || set -- "$@" "$(basename "$(dirname "$name")")"
-            done
-            (($#)) || fail "there is no certificate in $certs to renew"
-        fi
-        ;;
-    esac
+    done
+    if (($# == 0)); then
+        [[ -n $renew ]] || { usage >&2; exit 2; }
+        for name in "$certs"/*/"$stem".crt; do
+            [[ ! -e $name ]] || set -- "$@" "$(basename "$(dirname "$name")")"
+        done
+        (($#)) || fail "there is no certificate in $certs to renew"
+    fi
     command -v openssl >/dev/null || fail "openssl is not installed (Debian: apt-get install openssl)"
     for name in "$@"; do check_name "$name"; done
 
@@ -193,7 +206,7 @@ main() {
     work=$(mktemp -d "$certs/.new.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     ensure_ca "$work"
-    for name in "$@"; do ensure_node "$name" "$work"; done
+    for name in "$@"; do ensure_certificate "$name" "$work"; done
 }
 
 main "$@"

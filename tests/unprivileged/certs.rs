@@ -303,3 +303,38 @@ fn the_directory_can_be_chosen() {
     assert!(chosen.join("node/node.key").exists());
     assert!(!directory.certs().exists());
 }
+
+#[test]
+fn certificates_of_clients_are_for_clients_only_and_are_renewed_like_others() {
+    let place = StateDirectory::new();
+    let made = place.generated(&["--client", "prometheus.example.org"]);
+    assert!(made.contains("issued certs/prometheus.example.org/client.crt (new)"), "{made}");
+    let is_for = |purpose: &str| {
+        let output = Command::new("openssl")
+            .args(["verify", "-x509_strict", "-purpose", purpose, "-no-CApath", "-CAfile", "ca.crt"])
+            .args(["-verify_hostname", "prometheus.example.org", "prometheus.example.org/client.crt"])
+            .current_dir(place.certs())
+            .output()
+            .unwrap();
+        output.status.success()
+    };
+    assert!(is_for("sslclient") && !is_for("sslserver"));
+    let before = place.read("prometheus.example.org/client.crt");
+    assert!(place.generated(&["--client", "prometheus.example.org"]).contains("kept "));
+    assert_eq!(place.read("prometheus.example.org/client.crt"), before);
+    // An exporter on the same machine has a certificate of its own.
+    place.generated(&["prometheus.example.org"]);
+    assert!(place.verifies(
+        &place.certs().join("ca.crt"),
+        "prometheus.example.org",
+        "prometheus.example.org"
+    ));
+    let renewed = place.generated(&["--client", "--renew"]);
+    assert_eq!(renewed.trim_end(), "issued certs/prometheus.example.org/client.crt (renewed)");
+    assert_ne!(place.read("prometheus.example.org/client.crt"), before);
+    for (name, mode) in place.modes() {
+        assert_eq!(mode, if name.ends_with(".key") { 0o600 } else { 0o644 }, "{name}");
+    }
+    assert_eq!(place.generate(&["--nonsense", "a"]).status.code(), Some(2));
+    assert_eq!(place.generate(&["--client"]).status.code(), Some(2));
+}
