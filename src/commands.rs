@@ -325,14 +325,8 @@ fn show_profiles(name: Option<&str>) -> ExitCode {
     let Some(name) = name else {
         return show(&list_of_profiles(terminal::width()));
     };
-    match profiles().iter().find(|(known, _)| *known == name) {
-        Some((_, text)) => show(text),
-        None => {
-            let near = config::did_you_mean(name, profiles().iter().map(|(name, _)| *name));
-            eprintln!("exporter: unknown profile \"{name}\"{near}; `exporter profiles` lists them");
-            ExitCode::from(CONFIGURATION)
-        }
-    }
+    let known = profiles().iter().find(|(known, _)| *known == name);
+    show(known.map(|(_, text)| *text).unwrap_or_default())
 }
 
 /// The first line of standard input, hashed. On a terminal it is asked for, and not shown.

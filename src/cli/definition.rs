@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, Command, value_parser};
 use clap_complete::Shell;
 
 use crate::config;
 use crate::config::keys::{CONFIG_ENV, KEYS};
 use crate::net::{Prefix, parse_ports, parse_ttl};
+use crate::plan::profiles;
 
 /// The setting whose flag can be repeated; its values are put together with commas.
 const REPEATABLE: &str = "web_listen_address";
@@ -82,9 +84,13 @@ pub fn command() -> Command {
                 .arg(switch("yaml").help("Print a starter configuration")),
         )
         .subcommand(
-            Command::new("profiles")
-                .about("List the built-in profiles, or print one")
-                .arg(Arg::new("name").value_name("NAME").help("Profile to print")),
+            Command::new("profiles").about("List the built-in profiles, or print one").arg(
+                Arg::new("name")
+                    .value_name("NAME")
+                    .value_parser(PossibleValuesParser::new(profiles().iter().map(|(name, _)| *name)))
+                    .hide_possible_values(true)
+                    .help("Profile to print"),
+            ),
         )
         .subcommand(
             Command::new("dashboard")
@@ -283,5 +289,14 @@ pub fn man_page(of: Option<&str>) -> Option<Vec<u8>> {
     }
     let mut page = Vec::new();
     clap_mangen::Man::new(command).render(&mut page).expect("writing to memory cannot fail");
+    if of.is_none() {
+        page = with_sections(&String::from_utf8_lossy(&page)).into_bytes();
+    }
     Some(page)
+}
+
+/// What a page for administrators says beside commands and flags, before the version, which comes last.
+fn with_sections(page: &str) -> String {
+    page.replace(".SH EXTRA\n", ".SH ENVIRONMENT\n")
+        .replace(".SH VERSION\n", concat!(include_str!("man.roff"), ".SH VERSION\n"))
 }

@@ -361,6 +361,9 @@ mod tests {
             assert!(whole.contains(&format!("exporter-{}", sub.get_name())), "{}", sub.get_name());
             assert!(page(Some(sub.get_name())).contains(".TH"), "{}", sub.get_name());
         }
+        for section in ["ENVIRONMENT", "SIGNALS", "EXIT STATUS", "FILES", "SEE ALSO", "VERSION"] {
+            assert_eq!(page(None).matches(&format!("\n.SH {section}\n")).count(), 1, "{section}");
+        }
         assert_eq!(man_page(Some("nonsense")), None);
     }
 
