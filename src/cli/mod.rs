@@ -352,7 +352,7 @@ mod tests {
 
     #[test]
     fn every_command_and_flag_has_its_man_page() {
-        let page = |of| String::from_utf8(man_page(of).unwrap()).unwrap();
+        let page = |of: Option<&str>| String::from_utf8(man_page(of).unwrap()).unwrap();
         let whole = page(None).replace("\\-", "-");
         for flag in command().get_opts().filter_map(clap::Arg::get_long) {
             assert!(whole.contains(&format!("--{flag}")), "{flag}");

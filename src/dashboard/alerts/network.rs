@@ -18,8 +18,11 @@ pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> V
         Rule::new(
             "ExporterInterfaceNotCounted",
             "warning",
-            ours("network_attach_failed{reason!=\"pending\"} == 1"),
-            "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ $labels.reason }}.",
+            // The reason may change while it lasts, which would begin the time anew.
+            ours("max without (reason) (network_attach_failed{reason!=\"pending\"} == 1)"),
+            "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ with printf \
+             \"network_attach_failed{job=%q, instance=%q, interface=%q, direction=%q} == 1\" $labels.job $labels.instance \
+             $labels.interface $labels.direction | query }}{{ . | first | label \"reason\" }}{{ end }}.",
             "Packets of this interface and direction are missing from all metrics. See the exporter's log and /ready.",
         )
         .lasting("5m"),

@@ -9,6 +9,23 @@ const MOST_OVERHEAD: f64 = 0.05;
 /// The part of a core below which that is no matter: of a program that hardly runs, a few hits are a large part.
 const LEAST_OVERHEAD: f64 = 0.005;
 
+/// Probes in such a state, without the words that tell why: those change while the state lasts, as with the number of processes that
+/// were looked at, and a series that changes its labels begins to wait anew.
+fn in_state(matchers: &str) -> String {
+    format!("max without (state, reason) (fibre_exporter_probe_state{{{matchers}}} == 1)")
+}
+
+/// What the latest scrape has of a probe that an alert is about.
+fn state_now(shown: &str) -> String {
+    format!(
+        "{{{{ with printf \"fibre_exporter_probe_state{{job=%q, instance=%q, target=%q, probe=%q}} == 1\" $labels.job \
+         $labels.instance $labels.target $labels.probe | query }}}}{shown}{{{{ end }}}}"
+    )
+}
+
+const PROBE: &str = "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }}";
+const REASON: &str = "{{ . | first | label \"reason\" }}";
+
 /// Rules of probes, and of their hits.
 pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     let targets = one_of(plan.targets.iter().map(|target| target.name.as_str()));
@@ -16,17 +33,19 @@ pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         Rule::new(
             "ExporterProbeNotAttached",
             "warning",
-            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=~\"waiting|refused\"}} == 1")),
-            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is {{ $labels.state }}: {{ $labels.reason }}.",
+            ours(&in_state(&format!("target=~{targets}, state=~\"waiting|refused\""))),
+            &format!(
+                "{PROBE} is {}.",
+                state_now(&format!("{{{{ . | first | label \"state\" }}}}: {REASON}"))
+            ),
             "The probe's metrics do not change until it is attached. `exporter check FILE` shows details.",
         )
         .lasting("5m"),
         Rule::new(
             "ExporterProbePartlyAttached",
             "info",
-            ours(&format!("fibre_exporter_probe_state{{target=~{targets}, state=\"partly\"}} == 1")),
-            "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} is only partly attached: \
-             {{ $labels.reason }}.",
+            ours(&in_state(&format!("target=~{targets}, state=\"partly\""))),
+            &format!("{PROBE} is only partly attached: {}.", state_now(REASON)),
             "Its counts are correct but incomplete: hits at the other sites are missing.",
         )
         .lasting("15m"),
@@ -56,7 +75,7 @@ pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
         .lasting("15m"),
     );
     if let Some(probes) = absence_matters(plan) {
-        let absent = format!("fibre_exporter_probe_state{{{probes}, state=\"absent\"}} == 1");
+        let absent = in_state(&format!("{probes}, state=\"absent\""));
         rules.push(
             Rule::new(
                 "ExporterProbeAbsent",
