@@ -13,7 +13,7 @@ pub(super) struct CertificateInfo {
     not_before: i64,
     pub(super) not_after: i64,
     has_names: bool,
-    is_v3: bool,
+    pub(super) is_v3: bool,
 }
 
 impl CertificateInfo {

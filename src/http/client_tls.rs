@@ -8,6 +8,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore};
 
 use super::error::HttpError;
+use super::mistaken;
 use super::pem::Pem;
 use super::system_authorities::system_authorities;
 use super::tls::Fingerprint;
@@ -64,10 +65,13 @@ impl ClientTls {
         let Some((certificate, key)) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let chain = certificate.certificates("certificate")?;
         let key_path = || key.name().to_owned();
-        let key = provider
-            .key_provider
-            .load_private_key(key.key()?.0)
-            .map_err(|source| TlsError::UnsupportedKey { path: key_path(), source })?;
+        let der = key.key()?.0;
+        let kind = mistaken::key(&der);
+        let key = provider.key_provider.load_private_key(der).map_err(|source| TlsError::UnsupportedKey {
+            path: key_path(),
+            kind,
+            source,
+        })?;
         let pair = CertifiedKey::new(chain, key);
         // Of a certificate that cannot be looked into, of version 1 say, the server decides.
         if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = pair.keys_match() {

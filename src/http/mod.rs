@@ -20,6 +20,7 @@ mod error;
 mod exposure;
 mod limits;
 mod listener;
+mod mistaken;
 mod pem;
 mod rate;
 mod route;

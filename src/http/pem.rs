@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::mistaken;
 use super::tls_error::TlsError;
 
 /// No certificate chain, key or list of authorities comes near this many bytes.
@@ -41,9 +42,13 @@ impl Pem {
     }
 
     fn read(&self, what: &'static str) -> Result<Vec<u8>, TlsError> {
-        match self {
-            Pem::File(path) => read_file(what, path),
-            Pem::Text { text, .. } => Ok(text.clone().into_bytes()),
+        let bytes = match self {
+            Pem::File(path) => read_file(what, path)?,
+            Pem::Text { text, .. } => text.clone().into_bytes(),
+        };
+        match mistaken::encoding(&bytes) {
+            Some(problem) => Err(TlsError::Encoding { what, path: self.name().to_owned(), problem }),
+            None => Ok(bytes),
         }
     }
 
@@ -55,8 +60,7 @@ impl Pem {
             .collect::<Result<_, _>>()
             .map_err(|source| TlsError::Pem { path: path(), source })?;
         if chain.is_empty() {
-            let has_key = contains(&bytes, "PRIVATE KEY-----");
-            return Err(TlsError::NoCertificate { path: path(), has_key });
+            return Err(TlsError::NoCertificate { path: path(), found: mistaken::section(&bytes) });
         }
         Ok(chain)
     }
@@ -72,10 +76,7 @@ impl Pem {
             return Err(TlsError::Encrypted { path: path() });
         }
         let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
-            pem::Error::NoItemsFound => TlsError::NoKey {
-                path: path(),
-                has_certificate: contains(&bytes, "-----BEGIN CERTIFICATE-----"),
-            },
+            pem::Error::NoItemsFound => TlsError::NoKey { path: path(), found: mistaken::section(&bytes) },
             source => TlsError::Pem { path: path(), source },
         })?;
         let mut warnings = Vec::new();

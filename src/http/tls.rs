@@ -15,6 +15,7 @@ use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig};
 use super::certificate::CertificateInfo;
 use super::clients::{Clients, unix_now, verifier};
 use super::error::HttpError;
+use super::mistaken;
 use super::pem::Pem;
 use super::tls_error::TlsError;
 
@@ -192,10 +193,12 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
         (|| options.certificate.name().to_owned(), || options.key.name().to_owned());
 
     let provider = Arc::new(options.provider());
-    let key = provider
-        .key_provider
-        .load_private_key(key)
-        .map_err(|source| TlsError::UnsupportedKey { path: key_path(), source })?;
+    let kind = mistaken::key(&key);
+    let key = provider.key_provider.load_private_key(key).map_err(|source| TlsError::UnsupportedKey {
+        path: key_path(),
+        kind,
+        source,
+    })?;
     let facts = chain.first().and_then(|own| CertificateInfo::of(own));
     let certificate = options.certificate.name().display().to_string();
     warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate, unix_now())));
@@ -204,6 +207,9 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(Error::InconsistentKeys(_)) => {
             return Err(TlsError::Mismatch { certificate: certificate_path(), key: key_path() });
+        }
+        Err(_) if facts.is_some_and(|facts| !facts.is_v3) => {
+            return Err(TlsError::OldCertificate { path: certificate_path() });
         }
         Err(source) => return Err(TlsError::Certificate { path: certificate_path(), source }),
     }
@@ -312,7 +318,7 @@ mod tests {
             (&certificate[..], &other_key[..], "does not match the first certificate"),
             (&certificate, &encrypted, "is encrypted"),
             (&certificate, old_encrypted, "is encrypted"),
-            (&certificate, "", "node.key contains no private key"),
+            (&certificate, "", "node.key is empty"),
             (
                 &certificate,
                 &certificate,
@@ -321,9 +327,12 @@ mod tests {
             (&certificate, cut, "truncated"),
             (&certificate, not_base64, "not valid base64"),
             (&certificate, bad_key, "is not supported"),
-            ("", &key, "node.crt contains no certificate"),
+            ("text", &key, "node.crt contains no certificate"),
+            ("", &key, "node.crt is empty"),
+            (&format!("\u{feff}{certificate}"), &key, "(BOM)"),
+            (&certificate, &format!("\u{feff}{key}"), "node.key begins with a byte order mark"),
             (&key, &key, "swapped?"),
-            (not_der, &key, "is not usable"),
+            (not_der, &key, "is damaged"),
         ] {
             let text = Files::new(certificate, key).error();
             assert!(text.contains(reason), "wanted {reason:?}: {text}");

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustls::CertificateError;
 use rustls_pki_types::pem;
 
 /// Why a certificate or its key cannot be used. Its text names the file, says what to do, and quotes nothing from the
@@ -14,18 +15,22 @@ use rustls_pki_types::pem;
 pub enum TlsError {
     /// A file cannot be read; `what` it should have held.
     Read { what: &'static str, path: PathBuf, source: io::Error },
+    /// It is in another encoding, or empty; `what` it should have held.
+    Encoding { what: &'static str, path: PathBuf, problem: &'static str },
     /// It is not PEM.
     Pem { path: PathBuf, source: pem::Error },
-    /// There is no certificate in the file, but perhaps a key.
-    NoCertificate { path: PathBuf, has_key: bool },
-    /// There is no key in the file, but perhaps a certificate.
-    NoKey { path: PathBuf, has_certificate: bool },
+    /// There is no certificate in the file, but perhaps something else.
+    NoCertificate { path: PathBuf, found: Option<&'static str> },
+    /// There is no key in the file, but perhaps something else.
+    NoKey { path: PathBuf, found: Option<&'static str> },
     /// The key has a passphrase.
     Encrypted { path: PathBuf },
     /// The key is of a kind that cannot be used.
-    UnsupportedKey { path: PathBuf, source: rustls::Error },
+    UnsupportedKey { path: PathBuf, kind: Option<&'static str>, source: rustls::Error },
     /// Key and certificate do not belong together.
     Mismatch { certificate: PathBuf, key: PathBuf },
+    /// The certificate is of a version before 3.
+    OldCertificate { path: PathBuf },
     /// The certificate cannot be used.
     Certificate { path: PathBuf, source: rustls::Error },
     /// What should be the certificates of authorities cannot be used as such.
@@ -39,12 +44,14 @@ impl TlsError {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Read { path, .. }
+            | Self::Encoding { path, .. }
             | Self::Pem { path, .. }
             | Self::NoCertificate { path, .. }
             | Self::NoKey { path, .. }
             | Self::Encrypted { path }
             | Self::UnsupportedKey { path, .. }
             | Self::Mismatch { certificate: path, .. }
+            | Self::OldCertificate { path }
             | Self::Certificate { path, .. }
             | Self::Authority { path } => Some(path),
             Self::Setup(_) => None,
@@ -58,21 +65,24 @@ impl fmt::Display for TlsError {
             Self::Read { what, path, source } => {
                 write!(f, "failed to read the {what} {}: {source}", path.display())
             }
+            Self::Encoding { what, path, problem } => {
+                write!(f, "the {what} {} {problem}", path.display())
+            }
             Self::Pem { path, source } => {
                 write!(f, "{} is not valid PEM: {}", path.display(), pem_problem(source))
             }
-            Self::NoCertificate { path, has_key } => {
+            Self::NoCertificate { path, found } => {
                 let path = path.display();
                 write!(f, "{path} contains no certificate (no line `-----BEGIN CERTIFICATE-----`)")?;
-                swapped(*has_key, "a private key", f)
+                contents(*found, f)
             }
-            Self::NoKey { path, has_certificate } => {
+            Self::NoKey { path, found } => {
                 let path = path.display();
                 write!(
                     f,
                     "{path} contains no private key (no line `-----BEGIN PRIVATE KEY-----`, RSA or EC)"
                 )?;
-                swapped(*has_certificate, "a certificate", f)
+                contents(*found, f)
             }
             Self::Encrypted { path } => {
                 let path = path.display();
@@ -82,19 +92,36 @@ impl fmt::Display for TlsError {
                      -in {path} -out NEW`, into a directory that only the exporter can read"
                 )
             }
-            Self::UnsupportedKey { path, source } => write!(
-                f,
-                "the private key in {} is not supported ({source}); supported: RSA, ECDSA P-256 and P-384, Ed25519",
-                path.display()
-            ),
+            Self::UnsupportedKey { path, kind, source } => {
+                let path = path.display();
+                match kind {
+                    Some(kind) => write!(f, "the private key in {path} is not supported: {kind}")?,
+                    None => write!(f, "the private key in {path} is not supported ({source})")?,
+                }
+                write!(f, "; supported: RSA with 2048 to 8192 bits, ECDSA P-256 and P-384, Ed25519")
+            }
             Self::Mismatch { certificate, key } => write!(
                 f,
                 "the private key in {} does not match the first certificate in {}",
                 key.display(),
                 certificate.display()
             ),
+            Self::OldCertificate { path } => write!(
+                f,
+                "the certificate {} is X.509 version 1, which clients reject; issue a version 3 certificate",
+                path.display()
+            ),
             Self::Certificate { path, source } => {
-                write!(f, "the first certificate in {} is not usable: {source}", path.display())
+                let path = path.display();
+                match source {
+                    rustls::Error::InvalidCertificate(CertificateError::BadEncoding) => {
+                        write!(
+                            f,
+                            "the first certificate in {path} is damaged: its base64 text is no certificate"
+                        )
+                    }
+                    other => write!(f, "the first certificate in {path} is not usable: {other}"),
+                }
             }
             Self::Authority { path } => {
                 write!(f, "a certificate in {} is not usable as that of an authority", path.display())
@@ -104,8 +131,14 @@ impl fmt::Display for TlsError {
     }
 }
 
-fn swapped(is_other: bool, what: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    if is_other { write!(f, "; it contains {what}: are tls_cert and tls_key swapped?") } else { Ok(()) }
+fn contents(found: Option<&'static str>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match found {
+        Some(what @ ("a private key" | "a certificate")) => {
+            write!(f, "; it contains {what}: are tls_cert and tls_key swapped?")
+        }
+        Some(what) => write!(f, "; it contains {what}"),
+        None => Ok(()),
+    }
 }
 
 /// What is wrong with a PEM file.
@@ -126,7 +159,9 @@ impl Error for TlsError {
                 Some(source)
             }
             // What a PEM error says may quote the file.
-            Self::Pem { .. }
+            Self::Encoding { .. }
+            | Self::OldCertificate { .. }
+            | Self::Pem { .. }
             | Self::NoCertificate { .. }
             | Self::NoKey { .. }
             | Self::Encrypted { .. }
