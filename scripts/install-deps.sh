@@ -14,11 +14,11 @@ set -euo pipefail
 # programs to trace; openssl makes certificates. A|B: what is installed of them, else the first that this Debian has.
 packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config systemtap-sdt-dev openssl curl
 	ca-certificates procps)
-# prometheus scrapes the exporter and brings promtool; qemu and busybox run it on other kernels; the second line has what
+# prometheus scrapes the exporter and brings promtool, alertmanager sends its alerts on; qemu and busybox run it on other kernels; the second line has what
 # sends packets and looks at interfaces; the third builds bitcoind and other programs; the last ones are programs to
 # trace, with what they need to be run, what reads or translates them, and file systems to run them from. nginx serves lists
 # that minisign signs, and fail2ban bans.
-test_packages=(prometheus qemu-system-x86 busybox-static xz-utils lld
+test_packages=(prometheus prometheus-alertmanager qemu-system-x86 busybox-static xz-utils lld
 	iproute2 iputils-ping netcat-openbsd bpftool openssh-server openssh-client nmap hping3
 	python3 python3-jsonschema python3-prometheus-client g++ gdb dwz cmake libboost-dev libevent-dev libsqlite3-dev binutils libpam0g-dev util-linux libfaketime golang-go
 	mariadb-server mariadb-client redis-tools
@@ -148,7 +148,7 @@ install_packages() {
 		fail "apt-get could not install all of: ${missing[*]}; its message is above"
 	local name
 	# A package, and its service.
-	for name in prometheus:prometheus prometheus-node-exporter:prometheus-node-exporter mariadb-server:mariadb openssh-server:ssh nginx-light:nginx fail2ban:fail2ban; do
+	for name in prometheus:prometheus prometheus-alertmanager:prometheus-alertmanager prometheus-node-exporter:prometheus-node-exporter mariadb-server:mariadb openssh-server:ssh nginx-light:nginx fail2ban:fail2ban; do
 		[[ " ${missing[*]} " == *" ${name%:*} "* ]] || continue
 		command -v systemctl >/dev/null || continue
 		as_root systemctl disable --quiet "${name#*:}" 2>/dev/null || true

@@ -156,14 +156,21 @@ impl Prometheus {
     /// # Errors
     /// If it cannot be started, with its log.
     pub fn start_with(scrape: &Scrape, more: &[&str]) -> Result<Prometheus, String> {
-        let failed = |what: &str, e: std::io::Error| format!("{what}: {e}");
-        let directory = tempfile::tempdir().map_err(|e| failed("cannot make a temporary directory", e))?;
         let stack = stack_directory();
         let text = std::fs::read_to_string(stack.join("prometheus.yml"))
-            .map_err(|e| failed("cannot read the stack's prometheus.yml", e))?;
+            .map_err(|e| format!("cannot read the stack's prometheus.yml: {e}"))?;
+        Prometheus::start_configured(&adapt(&text, &stack, scrape)?, more)
+    }
+
+    /// Starts it with the text of a `prometheus.yml` and waits until it answers.
+    ///
+    /// # Errors
+    /// If it cannot be started, with its log.
+    pub fn start_configured(text: &str, more: &[&str]) -> Result<Prometheus, String> {
+        let failed = |what: &str, e: std::io::Error| format!("{what}: {e}");
+        let directory = tempfile::tempdir().map_err(|e| failed("cannot make a temporary directory", e))?;
         let config = directory.path().join("prometheus.yml");
-        std::fs::write(&config, adapt(&text, &stack, scrape)?)
-            .map_err(|e| failed("cannot write prometheus.yml", e))?;
+        std::fs::write(&config, text).map_err(|e| failed("cannot write prometheus.yml", e))?;
         let log = File::create(directory.path().join("log")).map_err(|e| failed("cannot make a log", e))?;
 
         let port = free_port();

@@ -5,6 +5,7 @@ mod dashboards;
 mod files;
 mod live;
 mod stand_in;
+mod told;
 
 use std::path::{Path, PathBuf};
 
