@@ -32,6 +32,7 @@ const RULES: &[(&str, Rule)] = &[
     ("exporter check /etc", Prints("udp:block_reconstructed")),
     ("sudo exporter --config", Serves),
     ("exporter man", Prints("")),
+    ("./generate-certs.sh --client", Prints("client.crt (new)")),
     ("./generate-certs.sh", Prints("192.168.1.10")),
     ("scp", Prints("")),
     ("exporter probes /usr/lib/postgresql/15/bin/postgres --yaml", Prints("")),
@@ -203,17 +204,23 @@ fn every_configuration_of_the_documentation_fits_its_programs() {
     let files = "umask 077; ./generate-certs.sh 127.0.0.1 && mkdir -p /etc/fibre-exporter /etc/exporter && \
                  echo secret | tee /etc/fibre-exporter/password > /etc/fibre-exporter/webhook-secret && \
                  cp certs/127.0.0.1/node.* /etc/fibre-exporter && \
-                 cp certs/127.0.0.1/node.* /etc/exporter && cp certs/ca.crt /etc/exporter/clients.crt";
+                 cp certs/127.0.0.1/node.* /etc/exporter && cp certs/ca.crt /etc/exporter/clients.crt && \
+                 ./generate-certs.sh --client prometheus.example.org && mkdir -p /etc/prometheus && \
+                 cp certs/ca.crt certs/prometheus.example.org/client.* /etc/prometheus";
     let made = machine.run(files);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let (mut checked, mut wrong) = (0, String::new());
     for (page, text) in pages() {
         let web = page.ends_with("web.md");
         for (line, block) in fenced(&text, "yaml").into_iter().chain(fenced(&text, "yml")) {
-            let (config, command) = if block.starts_with("metric_relabel_configs") {
+            let is_of_job =
+                |block: &str| ["metric_relabel_configs", "scheme:"].iter().any(|key| block.starts_with(key));
+            let (config, command) = if is_of_job(&block) {
                 // A part of Prometheus' own configuration.
                 let block = block.replace('\n', "\n    ");
                 (format!("scrape_configs:\n  - job_name: exporter\n    {block}\n"), "promtool check config")
+            } else if block.starts_with("alerting:") {
+                (block, "promtool check config")
             } else if web && block.starts_with("tls_server_config") {
                 machine.place.write("work/web.yml", &block);
                 let rest = "bitcoind_path: /usr/local/bin/bitcoind\nweb_config_file: web.yml\n";
