@@ -107,7 +107,7 @@ fn links(
     let (mut on, mut off) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let began = Instant::now();
-        let links = kernel.attach(&opened, &sites, BTreeMap::new(), &[]).links;
+        let links = kernel.attach(&opened, &sites, BTreeMap::new(), &[], 0).links;
         on.push(began.elapsed());
         if holders
             .semaphores()

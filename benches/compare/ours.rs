@@ -74,7 +74,7 @@ impl Exporter {
         let numbers: Vec<u32> = (0u32..).take(sites.len()).collect();
         let placed = place(&self.plan, self.kernel.has_sessions(), &sites, &numbers);
         let target = std::fs::File::open(&self.target).map_err(|err| err.to_string())?;
-        let attached = self.kernel.attach(&target, &placed, BTreeMap::new(), &[]);
+        let attached = self.kernel.attach(&target, &placed, BTreeMap::new(), &[], 0);
         match attached.refused.values().next() {
             None => Ok(attached.links),
             Some(refusal) => Err(refusal.to_string()),

@@ -1,5 +1,6 @@
 //! Whether a hit can come: what the file system allows, and where the breakpoints are.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -67,12 +68,20 @@ pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
 
 /// Refuses sites that the kernel has taken without setting a breakpoint.
 pub(super) fn check_breakpoints(attached: &mut Attached, view: &CodeView, sites: &[PlacedSite<'_>]) {
-    for (position, placed) in sites.iter().enumerate() {
-        if !attached.refused.contains_key(&position)
-            && view.byte(placed.site.offset).is_some_and(|byte| byte != BREAKPOINT)
-        {
-            let text = "the kernel accepted the probe but set no breakpoint; probe another place";
-            attached.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
-        }
+    for position in unarmed(&attached.refused, view, sites) {
+        let text = "the kernel accepted the probe but set no breakpoint; probe another place";
+        attached.refused.insert(position, Refusal::new(RefusalKind::Unarmed, text));
     }
+}
+
+/// Sites without a breakpoint, but for those that are refused.
+pub(super) fn unarmed(
+    refused: &BTreeMap<usize, Refusal>,
+    view: &CodeView,
+    sites: &[PlacedSite<'_>],
+) -> Vec<usize> {
+    let lacks = |site: u64| view.byte(site).is_some_and(|byte| byte != BREAKPOINT);
+    let all = sites.iter().enumerate();
+    let lacking = all.filter(|(at, placed)| !refused.contains_key(at) && lacks(placed.site.offset));
+    lacking.map(|(at, _)| at).collect()
 }

@@ -11,43 +11,73 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::Link;
 
-use super::armed::{check_breakpoints, refuse_noexec, view};
+use super::armed::{check_breakpoints, refuse_noexec, unarmed, view};
 use super::error::{has_filtered_trampoline, kernel_release};
 use super::link_kind::Attach;
-use super::links::{AttachPoint, LinkType};
+use super::links::{ALL_PROCESSES, AttachPoint, LinkType, NO_SITE};
 use super::load::Kernel;
 use super::pinnable_link::detach;
 use super::placed::{AttachMethod, Attached, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
 
-/// Attempts of finding which sites spoil a set, before each is tried alone.
-const HALVINGS: usize = 64;
+/// As many breakpoints at once, in all processes together, are tried in the exporter alone before: the kernel sets one in some 5 us, and
+/// takes all out again for one that it refuses.
+const MANY: usize = 10_000;
+
+/// So many places are tried one by one to find what spoils them: the kernel refuses one at once, but of several takes out those that it
+/// has accepted before, and waits for that.
+const ALONE: usize = 64;
+
+/// By position in the list of sites.
+type Refused = BTreeMap<usize, Refusal>;
 
 /// The links, and the spots that could not be attached.
-type Accepted = (Vec<Link>, BTreeMap<usize, Refusal>);
+type Accepted = (Vec<Link>, Refused);
 
 impl Kernel {
     /// Attaches to the sites of one file: for all processes that run it, now or later.
     ///
     /// `idle` are places in the file's code that no process ever runs (see [`crate::elf::Image::idle_code`]); they are
     /// needed where another tracer holds a site without its semaphore.
-    /// Those in `without` are refused already.
+    /// Those in `without` are refused already. So many `processes` map the file.
     pub fn attach(
         &self,
         file: &File,
         sites: &[PlacedSite<'_>],
-        mut without: BTreeMap<usize, Refusal>,
+        mut without: Refused,
         idle: &[u64],
+        processes: usize,
     ) -> Attached {
         without.extend(refuse_trampolines(sites, &kernel_release()));
+        let refused = |refusal: Refusal| {
+            let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
+            Attached { refused: all, ..Attached::default() }
+        };
+        let mut held = None;
+        if self.attach_kind() == Attach::Multi && sites.len() * processes >= MANY {
+            match self.rehearse(file, sites, &mut without) {
+                Ok(found) => held = Some(found),
+                Err(refusal) => return refused(refusal),
+            }
+        }
         let mut known = 0;
-        // More than once if the kernel has taken a probe and set no breakpoint, or half of a function: then without it.
-        for _ in 0..3 {
+        // More than once if the kernel has refused one, or taken a probe and set no breakpoint, or half of a function: then without it.
+        for _ in 0..4 {
             let mut attached = Attached { refused: without.clone(), ..Attached::default() };
-            if let Err(refusal) = self.attach_to(&mut attached, file, sites, idle) {
-                detach(attached.links);
-                let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
-                return Attached { refused: all, ..Attached::default() };
+            match self.attach_to(&mut attached, file, sites, held.as_ref(), idle) {
+                Ok(true) => {}
+                Ok(false) => {
+                    detach(attached.links);
+                    match self.rehearse(file, sites, &mut without) {
+                        Ok(found) => held = Some(found),
+                        Err(refusal) => return refused(refusal),
+                    }
+                    continue;
+                }
+                Err(refusal) => {
+                    detach(attached.links);
+                    return refused(refusal);
+                }
             }
             let unarmed =
                 attached.refused.values().filter(|refusal| refusal.kind == RefusalKind::Unarmed).count();
@@ -59,39 +89,67 @@ impl Kernel {
                 return attached;
             }
         }
-        let refusal = Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying");
-        let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
-        Attached { refused: all, ..Attached::default() }
+        refused(Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying"))
     }
 
+    /// What the kernel refuses in the exporter's own process, where it has to set and take out each breakpoint once, and nothing
+    /// is counted: sites that cannot be attached are added to `without`, and those that another tracer holds are returned.
+    fn rehearse(
+        &self,
+        file: &File,
+        sites: &[PlacedSite<'_>],
+        without: &mut Refused,
+    ) -> Result<Refused, Refusal> {
+        let mut held = BTreeMap::new();
+        let mut tried = Attached { refused: std::mem::take(without), ..Attached::default() };
+        for kind in LinkType::ALL {
+            let spots = nobodys(&spots_of(kind, sites, &tried.refused));
+            let mut bad = self.causes(own_process(), kind, &opened(file), &spots, &mut tried.links)?;
+            let can_be_beside = |position: &usize, refusal: &mut Refusal| {
+                refusal.kind == RefusalKind::Held && sites[*position].site.ref_ctr_offset != 0
+            };
+            held.extend(bad.extract_if(.., can_be_beside));
+            tried.refused.extend(bad);
+        }
+        // What it has taken without a look at the instruction, it looks at now, and leaves out what it cannot probe.
+        if let Some(view) = view(file, sites).map_err(|err| Refusal::of_file(&err))? {
+            let unarmed = unarmed(&tried.refused, &view, sites).into_iter();
+            let refused = unarmed.filter(|at| !held.contains_key(at));
+            tried.refused.extend(refused.map(|at| (at, Refusal::of_instruction())));
+        }
+        refuse_halves(&mut tried, sites);
+        self.trials().detach(tried.links);
+        *without = tried.refused;
+        Ok(held)
+    }
+
+    /// False if the kernel refuses a site and it is not known yet which: `held` are those that another tracer holds, if it is.
     fn attach_to(
         &self,
         attached: &mut Attached,
         file: &File,
         sites: &[PlacedSite<'_>],
+        held: Option<&Refused>,
         idle: &[u64],
-    ) -> Result<(), Refusal> {
+    ) -> Result<bool, Refusal> {
         let now = self.clock().map_or(0, |clock| clock.nanoseconds);
         sites.iter().try_for_each(|placed| self.describe(placed, now))?;
         refuse_noexec(file)?;
         // The file that is looked at is the one that is attached to, whatever the path names by then.
-        let opened = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let opened = opened(file);
         let view = view(file, sites).map_err(|err| Refusal::of_file(&err))?;
-        // Returns first: a call that is under way then has an end without a start, which is counted; the other way round
+        // In this order, returns first: a call that is under way then has an end without a start, which is counted; the other way round
         // its start would wait for ever.
-        for kind in [LinkType::Return, LinkType::Session, LinkType::Entry] {
-            let of_kind = sites.iter().enumerate().filter(|(position, placed)| {
-                kind.is_of(placed.method) && !attached.refused.contains_key(position)
-            });
-            let mut spots: Vec<AttachPoint> =
-                of_kind.map(|(position, placed)| AttachPoint::of(position, placed)).collect();
-            spots.sort_by_key(|spot| !sites[spot.position].site.is_exit);
-            self.attach_kind_of(attached, kind, &opened, spots, idle)?;
+        for kind in LinkType::ALL {
+            let spots = spots_of(kind, sites, &attached.refused);
+            if !self.attach_kind_of(attached, kind, &opened, spots, held, idle)? {
+                return Ok(false);
+            }
         }
         if let Some(view) = view {
             check_breakpoints(attached, &view, sites);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// All spots that can be, of one kind.
@@ -101,23 +159,33 @@ impl Kernel {
         kind: LinkType,
         path: &Path,
         spots: Vec<AttachPoint>,
+        held: Option<&Refused>,
         idle: &[u64],
-    ) -> Result<(), Refusal> {
-        let (links, bad) = match self.attach_kind() {
-            Attach::Multi => self.in_one_link(kind, path, &spots)?,
-            Attach::Perf => self.each_alone(kind, path, &spots)?,
+    ) -> Result<bool, Refusal> {
+        let accepted = match self.attach_kind() {
+            Attach::Multi => self.in_one_link(kind, path, &spots, held)?,
+            Attach::Perf => Some(self.each_alone(kind, path, &spots)?),
         };
+        let Some((links, bad)) = accepted else { return Ok(false) };
         attached.links.extend(links);
         let is_held =
             |spot: &AttachPoint| spot.semaphore != 0 && bad[&spot.position].kind == RefusalKind::Held;
         let (beside, others): (Vec<AttachPoint>, Vec<AttachPoint>) =
             spots.into_iter().filter(|spot| bad.contains_key(&spot.position)).partition(is_held);
         attached.refused.extend(others.iter().map(|spot| (spot.position, bad[&spot.position].clone())));
-        self.attach_beside(attached, kind, path, &beside, idle)
+        self.attach_beside(attached, kind, path, &beside, idle)?;
+        Ok(true)
     }
 
-    fn in_one_link(&self, kind: LinkType, path: &Path, spots: &[AttachPoint]) -> Result<Accepted, Refusal> {
-        let mut bad = BTreeMap::new();
+    fn in_one_link(
+        &self,
+        kind: LinkType,
+        path: &Path,
+        spots: &[AttachPoint],
+        held: Option<&Refused>,
+    ) -> Result<Option<Accepted>, Refusal> {
+        let is_held = |at: usize| held.and_then(|held| Some((at, held.get(&at)?.clone())));
+        let mut bad: Refused = spots.iter().filter_map(|spot| is_held(spot.position)).collect();
         // More than twice only if the kernel changes its mind.
         for _ in 0..4 {
             let good: Vec<AttachPoint> =
@@ -126,12 +194,19 @@ impl Kernel {
                 break;
             }
             match self.link(kind, path, &good) {
-                Ok(links) => return Ok((links, bad)),
+                Ok(links) => return Ok(Some((links, bad))),
                 Err(refusal) if !refusal.kind.is_of_a_site() => return Err(refusal),
-                Err(_) => bad.extend(self.causes(kind, path, &good)?),
+                Err(_) if held.is_none() => return Ok(None),
+                // Something is in the way in another process.
+                Err(_) => {
+                    let mut tried = Vec::new();
+                    let found = self.causes(ALL_PROCESSES, kind, path, &nobodys(&good), &mut tried);
+                    self.trials().detach(tried);
+                    bad.extend(found?);
+                }
             }
         }
-        Ok((Vec::new(), bad))
+        Ok(Some((Vec::new(), bad)))
     }
 
     /// Perf events are one for each site anyway.
@@ -157,47 +232,68 @@ impl Kernel {
         Ok((links, bad))
     }
 
-    /// Which spots spoil the set.
+    /// Which spots spoil the set. What could be attached is added to `tried`: to detach it takes long.
     fn causes(
         &self,
+        pid: i32,
         kind: LinkType,
         path: &Path,
         spots: &[AttachPoint],
-    ) -> Result<BTreeMap<usize, Refusal>, Refusal> {
+        tried: &mut Vec<Link>,
+    ) -> Result<Refused, Refusal> {
         let mut bad = BTreeMap::new();
-        // Detaching waits for the kernel, so what could be attached stays until all is known.
-        let mut kept = Vec::new();
-        let mut open = vec![spots.to_vec()];
-        let mut halved = 0;
-        let mut whole = Ok(());
+        // Another tracer that is in the way has a semaphore, or ought to have.
+        let (with, without): (Vec<_>, Vec<_>) = spots.iter().copied().partition(|spot| spot.semaphore != 0);
+        let mut open = vec![with, without];
         while let Some(set) = open.pop() {
-            match self.link(kind, path, &set) {
-                Ok(links) => kept.extend(links),
-                Err(refusal) if !refusal.kind.is_of_a_site() => {
-                    whole = Err(refusal);
-                    break;
-                }
+            if set.is_empty() {
+                continue;
+            }
+            match self.link_in(pid, kind, path, &set) {
+                Ok(links) => tried.extend(links),
+                Err(refusal) if !refusal.kind.is_of_a_site() => return Err(refusal),
                 Err(refusal) => match set.as_slice() {
-                    [] => {}
-                    [one] => {
-                        bad.insert(one.position, refusal);
-                    }
-                    _ if halved < HALVINGS => {
-                        halved += 1;
+                    [one] => drop(bad.insert(one.position, refusal)),
+                    _ if set.len() <= ALONE => open.extend(set.iter().map(|spot| vec![*spot])),
+                    _ => {
                         let (one, other) = set.split_at(set.len() / 2);
                         open.extend([one.to_vec(), other.to_vec()]);
                     }
-                    _ => open.extend(set.iter().map(|spot| vec![*spot])),
                 },
             }
         }
-        detach(kept);
-        whole.map(|()| bad)
+        Ok(bad)
     }
 }
 
+/// The file that was looked at, whatever its path names by now.
+fn opened(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+fn own_process() -> i32 {
+    std::process::id() as i32
+}
+
+/// What one kind of link has to attach to.
+fn spots_of(kind: LinkType, sites: &[PlacedSite<'_>], refused: &Refused) -> Vec<AttachPoint> {
+    let of_kind = sites
+        .iter()
+        .enumerate()
+        .filter(|(position, placed)| kind.is_of(placed.method) && !refused.contains_key(position));
+    let mut spots: Vec<AttachPoint> =
+        of_kind.map(|(position, placed)| AttachPoint::of(position, placed)).collect();
+    spots.sort_by_key(|spot| !sites[spot.position].site.is_exit);
+    spots
+}
+
+/// The same places, for trials: hits are nobody's.
+fn nobodys(spots: &[AttachPoint]) -> Vec<AttachPoint> {
+    spots.iter().map(|spot| AttachPoint { cookie: NO_SITE, ..*spot }).collect()
+}
+
 /// Refuses returns that would end processes with a seccomp filter.
-fn refuse_trampolines(sites: &[PlacedSite<'_>], release: &str) -> BTreeMap<usize, Refusal> {
+fn refuse_trampolines(sites: &[PlacedSite<'_>], release: &str) -> Refused {
     if !has_filtered_trampoline(release) {
         return BTreeMap::new();
     }

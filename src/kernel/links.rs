@@ -16,7 +16,7 @@ use super::refusal::Refusal;
 pub(super) const NO_SITE: u64 = u32::MAX as u64;
 
 /// What libbpf calls all processes.
-const ALL_PROCESSES: i32 = -1;
+pub(super) const ALL_PROCESSES: i32 = -1;
 
 /// A place in a file at which a breakpoint is to be set once more, and its semaphore's, or 0.
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +70,7 @@ impl Kernel {
         Ok(links.into_iter().map(PinnableLink::new).collect())
     }
 
-    fn link_in(
+    pub(super) fn link_in(
         &self,
         pid: i32,
         kind: LinkType,
@@ -146,6 +146,9 @@ impl AttachPoint {
 }
 
 impl LinkType {
+    /// In the order in which they are attached.
+    pub(super) const ALL: [Self; 3] = [LinkType::Return, LinkType::Session, LinkType::Entry];
+
     pub(super) fn is_of(self, method: AttachMethod) -> bool {
         match method {
             AttachMethod::Entry => self == LinkType::Entry,

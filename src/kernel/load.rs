@@ -16,7 +16,7 @@ use super::files::PidNamespace;
 use super::filters::FilterIndex;
 use super::link_kind::Attach;
 use super::misses::{LoadedProgram, loaded as hit_programs};
-use super::pinnable_link::{PinnableLink, release};
+use super::pinnable_link::{PinnableLink, Trials, release};
 use super::pinned_maps::{pin_maps, reuse};
 use super::placed::{AttachMethod, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
@@ -77,6 +77,7 @@ pub struct Kernel {
     shape: Shape,
     /// What writes down whom processes start.
     family: Vec<PinnableLink>,
+    trials: Trials,
 }
 
 /// What was decided when the programs were loaded, and has to stay as it is for those who take them over.
@@ -218,6 +219,7 @@ impl Kernel {
             pins: pinning.map(|pinning| pinning.pins.clone()),
             shape,
             family,
+            trials: Trials::default(),
         })
     }
 
@@ -228,6 +230,10 @@ impl Kernel {
     /// What the drain thread and scrapes need.
     pub fn shared(&self) -> Shared {
         self.shared.clone()
+    }
+
+    pub(super) fn trials(&self) -> &Trials {
+        &self.trials
     }
 
     pub fn attach_kind(&self) -> Attach {

@@ -1,6 +1,8 @@
 //! Links that attach probes for as long as they are held, or longer where they are pinned.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use libbpf_rs::Link;
 
@@ -58,6 +60,28 @@ impl Drop for PinnableLink {
 /// Detaches, whether pinned or not.
 pub fn release(links: Vec<PinnableLink>) {
     detach(links.into_iter().filter_map(PinnableLink::into_link).collect());
+}
+
+/// Threads that take out what was attached for a trial and counts nothing: nobody else has to wait for that.
+#[derive(Debug, Default)]
+pub(super) struct Trials(Mutex<Vec<JoinHandle<()>>>);
+
+impl Trials {
+    pub(super) fn detach(&self, links: Vec<Link>) {
+        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| !thread.is_finished());
+        // Where there is no thread, they are dropped here.
+        let work = move || detach(links);
+        threads.extend(std::thread::Builder::new().name("detach".to_string()).spawn(work));
+    }
+}
+
+impl Drop for Trials {
+    /// Or the kernel would take them out one by one when the exporter has ended.
+    fn drop(&mut self) {
+        let threads = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        threads.drain(..).for_each(|thread| drop(thread.join()));
+    }
 }
 
 /// Detaching waits for the kernel, so many links are dropped at once.

@@ -94,14 +94,16 @@ impl Refusal {
         Self::new(kind, format!("{err}{next}"))
     }
 
+    pub(super) fn of_instruction() -> Self {
+        let text = "the kernel cannot probe its instruction; probe another place in the function";
+        Self::new(RefusalKind::Instruction, text)
+    }
+
     /// Of attaching, from what libbpf says.
     pub fn of_attaching(err: &libbpf_rs::Error, attach: Attach) -> Self {
         let message = format!("{err:#}");
         let (kind, text) = match error_number(err) {
-            Some(ENOTSUPP | libc::ENOEXEC) => (
-                RefusalKind::Instruction,
-                "the kernel cannot probe its instruction; probe another place in the function".to_string(),
-            ),
+            Some(ENOTSUPP | libc::ENOEXEC) => return Self::of_instruction(),
             Some(libc::EINVAL) => (
                 RefusalKind::Held,
                 format!(

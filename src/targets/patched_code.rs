@@ -25,19 +25,18 @@ const AFTER: u64 = 15;
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
 
 impl Finder {
-    /// Which of these places of a file have other code in a process that maps it, and in which process.
+    /// Which of these places of a file have other code in one of the processes that map it, and in which process.
     pub(super) fn patched(
         &mut self,
+        processes: &BTreeSet<u32>,
         identity: Identity,
         file: &File,
         places: &BTreeSet<u64>,
     ) -> BTreeMap<u64, u32> {
         let mut patched = BTreeMap::new();
-        let mut processes = self.mapping(identity);
-        processes.remove(&std::process::id());
         for pid in processes {
-            match self.patched_by(pid, identity, file, places) {
-                Ok(found) => patched.extend(found.into_iter().map(|place| (place, pid))),
+            match self.patched_by(*pid, identity, file, places) {
+                Ok(found) => patched.extend(found.into_iter().map(|place| (place, *pid))),
                 Err(err) => log::debug!("process {pid}: its code is not compared with its file: {err}"),
             }
         }

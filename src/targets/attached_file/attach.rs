@@ -156,7 +156,10 @@ impl AttachedFile {
             return;
         }
         let places = sites.iter().map(|(_, site)| site.offset).collect();
-        self.patched = finder.patched(self.identity, file, &places);
+        let mut processes = finder.mapping(self.identity);
+        processes.remove(&std::process::id());
+        self.processes = processes.len();
+        self.patched = finder.patched(&processes, self.identity, file, &places);
         let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
         match cookies.take(sites.len()) {
             None => {
@@ -198,7 +201,7 @@ impl AttachedFile {
                 let pid = self.patched.get(&site.offset)?;
                 Some((position, patched(*pid)))
             });
-            context.kernel.attach(file, &placed, patched.collect(), &self.idle)
+            context.kernel.attach(file, &placed, patched.collect(), &self.idle, self.processes)
         };
         self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
         if attached.beside > 0 {

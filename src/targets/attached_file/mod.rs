@@ -47,6 +47,8 @@ pub struct AttachedFile {
     pub is_code_checked: bool,
     /// Places at which a process had other code than the file when they were to be attached last, and that process.
     patched: BTreeMap<u64, u32>,
+    /// How many processes mapped it then.
+    processes: usize,
     /// Places in the file's code that no process ever runs.
     pub(super) idle: Vec<u64>,
     /// The file could not be read, for a reason that can pass.
@@ -97,6 +99,7 @@ impl AttachedFile {
             hidden: Hidden::default(),
             is_code_checked: false,
             patched: BTreeMap::new(),
+            processes: 0,
             idle: Vec::new(),
             unread: false,
             again: RetrySchedule::new(),

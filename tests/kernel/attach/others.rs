@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use exporter::elf::{Image, usdt_sites};
+use exporter::elf::{Headers, Image, usdt_sites};
 use exporter::targets::ProbeState;
 
 use crate::support::demo::{Forms, private_copy};
@@ -117,4 +117,57 @@ fn a_tracer_with_another_semaphore_is_waited_for() {
     eventually("the probe to be attached", || tracer.state(0) == (ProbeState::Attached, offsets.len()));
     let fired = forms.fire("i32", 4)["fired"].as_u64().unwrap();
     assert_eq!(tracer.render()["fired_total"], fired.to_string());
+}
+
+/// With so many breakpoints in all processes together, the exporter finds out first in its own which ones the kernel refuses.
+#[test]
+fn functions_that_another_tracer_holds_cost_only_themselves() {
+    const HELD: [&str; 3] = ["getppid", "getpgrp", "geteuid"];
+    let directory = directory();
+    let libc = directory.path().join("libc.so.6");
+    std::fs::copy("/lib/x86_64-linux-gnu/libc.so.6", &libc).unwrap();
+    let bytes = std::fs::read(&libc).unwrap();
+    let headers = Headers::parse(&bytes).unwrap();
+    let listed = Command::new("nm").args(["-D", "--defined-only"]).arg(&libc).output().unwrap().stdout;
+    let listed = String::from_utf8(listed).unwrap();
+    let address = |name: &str| {
+        let line = listed.lines().find(|line| line.split('@').next().unwrap().ends_with(&format!(" {name}")));
+        u64::from_str_radix(line.unwrap().split(' ').next().unwrap(), 16).unwrap()
+    };
+    let offsets = HELD.map(|name| headers.file_offset(address(name)).unwrap());
+    let data = headers.file_offset(address("environ") & !7).unwrap_or_else(|| bytes.len() as u64 / 8 * 8);
+    let other = hold(directory.path(), &libc, &offsets, data);
+    let sleepers: Vec<Running> = (0..90)
+        .map(|_| {
+            let sleep = Command::new("sleep").arg("600").env("LD_LIBRARY_PATH", directory.path()).spawn();
+            Running(sleep.unwrap())
+        })
+        .collect();
+    let yaml = format!(
+        "node_name: t\nlimits: {{ sites: 20000 }}\ntargets:\n- name: libc\n  binary: {}\n  probes:\n  - function: \"*get*\"\n    \
+         metrics: [{{ counter: called_total }}]\n  - function: getppid\n    metrics: [{{ counter: held_total }}]\n",
+        libc.display()
+    );
+    let tracer = Tracer::start_unready(&yaml, false);
+    let (state, sites) = tracer.state(0);
+    assert!(matches!(&state, ProbeState::Partly(reason) if reason.contains("another tracer")), "{state:?}");
+    assert!(sites * sleepers.len() > 10_000, "{sites}");
+    assert!(matches!(tracer.state(1), (ProbeState::Refused(_), 0)), "{:?}", tracer.state(1));
+    drop(other);
+    eventually("the others to be attached", || {
+        let (state, all) = tracer.state(0);
+        (state, all) == (ProbeState::Attached, sites + HELD.len()) && tracer.state(1).1 == 1
+    });
+    let counted = |calls: u32| {
+        let total = || tracer.render().get("held_total").map_or(0, |calls| calls.parse::<u32>().unwrap());
+        let before = total();
+        let script = format!("import os\nfor _ in range({calls}): os.getppid()");
+        let mut python = Command::new("python3");
+        let ended = python.args(["-c", &script]).env("LD_LIBRARY_PATH", directory.path()).status();
+        assert!(ended.unwrap().success());
+        total() - before
+    };
+    let others = counted(0);
+    assert_eq!(counted(100), others + 100);
+    assert_eq!(tracer.stray(), 0);
 }
