@@ -11,6 +11,7 @@ use super::runtimes::Runtime;
 use super::select::{Selected, matching, missing};
 use super::sites::share_semaphores;
 use super::symbol_table::{Kind, Symbol};
+use super::symbols::symbols;
 use super::unwind::frame_at;
 use super::{Arch, Convention, Cost, FunctionSite, Image, Site, SiteError, SiteShape, SymbolIndex};
 
@@ -219,13 +220,27 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
         let entry = at_go_entry(image, Layout::Go1_16, &function, entry)?;
         return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
-    let entry = FunctionSite { convention: convention(index, symbol.name), ..entry };
+    let mut entry = FunctionSite { convention: convention(index, symbol.name), ..entry };
+    if is_copied(index.image(), symbol.name) {
+        entry.site.shape = SiteShape::Harmful(COPIED);
+        return Ok(entry);
+    }
     let may_be_elsewhere = entry.site.shape == SiteShape::Endbr64 || !entry.site.shape.takes_probe();
     if may_be_elsewhere && let Some(site) = Site::at(image, index.code().probed_entry(symbol.vaddr)) {
         return Ok(FunctionSite { site, ..entry });
     }
     Ok(entry)
 }
+
+/// Whether the program copies the function of this name, with a breakpoint that is in it, to another place: .NET's runtime puts its
+/// write barriers together from those in the file.
+fn is_copied(image: &Image<'_>, name: &str) -> bool {
+    let barriers = ["JIT_WriteBarrier", "JIT_CheckedWriteBarrier", "JIT_ByRefWriteBarrier"];
+    barriers.iter().any(|barrier| name.starts_with(barrier))
+        && symbols(image).any(|symbol| symbol.name == "JIT_PatchedCodeStart")
+}
+
+const COPIED: &str = "the program copies this code to another place, where the breakpoint in it would end it";
 
 /// How a function that is not Go's is called. The file's symbols are only looked through for a name that tells of something else
 /// than C.

@@ -146,3 +146,20 @@ fn code_that_checks_itself_is_left_alone() {
         assert_eq!(reason("outside"), None, "{code}");
     }
 }
+
+/// .NET's runtime puts its write barriers together from others in its file, and would copy breakpoints.
+#[test]
+fn code_that_is_copied_elsewhere_is_left_alone() {
+    let barrier = "begin JIT_WriteBarrier_PreGrow64\n mov %edi, %eax\n ret\nend JIT_WriteBarrier_PreGrow64\n\
+                   begin JIT_New\n mov %edi, %eax\n ret\nend JIT_New\n";
+    let patched = "begin JIT_PatchedCodeStart\n ret\nend JIT_PatchedCodeStart\n";
+    for (code, is_copied) in [(barrier.to_string(), false), ([barrier, patched].concat(), true)] {
+        let directory = directory();
+        let bytes = fs::read(library(directory.path(), &code)).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let reason = |name: &str| function_sites(&image, name).unwrap()[0].site.shape.unprobeable();
+        let refused = reason("JIT_WriteBarrier_PreGrow64");
+        assert_eq!(refused.is_some_and(|reason| reason.contains("copies this code")), is_copied);
+        assert_eq!(reason("JIT_New"), None);
+    }
+}
