@@ -243,11 +243,35 @@ int ended(__u64 *ctx)
 	state = event.pid ? bpf_map_lookup_elem(&tracked, &event.pid) : NULL;
 	if (!state)
 		return 0;
-	if (*state == TRACKED_FOUND)
-		bpf_map_delete_elem(&tracked, &event.pid);
 	code = BPF_CORE_READ(task, signal, group_exit_code);
 	event.signal = code & SIGNAL_OF_CODE;
+	if (code && *state & TRACKED_TRAPPED)
+		event.signal = SIGNAL_TRAP;
+	if ((*state & ~TRACKED_TRAPPED) == TRACKED_FOUND)
+		bpf_map_delete_elem(&tracked, &event.pid);
 	send(&event, SHORT_EVENT, false);
+	return 0;
+}
+
+/*
+ * A breakpoint that is neither a probe's nor a debugger's, as in code that was copied with a probe in it. A runtime may have a handler for
+ * the signal, and end the process in another way.
+ */
+SEC("raw_tp/signal_generate")
+int trapped(__u64 *ctx)
+{
+	struct kernel_siginfo *info = (void *)ctx[1];
+	struct task_struct *task = (void *)ctx[2];
+	__u32 pid, *state;
+
+	/* Small numbers stand for what has no more to tell. */
+	if (ctx[0] != SIGNAL_TRAP || ctx[1] <= 2 || BPF_CORE_READ(info, si_code) != SIGNAL_BY_KERNEL ||
+	    BPF_CORE_READ(task, ptrace))
+		return 0;
+	pid = process_id(task);
+	state = pid ? bpf_map_lookup_elem(&tracked, &pid) : NULL;
+	if (state)
+		*state |= TRACKED_TRAPPED;
 	return 0;
 }
 

@@ -14,6 +14,8 @@ enum event_limit {
 	MAX_EVENT_GLOBS = 256,
 	SIGNAL_OF_CODE = 0x7f, /* as wait(2) gives it */
 	LOADED_AGAIN = 1, /* no address of an inode has it */
+	SIGNAL_TRAP = 5, /* SIGTRAP */
+	SIGNAL_BY_KERNEL = 0x80, /* SI_KERNEL, which is also what a breakpoint that is nobody's raises */
 };
 
 enum process_event_kind {
@@ -79,6 +81,7 @@ struct named_file {
 enum tracked_state {
 	TRACKED_FOUND = 1,
 	TRACKED_PINNED = 2, /* told whatever it does, and waited for when it has ended */
+	TRACKED_TRAPPED = 4, /* besides: a thread of it came to a breakpoint that is nobody's */
 };
 
 enum cgroup_state {

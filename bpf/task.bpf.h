@@ -125,8 +125,13 @@ struct sigpending {
 	sigset_t signal;
 };
 
+struct kernel_siginfo {
+	int si_code;
+};
+
 struct task_struct {
 	unsigned int flags;
+	unsigned int ptrace;
 	unsigned in_execve : 1;
 	int prio;
 	int pid;

@@ -141,7 +141,7 @@ impl ProcessEvents {
             skel.maps.globs.update(&number.to_ne_bytes(), bytes_of(&glob), MapFlags::ANY).map_err(loading)?;
         }
         let programs = &skel.progs;
-        let mut attached = vec![&programs.executed, &programs.forked, &programs.ended];
+        let mut attached = vec![&programs.executed, &programs.forked, &programs.ended, &programs.trapped];
         attached.extend(wanted.asks_for_names().then_some(&programs.renamed));
         attached.extend(wanted.by_cgroup.then_some(&programs.moved));
         let links = attached.into_iter().map(libbpf_rs::ProgramImpl::attach).collect::<Result<Vec<_>, _>>();

@@ -200,3 +200,46 @@ fn a_program_that_breakpoints_end_is_not_traced_any_more() {
     Program::start(&path).fire(5);
     assert_eq!(exporter.scrape().value("p_total", &[]), 7.0);
 }
+
+/// A runtime that handles `SIGTRAP`, as those of .NET and Go do, ends in its own way, whichever thread is hit.
+#[test]
+fn a_program_that_handles_the_signal_of_a_copied_breakpoint_is_not_traced_any_more() {
+    let source = r#"
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+__attribute__((noinline, aligned(64))) long copied(long n) { return n * 3; }
+static int how;
+static void trapped(int signal) { (void)signal; how ? abort() : _exit(2); }
+static void *calls(void *copy) { return (void *)((long (*)(long))copy)(1); }
+int main(int argc, char **argv)
+{
+	pthread_t thread;
+	void *copy = mmap(NULL, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	how = argc > 1 && argv[1][0] == 'a';
+	signal(SIGTRAP, trapped);
+	memcpy(copy, (void *)copied, 64);
+	pthread_create(&thread, NULL, calls, copy);
+	pthread_join(thread, NULL);
+	return 0;
+}
+"#;
+    let place = Place::new();
+    let path =
+        compile("gcc", "copies.c", source, &["-O1", "-pthread", "-fcf-protection=none"], &place.path(""));
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: p\n  binary: {}\n  probes:\n  - {{ function: copied, metrics: [{{ counter: \
+         copied_total }}] }}\n",
+        path.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    let run = |how: &str| Command::new(&path).arg(how).status().unwrap();
+    assert_eq!(run("abort").signal(), Some(libc::SIGABRT));
+    assert_eq!(run("exit").code(), Some(2));
+    exporter.wait_for_log("not traced any more");
+    assert_eq!(run("exit").code(), Some(0));
+}
