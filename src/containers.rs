@@ -122,7 +122,7 @@ impl Containers {
             self.forget();
         }
         let is_pod = belongs.pod.is_some();
-        for container in &mut belongs.containers {
+        for container in belongs.containers.iter_mut().filter(|container| container.has_number()) {
             if let Some(known) = self.known.get(&container.id) {
                 *container = known.clone();
                 continue;

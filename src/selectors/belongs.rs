@@ -12,10 +12,10 @@ pub struct Belongs {
     pub pod: Option<Pod>,
 }
 
-/// A container of Docker, Podman, containerd or CRI-O.
+/// A container of Docker, Podman, containerd or CRI-O; or of LXC or systemd-nspawn, which give none a number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
-    /// All of its 64 digits.
+    /// All of its 64 digits; without any, what its control group is called.
     pub id: String,
     pub name: Option<String>,
     pub image: Option<String>,
@@ -30,6 +30,9 @@ pub struct Pod {
     pub namespace: String,
 }
 
+/// Digits of a container's id.
+const DIGITS: usize = 64;
+
 /// A container's id is taken for one from so many digits on.
 pub(super) const ID_DIGITS: usize = 8;
 
@@ -40,10 +43,11 @@ impl Belongs {
     pub fn parse(path: &str) -> Self {
         let cgroups = || path.split('/');
         let container = |id: &str| Container { id: id.to_owned(), ..Container::default() };
+        let numbered = |cgroup| container_of(cgroup).map(container);
         let pod = |uid| Pod { uid, ..Pod::default() };
         Self {
             path: path.to_owned(),
-            containers: cgroups().filter_map(container_of).map(container).collect(),
+            containers: cgroups().filter_map(|cgroup| numbered(cgroup).or_else(|| named(cgroup))).collect(),
             pod: cgroups().rev().find_map(pod_of).map(pod),
         }
     }
@@ -73,7 +77,12 @@ impl Belongs {
 impl Container {
     /// Whether its id is this, or begins so.
     pub fn has_id(&self, id: &str) -> bool {
-        id.len() >= ID_DIGITS && self.id.starts_with(id)
+        self.id == id || self.has_number() && id.len() >= ID_DIGITS && self.id.starts_with(id)
+    }
+
+    /// Whether an engine has given it an id.
+    pub fn has_number(&self) -> bool {
+        self.id.len() == DIGITS
     }
 }
 
@@ -92,10 +101,42 @@ impl fmt::Display for Pod {
 /// The id of the container that the control group of this name is made for, as `is_container` of `bpf/filter.bpf.h` finds it.
 fn container_of(cgroup: &str) -> Option<&str> {
     let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
-    let (before, id) = name.split_at_checked(name.len().checked_sub(64)?)?;
+    let (before, id) = name.split_at_checked(name.len().checked_sub(DIGITS)?)?;
     let is_id = id.bytes().all(|c| c.is_ascii_alphanumeric());
     let is_apart = before.is_empty() || before.ends_with(['-', ':']);
     (is_id && is_apart && !before.ends_with("conmon-")).then_some(id)
+}
+
+/// The container that the control group of this name is made for by an engine that has no other ids: LXC and Incus
+/// (`lxc.payload.NAME`), and systemd-nspawn or what else tells systemd-machined of itself (`machine-NAME.scope`, and
+/// `systemd-nspawn@NAME.service` if it is started as a service). `has_member` of `bpf/cgroup.bpf.h` compares the whole name.
+fn named(cgroup: &str) -> Option<Container> {
+    let within = |before: &str, after: &str| cgroup.strip_prefix(before)?.strip_suffix(after);
+    let name = within("lxc.payload.", "")
+        .map(str::to_owned)
+        .or_else(|| within("machine-", ".scope").map(unescaped))
+        .or_else(|| within("systemd-nspawn@", ".service").map(unescaped))
+        .filter(|name| !name.is_empty() && cgroup.len() < DIGITS)?;
+    Some(Container { id: cgroup.to_owned(), name: Some(name), image: None })
+}
+
+/// A part of a unit's name as it was before systemd wrote `\x2d` for its hyphens.
+fn unescaped(part: &str) -> String {
+    let mut parts = part.split("\\x");
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        match part.split_at_checked(2).map(|(hex, after)| (u8::from_str_radix(hex, 16), after)) {
+            Some((Ok(byte), after)) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(after.as_bytes());
+            }
+            _ => {
+                bytes.extend_from_slice(b"\\x");
+                bytes.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// The uid of the pod that the control group of this name is made for: `kubepods-burstable-podUID.slice` with underscores, or
@@ -129,6 +170,27 @@ mod tests {
         {
             assert_eq!(container_of(&form.replace("{}", &id)), None, "{form}");
         }
+    }
+
+    #[test]
+    fn containers_without_numbers_are_known_by_their_names() {
+        let of = |path: &str| Belongs::parse(path).containers;
+        let name = |path: &str| of(path).into_iter().next().and_then(|container| container.name);
+        assert_eq!(name("/lxc.payload.web/init.scope").as_deref(), Some("web"));
+        assert_eq!(name(r"/machine.slice/machine-my\x2dweb.scope/payload").as_deref(), Some("my-web"));
+        assert_eq!(name("/machine.slice/systemd-nspawn@web.service/supervisor").as_deref(), Some("web"));
+        assert_eq!(name(r"/machine-a\xzz.scope").as_deref(), Some(r"a\xzz"));
+        for none in
+            ["/lxc.monitor.web", "/lxc.payload.", "/machine.slice", "/machine-.scope", "/xmachine-a.scope"]
+        {
+            assert_eq!(name(none), None, "{none}");
+        }
+        let [web] = &of("/machine.slice/machine-web.scope")[..] else { panic!("one container") };
+        assert!(web.has_id("machine-web.scope") && !web.has_id("machine-") && !web.has_number());
+        // A container of Docker in one of LXC is in both.
+        let id = "0123456789abcdef".repeat(4);
+        let both = of(&format!("/lxc.payload.web/system.slice/docker-{id}.scope"));
+        assert_eq!(both.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web".to_owned(), id]);
     }
 
     #[test]

@@ -108,6 +108,41 @@ fn a_container_is_that_container_with_all_its_control_groups() {
     assert_eq!(tracer.accounting_at_rest()[0].hits, 11_116);
 }
 
+/// LXC and systemd-nspawn give containers names and no numbers.
+#[test]
+fn containers_without_numbers_are_found_by_name() {
+    let (builds, directory) = (builds(), directory());
+    let program = directory.path().join("image");
+    copy(&builds.path().join("first"), &program);
+    let name = format!("web{}", std::process::id());
+    let root = hierarchy();
+    let groups = [
+        format!("lxc.payload.{name}/inner"),
+        format!("machine-{name}.scope/payload/system.slice"),
+        format!(r"machine-a\x2d{name}.scope"),
+        // Of others: who watches it, and whose name only begins so.
+        format!("lxc.monitor.{name}"),
+        format!("lxc.payload.{name}x"),
+    ]
+    .map(|path| Cgroup::new(root.join(path)));
+    let mut early = groups[0].start(&program);
+    early.fire(0);
+    let tracer = Tracer::start_unready(
+        &config(&[
+            ("both", &format!("container: {name}")),
+            ("escaped", &format!("container: a-{name}")),
+            ("by_id", &format!("container: machine-{name}.scope")),
+        ]),
+        false,
+    );
+    early.fire(1);
+    for (group, times) in groups.iter().zip([10, 100, 1000, 10_000, 100_000]) {
+        group.start(&program).fire(times);
+    }
+    let counts = ["both_total", "escaped_total", "by_id_total"].map(|series| count(&tracer, series));
+    assert_eq!(counts, [111, 1000, 100]);
+}
+
 /// As on hosts that have both versions: the container is one only by version 1, which the kernel's programs do not go by.
 #[test]
 fn a_container_of_version_1_alone_is_told_of() {
