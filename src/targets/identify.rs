@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{CopiedUp, Identity, Stamp, TargetFile, key};
 use super::find::{Finder, KNOWN};
-use crate::procfs::living_thread;
+use crate::procfs::{living_thread, text};
 use crate::regular;
 
 /// The kernel's own device numbers have so many bits for the minor one.
@@ -17,6 +17,16 @@ const KERNEL_MINOR_BITS: u32 = 20;
 
 /// How long it is not looked up again whether a file is in use.
 const USED: Duration = Duration::from_secs(1);
+
+/// What a process runs, for people to read. A file that was mounted by itself, and whose mount is gone, has no path left but
+/// that of the mount's root: so do `runc`'s own helpers in each container that they start.
+fn display(pid: u32, exe: &Path) -> String {
+    if exe != Path::new("/") {
+        return exe.display().to_string();
+    }
+    let name = text(format!("/proc/{pid}/comm")).unwrap_or_default();
+    format!("/proc/{pid}/exe, a file without a path, as {}", name.trim_end_matches('\n'))
+}
 
 impl Finder {
     /// A file by its path.
@@ -108,7 +118,7 @@ impl Finder {
             Some(known) => known,
             None => {
                 let exe = PathBuf::from(format!("/proc/{}/exe", living_thread(pid)));
-                let display = fs::read_link(&exe)?.display().to_string();
+                let display = display(pid, &fs::read_link(&exe)?);
                 let found = self.look_at(&exe, display)?;
                 let copied_up = self.check_layer(pid, &exe, &found)?;
                 if let Some(process) = self.processes.get_mut(pid) {

@@ -52,7 +52,8 @@ const WITHOUT_PROBES: usize = 64;
 const NAMES_OF_FILES: usize = 1024;
 
 impl TargetState {
-    /// Counts a file that is attached to in place of another, or again.
+    /// Counts a file that is attached to in place of another, or again. In another container a file of the same name is
+    /// another one, and takes nobody's place.
     pub(super) fn note_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
         if !new_file.is_attached() {
             return;
@@ -62,6 +63,7 @@ impl TargetState {
         }
         match self.identities.insert(new_file.display.clone(), new_file.identity) {
             Some(before) if before == new_file.identity => status.add_reattached(target, Reattached::Written),
+            Some(before) if self.current.iter().any(|other| other.identity == before) => {}
             Some(_) => status.add_reattached(target, Reattached::Replaced),
             None => {}
         }

@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use super::support::*;
+use crate::support::exporter::Exporter;
 use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
@@ -32,6 +33,52 @@ fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
     programs.iter_mut().for_each(|program| program.fire(10));
     assert_eq!(count(&tracer, "all_total"), 1330);
     assert_eq!(tracer.stray(), 0);
+}
+
+/// In containers of two images one path leads to two files, neither of which took the other's place.
+#[test]
+fn files_of_one_name_in_two_containers_are_no_replacement() {
+    let (builds, directory) = (builds(), directory());
+    let name = format!("both-{}", std::process::id());
+    // Each sees its own image in the same place.
+    let in_its_own = |image: &str| {
+        let at = directory.path().join(image);
+        std::fs::create_dir(&at).unwrap();
+        copy(&builds.path().join("first"), &at.join(&name));
+        let script = format!("mount --bind {image} root && exec root/{name}");
+        Program::of(Command::new("unshare").current_dir(directory.path()).args(["-m", "sh", "-c", &script]))
+    };
+    std::fs::create_dir(directory.path().join("root")).unwrap();
+    let mut first = in_its_own("one");
+    first.fire(0);
+    let tracer = Tracer::start(&config(&[("all", &format!("process: {name}"))]));
+    let mut second = in_its_own("two");
+    second.fire(10);
+    first.fire(1);
+    assert_eq!(count(&tracer, "all_total"), 11);
+    assert_eq!(tracer.targets().reattached, [[0, 0]]);
+}
+
+/// Engines mount their own helpers so.
+#[test]
+fn a_file_without_a_path_is_shown_as_what_runs_it() {
+    let (builds, directory) = (builds(), directory());
+    let name = format!("alone-{}", std::process::id() % 100_000);
+    copy(&builds.path().join("first"), &directory.path().join(&name));
+    let script = "touch at && mount --bind $0 at && exec 9< at && umount -l at && exec /proc/self/fd/9";
+    let mut program = Program::of(
+        Command::new("unshare").current_dir(directory.path()).args(["-m", "sh", "-c", script, &name]),
+    );
+    program.fire(0);
+    let exporter = Exporter::tracing(&format!(
+        "  - name: alone\n    pid: {}\n    probes:\n    - on: usdt:t:hit\n      metrics: [{{ counter: alone_total }}]\n",
+        program.pid()
+    ));
+    exporter.wait_until_ready();
+    let shown = format!("(/proc/{}/exe, a file without a path, as ", program.pid());
+    assert!(exporter.log().contains(&shown), "{}", exporter.log());
+    program.fire(7);
+    exporter.scrape_until("all hits", |metrics| metrics.sum("alone_total", &[]) == 7.0);
 }
 
 /// Although the overlay shows the inode that it showed before, and who executes that one had not to wait.
