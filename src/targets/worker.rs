@@ -5,6 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
 use super::attached_file::Shed;
 use super::attaching::Attaching;
 use super::code_checks::CodeChecks;
@@ -102,8 +104,10 @@ impl Worker {
             );
         }
         let readers = ReadersHandle::new(&attaching.readers, namespace, status.clone());
+        let (began, worked) = (Instant::now(), thread_time());
         let kernel =
             Kernel::load_pinned(&plan, layout, attaching.kind, namespace, beginning.pinning.as_ref())?;
+        tell_of_loading(began.elapsed(), thread_time().saturating_sub(worked));
         let guard = kernel.pins().and_then(|pins| {
             let started = Guard::start(pins);
             let report = |err: &KernelError| {
@@ -181,6 +185,29 @@ impl Worker {
         }
         Ok(worker)
     }
+}
+
+/// Loading the programs is worth a line from so long on.
+const LONG_LOAD: Duration = Duration::from_secs(2);
+
+/// Nothing is attached before the kernel's verifier has been through the programs, which takes it a second or two of a processor: several
+/// times that where others want it too, as a second exporter that starts at the same moment does.
+fn tell_of_loading(took: Duration, worked: Duration) {
+    let level = if took >= LONG_LOAD { Level::Info } else { Level::Debug };
+    log::log!(
+        level,
+        "Loading the BPF programs took {:.1} s: {:.1} s of processor time, nearly all in the kernel's verifier, and {:.1} s of waiting, mostly \
+         for a processor",
+        took.as_secs_f64(),
+        worked.as_secs_f64(),
+        took.saturating_sub(worked).as_secs_f64()
+    );
+}
+
+/// The processor time of this thread.
+fn thread_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// What the kernel tells of the processes that targets mean; None where it does not tell.

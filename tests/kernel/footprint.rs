@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::exporter::Exporter;
+use crate::support::exporter::{Exporter, Place, Setup};
 use crate::support::program::{compile, directory, run};
 
 const SERIES: usize = 10_000;
@@ -115,4 +115,17 @@ fn what_a_configuration_does_not_use_is_not_verified() {
          - on: function:main\n      metrics:\n      - { histogram: main_seconds, value: duration, buckets: [1] }\n",
     );
     assert!(plain * 4 < all * 3, "{plain} instructions, and {all} with texts, events and durations");
+}
+
+/// Nothing is attached before that, and on a busy machine it takes seconds.
+#[test]
+fn what_loading_the_programs_took_is_told() {
+    let place = Place::new();
+    let program = compile("gcc", "many.c", SOURCE, &[], &place.path(""));
+    let yaml = format!(
+        "log_level: debug\ntargets:\n  - {{ name: many, binary: {}, probes: [{{ on: 'usdt:many:series', metrics: [{{ counter: all_total }}] }}] }}\n",
+        program.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_for_log("Loading the BPF programs took ");
 }
