@@ -40,7 +40,7 @@ pub(crate) use runbook::runbook;
 
 /// What the page loads beside itself.
 pub(crate) const STYLE: &str = include_str!("page.css");
-pub(crate) const SCRIPT: &str = include_str!("page.js");
+pub(crate) const SCRIPT: &str = concat!(include_str!("elements.js"), "\n", include_str!("page.js"));
 pub(crate) const ICON: &str = include_str!("page.svg");
 
 /// Metrics of the configuration that are shown.
