@@ -10,7 +10,7 @@ use super::place::{ConfigSource, Place};
 use super::scalars;
 use super::section::Section;
 use super::tree::{Field, Meaning, Scalar, Tree, TreeValue, find};
-use super::words::{did_you_mean, nearest, quote};
+use super::words::{did_you_mean, nearest_key, quote};
 
 /// A value with its place.
 #[derive(Debug, Clone)]
@@ -270,7 +270,7 @@ impl<'a> Node<'a> {
         let is_known = |key: &str| section.has(key) || is_passed_over(key);
         let unknown = map.iter().filter(|field| !is_known(&field.key.text));
         for Field { key, key_position, .. } in unknown {
-            let near = nearest(&key.text, section.names());
+            let near = nearest_key(&key.text, &names);
             let meant = near.map(|near| format!(" (did you mean {near:?}?)")).unwrap_or_default();
             let place = self.at.key(&key.text).at(*key_position);
             let added = self.diags.error(&place, format!("unknown key{meant}"));

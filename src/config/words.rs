@@ -36,6 +36,26 @@ pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) ->
     best.map(|(_, candidate)| candidate)
 }
 
+/// The key that was meant: the nearest, or one that says the same with more words or fewer (`bind_address`, `password`), the one with most in
+/// common and least besides.
+pub fn nearest_key<'c>(name: &str, keys: &[&'c str]) -> Option<&'c str> {
+    let words = |text: &str| -> Vec<String> {
+        let parts = text.split(['_', '-', '.']).filter(|word| !word.is_empty());
+        parts.map(str::to_lowercase).take(16).collect()
+    };
+    nearest(name, keys.iter().copied()).or_else(|| {
+        let given = words(name);
+        let contains = |all: &[String], some: &[String]| some.iter().all(|word| all.contains(word));
+        let alike = keys.iter().filter_map(|key| {
+            let own = words(key);
+            let is_alike = !given.is_empty() && (contains(&given, &own) || contains(&own, &given));
+            is_alike.then(|| ((own.len().min(given.len()), std::cmp::Reverse(own.len())), *key))
+        });
+        // Of equals, the first.
+        alike.reduce(|best, other| if other.0 > best.0 { other } else { best }).map(|(_, key)| key)
+    })
+}
+
 /// Edit distance with swaps of neighbours (optimal string alignment).
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut before = vec![0; b.len() + 1];
@@ -79,6 +99,29 @@ mod tests {
         assert_eq!(nearest(&"p".repeat(100_000), keys), None);
         assert_eq!(did_you_mean("nam", keys), " (did you mean \"name\"?)");
         assert_eq!(did_you_mean("colour", keys), "");
+    }
+
+    #[test]
+    fn keys_with_more_words_or_fewer() {
+        let keys = [
+            "bind",
+            "metrics_port",
+            "health_port",
+            "log_level",
+            "log_file",
+            "metrics_auth_password",
+            "web_listen_address",
+        ];
+        let near = |name| nearest_key(name, &keys);
+        assert_eq!(near("bind_address"), Some("bind"));
+        assert_eq!(near("port"), Some("metrics_port"));
+        assert_eq!(near("health-port-number"), Some("health_port"));
+        assert_eq!(near("password"), Some("metrics_auth_password"));
+        assert_eq!(near("listen_address"), Some("web_listen_address"));
+        assert_eq!(near("metrcs_port"), Some("metrics_port"), "the nearest by its letters comes first");
+        for none in ["colour", "", "_", "portal"] {
+            assert_eq!(near(none), None, "{none}");
+        }
     }
 
     #[test]
