@@ -104,12 +104,13 @@ impl Kernel {
         let mut tried = Attached { refused: std::mem::take(without), ..Attached::default() };
         for kind in LinkType::ALL {
             let spots = nobodys(&spots_of(kind, sites, &tried.refused));
-            let mut bad = self.causes(own_process(), kind, &opened(file), &spots, &mut tried.links)?;
-            let can_be_beside = |position: &usize, refusal: &mut Refusal| {
+            let bad = self.causes(own_process(), kind, &opened(file), &spots, &mut tried.links)?;
+            let can_be_beside = |(position, refusal): &(usize, Refusal)| {
                 refusal.kind == RefusalKind::Held && sites[*position].site.ref_ctr_offset != 0
             };
-            held.extend(bad.extract_if(.., can_be_beside));
-            tried.refused.extend(bad);
+            let (beside, refused): (Refused, Refused) = bad.into_iter().partition(can_be_beside);
+            held.extend(beside);
+            tried.refused.extend(refused);
         }
         // What it has taken without a look at the instruction, it looks at now, and leaves out what it cannot probe.
         if let Some(view) = view(file, sites).map_err(|err| Refusal::of_file(&err))? {
