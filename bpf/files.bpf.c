@@ -14,11 +14,14 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /* What the iterators write, read by src/kernel/files.rs. */
 struct mapped_file {
 	__u64 start; /* address of the mapping */
+	__u64 end;
+	__u64 page; /* its first page in the file */
 	__u64 inode; /* address of the kernel's inode: it stays as long as somebody holds the file */
 	__u64 number; /* inode number, as the file system below has it */
-	__u64 code; /* if it can be executed: its first page in the file, from 1; otherwise 0 */
 	__u32 device;
 	__u32 tgid;
+	__u32 is_code; /* it can be executed */
+	__u32 pad;
 };
 
 struct process {
@@ -73,7 +76,9 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	found.start = vma->vm_start;
 	found.inode = (__u64)inode;
 	found.number = inode->i_ino;
-	found.code = vma->vm_flags & VM_EXEC ? vma->vm_pgoff + 1 : 0;
+	found.is_code = !!(vma->vm_flags & VM_EXEC);
+	found.end = vma->vm_end;
+	found.page = vma->vm_pgoff;
 	found.device = inode->i_sb->s_dev;
 	found.tgid = task->tgid;
 	if (at_level) {

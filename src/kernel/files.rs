@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 
@@ -28,6 +29,15 @@ pub struct Inode {
     /// Of the kernel's own structure, which is the same as long as somebody holds the file; 0 if it is not known.
     /// Subvolumes of btrfs share devices and numbers.
     pub address: u64,
+}
+
+/// A mapping of a file by a process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedPart {
+    pub pid: u32,
+    pub memory: Range<u64>,
+    /// Where it begins in the file.
+    pub offset: u64,
 }
 
 /// Whose numbers processes are known by: those that /proc shows.
@@ -148,6 +158,21 @@ impl Files {
         Ok(found)
     }
 
+    /// All mappings of the file by other processes, as far as the exporter's pid namespace reaches.
+    ///
+    /// # Errors
+    /// If the iterator fails.
+    pub fn mappings(&mut self, inode: Inode) -> io::Result<Vec<MappedPart>> {
+        let (mut found, own) = (Vec::new(), self.own);
+        self.for_each_mapping(inode, |mapping| {
+            if Some(mapping.tgid) != own {
+                let (offset, memory) = (mapping.page * PAGE as u64, mapping.start..mapping.end);
+                found.push(MappedPart { pid: mapping.tgid, memory, offset });
+            }
+        })?;
+        Ok(found)
+    }
+
     /// The processes that map the same code of the file more than once, as far as the exporter's pid namespace reaches.
     ///
     /// # Errors
@@ -155,7 +180,7 @@ impl Files {
     pub fn mapping_twice(&mut self, inode: Inode) -> io::Result<BTreeSet<u32>> {
         let (mut seen, mut twice) = (BTreeSet::new(), BTreeSet::new());
         self.for_each_mapping(inode, |mapping| {
-            if mapping.code > 0 && !seen.insert((mapping.tgid, mapping.code)) {
+            if mapping.is_code > 0 && !seen.insert((mapping.tgid, mapping.page)) {
                 twice.insert(mapping.tgid);
             }
         })?;

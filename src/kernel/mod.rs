@@ -43,7 +43,7 @@ pub use events::{
     Wanted,
 };
 pub use exec_gate::{ExecGate, Waker, apart, be_ordinary, be_prompt};
-pub use files::{Files, Inode, PidNamespace};
+pub use files::{Files, Inode, MappedPart, PidNamespace};
 pub(crate) use filters::Filter;
 pub(crate) use guard::Guard;
 pub use lease::{Lease, LeaseBreak, LeaseBreaks, NoLease};

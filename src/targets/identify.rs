@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{CopiedUp, Identity, Stamp, TargetFile, key};
 use super::find::{Finder, KNOWN};
+use crate::kernel::MappedPart;
 use crate::procfs::{living_thread, text};
 use crate::regular;
 
@@ -147,6 +148,12 @@ impl Finder {
     pub fn mapping(&mut self, identity: Identity) -> BTreeSet<u32> {
         let files = self.files.as_mut().filter(|_| identity.address != 0);
         files.and_then(|files| files.mapping(identity).ok()).unwrap_or_default()
+    }
+
+    /// Its mappings by other processes.
+    pub(super) fn mappings(&mut self, identity: Identity) -> Vec<MappedPart> {
+        let files = self.files.as_mut().filter(|_| identity.address != 0);
+        files.and_then(|files| files.mappings(identity).ok()).unwrap_or_default()
     }
 
     /// Likewise, those that have loaded it more than once.

@@ -22,6 +22,7 @@ mod mounts;
 mod moved_code;
 mod outcome;
 mod overrun;
+mod pages;
 mod patched_code;
 mod path_watcher;
 mod processes;

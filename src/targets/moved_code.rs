@@ -13,10 +13,10 @@ use super::code_checks::Finding;
 use super::detacher::Leaving;
 use super::file::Identity;
 use super::follow::ProcessChanges;
+use super::pages::is_of_file;
 use super::readers::translates;
 use super::worker::Worker;
 use crate::kernel::{BREAKPOINT, Rearmed, Refusal};
-use crate::mapping::PAGE;
 use crate::procfs::{Mapping, living_thread, text};
 
 /// So many processes that run a file are ended by `SIGTRAP` within this time before it is not traced any more: one
@@ -267,16 +267,6 @@ fn by_content(thread: u32, sites: &[(u64, u64)]) -> (Vec<u64>, usize) {
         sites.iter().filter(|(_, at)| is_of_file(&pages, *at)).map(|(site, _)| *site).collect();
     let others = sites.len() - of_file.len();
     (of_file, others)
-}
-
-/// Whether the page at an address is as it is in the file. `pages` is the process's `pagemap`.
-pub(super) fn is_of_file(pages: &File, at: u64) -> bool {
-    let mut entry = [0; 8];
-    let read = pages.read_exact_at(&mut entry, at / PAGE * 8);
-    let entry = u64::from_ne_bytes(entry);
-    // Linux, Documentation/admin-guide/mm/pagemap.rst.
-    let [is_file, is_swapped, is_present] = [61, 62, 63].map(|bit| entry >> bit & 1 == 1);
-    read.is_ok() && !is_swapped && (is_file || !is_present)
 }
 
 #[cfg(test)]

@@ -6,14 +6,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::file::Identity;
 use super::find::Finder;
-use super::moved_code::is_of_file;
-use crate::kernel::BREAKPOINT;
+use super::pages::is_of_file_by;
+use crate::kernel::{BREAKPOINT, MappedPart};
 use crate::mapping::PAGE;
-use crate::procfs::{Mapping, living_thread, text};
+use crate::procfs::{self, Mapping, living_thread};
 
 /// So many bytes before a place are compared: a jump that is longer by one would reach into it.
 const BEFORE: u64 = 4;
@@ -24,65 +25,94 @@ const AFTER: u64 = 15;
 /// What the kernel makes of a hit no-operation of five bytes (Linux 6.18): a call into a page with this name.
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
 
-impl Finder {
-    /// Which of these places of a file have other code in one of the processes that map it, and in which process.
-    pub(super) fn patched(
-        &mut self,
-        processes: &BTreeSet<u32>,
-        identity: Identity,
-        file: &File,
-        places: &BTreeSet<u64>,
-    ) -> BTreeMap<u64, u32> {
-        let mut patched = BTreeMap::new();
-        for pid in processes {
-            match self.patched_by(*pid, identity, file, places) {
-                Ok(found) => patched.extend(found.into_iter().map(|place| (place, *pid))),
+/// Who maps a file, and what is compared with it.
+#[derive(Debug, Default)]
+pub(super) struct CodeComparison {
+    pub(super) processes: usize,
+    /// Places at which a process has other code than the file, and that process.
+    pub(super) patched: BTreeMap<u64, u32>,
+}
+
+impl CodeComparison {
+    /// Compares these places of a file in all processes that map it. The pages that are the file's own in a process, mostly all, are told by the
+    /// kernel at once, and not read.
+    pub(super) fn of(finder: &mut Finder, identity: Identity, file: &File, places: &BTreeSet<u64>) -> Self {
+        let mut found = Self::default();
+        let mappings = finder.mappings(identity);
+        for mappings in mappings.chunk_by(|one, next| one.pid == next.pid) {
+            let pid = mappings[0].pid;
+            found.processes += 1;
+            match patched_by(pid, mappings, file, places) {
+                Ok(patched) => found.patched.extend(patched.into_iter().map(|place| (place, pid))),
                 Err(err) => log::debug!("process {pid}: its code is not compared with its file: {err}"),
             }
         }
-        patched
+        found
     }
+}
 
-    fn patched_by(
-        &mut self,
-        pid: u32,
-        identity: Identity,
-        file: &File,
-        places: &BTreeSet<u64>,
-    ) -> io::Result<BTreeSet<u64>> {
-        let starts = self.starts_of_mappings(pid, identity)?;
-        let thread = living_thread(pid);
-        let maps = text(format!("/proc/{thread}/maps"))?;
-        let maps: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).collect();
-        let memory = File::open(format!("/proc/{thread}/mem"))?;
-        let pages = File::open(format!("/proc/{thread}/pagemap"))?;
-        let mut patched = BTreeSet::new();
-        for map in maps.iter().filter(|map| starts.contains(&map.start)) {
-            // A page at a time: most are the file's own, and are not read.
-            let mut page = (u64::MAX, true);
-            for place in places.range(map.offset..map.offset + (map.end - map.start)) {
-                let at = map.start + (place - map.offset);
-                let (first, end) = ((at - BEFORE).max(map.start), (at + AFTER).min(map.end));
-                let is_private = |address: u64| {
-                    if page.0 != address / PAGE {
-                        page = (address / PAGE, !is_of_file(&pages, address));
-                    }
-                    page.1
-                };
-                if ![first, end - 1].map(is_private).contains(&true) {
-                    continue;
-                }
-                let (mut there, mut original) = ([0; 19], [0; 19]);
-                let length = (end - first) as usize;
-                memory.read_exact_at(&mut there[..length], first)?;
-                let read = file.read_at(&mut original[..length], place - (at - first))?;
-                if differs(&there[..read], &original[..read], first, &maps) {
-                    patched.insert(*place);
-                }
+/// What is of interest only where there are pages that are not the file's own.
+struct PrivateCode<'a> {
+    memory: File,
+    maps: Vec<Mapping<'a>>,
+}
+
+fn patched_by(
+    pid: u32,
+    mappings: &[MappedPart],
+    file: &File,
+    places: &BTreeSet<u64>,
+) -> io::Result<BTreeSet<u64>> {
+    let mut patched = BTreeSet::new();
+    let of_interest = |of: &&MappedPart| {
+        places.range(of.offset..of.offset + (of.memory.end - of.memory.start)).next().is_some()
+    };
+    let mut mappings = mappings.iter().filter(of_interest).peekable();
+    if mappings.peek().is_none() {
+        return Ok(patched);
+    }
+    let thread = living_thread(pid);
+    let pages = File::open(format!("/proc/{thread}/pagemap"))?;
+    let mut text = String::new();
+    let mut code: Option<PrivateCode<'_>> = None;
+    let parts: Vec<(&MappedPart, Vec<bool>)> =
+        mappings.map(|of| Ok((of, private_pages(&pages, &of.memory)?))).collect::<io::Result<_>>()?;
+    if parts.iter().any(|(_, private)| private.contains(&true)) {
+        text = procfs::text(format!("/proc/{thread}/maps"))?;
+    }
+    for (map, private) in parts.iter().filter(|(_, private)| private.contains(&true)) {
+        if code.is_none() {
+            let memory = File::open(format!("/proc/{thread}/mem"))?;
+            code = Some(PrivateCode { memory, maps: text.lines().filter_map(Mapping::parse).collect() });
+        }
+        let Some(PrivateCode { memory, maps }) = &code else { continue };
+        let Range { start, end } = map.memory;
+        for place in places.range(map.offset..map.offset + (end - start)) {
+            let at = start + (place - map.offset);
+            let (first, end) = ((at - BEFORE).max(start), (at + AFTER).min(end));
+            let is_private = |address: u64| private[((address - start) / PAGE) as usize];
+            if !is_private(first) && !is_private(end - 1) {
+                continue;
+            }
+            let (mut there, mut original) = ([0; 19], [0; 19]);
+            let length = (end - first) as usize;
+            memory.read_exact_at(&mut there[..length], first)?;
+            let read = file.read_at(&mut original[..length], place - (at - first))?;
+            if differs(&there[..read], &original[..read], first, maps) {
+                patched.insert(*place);
             }
         }
-        Ok(patched)
     }
+    Ok(patched)
+}
+
+/// Which pages of a part of memory are not the file's own.
+fn private_pages(pages: &File, memory: &Range<u64>) -> io::Result<Vec<bool>> {
+    let count = (memory.end - memory.start) / PAGE;
+    let mut entries = vec![0; count as usize * 8];
+    pages.read_exact_at(&mut entries, memory.start / PAGE * 8)?;
+    let entries = entries.as_chunks::<8>().0.iter();
+    Ok(entries.map(|entry| !is_of_file_by(u64::from_ne_bytes(*entry))).collect())
 }
 
 /// Whether there is other code, apart from what the kernel sets for probes. `address` is that of the first byte.

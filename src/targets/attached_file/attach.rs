@@ -20,6 +20,7 @@ use crate::targets::cookies::Cookies;
 use crate::targets::file::TargetFile;
 use crate::targets::find::Finder;
 use crate::targets::outcome::Outcome;
+use crate::targets::patched_code::CodeComparison;
 use crate::targets::status::{ProbeState, TargetsStatus};
 
 /// Why a function of a library is not traced.
@@ -156,10 +157,8 @@ impl AttachedFile {
             return;
         }
         let places = sites.iter().map(|(_, site)| site.offset).collect();
-        let mut processes = finder.mapping(self.identity);
-        processes.remove(&std::process::id());
-        self.processes = processes.len();
-        self.patched = finder.patched(&processes, self.identity, file, &places);
+        let compared = CodeComparison::of(finder, self.identity, file, &places);
+        (self.processes, self.patched) = (compared.processes, compared.patched);
         let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
         match cookies.take(sites.len()) {
             None => {
