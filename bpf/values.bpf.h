@@ -179,7 +179,8 @@ static __always_inline long carried_text(const struct hit *hit, __u64 where, voi
 
 /*
  * Reads the text that value i is the address of, at most room bytes of it. Returns its length without the NUL of a
- * C string, or a negative number. Capacity is the constant that room never exceeds.
+ * C string, or a negative number. Where there is NULL instead of a string, it is empty. Capacity is the constant that room never
+ * exceeds.
  */
 static __always_inline long read_text(const struct hit *hit, const struct probe *probe, __u32 i, void *to,
 				      __u32 room, const __u32 capacity)
@@ -206,6 +207,8 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		err = bpf_get_current_comm(to, 16);
 		return err ? err : 16;
 	case VALUE_STRING:
+		if (!from)
+			return 0;
 		CLAMP(max, capacity);
 		err = read_user_str(to, max, from);
 		return err > 0 ? err - 1 : err;
@@ -216,6 +219,8 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		/* An error's -1 and the like: there is no text. */
 		if ((__s64)bytes < 0)
 			return -1;
+		if (!from)
+			return 0;
 		break;
 	case VALUE_BYTES:
 		bytes = max;
