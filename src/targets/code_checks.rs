@@ -16,6 +16,8 @@ const REARMED: u32 = 1000;
 pub(super) enum Finding {
     Replaced,
     Written,
+    /// Behind the breakpoint, in the same instruction.
+    Changed,
     ThrownAway,
 }
 

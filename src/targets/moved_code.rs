@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
+use iced_x86::{Decoder, DecoderOptions};
+
 use super::code_checks::Finding;
 use super::detacher::Leaving;
 use super::file::Identity;
@@ -32,6 +34,9 @@ const AT_ONCE: usize = 16;
 
 /// So many traced places of a process are looked at, if there are more.
 const LOOKED_AT: usize = 256;
+
+/// Bytes of the longest instruction.
+const LONGEST: usize = 15;
 
 /// What is known of a process's mappings of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -69,6 +74,22 @@ impl Code {
     fn addresses(&self, site: u64) -> impl Iterator<Item = u64> {
         let all = self.mapped.iter().zip(&self.starts).filter(move |(range, _)| range.contains(&site));
         all.map(move |(range, start)| start + (site - range.start))
+    }
+
+    /// Of these sites, those whose breakpoint the kernel executes with an instruction that the process has not: the rest of
+    /// it, behind the first byte, is another than in the file.
+    fn changed(&self, sites: &[u64], memory: &File, file: &File) -> usize {
+        let is_changed = |site: u64| {
+            let (mut original, mut there) = ([0; LONGEST], [0; LONGEST]);
+            let read = file.read_at(&mut original, site).unwrap_or_default();
+            let length = Decoder::new(64, &original[..read], DecoderOptions::NONE).decode().len();
+            self.addresses(site).any(|at| {
+                let there = &mut there[..length];
+                let is_read = memory.read_exact_at(there, at).is_ok();
+                is_read && there.first() == Some(&BREAKPOINT) && there[1..] != original[1..length]
+            })
+        };
+        sites.iter().filter(|site| is_changed(**site)).count()
     }
 
     fn is_mapped_again(&self) -> bool {
@@ -175,6 +196,11 @@ impl Worker {
         // What translates code has no breakpoints, on purpose.
         let memory = (!translates(pid)).then(|| File::open(format!("/proc/{thread}/mem")));
         let memory = memory.and_then(Result::ok);
+        // The file that the process has, whatever its path leads to.
+        let own_file = code.starts.first().and_then(|start| {
+            let map = maps.lines().filter_map(Mapping::parse).find(|map| map.start == *start)?;
+            File::open(format!("/proc/{thread}/map_files/{}", map.entry())).ok()
+        });
         let mut thrown_away = Vec::new();
         for (target, (state, planned)) in self.targets.iter().zip(&self.plan.targets).enumerate() {
             let Some(file) = state.current.iter().find(|of| of.identity == identity) else { continue };
@@ -192,6 +218,16 @@ impl Worker {
             }
             let step = (offsets.len() / LOOKED_AT).max(1);
             let looked_at: Vec<u64> = offsets.iter().copied().step_by(step).collect();
+            let changed = memory.as_ref().zip(own_file.as_ref());
+            let changed = changed.map_or(0, |(memory, file)| code.changed(&looked_at, memory, file));
+            if changed > 0 && self.code_checks.is_new(pid, identity, Finding::Changed) {
+                log::error!(
+                    "Target {}: process {pid} has changed its code behind the breakpoints at {changed} of {} traced places of {}: it                      executes wrong instructions there; restart it",
+                    planned.name,
+                    looked_at.len(),
+                    file.display
+                );
+            }
             let gone = memory.as_ref().map_or_else(Vec::new, |memory| code.unarmed(&looked_at, memory));
             if gone.is_empty() {
                 continue;

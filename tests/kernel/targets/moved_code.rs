@@ -66,6 +66,56 @@ fn a_breakpoint_that_is_written_over_is_told_of() {
     exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced places", program.pid()));
 }
 
+/// Changes the number that a function gives back, behind the first byte of its instruction.
+const CHANGES: &str = r#"
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+__attribute__((noinline, noipa)) int number(void) { return 5; }
+int main(void)
+{
+	char line[16], *code = (char *)number;
+	char *page = (char *)((long)code & -4096L);
+	while (*code != '\xcc' && *code != '\xb8')
+		code++;
+	if (code[1] != 5 || mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC))
+		return 1;
+	code[1] = 7;
+	if (mprotect(page, 8192, PROT_READ | PROT_EXEC))
+		return 1;
+	while (fgets(line, sizeof(line), stdin)) {
+		printf("%d\n", number());
+		fflush(stdout);
+	}
+	return 0;
+}
+"#;
+
+/// As when it does so in the moment in which the breakpoint is set, which no comparison before can see.
+#[test]
+fn code_that_is_changed_behind_a_breakpoint_is_told_of() {
+    let place = Place::new();
+    let options = ["-O1", "-no-pie", "-fcf-protection=none"];
+    let path = compile("gcc", "changes.c", CHANGES, &options, place.path("").as_path());
+    let yaml = format!(
+        "node_name: test\ntargets:\n- name: p\n  binary: {}\n  probes:\n  - {{ function: number, metrics: [{{ counter: \
+         number_total }}] }}\n",
+        path.display()
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    exporter.wait_until_ready();
+    let mut program = Program::start(&path);
+    assert_eq!(
+        program.say("call"),
+        "5",
+        "what this test is about: the kernel executes the file's instruction"
+    );
+    exporter.wait_for_log(&format!(
+        "process {} has changed its code behind the breakpoints at 1 of 1 traced places",
+        program.pid()
+    ));
+}
+
 /// Jumps from a function to another one, as a hot patch does, and calls it once for each line.
 const HOT_PATCHED: &str = r#"
 #include <stdio.h>
