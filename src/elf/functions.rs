@@ -236,7 +236,7 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
 /// write barriers together from those in the file.
 fn is_copied(image: &Image<'_>, name: &str) -> bool {
     let barriers = ["JIT_WriteBarrier", "JIT_CheckedWriteBarrier", "JIT_ByRefWriteBarrier"];
-    barriers.iter().any(|barrier| name.starts_with(barrier))
+    (barriers.contains(&name) || name.starts_with("JIT_WriteBarrier_"))
         && symbols(image).any(|symbol| symbol.name == "JIT_PatchedCodeStart")
 }
 
