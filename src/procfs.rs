@@ -90,6 +90,11 @@ pub(crate) fn living_thread(pid: u32) -> u32 {
     others.filter(|id| *id != pid).find(|id| runs(*id)).unwrap_or(pid)
 }
 
+/// Whether the right to look into the process is missing. Of one that has just ended, /proc says the same.
+pub(crate) fn is_denied(pid: u32, err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::PermissionDenied && Path::new("/proc").join(pid.to_string()).exists()
+}
+
 /// Ticks since the machine started, as [`Stat::start_ticks`] has them; suspended time among them.
 pub(crate) fn uptime_ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
@@ -160,6 +165,13 @@ mod tests {
         assert_eq!((stack.inode, stack.name), (0, "[stack]"));
         assert_eq!(Mapping::parse("7f10-7f20 r-xp 00000000 00:00 0 ").unwrap().name, "");
         assert_eq!(Mapping::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn nothing_is_hidden_of_a_process_that_has_ended() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert!(is_denied(std::process::id(), &denied) && !is_denied(u32::MAX, &denied));
+        assert!(!is_denied(std::process::id(), &io::ErrorKind::NotFound.into()));
     }
 
     #[test]

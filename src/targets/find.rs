@@ -10,7 +10,7 @@ use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
 use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
-use crate::procfs::Stat;
+use crate::procfs::{Stat, is_denied};
 use crate::selectors::{FileSelector, Pattern, Selector};
 
 /// Finds files, and remembers what it has found out about them.
@@ -257,7 +257,7 @@ impl Finder {
                         all.push(found);
                     }
                 }
-                Err(err) if err.kind() == io::ErrorKind::PermissionDenied => refused.push(*pid),
+                Err(err) if is_denied(*pid, &err) => refused.push(*pid),
                 Err(_) => {}
             }
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::file::{CopiedUp, Identity, Stamp, TargetFile, key};
 use super::find::{Finder, KNOWN};
 use crate::kernel::MappedPart;
-use crate::procfs::{living_thread, text};
+use crate::procfs::{is_denied, living_thread, text};
 use crate::regular;
 
 /// The kernel's own device numbers have so many bits for the minor one.
@@ -106,7 +106,7 @@ impl Finder {
 
     /// Whether it can be told what the process runs, or only the right to is missing.
     pub(super) fn is_there(&mut self, pid: u32) -> bool {
-        self.of_process(pid).map_or_else(|err| err.kind() == io::ErrorKind::PermissionDenied, |_| true)
+        self.of_process(pid).map_or_else(|err| is_denied(pid, &err), |_| true)
     }
 
     /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.

@@ -1,6 +1,8 @@
 //! Compares a target with the files that it means now, attaches to new ones and lets go of others.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::announce::announce;
 use super::attached_file::{AttachContext, AttachedFile};
@@ -100,13 +102,14 @@ impl Worker {
         }
         for file in found.iter().flatten().filter(|file| !file.is_library) {
             let path = PathBuf::from(&file.display);
-            if !state.paths.contains(&path)
-                && self.finder.look_at(&path, String::new()).is_ok_and(|here| here.identity == file.identity)
+            if state.paths.contains_key(&path)
+                || self.finder.look_at(&path, String::new()).is_ok_and(|here| here.identity == file.identity)
             {
-                state.paths.insert(path);
+                state.paths.insert(path, Instant::now());
             }
         }
-        for path in &state.paths {
+        state.forget_paths();
+        for path in state.paths.keys() {
             let Ok(here) = self.finder.look_at(path, path.display().to_string()) else { continue };
             match &mut found {
                 Ok(files) if files.iter().all(|file| file.identity != here.identity) => files.push(here),
@@ -132,7 +135,7 @@ impl Worker {
         let named = self.plan.targets[target].selector.path().map(Path::to_path_buf);
         named
             .into_iter()
-            .chain(self.targets[target].paths.iter().cloned())
+            .chain(self.targets[target].paths.keys().cloned())
             .map(|path| (target, path))
             .collect()
     }
@@ -210,13 +213,14 @@ impl Worker {
                     changed = true;
                 }
                 None => {
-                    let is_replaced =
-                        !planned.selector.is_by_process() || state.paths.contains(Path::new(&old.display));
+                    let is_replaced = !planned.selector.is_by_process()
+                        || state.paths.contains_key(Path::new(&old.display));
                     state.leave(old, is_replaced, &planned.name);
                     changed = true;
                 }
             }
         }
+        let mut gone = Vec::new();
         let elsewhere = files.iter().any(|file| file.is_library);
         for file in &files {
             let state = &mut self.targets[target];
@@ -243,6 +247,13 @@ impl Worker {
                 written = Some(leaving(&file.display));
                 continue;
             }
+            // Whoever ran it has ended, and took the only way to it along: it is looked for again when somebody else runs it.
+            if planned.selector.is_by_process()
+                && file.open().is_err_and(|err| err.kind() == io::ErrorKind::NotFound)
+            {
+                gone.push(file.identity);
+                continue;
+            }
             // Before it is attached to: who executes it meanwhile waits.
             if planned.selector.path().is_some() {
                 self.finder.note_name(target, &file.path);
@@ -260,6 +271,7 @@ impl Worker {
             state.current.push(new_file);
             changed = true;
         }
+        gone.into_iter().for_each(|identity| self.finder.forget_executed(identity));
         let state = &mut self.targets[target];
         for of in &mut state.current {
             let file = files.iter().find(|file| file.identity == of.identity);

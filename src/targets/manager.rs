@@ -281,7 +281,7 @@ impl Worker {
             let Some(name) = planned.selector.executable_name() else { continue };
             let ended = changes.ended.iter().filter(|(of, _)| name.matches(of));
             let before = self.targets[target].paths.len();
-            self.targets[target].paths.extend(ended.map(|(_, path)| path.clone()));
+            self.targets[target].paths.extend(ended.map(|(_, path)| (path.clone(), Instant::now())));
             if before < self.targets[target].paths.len() && !changes.targets.contains(&target) {
                 self.look_at(target, planned);
             }

@@ -1,8 +1,8 @@
 //! One target's files, and what keeps it from having them.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attached_file::AttachedFile;
 use super::file::{Identity, TargetFile};
@@ -29,7 +29,8 @@ pub(super) struct TargetState {
     pub(super) missing: Option<String>,
     pub(super) remarks: Vec<String>,
     /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
-    pub(super) paths: BTreeSet<PathBuf>,
+    /// And when it was last seen that one runs from there.
+    pub(super) paths: BTreeMap<PathBuf, Instant>,
     /// What was attached to by each name of a file.
     pub(super) identities: HashMap<String, Identity>,
     pub(super) filter: Option<Filter>,
@@ -51,7 +52,27 @@ const WITHOUT_PROBES: usize = 64;
 /// Names of files that are remembered of one target.
 const NAMES_OF_FILES: usize = 1024;
 
+/// Paths of a target's executables of which nothing runs that are remembered: programs may be built and run in ever new directories.
+const IDLE_PATHS: usize = 64;
+
+/// One of which something was seen to run in this time is not idle. Longer than files are not looked at where nothing happens.
+const IDLE: Duration = Duration::from_secs(60);
+
 impl TargetState {
+    /// Forgets the paths from which nothing has run for the longest time, if there are many.
+    pub(super) fn forget_paths(&mut self) {
+        if self.paths.len() <= IDLE_PATHS {
+            return;
+        }
+        let mut idle: Vec<_> = self.paths.iter().map(|(path, at)| (*at, path.clone())).collect();
+        idle.retain(|(at, _)| at.elapsed() > IDLE);
+        idle.sort_unstable();
+        let most = idle.len().saturating_sub(IDLE_PATHS);
+        for (_, path) in &idle[..most] {
+            self.paths.remove(path);
+        }
+    }
+
     /// Counts a file that is attached to in place of another, or again. In another container a file of the same name is
     /// another one, and takes nobody's place.
     pub(super) fn note_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
@@ -152,4 +173,23 @@ pub(super) struct Candidate {
     /// It stays as long as this path leads to it.
     pub(super) path: Option<PathBuf>,
     pub(super) since: Instant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_from_which_nothing_runs_any_more_are_not_remembered_for_ever() {
+        let Some(long_ago) = Instant::now().checked_sub(IDLE * 2) else { return };
+        let mut state = TargetState::default();
+        let path = |n: u32| PathBuf::from(format!("/build/{n:03}/program"));
+        let at =
+            |n: u32| if n % 2 == 0 { Instant::now() } else { long_ago + Duration::from_millis(n.into()) };
+        state.paths.extend((0..400).map(|n| (path(n), at(n))));
+        state.forget_paths();
+        assert_eq!(state.paths.len(), 200 + IDLE_PATHS);
+        assert!((0..400).step_by(2).all(|n| state.paths.contains_key(&path(n))), "these run");
+        assert!(state.paths.contains_key(&path(399)) && !state.paths.contains_key(&path(1)));
+    }
 }

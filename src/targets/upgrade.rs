@@ -109,7 +109,7 @@ impl Worker {
             }
             let paths = broken.iter().map(|attached| Path::new(&attached.display));
             let is_path = |path: &&Path| {
-                planned.selector.path() == Some(path) || self.targets[target].paths.contains(*path)
+                planned.selector.path() == Some(path) || self.targets[target].paths.contains_key(*path)
             };
             paths.filter(is_path).for_each(|path| self.watch.expect(path));
             // Then the writers may begin.

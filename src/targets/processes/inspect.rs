@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use super::Processes;
 use super::process::Process;
-use crate::procfs::{Mapping, living_thread, processes, text};
+use crate::procfs::{Mapping, is_denied, living_thread, processes, text};
 use crate::selectors::{ProcessSelector, command_line};
 use crate::targets::file::Identity;
 
@@ -16,7 +15,7 @@ impl Processes {
         let directory = Path::new("/proc").join(pid.to_string());
         let comm = text(directory.join("comm")).ok()?;
         let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
-        let is_hidden = exe.as_ref().is_err_and(|err| err.kind() == io::ErrorKind::PermissionDenied);
+        let is_hidden = exe.as_ref().is_err_and(|err| is_denied(pid, err));
         let exe = exe.ok().and_then(|exe| Some(base_name(&exe.file_name()?.to_string_lossy()).to_string()));
         let cmdline = if self.asks_for(ProcessSelector::asks_for_cmdline) {
             command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
