@@ -40,7 +40,7 @@ pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) ->
 /// common and least besides.
 pub fn nearest_key<'c>(name: &str, keys: &[&'c str]) -> Option<&'c str> {
     let words = |text: &str| -> Vec<String> {
-        let parts = text.split(['_', '-', '.']).filter(|word| !word.is_empty());
+        let parts = text.split('_').filter(|word| !word.is_empty());
         parts.map(str::to_lowercase).take(16).collect()
     };
     nearest(name, keys.iter().copied()).or_else(|| {
@@ -104,6 +104,7 @@ mod tests {
     #[test]
     fn keys_with_more_words_or_fewer() {
         let keys = [
+            "X-Content-Type-Options",
             "bind",
             "metrics_port",
             "health_port",
@@ -115,11 +116,11 @@ mod tests {
         let near = |name| nearest_key(name, &keys);
         assert_eq!(near("bind_address"), Some("bind"));
         assert_eq!(near("port"), Some("metrics_port"));
-        assert_eq!(near("health-port-number"), Some("health_port"));
+        assert_eq!(near("health_port_number"), Some("health_port"));
         assert_eq!(near("password"), Some("metrics_auth_password"));
         assert_eq!(near("listen_address"), Some("web_listen_address"));
         assert_eq!(near("metrcs_port"), Some("metrics_port"), "the nearest by its letters comes first");
-        for none in ["colour", "", "_", "portal"] {
+        for none in ["colour", "", "_", "portal", "Content-Type"] {
             assert_eq!(near(none), None, "{none}");
         }
     }
