@@ -7,7 +7,14 @@ use crate::kinds::panel::Query;
 /// Columns of a dashboard.
 pub(super) const WIDTH: usize = 24;
 /// Labels that are longer than others, and the least width of their columns.
-const WIDE: [(&str, usize); 2] = [("probe", 220), ("reason", 340)];
+const WIDE: [(&str, usize); 4] = [("probe", 220), ("reason", 340), ("node", 140), ("instance", 170)];
+/// Units whose values are words ("a few seconds ago"), and the least width of their columns.
+const WORDY: [&str; 2] = ["dateTimeFromNow", "dtdurations"];
+const WORDY_WIDTH: usize = 140;
+/// Width of a letter in a table, what is beside a text, and the least width of a column of numbers.
+const LETTER: usize = 8;
+const PADDING: usize = 24;
+const LEAST: usize = 78;
 const PANEL_WIDTH: usize = 8;
 const PANEL_HEIGHT: usize = 8;
 /// Of a single number; a little less where one more would make another line.
@@ -159,11 +166,9 @@ impl Grid {
         for (at, (label, name)) in by.iter().enumerate() {
             names.insert((*label).to_string(), json!(name));
             order.insert((*label).to_string(), json!(at + 1));
+            let mut properties = Vec::new();
             if let Some((_, width)) = WIDE.iter().find(|(wide, _)| wide == label) {
-                overrides.push(json!({
-                    "matcher": {"id": "byName", "options": name},
-                    "properties": [{"id": "custom.minWidth", "value": width}],
-                }));
+                properties.push(json!({"id": "custom.minWidth", "value": width}));
             }
             if *label == "instance" {
                 let link = json!({
@@ -171,10 +176,11 @@ impl Grid {
                     "url": format!("{scheme}://${{__value.text}}/"),
                     "targetBlank": true,
                 });
-                overrides.push(json!({
-                    "matcher": {"id": "byName", "options": name},
-                    "properties": [{"id": "links", "value": [link]}],
-                }));
+                properties.push(json!({"id": "links", "value": [link]}));
+            }
+            if !properties.is_empty() {
+                overrides
+                    .push(json!({"matcher": {"id": "byName", "options": name}, "properties": properties}));
             }
         }
         for (at, (id, column)) in ('A'..='Z').zip(columns).enumerate() {
@@ -189,6 +195,14 @@ impl Grid {
             names.insert(value.clone(), json!(column.name));
             order.insert(value, json!(if at == 0 { 0 } else { by.len() + at }));
             let mut properties = vec![json!({"id": "unit", "value": column.unit})];
+            // Of equal widths, numbers would have too much and words too little.
+            properties.push(if WORDY.contains(&column.unit) {
+                json!({"id": "custom.minWidth", "value": WORDY_WIDTH})
+            } else {
+                let words = column.words.iter().chain([&column.name]).map(|word| word.len());
+                let width = LETTER * words.max().unwrap_or(0) + PADDING;
+                json!({"id": "custom.width", "value": width.max(LEAST)})
+            });
             if let Some(number) = decimals(column.unit) {
                 properties.push(json!({"id": "decimals", "value": number}));
             }

@@ -212,6 +212,27 @@ fn the_first_screen_is_of_now_and_the_rows_below_the_first_are_collapsed() {
     }
 }
 
+#[test]
+fn the_table_of_exporters_fits_a_common_screen_and_words_have_room() {
+    let json: Json = serde_json::from_str(&dashboard(&configurations()[1], &[])).unwrap();
+    let table = panels(&json).find(|panel| panel["title"] == "Exporters").expect("the table");
+    let widths: std::collections::HashMap<String, u64> = table["fieldConfig"]["overrides"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|column| {
+            let of_width = |one: &&Json| one["id"].as_str().is_some_and(|id| id.ends_with("idth"));
+            let width = column["properties"].as_array()?.iter().find(of_width)?["value"].as_u64()?;
+            Some((column["matcher"]["options"].as_str()?.to_owned(), width))
+        })
+        .collect();
+    // "a few seconds ago", "192.168.100.100:9435".
+    for (column, least) in [("Last hit", 140), ("Uptime", 140), ("Exporter", 170), ("State", 110)] {
+        assert!(widths[column] >= least, "{column}: {widths:?}");
+    }
+    assert!(widths.values().sum::<u64>() < 1500, "{widths:?}");
+}
+
 /// What the metrics' names are checked for is no part of a configuration of packets.
 fn has_probes(text: &str) -> bool {
     text.contains("targets:")
