@@ -7,11 +7,11 @@ use std::process::Command;
 
 use libbpf_cargo::SkeletonBuilder;
 
-/// What a generated skeleton, which is not ours to style, may do that our code may not.
+/// Lints that are disabled in generated skeletons, whose style is not ours.
 const ALLOWED: &str = "clippy::all, clippy::pedantic, clippy::undocumented_unsafe_blocks, dead_code, missing_docs, \
                        non_camel_case_types, non_snake_case, unsafe_code, unsafe_op_in_unsafe_fn, unused_imports";
 
-/// Every BPF object: one line each. `include!` makes a module `generated` of its `NAME.skel.rs`.
+/// Every BPF object, one line each. `include!` turns its `NAME.skel.rs` into a module `generated`.
 const OBJECTS: &[&str] =
     &["probe", "files", "events", "readers", "guard", "prices", "net", "net_bench", "stack", "sockets"];
 
@@ -21,11 +21,11 @@ fn main() {
     println!("cargo:rerun-if-changed=src/net/stats");
     println!("cargo:rerun-if-env-changed=CLANG");
     let clang = env::var("CLANG").unwrap_or_else(|_| find_clang());
-    // The benchmarks compile programs of their own to compare with.
+    // The benchmarks compile their own programs for comparison.
     println!("cargo:rustc-env=BPF_CLANG={clang}");
     println!("cargo:rustc-env=BPF_INCLUDE={}", env::var("DEP_BPF_INCLUDE").unwrap_or_default());
-    // The generated code is for the compiler only. A rustfmt that cannot be found is passed over; rustup's minimal
-    // profile has one that can be found and always fails, which would fail the build.
+    // The generated code is only for the compiler. libbpf-cargo ignores a missing rustfmt, but that of rustup's minimal
+    // profile exists and always fails, which would fail the build.
     let no_rustfmt = out.join("no-rustfmt");
     for name in OBJECTS {
         let source = format!("bpf/{name}.bpf.c");
@@ -45,10 +45,10 @@ fn main() {
     }
 }
 
-/// The oldest that compiles the programs.
+/// The oldest clang that compiles the programs.
 const CLANG: u32 = 14;
 
-/// Plain `clang` if it is new enough, else the oldest `clang-N` that is: Debian 12 has 14, Debian 13 has 19.
+/// Returns plain `clang` if it is new enough, else the oldest `clang-N` that is: Debian 12 has 14, Debian 13 has 19.
 fn find_clang() -> String {
     let path = env::var_os("PATH").unwrap_or_default();
     let files = env::split_paths(&path).filter_map(|dir| dir.read_dir().ok()).flatten().flatten();
@@ -68,7 +68,7 @@ fn find_clang() -> String {
     })
 }
 
-/// From `Debian clang version 14.0.6`.
+/// Parses the version from, for example, `Debian clang version 14.0.6`.
 fn clang_version(name: &str) -> Option<u32> {
     let output = Command::new(name).arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

@@ -1,9 +1,10 @@
-//! Measures attaching to many sites of one file and detaching again, with and without processes that map it, and how long
-//! the kernel keeps anything of an exporter that has ended, in whatever way.
+//! Measures attaching to and detaching from many sites of one file, with and without processes that map it, and how
+//! long the kernel holds on to an exporter's links and programs after it has ended, whether cleanly or killed.
 //!
-//!     cargo bench --bench attach -- [--rounds N] [--markdown FILE]
+//! Usage: `cargo bench --bench attach -- [--rounds N] [--markdown FILE]`
 //!
-//! Needs root, cc and sys/sdt.h; OpenJDK's libjvm.so is measured where it is installed. Nothing here passes or fails.
+//! Needs root, cc and sys/sdt.h; also measures OpenJDK's libjvm.so where it is installed. This benchmark neither passes
+//! nor fails.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -29,8 +30,8 @@ use support::{Exporter, Options, Result, held};
 
 const LIBJVM: &str = "/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so";
 
-/// A thousand sites of one probe, all with one semaphore, whose value it prints for every line it reads. It loads the
-/// library that it is given and does nothing else.
+/// A program with a thousand sites of one probe, all sharing one semaphore, whose value it prints for every line that
+/// it reads. It loads the given library and does nothing else.
 const HOLD: &str = r#"
 #include <dlfcn.h>
 #include <stdio.h>
@@ -48,7 +49,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// How many processes map the file.
+/// The numbers of processes that map the file.
 const PROCESSES: [usize; 2] = [0, 50];
 
 fn main() -> Result<()> {
@@ -80,7 +81,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The links alone, as the exporter sets and drops them.
+/// Measures the links alone, attached and detached as the exporter does it.
 fn links(
     options: &Options,
     name: &str,
@@ -125,8 +126,8 @@ fn links(
     Ok(())
 }
 
-/// The whole exporter, from the signal until its process and its links are gone and all semaphores are down; and until its
-/// programs are freed, which no hit runs any more.
+/// Measures the end of a whole exporter: from the signal until its process and links are gone and all semaphores are
+/// zero, and until its programs, which no hit runs any more, are freed too.
 fn ends(
     options: &Options,
     name: &str,
@@ -172,7 +173,7 @@ fn compile(directory: &Path) -> Result<PathBuf> {
     built.success().then_some(program).ok_or_else(|| "cc failed; install gcc and systemtap-sdt-dev".into())
 }
 
-/// The YAML of probes for all that the exporter lists of a file.
+/// Returns the YAML of probes for everything that the exporter lists for a file.
 fn every_probe(file: &Path) -> Result<String> {
     let listed =
         Command::new(env!("CARGO_BIN_EXE_exporter")).arg("probes").arg(file).arg("--yaml").output()?;
@@ -214,7 +215,7 @@ impl Holders {
         Ok(all)
     }
 
-    /// Of each; that it answers also means that it has loaded the file.
+    /// Returns the semaphore's value in each process; an answer also means that the process has loaded the file.
     fn semaphores(&mut self) -> Vec<usize> {
         for (child, _) in &mut self.0 {
             let _ = child.stdin.as_mut().map(|ask| ask.write_all(b"\n"));
@@ -238,7 +239,7 @@ impl Drop for Holders {
     }
 }
 
-/// What the kernel has now, of anybody.
+/// Returns all links and programs in the kernel, whichever process holds them.
 fn in_kernel() -> BTreeSet<(&'static str, u32)> {
     let links = LinkInfoIter::default().map(|link| ("link_id:", link.id));
     links.chain(ProgInfoIter::default().map(|program| ("prog_id:", program.id))).collect()

@@ -1,12 +1,12 @@
-//! What blocking costs beside others: the exporter (native XDP and TC), nftables sets, ipset with iptables, and xdp-filter, with
-//! 10,000 and 1,000,000 addresses.
+//! Compares the cost of blocking: the exporter (native XDP and TC), nftables sets, ipset with iptables, and xdp-filter,
+//! with 10,000 and 1,000,000 addresses.
 //!
-//!     cargo bench --bench blocklists -- [--rounds N] [--markdown FILE]
+//! Usage: `cargo bench --bench blocklists -- [--rounds N] [--markdown FILE]`
 //!
-//! Needs root, nft, iptables, ipset and xdp-filter. A test run of the kernel sends packets by a veth into a network namespace, where
-//! they come through the stack to a UDP socket that nobody reads, unless somebody drops them. The thread that sends does all of
-//! that itself, so that its processor time is what a packet takes. All take turns in each round, and are compared within it; shown are
-//! the medians.
+//! Needs root, nft, iptables, ipset and xdp-filter. A kernel test run sends packets through a veth into a network
+//! namespace, where they traverse the stack to a UDP socket that is never read, unless a blocker drops them. The
+//! sending thread does all of that work itself, so its CPU time is the cost of a packet. All blockers take turns in
+//! each round and are compared within it; the table shows the medians.
 
 include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 
@@ -32,27 +32,27 @@ use rustix::time::{ClockId, clock_gettime};
 use namespace::Namespace;
 use support::{Options, Result};
 
-/// Addresses that packets come from.
+/// The number of source addresses.
 const SOURCES: u32 = 262_144;
-/// The number of the first address that no list has.
+/// The number of the first address that is on no list.
 const UNLISTED: u32 = 1 << 24;
 const PACKETS: u32 = 100_000;
 /// `BPF_F_TEST_XDP_LIVE_FRAMES`.
 const LIVE_FRAMES: u32 = 2;
 
-/// As `bench_send` invents it.
+/// Returns the address of a number, as `bench_send` generates it.
 fn address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(number.wrapping_mul(2_654_435_761) & 0x7fff_ffff)
 }
 
-/// Who blocks, and how it is set up and taken away in the receiving namespace.
+/// A blocker, and how it is set up and removed in the receiving namespace.
 #[derive(Clone, Copy, PartialEq)]
 enum Blocker {
     Nobody,
     Native,
     Tcx,
     Nftables,
-    /// The rules that CrowdSec's firewall bouncer makes: a set with timeouts.
+    /// The rules of CrowdSec's firewall bouncer: a set with timeouts.
     Bouncer,
     Ipset,
     XdpFilter,
@@ -75,7 +75,7 @@ impl Blocker {
     }
 }
 
-/// Somebody in place. Dropping it takes it away.
+/// A blocker in place. Dropping it removes the blocker.
 struct Placed<'a> {
     who: Blocker,
     there: &'a Namespace,
@@ -129,14 +129,14 @@ impl<'a> Placed<'a> {
     }
 }
 
-/// Puts all addresses into its map: a command for each would take minutes.
+/// Puts all addresses directly into xdp-filter's map: a command per address would take minutes.
 fn fill_xdp_filter(path: &Path) {
-    // The latest of that name; where there is no BPF file system it is not pinned.
+    // The latest map of that name: without a BPF file system the map is not pinned.
     let ids = MapInfoIter::default().filter(|map| map.name == "filter_ipv4").map(|map| map.id);
     let map = MapHandle::from_map_id(ids.last().expect("a map of xdp-filter")).expect("its map");
     for line in fs::read_to_string(path).expect("the list").lines() {
         let address: Ipv4Addr = line.parse().expect("an address");
-        // Of its flags the lowest: a source.
+        // The lowest flag: match as a source address.
         let cpus = libbpf_rs::num_possible_cpus().expect("CPUs");
         let values = vec![1u64.to_ne_bytes().to_vec(); cpus];
         map.update_percpu(&address.octets(), &values, MapFlags::ANY).expect("an address");
@@ -157,9 +157,9 @@ impl Drop for Placed<'_> {
     }
 }
 
-/// Files of a list, as each of them takes it.
+/// Writes the list in the file format of each blocker.
 fn write_lists(directory: &Path, entries: u32) -> Result<()> {
-    // 0.0.0.0 is no address to some.
+    // Some blockers do not accept 0.0.0.0 as an address.
     let all = || (1..=entries).map(address);
     let join = |separator: &str, end: &str| {
         let mut text = String::new();
@@ -193,7 +193,7 @@ fn write_lists(directory: &Path, entries: u32) -> Result<()> {
     Ok(())
 }
 
-/// A UDP datagram of 60 bytes to the receiver's socket.
+/// Returns a UDP datagram of 60 bytes to the receiver's socket.
 fn frame() -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0x99, 1, 2, 0, 0, 0, 0x99, 2, 8, 0];
     frame.extend([0x45, 0, 0, 46, 0, 1, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0, 10, 99, 0, 1]);
@@ -202,7 +202,7 @@ fn frame() -> Vec<u8> {
     frame
 }
 
-/// The sending end.
+/// The sending side.
 struct Sender<'a> {
     here: Namespace,
     index: u32,
@@ -210,14 +210,14 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// Nanoseconds of processor time for each packet from one of so many addresses.
+    /// Returns the nanoseconds of CPU time per packet, with `count` source addresses from number `first` on.
     fn send(&mut self, first: u32, count: u32) -> f64 {
         let sending = self.skel.maps.data_data.as_deref_mut().expect("variables");
         (sending.sending.first, sending.sending.count) = (first, count);
         let (program, index) = (self.skel.progs.bench_send.as_fd().as_raw_fd(), self.index);
         self.here.run(move || {
             let frame = frame();
-            // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+            // The fields of struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
             let mut context = [0, frame.len() as u32, 0, index, 0, 0];
             let mut options: libbpf_sys::bpf_test_run_opts = Default::default();
             options.sz = size_of_val(&options) as _;
@@ -232,7 +232,8 @@ impl Sender<'_> {
                 time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
             };
             let start = now();
-            // SAFETY: the program lives as long as the skeleton, and what the options point to until the call returns.
+            // SAFETY: the program lives as long as the skeleton, and everything that the options point to lives until
+            // the call returns.
             let done = unsafe { libbpf_sys::bpf_prog_test_run_opts(program, &raw mut options) };
             assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
             (now() - start) / f64::from(PACKETS)
@@ -240,7 +241,7 @@ impl Sender<'_> {
     }
 }
 
-/// The median of what there is.
+/// Returns the median.
 fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     of[of.len() / 2]
@@ -257,11 +258,11 @@ fn main() -> Result<()> {
     }
     let skel = open.load()?;
     namespace::up(&there, &here);
-    // Its end takes frames from its peer only with GRO or a program.
+    // A veth end only accepts its peer's XDP frames with GRO or an XDP program.
     there.command("ethtool -K exn0 gro on");
     there.command("ip route add default dev exn0");
     there.command("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.exn0.rp_filter=0");
-    // Nobody reads from it: what does not fit into its queue has come through the stack all the same.
+    // Never read from: packets that overflow its queue have traversed the stack all the same.
     let _socket = there.run(|| UdpSocket::bind((namespace::HERE, 7400)))?;
     let shown: serde_json::Value = serde_json::from_str(&here.command("ip -j link show dev exn1"))?;
     let index = shown[0]["ifindex"].as_u64().ok_or("no index")? as u32;
@@ -276,13 +277,13 @@ fn main() -> Result<()> {
         let mut all: Vec<Vec<(f64, f64)>> = vec![Vec::new(); Blocker::ALL.len()];
         for _ in 0..options.rounds {
             for (who, times) in Blocker::ALL.into_iter().zip(&mut all) {
-                // It has room for 10,000.
+                // xdp-filter's map has room for 10,000.
                 if who == Blocker::XdpFilter && entries > 10_000 {
                     continue;
                 }
                 let _placed = Placed::new(who, &there, directory.path());
                 let before = there.statistics("exn0").rx_packets;
-                // The first turn warms up.
+                // A warm-up run.
                 sender.send(UNLISTED, SOURCES);
                 let pass = sender.send(UNLISTED, SOURCES);
                 let hit = sender.send(1, entries.min(SOURCES));

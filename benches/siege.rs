@@ -1,9 +1,9 @@
-//! Scrapes while strangers besiege the endpoint: this exporter beside node_exporter (Debian's prometheus-node-exporter), which has the
-//! same file with the same user (bcrypt, cost 12).
+//! Scrapes while strangers besiege the endpoint: this exporter beside node_exporter (Debian's
+//! prometheus-node-exporter), which uses the same file with the same user (bcrypt, cost 12).
 //!
-//!     cargo bench --bench siege [-- --rounds N] [--markdown FILE]
+//! Usage: `cargo bench --bench siege [-- --rounds N] [--markdown FILE]`
 //!
-//! With EXPORTER in the environment that program is measured instead of the one that was built.
+//! With EXPORTER in the environment, that program is measured instead of the built one.
 
 #[path = "../tests/support/siege.rs"]
 #[allow(dead_code)]
@@ -23,14 +23,14 @@ use support::{Options, Result};
 
 const USER: &str = "prometheus";
 const PASSWORD: &str = "correct horse";
-/// A scrape that takes longer has failed: Prometheus's own limit.
+/// A slower scrape has failed: this is Prometheus's own limit.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Scrapes under each siege and round, every other one by a new connection.
+/// Scrapes per siege and round, every other one over a new connection.
 const SCRAPES: usize = 20;
-/// How long the besiegers are at it before the first scrape.
+/// How long a siege lasts before the first scrape.
 const BEFORE: Duration = Duration::from_millis(500);
 
-/// What is done to the servers: by so many connections of each address at once.
+/// The sieges: name, number of addresses, concurrent connections per address, and the attack.
 const SIEGES: &[(&str, u8, usize, Option<Besieger>)] = &[
     ("none", 0, 0, None),
     ("500 scrapes at once", 1, 500, Some(scrape)),
@@ -83,7 +83,7 @@ impl Server {
         Besieged { port: self.port, user: USER, password: PASSWORD, patience: TIMEOUT }
     }
 
-    /// The most memory that it has taken so far, in MiB.
+    /// Returns the peak memory use in MiB.
     fn peak(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
@@ -124,7 +124,7 @@ impl Scrapes {
                 scope.spawn(move || {
                     while let (Some(besieger), false) = (besieger, stop.load(Ordering::Relaxed)) {
                         let turn = Instant::now();
-                        // What becomes of it is its own affair.
+                        // The outcome of an attack does not matter.
                         let _ = besieger(besieged, address, number.fetch_add(1, Ordering::Relaxed));
                         thread::sleep(Duration::from_millis(10).saturating_sub(turn.elapsed()));
                     }
@@ -134,7 +134,7 @@ impl Scrapes {
             for turn in 0..SCRAPES {
                 let begun = Instant::now();
                 let status = match turn % 2 {
-                    // One that was closed meanwhile is opened again, as Go's client does for Prometheus.
+                    // A connection that was closed in the meantime is reopened, as Go's client does for Prometheus.
                     0 => besieged.ask(&mut kept, PASSWORD).or_else(|_| {
                         kept = besieged.connect(Ipv4Addr::LOCALHOST)?;
                         besieged.ask(&mut kept, PASSWORD)
@@ -166,7 +166,8 @@ impl Scrapes {
         100.0 * self.milliseconds.len() as f64 / (self.milliseconds.len() + self.failed).max(1) as f64
     }
 
-    /// Answered; of all, those within three times the quiet median; median, 99 % and memory.
+    /// Returns the table cells: the share of scrapes answered, the share answered within three times the quiet median,
+    /// the median, the 99th percentile and the peak memory.
     fn cells(&self, quiet: f64) -> String {
         let soon = self.milliseconds.iter().filter(|time| **time <= 3.0 * quiet).count();
         format!(
@@ -225,7 +226,7 @@ fn measure(options: &Options, directory: &Path) -> Result<String> {
     for (name, addresses, each, besieger) in SIEGES {
         let from = if *addresses == 0 { vec![Ipv4Addr::LOCALHOST] } else { others(*addresses) };
         let mut all = [Scrapes::default(), Scrapes::default()];
-        // New ones for each, so that the memory is that of this siege.
+        // New servers for each siege, so that the memory is that of this siege alone.
         let servers = servers(directory)?;
         for round in 0..options.rounds {
             for (server, scrapes) in servers.iter().zip(&mut all) {

@@ -1,12 +1,13 @@
-//! What a packet costs: the programs in test runs beside an empty program, interleaved, in nanoseconds per packet.
+//! The cost of a packet: test runs of the programs interleaved with runs of an empty program, in nanoseconds per
+//! packet.
 //!
-//!     cargo bench --bench xdp -- [--markdown FILE]
+//! Usage: `cargo bench --bench xdp -- [--markdown FILE]`
 //!
-//! Needs root. The kernel puts a program's code wherever there is room, at multiples of four bytes, and what it costs to
-//! fetch depends on that by 4 ns. So all programs are loaded many times. Of each load, programs and an empty one run in
-//! turns, and the quickest turn of each counts: others on the machine only ever make them slower. Loads of which the empty
-//! program was never as quick as elsewhere, within a tenth, are left out. Shown are the median of the loads that are left,
-//! and the least.
+//! Needs root. The kernel places a program's code wherever there is room, at multiples of four bytes, and the cost of
+//! fetching it varies by 4 ns with the place. So all programs are loaded many times. In each load, the programs and an
+//! empty one take turns, and the fastest turn of each counts, since other load on the machine can only slow them down.
+//! Loads in which the empty program never came within a tenth of its best time are left out. The table shows the median
+//! and the minimum of the remaining loads.
 
 include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 
@@ -20,19 +21,19 @@ use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, OpenObject, ProgramInput, ProgramMut};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Loads that a row is made of.
+/// The number of loads that a row is made of.
 const LOADS: usize = 20;
-/// Where the machine is so busy that many are left out: loads in all.
+/// The maximum number of loads, on a machine so busy that many are left out.
 const MOST_LOADS: usize = 60;
 const ROUNDS: usize = 25;
 const REPEAT: u32 = 50_000;
-/// What is asked of each kind of program, in nanoseconds: see `kinds`.
+/// The target for each kind of program, in nanoseconds and in the order of `kinds`.
 const TARGETS: [i64; 8] = [5, 50, 80, 50, 100, 5, 8, 200];
-/// Of each of the tables of talkers and flows: 4096 entries.
+/// Sets in each of the talker and flow tables, which makes 4096 entries.
 const SETS: u32 = 512;
 /// Entries of the blocklist.
 const BLOCKED: u16 = 10_000;
-/// Prefixes of groups: IPv4 networks of 24 bits, and as many of IPv6 of 64.
+/// Prefixes of groups: this many IPv4 /24 networks, and as many IPv6 /64 networks.
 const PREFIXES: u16 = 1000;
 
 fn ipv4(number: u8, transport: &[u8]) -> Vec<u8> {
@@ -65,8 +66,8 @@ fn udp() -> Vec<u8> {
     datagram
 }
 
-/// Makes the kernel expedited where it waits for all processors, which it does before and after every test run; for as long as
-/// this lives. It changes how long the benchmark takes and not what it measures.
+/// Expedites the kernel's RCU grace periods, for which it waits before and after every test run, while it lives. This
+/// changes how long the benchmark takes, but not what it measures.
 struct Expedited(Option<String>);
 
 const EXPEDITED: &str = "/sys/kernel/rcu_expedited";
@@ -81,14 +82,14 @@ impl Expedited {
 impl Drop for Expedited {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
-            // Nobody is left to tell.
+            // A destructor cannot report an error.
             let _ = std::fs::write(EXPEDITED, before);
         }
     }
 }
 
-/// Nanoseconds per packet, of this thread's processor time: the kernel itself says whole nanoseconds only. Some are the
-/// system call's own, the same for every program.
+/// Returns the nanoseconds per packet from this thread's CPU time, as the kernel itself only reports whole nanoseconds.
+/// Some of it is the overhead of the system call, which is the same for every program.
 fn run(program: &ProgramMut<'_>, frame: &[u8]) -> f64 {
     let now = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -100,8 +101,9 @@ fn run(program: &ProgramMut<'_>, frame: &[u8]) -> f64 {
     (now() - start) / f64::from(REPEAT)
 }
 
-/// Each kind of program with the empty one that it is compared with; `groups` are the programs that count by group of prefixes,
-/// `blocking` those with a blocklist: empty, of others, and of others and the sender.
+/// Returns each kind of program with the empty one that it is compared with. `groups` are the programs that count by
+/// group of prefixes, `blocking` those with a blocklist: an empty one, one of other addresses, and one of other
+/// addresses and the sender.
 fn kinds<'a>(
     programs: &'a NetBenchProgs<'_>,
     groups: &'a NetBenchProgs<'_>,
@@ -119,16 +121,17 @@ fn kinds<'a>(
     ]
 }
 
-/// What was measured of one kind of program and one frame.
+/// The measurements of one kind of program with one frame.
 #[derive(Default)]
 struct Samples {
     name: &'static str,
-    /// The quickest turns of the empty program and of this one, by load.
+    /// The fastest turns of the empty program and of this one, by load.
     loads: Vec<(f64, f64)>,
 }
 
 impl Samples {
-    /// What a packet takes more than with the empty program, by load, from the least on, and where that program was quick.
+    /// Returns the extra cost of a packet over the empty program in each load in which the empty program was fast, in
+    /// ascending order.
     fn quiet(&self) -> Vec<f64> {
         let quickest = self.quickest_empty();
         let quiet = self.loads.iter().filter(|(empty, _)| *empty < quickest * 1.1);
@@ -142,7 +145,8 @@ impl Samples {
     }
 }
 
-/// A list of so many, half of them IPv4 networks of 24 bits and half of IPv6 of 64, and the sender if it is blocked too.
+/// Returns a blocklist of `entries` prefixes, half of them IPv4 /24 and half IPv6 /64 networks, plus the sender if it
+/// is blocked too.
 fn blocklist(entries: u16, sender: bool) -> Blocklist {
     let others = (0..entries / 2).flat_map(|number| {
         let [high, low] = number.to_be_bytes();
@@ -158,7 +162,7 @@ fn blocklist(entries: u16, sender: bool) -> Blocklist {
         .expect("a blocklist")
 }
 
-/// Loads all programs; with `groups`, those that count by group of prefixes; with a blocklist, those that ask it.
+/// Loads all programs; with `groups`, those that count by group of prefixes; with a blocklist, those that look it up.
 fn load<'a>(
     storage: &'a mut MaybeUninit<OpenObject>,
     groups: bool,
@@ -202,7 +206,7 @@ fn load<'a>(
     skel
 }
 
-/// One load of all programs.
+/// Measures one load of all programs.
 fn measure(frames: &[(&str, Vec<u8>)], rows: &mut [Vec<Samples>]) {
     let [mut storage, mut other, mut empty, mut full, mut met] = [const { MaybeUninit::uninit() }; 5];
     let (skel, groups) = (load(&mut storage, false, None), load(&mut other, true, None));
@@ -249,7 +253,7 @@ fn main() {
     let mut markdown = None;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            // Cargo says this to every benchmark.
+            // Cargo passes this to every benchmark.
             "--bench" => {}
             "--markdown" => markdown = arguments.next().map(PathBuf::from),
             other => panic!("unknown option {other}"),

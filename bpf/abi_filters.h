@@ -1,56 +1,56 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The part of abi.h about filters: which processes a target means. */
+/* The part of abi.h about filters: which processes a target selects. */
 #ifndef ABI_FILTERS_H
 #define ABI_FILTERS_H
 
-/* Which processes a target means. */
+/* Which processes a target selects. */
 enum filter_kind {
 	FILTER_NONE,
-	FILTER_PROCESS, /* the one with number tgid that began at this time */
-	FILTER_NAME, /* whose leader, or executable's base name, is called name */
-	FILTER_NAME_GLOB, /* likewise, but the name fits a glob */
-	FILTER_CMDLINE, /* whose command line fits a glob */
-	FILTER_CGROUP, /* in a control group whose name fits a glob */
-	FILTER_MEMBERS, /* in that of a container or pod whose id is a member, or of a container whose id begins with name */
+	FILTER_PROCESS, /* the process tgid that started at this time */
+	FILTER_NAME, /* whose leader or executable (base name) is called name */
+	FILTER_NAME_GLOB, /* likewise, but the name matches a glob */
+	FILTER_CMDLINE, /* whose command line matches a glob */
+	FILTER_CGROUP, /* in a cgroup whose name matches a glob */
+	FILTER_MEMBERS, /* in a container or pod whose id is a member, or a container whose id begins with name */
 };
 
 enum filter_flag {
-	FILTER_CHILDREN =
-		1 << 0, /* in a target's first filter: who was started by those that are meant is meant, too */
+	FILTER_CHILDREN = 1 << 0, /* in a target's first filter: also selects descendants of selected processes */
 };
 
 struct filter {
 	__u32 kind; /* enum filter_kind */
 	__u32 tgid;
-	__u64 began; /* nanoseconds since boot; 0 until the first process with the number is seen, which is then it */
+	__u64 began; /* nanoseconds since boot; 0: unset, until the first process with this tgid is seen */
 	__u32 length; /* bytes of the name */
-	__u32 edition; /* another one when the rest is changed, so that nothing remembered is used */
-	__u32 next; /* number of the filter that must hold, too; 0 if there is none */
+	__u32 edition; /* changes with the other fields, to invalidate cached results */
+	__u32 next; /* number of the filter that must match, too; 0 if there is none */
 	__u32 glob;
 	__u32 flags; /* enum filter_flag */
 	__u32 pad;
-	__u64 name[FILTER_WORDS]; /* zeros after its end; for a container, the mask of its words follows them */
+	__u64 name[FILTER_WORDS]; /* zero-padded; a container's words are followed by their mask */
 };
 
 /*
- * A glob as an automaton: a set of states, as bits. A byte leads from state n to n + 1 if bit n + 1 is set in its row.
+ * A glob as an automaton with a set of states, as bits. A byte leads from state n to n + 1 if bit n + 1 is set in the
+ * byte's row.
  */
 struct glob {
-	__u64 any[2]; /* states in which any byte stays */
-	__u64 within[2]; /* states in which the further bytes of a character stay */
-	__u32 end; /* the last state: the text fits if it is reached with the text's last byte */
+	__u64 any[2]; /* states that stay active on any byte */
+	__u64 within[2]; /* states that stay active on the continuation bytes of a character */
+	__u32 end; /* the final state: the text matches if its last byte leads there */
 	__u32 pad;
 	__u64 to[256][2];
 };
 
-/* A container or pod that a filter means. */
+/* A container or pod that a filter selects. */
 struct member_key {
 	__u32 filter;
 	__u32 pad;
 	__u64 id[8]; /* zeros after its end */
 };
 
-/* A process, as a filter by command line remembers it. */
+/* A process, as a key in the cache of a command-line filter. */
 struct line_key {
 	__u64 began;
 	__u32 tgid;
@@ -59,18 +59,18 @@ struct line_key {
 
 struct line {
 	__u64 execs;
-	__u64 begin[4]; /* of the command line, which a process can write over */
+	__u64 begin[4]; /* of the command line, which a process can overwrite */
 	__u32 fits;
 	__u32 pad;
 };
 
-/* A process that one started which the filter means. */
+/* A process started by one that the filter selects. */
 struct child_key {
-	__u32 tgid; /* as the exporter's /proc has it */
+	__u32 tgid; /* as in the exporter's /proc */
 	__u32 filter;
 };
 
-/* What was found out of a control group. */
+/* The key of a cached result for a cgroup. */
 struct cgroup_key {
 	__u64 cgroup;
 	__u32 filter;

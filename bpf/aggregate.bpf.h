@@ -6,7 +6,7 @@
 #include "numbers.bpf.h"
 #include "values.bpf.h"
 
-/* The first pattern of a run that fits the words, or NO_MATCH. */
+/* Returns which of n patterns is the first to match the words, or NO_MATCH. */
 static __always_inline __u32 match(__u32 first, __u32 n, const __u64 *words, bool text)
 {
 #pragma clang loop unroll(disable)
@@ -34,7 +34,7 @@ static __always_inline __u32 match(__u32 first, __u32 n, const __u64 *words, boo
 
 enum verdict { FITS, FITS_NOT, UNREADABLE };
 
-/* Large is a number without a sign that is above all that have one. */
+/* `large` marks an unsigned value above all signed ones. */
 static __always_inline bool compare(__u64 value, bool large, const struct condition *cond)
 {
 	if (large && cond->bias)
@@ -95,9 +95,9 @@ static __always_inline int check_conditions(struct hit *hit, struct probe *probe
 }
 
 /*
- * The number of the words in their interner, given out now if they are new, or ~0, which is no number, past the limit.
- * Two CPUs may see the same new words at once: the map lets one of them in, the other gives back its number and takes the
- * first one's.
+ * Returns the number of the words in their interner, assigned now if they are new, or ~0, which is not a number, if
+ * the limit is reached. Two CPUs may see the same new words at once: the map accepts one of them, and the other
+ * returns its number and uses the first one's.
  */
 static __always_inline __u32 number_of(struct word_key *key)
 {
@@ -133,7 +133,7 @@ full:
 	return ~0U;
 }
 
-/* Where the number of a small integer stands, or NULL. */
+/* Returns the place of a small integer's number, or NULL. */
 static __always_inline __u32 *small_number(__u32 interner, __u64 value)
 {
 	struct small_integers *small;
@@ -145,7 +145,7 @@ static __always_inline __u32 *small_number(__u32 interner, __u64 value)
 	return small && BOUNDED(at, SMALL_INTEGERS) ? &small->number[at] : NULL;
 }
 
-/* The number of an integer. The key of integers is what a word_key begins with. */
+/* Returns the number of an integer. An integer_key is the beginning of a word_key. */
 __noinline __u32 number_of_integer(__u32 interner, __u64 value)
 {
 	struct word_key key = { .interner = interner, .words = { value } };
@@ -183,7 +183,7 @@ __noinline __u32 number_of_set(__u32 interner, struct ids *ids)
 	return number_of(&set);
 }
 
-/* Clears what lies behind the first byte that is 0. */
+/* Clears everything after the first zero byte. */
 static __always_inline void cut_at_nul(__u64 *words)
 {
 	const __u64 ones = 0x0101010101010101ULL;
@@ -192,7 +192,7 @@ static __always_inline void cut_at_nul(__u64 *words)
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < TEXT_WORDS; i++) {
 		__u64 zeros = (words[i] - ones) & ~words[i] & ones << 7;
-		/* The highest bit of the first byte that is 0; the bits above it may be wrong. */
+		/* The highest bit of the first zero byte; the bits above it may be wrong. */
 		__u64 first = zeros & -zeros;
 
 		words[i] &= keep & ((first >> 7) - 1);
@@ -200,7 +200,7 @@ static __always_inline void cut_at_nul(__u64 *words)
 	}
 }
 
-/* The number of a label that is text, see enum label_id. */
+/* Returns the number of a text label, see enum label_id. */
 __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *label)
 {
 	struct word_key key = {};
@@ -230,7 +230,7 @@ __noinline __u32 text_id(struct hit *hit, struct probe *probe, struct label *lab
 	return found == ~0U ? ID_OTHER : ID_PATTERN + label->npatterns + found;
 }
 
-/* The label's value as a number, see enum label_id. */
+/* Returns the label's value as a number, see enum label_id. */
 static __always_inline __u32 label_id(struct hit *hit, struct probe *probe, struct label *label)
 {
 	__u32 i = label->value, found, *small;
@@ -290,7 +290,7 @@ static __always_inline void extreme(__u32 slot, __u64 value, bool max)
 	}
 }
 
-/* The series that the hit's label values belong to. */
+/* Returns the series of the hit's label values. */
 static __always_inline __u32 series_number(struct hit *hit, struct probe *probe, struct action *action)
 {
 	struct ids ids = {};
@@ -311,7 +311,7 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 	}
 	if (action->label_sets != NO_LABEL_SETS) {
 		number = number_of_set(action->label_sets, &ids) +
-			 1; /* none is ~0: series 0, "other" in every label */
+			 1; /* ~0, no number, becomes series 0: "other" in every label */
 		overflow |= !number;
 	}
 	if (overflow)
@@ -319,7 +319,7 @@ static __always_inline __u32 series_number(struct hit *hit, struct probe *probe,
 	return number;
 }
 
-/* Whether the exporter has more than enough larger ones of this hour. */
+/* Whether the exporter already has more than enough larger values of this hour. */
 static __always_inline bool is_outdone(__u32 floor, __s64 value)
 {
 	__u32 at = floor + FLOOR_UNTIL;
@@ -333,7 +333,7 @@ static __always_inline bool is_outdone(__u32 floor, __s64 value)
 	return value <= *(volatile __s64 *)above && bpf_ktime_get_ns() < end;
 }
 
-/* Updates one metric. Returns 0, or the accounting slot that says why the hit is lost to it. */
+/* Updates one metric. Returns 0, or the accounting slot that says why this metric missed the hit. */
 __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 {
 	__u32 i, slot, local;
@@ -354,7 +354,7 @@ __noinline int act(struct hit *hit, struct probe *probe, struct action *action)
 		if (!BOUNDED(i, MAX_VALUES) || hit->faults & (1U << i))
 			return ACCT_LOST_FAULT;
 		value = hit->values[i];
-		/* Only the latest value is shown without being added or compared. */
+		/* Only ACTION_LAST shows the value without adding or comparing it. */
 		if ((__s64)value < 0 && (action->needs_nonnegative ||
 					 (hit->faults >> (LARGE_VALUE + i) & 1 && action->kind != ACTION_LAST)))
 			return ACCT_LOST_NEGATIVE;

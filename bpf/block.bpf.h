@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Whether a packet is blocked: by its source when it is received, by its destination when it is sent. Two bitmaps of 2 MiB stand in front, which most packets are done with after one
- * load: IPv4 has a bit for each /24 that an entry touches, IPv6 one for each hash of the first 32 bits and one for each hash
- * of a prefix with its length. A bit that is set means only that it is worth looking: then one hash table is asked for each
- * prefix length in use, the longest first. What is allowed has a bitmap of its own, small enough to stay in the processor's
- * cache, so that few packets ask for it. Bits are set before an entry is needed and cleared after it is gone, so that
- * user space changes everything while packets pass.
+ * Decides whether a packet is blocked: by its source when it is received, by its destination when it is sent. Most
+ * packets are done after one load from one of the two bitmaps of 2 MiB: the one for IPv4 has a bit for each /24 that
+ * an entry touches, the one for IPv6 a bit for each hash of the first 32 bits and for each hash of a prefix with its
+ * length. A set bit means only that a look-up is worthwhile: then a hash table is queried for each prefix length in
+ * use, the longest first. The allowlist has a bitmap of its own, small enough to stay in the processor's cache, so
+ * that few packets query its tables. Bits are set before an entry needs them and cleared after it is removed, so that
+ * user space can change everything while packets pass.
  *
  * Any failure lets the packet pass.
  */
@@ -20,7 +21,7 @@
 /* Set by user space before the load. */
 const volatile bool with_blocklist = false;
 
-/* Shared with user space, which alone writes to them. */
+/* Shared with user space, the only writer. */
 struct net_blocklist blocklist SEC(".bss.blocklist");
 __u8 marks4[NET_MARK_BYTES] SEC(".bss.marks4");
 __u8 marks6[NET_MARK_BYTES] SEC(".bss.marks6");
@@ -30,7 +31,7 @@ __u8 marks6[NET_MARK_BYTES] SEC(".bss.marks6");
 	__uint(max_entries, 1);                       \
 	__uint(map_flags, 1 /* BPF_F_NO_PREALLOC */); \
 	__uint(key_size, sizeof(key_));               \
-	__uint(value_size, sizeof(struct net_rule)) /* the compiler forgets types that only an inner map has */
+	__uint(value_size, sizeof(struct net_rule)) /* the compiler drops types that only an inner map uses */
 
 struct net_rules4 {
 	RULES(struct net_prefix4);
@@ -39,7 +40,7 @@ struct net_rules6 {
 	RULES(struct net_prefix6);
 };
 
-/* Of each list its rules: a map of another size takes their place as a whole. */
+/* The rules of each list: a map of another size replaces them as a whole. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, NET_LISTS);
@@ -53,7 +54,7 @@ struct {
 	__array(values, struct net_rules6);
 } rules6 SEC(".maps");
 
-/* Connections that go on though their peer is blocked. */
+/* Connections that may continue although their peer is blocked. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, NET_SPARED);
@@ -62,7 +63,7 @@ struct {
 	__type(value, __u32);
 } spared SEC(".maps");
 
-/* By what user space calls a source. */
+/* By user space's number for a source. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, NET_SOURCES);
@@ -73,7 +74,7 @@ struct {
 static const volatile __u32 list_blocked = NET_LIST_BLOCKED;
 static const volatile __u32 list_allowed = NET_LIST_ALLOWED;
 
-/* Of a packet's transport: ports in host byte order, the protocol's number, and whether it is neighbour discovery. */
+/* A packet's transport: ports in host byte order, the protocol number, and whether it is neighbor discovery. */
 #define TRANSPORT(number, from, to) ((__u64)(number) << 32 | (__u64)(from) << 16 | (to))
 #define TRANSPORT_NUMBER(transport) ((__u32)((transport) >> 32) & 0xff)
 #define TRANSPORT_FROM(transport) ((__u32)(transport) >> 16)
@@ -85,7 +86,7 @@ static const volatile __u32 list_allowed = NET_LIST_ALLOWED;
 /* Packets and bytes in one number. */
 #define AMOUNT(packets, bytes) ((__u64)(packets) << 32 | (bytes))
 
-/* What becomes of a packet: zero, or its reason and whether it is dropped. */
+/* The verdict on a packet: zero, or the reason and whether it is dropped. */
 #define JUDGED(reason) ((reason) + 1)
 #define JUDGED_REASON(judged) (((judged)&0xff) - 1)
 #define JUDGED_DROP 0x100
@@ -95,7 +96,7 @@ static __always_inline bool is_marked(const __u8 *marks, __u32 bit)
 	return *(const volatile __u8 *)(marks + (bit >> 3 & (NET_MARK_BYTES - 1))) >> (bit & 7) & 1;
 }
 
-/* Whether it is worth looking for it in the allowlist, by a number of 16 bits. */
+/* Whether a look-up in the allowlist is worthwhile, by a 16-bit number. */
 static __always_inline bool may_be_allowed(__u32 bit)
 {
 	const volatile __u8 *byte = &blocklist.allowed[bit >> 3 & (NET_ALLOWED_BYTES - 1)];
@@ -108,13 +109,13 @@ static __always_inline bool is_marked4(__u32 address)
 	return is_marked(marks4, bpf_ntohl(address) >> 8);
 }
 
-/* By the first 32 bits of an address, as they lie in the packet. */
+/* By the first 32 bits of an address, as in the packet. */
 static __always_inline bool is_marked6(__u32 first)
 {
 	return is_marked(marks6, (first * NET_MARK_FACTOR) >> 8);
 }
 
-/* By a prefix, of which the bits behind its length are zero, as numbers. */
+/* By a prefix whose bits beyond its length are zero, as numbers in host byte order. */
 static __always_inline bool is_marked_prefix6(__u64 high, __u64 low, __u32 length)
 {
 	__u64 hash = (high ^ length) * 0x9e3779b97f4a7c15ULL;
@@ -123,8 +124,10 @@ static __always_inline bool is_marked_prefix6(__u64 high, __u64 low, __u32 lengt
 	return is_marked(marks6, hash >> 40);
 }
 
-/* The number of the highest bit of a number that is not zero. Without branches, of each of which the verifier would follow
- * both ways. */
+/*
+ * Returns the index of the highest set bit of a nonzero number. Branchless, because the verifier would follow both
+ * paths of every branch.
+ */
 static __always_inline __u32 highest_bit(__u64 bits)
 {
 	__u32 number = 0, step, i;
@@ -133,7 +136,7 @@ static __always_inline __u32 highest_bit(__u64 bits)
 	for (i = 5; i < 6; i--) {
 		__u64 sign = 0 - (bits >> (1u << i));
 
-		/* Or the compiler would see a comparison in it. */
+		/* Otherwise the compiler would see a comparison in it. */
 		barrier_var(sign);
 		step = sign >> 63 << i;
 		bits >>= step;
@@ -157,12 +160,12 @@ static __always_inline bool holds(const struct net_rule *rule, __u64 transport, 
 }
 
 /*
- * Whether a list has the address's prefix of this length with a rule that holds; if there is an amount, it is counted there.
- * Global functions, as all that have a loop or are called in one: the verifier looks at them once.
+ * Whether a list has the address's prefix of this length, with a rule that applies; a nonzero amount is counted
+ * there. Global functions, like all that have a loop or are called in one, so that the verifier checks them once.
  */
 #define ASK(list, length) ((__u32)(list) << 8 | (length))
 
-/* A packet at a time on each CPU, as for all counters. */
+/* Without atomics: each CPU handles one packet at a time, as for all counters. */
 static __always_inline void count_source(__u32 source, __u64 amount)
 {
 	struct net_source *of = bpf_map_lookup_elem(&block_sources, &source);
@@ -234,8 +237,8 @@ __noinline __u32 ask6(__u64 high, __u64 low, __u32 ask, __u64 transport, __u64 a
 }
 
 /*
- * The longest prefix of a list that has the address and whose rule holds, as a question; zero if there is none. If there is an
- * amount, it is counted there.
+ * Returns the list's longest prefix that contains the address and whose rule applies, encoded by ASK and marked
+ * FOUND; zero if there is none. A nonzero amount is counted there.
  */
 #define FOUND (1u << 16)
 
@@ -260,8 +263,10 @@ __noinline __u32 find4(__u32 list, __u32 host, __u64 transport, __u64 amount)
 	return 0;
 }
 
-/* Of the lengths in one of the words, which is in front of the list: one after the other in the same loop is more than the
- * verifier follows. */
+/*
+ * Restricts the search to the lengths in one of the words, whose number is encoded above the list's: all words in one
+ * loop are more than the verifier can follow.
+ */
 #define LENGTHS(word, list) ((__u32)(word) << 8 | (list))
 
 __noinline __u32 find6_in(__u64 high, __u64 low, __u32 where, __u64 transport, __u64 amount)
@@ -295,9 +300,12 @@ static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 tran
 	return found ? found : find6_in(high, low, LENGTHS(0, list), transport, amount);
 }
 
-/* Whether it passes whoever it is from or to: a packet of the exporter's own listeners, of a connection that is spared, or
- * neighbour discovery, without which nobody on the link could be reached. By the address of the other end, as in net_talker. A
- * function of its own, whose stack those that look for prefixes do not need. */
+/*
+ * Whether a packet passes whatever its addresses: it belongs to the exporter's own listeners or to a spared
+ * connection, or is neighbor discovery, without which no host on the link could be reached. Takes the address of the
+ * remote end, as in net_talker. A separate function, so that the functions that look up prefixes do not need its
+ * stack.
+ */
 __noinline __u32 is_exempt(__u64 high, __u64 low, __u64 transport)
 {
 	struct net_connection connection = { .source = { high, high >> 32, low, low >> 32 } };
@@ -371,7 +379,7 @@ static __always_inline __u64 transport_of(const struct frame *f, __u64 what)
 	return TRANSPORT(IS_NUMBER(what), be16_at(l4), be16_at(l4 + 2));
 }
 
-/* What routers and neighbours say of themselves (RFC 4861): with a hop limit that nothing has from beyond the link. */
+/* Whether it is router or neighbor discovery (RFC 4861): with a hop limit that no packet from beyond the link has. */
 static __always_inline bool is_neighbour_discovery(const struct frame *f, const void *ip)
 {
 	const __u8 *icmp = ip + IPV6_HEADER;
@@ -381,23 +389,23 @@ static __always_inline bool is_neighbour_discovery(const struct frame *f, const 
 	return *icmp >= 133 && *icmp <= 137;
 }
 
-/* Where the address of the other end is in an IP header. */
+/* Offset of the remote end's address in an IP header. */
 #define PEER4(egress) ((egress) ? 16 : 12)
 #define PEER6(egress) ((egress) ? 24 : 8)
 
-/* Whether a frame that has an IP header is worth asking for. */
+/* Whether a look-up is worthwhile for a frame with an IP header. */
 static __always_inline bool is_marked_frame(const struct frame *f, __u64 what, bool egress)
 {
 	void *ip = f->data + IS_IP_AT(what);
 
-	/* Each with its own comparison: the verifier of Linux 6.1 does not see that one was made for the other. */
+	/* Each branch has its own bounds check: the verifier of Linux 6.1 does not carry one over to the other. */
 	if (IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0))
 		return ip + IPV6_HEADER <= f->end && is_marked6(*(__u32 *)(ip + PEER6(egress)));
 	barrier_var(ip);
 	return ip + IPV4_HEADER <= f->end && is_marked4(*(__u32 *)(ip + PEER4(egress)));
 }
 
-/* Of such a frame: zero if it passes. */
+/* Returns the verdict on such a frame: zero if it passes. */
 static __always_inline __u32 judge(const struct frame *f, __u64 what, bool egress, __u64 amount)
 {
 	void *ip = f->data + IS_IP_AT(what);
@@ -417,7 +425,7 @@ static __always_inline __u32 judge(const struct frame *f, __u64 what, bool egres
 	return judge4(*(__u32 *)(ip + PEER4(egress)), transport, amount);
 }
 
-/* Counts what was judged; true if the packet is dropped. */
+/* Counts a verdict; returns true if the packet is dropped. */
 static __always_inline bool count_judged(struct net_stats *stats, __u32 judged, __u64 packets)
 {
 	__u32 reason = JUDGED_REASON(judged);

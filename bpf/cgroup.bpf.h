@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Control groups, containers and pods that a filter means. */
+/* Cgroups, containers and pods that a filter selects. */
 #ifndef CGROUP_BPF_H
 #define CGROUP_BPF_H
 
@@ -7,7 +7,7 @@
 #include "task.bpf.h"
 #include "glob.bpf.h"
 
-/* The last six bytes of names of control groups that systemd makes, as a word. */
+/* The last six bytes of the names of systemd's cgroups, as a word. */
 #define DOT_SCOPE 0x65706f63732eULL
 #define DOT_SLICE 0x6563696c732eULL
 
@@ -20,13 +20,13 @@ static __always_inline long without(const char *name, long end, __u64 suffix)
 	return end - 6;
 }
 
-/* What is looked up of a control group: its name, as far as that is of interest, then the key of what it is made for. */
+/* What a cgroup is looked up by: first the relevant part of its name, then the key of its container or pod. */
 union group {
 	__u64 name[12];
 	struct member_key key;
 };
 
-/* Whether it is of a container that is meant: docker-ID.scope, ID, and the like. */
+/* Whether the cgroup belongs to a selected container: docker-ID.scope, ID, and the like. */
 static __always_inline bool is_container(const struct filter *filter, const char *name, long end,
 					 union group *group)
 {
@@ -42,7 +42,7 @@ static __always_inline bool is_container(const struct filter *filter, const char
 	}
 	if (end > 71) {
 		bpf_probe_read_kernel(before, 7, name + end - 71);
-		/* The engine's process that watches the container is not in it. */
+		/* The engine's monitoring process is not in the container. */
 		if (before[0] == 'c' && before[1] == 'o' && before[2] == 'n' && before[3] == 'm' &&
 		    before[4] == 'o' && before[5] == 'n')
 			return false;
@@ -56,7 +56,7 @@ static __always_inline bool is_container(const struct filter *filter, const char
 	return filter->length > 0;
 }
 
-/* Whether it is of a pod that is meant: podUID or kubepods-podUID.slice. */
+/* Whether the cgroup belongs to a selected pod: podUID or kubepods-podUID.slice. */
 static __always_inline bool is_pod(const char *name, long end, __u64 length, union group *group)
 {
 	char *uid = (char *)group->key.id, before[4] = { '-' };
@@ -77,8 +77,9 @@ static __always_inline bool is_pod(const char *name, long end, __u64 length, uni
 }
 
 /*
- * Whether the filter means the control group at this address, by its name; and by what it is made for. Not static, so that they are
- * verified once and not for every level, and two, so that their stacks do not add up.
+ * Whether the filter selects the cgroup at this address: here by its name, in has_member() by its container or pod.
+ * Not static, so that they are verified once and not for every level, and separate, so that their stacks do not add
+ * up.
  */
 __noinline int fits_cgroup(__u64 address, __u32 number)
 {
@@ -88,7 +89,7 @@ __noinline int fits_cgroup(__u64 address, __u32 number)
 
 	if (!filter || bpf_probe_read_kernel(&first, 1, (const void *)name))
 		return 0;
-	/* What systemd puts before names that the kernel has taken. */
+	/* systemd's prefix for names that the kernel reserves. */
 	if (first == '_')
 		name++;
 	return used_globs && fits_glob(name, MAX_NAME, filter->glob, false) > 0;
@@ -118,7 +119,7 @@ __noinline int has_member(__u64 address, __u32 number)
 	return is_pod(name, end, 36, &group) || is_pod(name, end, 32, &group);
 }
 
-/* Whether the process is in a control group that is meant, or in one below. */
+/* Whether the process is in a selected cgroup or in a descendant of one. */
 static __always_inline bool is_in_cgroup(const struct filter *filter, __u32 number)
 {
 	struct cgroup_key key = { .cgroup = bpf_get_current_cgroup_id(),
@@ -134,7 +135,7 @@ static __always_inline bool is_in_cgroup(const struct filter *filter, __u32 numb
 	cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp);
 	level = BPF_CORE_READ(cgroup, level);
 	for (__u32 i = 0; i < MAX_CGROUP_LEVELS && i < level && !is_in; i++) {
-		/* From the process upwards. */
+		/* From the process's cgroup upwards. */
 		__u64 at = (__u64)cgroup + __builtin_preserve_field_info(cgroup->ancestors, 0) +
 			   8 * (__u64)(level - i);
 		struct cgroup *ancestor = NULL;

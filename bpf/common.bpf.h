@@ -6,12 +6,12 @@
 #include "packet.bpf.h"
 
 /*
- * What parse_frame says of what most frames are: a sound TCP segment or UDP datagram directly in IPv4 without options or in
- * IPv6 without extensions, untagged, of a length that has room for a TCP header. Zero for all others. It exists for
- * speed alone; the fuzz holds it to the same model.
+ * Returns what parse_frame() returns for the most common frames: a valid TCP segment or UDP datagram directly in IPv4
+ * without options or in IPv6 without extensions, untagged, and long enough for a TCP header. Zero for all others. It
+ * exists only for speed; a fuzz test checks it against the same model.
  *
- * Every instruction is a tenth of a nanosecond here: differences are compared without a sign, so that one
- * comparison finds both what is too short (it wraps around) and what is too long.
+ * Every instruction costs a tenth of a nanosecond here: differences are compared as unsigned numbers, so that one
+ * comparison catches both what is too short (it wraps around) and what is too long.
  */
 static __always_inline __u64 common_transport(const struct frame *f, __u32 ip_header, __u32 number, __u32 datagram,
 					      __u64 what)
@@ -20,7 +20,9 @@ static __always_inline __u64 common_transport(const struct frame *f, __u32 ip_he
 	void *l4 = f->data + l4_at;
 	__u32 room = f->length - l4_at - TCP_HEADER, flags = 0;
 
-	/* Bytes of the datagram beyond a plain TCP header; the frame was seen to have that much. */
+	/*
+	 * Bytes of the datagram beyond a plain TCP header; the frame has been checked to have room for that header.
+	 */
 	datagram -= TCP_HEADER;
 	if (datagram > room)
 		return 0;

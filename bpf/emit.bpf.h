@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whole hits on the ring buffer. */
+/* Writes whole hits to the ring buffer. */
 #ifndef EMIT_BPF_H
 #define EMIT_BPF_H
 
 #include "values.bpf.h"
 
 /*
- * One wake-up per event would cost the traced program ten times the probe itself. The drain thread says in
- * control.wake what it waits for, and the first event that is it takes the request away.
+ * One wake-up per event would cost the traced program ten times as much as the probe itself. The drain thread
+ * requests in control.wake what it waits for, and the first event that satisfies the request clears it.
  */
 static __always_inline __u64 wake_up(void)
 {
@@ -27,8 +27,8 @@ static __always_inline __u64 wake_up(void)
 }
 
 /*
- * Copies the values behind the header, and the text behind the values. Each text may be longest bytes long: the
- * verifier does not relate what is used to what is left, so one begins only where the longest would fit.
+ * Copies the values after the header, and the text after the values. Each text may be longest bytes long: the
+ * verifier does not relate the room used to the room left, so a text is added only where the longest would fit.
  */
 static __always_inline void fill(struct event *event, struct hit *hit, struct probe *probe, __u32 nvalues,
 				 __u32 text_room, __u32 longest)
@@ -36,7 +36,10 @@ static __always_inline void fill(struct event *event, struct hit *hit, struct pr
 	__u64 *values = (__u64 *)(event + 1);
 	char *text = (char *)(values + nvalues);
 	__u32 n = probe->nvalues;
-	/* Kept in the event, where the verifier does not follow what they are: 12 texts have many sums of lengths. */
+	/*
+	 * Kept in the event, where the verifier does not track their values: the lengths of 12 texts have many
+	 * possible sums.
+	 */
 	volatile __u32 *faults = &event->faults;
 	volatile __u16 *text_bytes = &event->text_bytes;
 
@@ -117,8 +120,8 @@ static __always_inline int emit(struct hit *hit, struct probe *probe, __u32 numb
 }
 
 /*
- * Puts the hit on the ring buffer if all of the probe's are, or if it is slow. Slow ones leave half of the room to the events
- * that metrics are computed from. Returns what has become of a hit that has become lost until now.
+ * Writes the hit to the ring buffer if all of the probe's hits go there, or if it is slow. Slow ones leave half of
+ * the room to the events from which metrics are computed. Returns the hit's outcome, which so far is `lost`.
  */
 static __always_inline int deliver(struct hit *hit, struct probe *probe, __u32 number, int lost)
 {

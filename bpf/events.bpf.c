@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Which processes come and go, and change their names or control groups: told to src/targets/processes.rs, so that /proc need
- * not be walked.
+ * Reports to src/targets/processes.rs which processes start and end, and change their names or cgroups, so that /proc
+ * need not be walked.
  *
- * Programs that are no target cost a few look-ups each time they execute, fork or exit, and are not told: names and command lines
- * are compared with globs here. The reader is woken only for what it may have to act on at once: a file that it has not attached
- * to. All else waits in the ring for its next look.
+ * Programs that no target selects cost a few look-ups each time they execute, fork or exit, and are not reported:
+ * names and command lines are matched against globs here. The reader is woken only for what may need immediate
+ * action: a file that it has not attached to. Everything else stays in the ring buffer until the reader looks next.
  *
- * Where the kernel can run a program before a system call returns (Linux 6.18), a program of such a file waits in execve(2), and a
- * loader of one in mmap(2), at most for a moment, until the reader has attached to it: none of its instructions runs before.
+ * Where the kernel can run a program before a system call returns (Linux 6.18), a program that executes such a file
+ * waits in execve(2), and a loader of one in mmap(2), at most for a moment, until the reader has attached to it: none
+ * of its instructions runs before that.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
@@ -39,15 +40,15 @@ static __always_inline void set_file(struct file_key *key, struct file *file)
 	key->device = BPF_CORE_READ(inode, i_sb, s_dev);
 	key->generation = BPF_CORE_READ(inode, i_generation);
 	/*
-	 * What changes the inode may have copied the file up: it is another file below then. Before Linux 6.11 the time has another name;
-	 * nobody waits there.
+	 * A change of the inode may be a copy-up: from then on another file is below. Before Linux 6.11 the time has
+	 * another name; there, no task waits.
 	 */
 	if (bpf_core_field_exists(inode->i_ctime_nsec) &&
 	    BPF_CORE_READ(inode, i_sb, s_magic) == OVERLAYFS_SUPER_MAGIC)
 		key->generation += (__u32)BPF_CORE_READ(inode, i_ctime_sec) + BPF_CORE_READ(inode, i_ctime_nsec);
 }
 
-/* All but a path that the reader has no need of. */
+/* Size of an event without the path, where the reader does not need it. */
 #define SHORT_EVENT __builtin_offsetof(struct process_event, path)
 
 static __always_inline void send(const struct process_event *event, __u64 bytes, bool at_once)
@@ -82,7 +83,10 @@ static __always_inline bool is_exe_wanted(struct file *exe)
 	return bpf_map_lookup_elem(&names, &key);
 }
 
-/* Whether any of these globs fits, or it cannot be told. Not static, so that it is verified once and by itself. */
+/*
+ * Whether any of these globs matches, or that cannot be determined. Not static, so that it is verified once, on its
+ * own.
+ */
 __noinline int fits_any(__u64 address, __u64 length, bool is_line)
 {
 	__u32 first = is_line ? name_globs : 0, end = is_line ? name_globs + line_globs : name_globs;
@@ -94,7 +98,7 @@ __noinline int fits_any(__u64 address, __u64 length, bool is_line)
 	return 0;
 }
 
-/* A program that starts over and over is compared with the globs once. */
+/* A program that is started again and again is matched against the globs once. */
 static __always_inline bool is_program_wanted(struct task_struct *task, struct file *exe,
 					      const struct process_event *event)
 {
@@ -115,7 +119,7 @@ static __always_inline bool is_program_wanted(struct task_struct *task, struct f
 	return fits;
 }
 
-/* The command line of a process that has just begun to run a program is in memory. */
+/* The command line of a process that has just executed a program is in memory. */
 static __always_inline bool is_line_wanted(struct task_struct *task)
 {
 	struct mm_struct *mm = BPF_CORE_READ(task, mm);
@@ -128,7 +132,7 @@ static __always_inline bool is_line_wanted(struct task_struct *task)
 	return fits_any(start, length, true);
 }
 
-/* Whether nothing has to be done at once for the process that has just begun to run the file. */
+/* Whether the process that has just executed the file needs no immediate action. */
 static __always_inline bool is_dealt_with(const struct process_event *event, struct task_struct *task,
 					  bool was_told)
 {
@@ -139,7 +143,7 @@ static __always_inline bool is_dealt_with(const struct process_event *event, str
 	return !(*use & KNOWN_UNLESS_LINE) || !is_line_wanted(task);
 }
 
-/* A control group that was not seen before is told once: it may be that of a container which was not there before. */
+/* A cgroup that was not seen before is reported: it may belong to a new container. */
 static __always_inline bool is_cgroup_wanted(__u64 cgroup)
 {
 	__u32 *state, is_new = CGROUP_NEW;
@@ -152,7 +156,7 @@ static __always_inline bool is_cgroup_wanted(__u64 cgroup)
 	return !state || *state != CGROUP_OTHER;
 }
 
-/* Keeps account of what is told from now on of the process; whether that is something. */
+/* Records whether the process is reported from now on; returns that. */
 static __always_inline bool track(__u32 pid, bool is_meant)
 {
 	__u32 *state = bpf_map_lookup_elem(&tracked, &pid), found = TRACKED_FOUND;
@@ -195,7 +199,7 @@ int executed(__u64 *ctx)
 	} else {
 		event.parent = process_id(BPF_CORE_READ(task, group_leader, real_parent));
 		bpf_probe_read_kernel_str(event.path, sizeof(event.path), BPF_CORE_READ(program, filename));
-		/* Where any process may be meant, most are not. */
+		/* If any process may be selected, most are not: they need not wait. */
 		if (!wants_all || is_named || needs_semaphores)
 			event.ticket = make_wait();
 		send(&event, sizeof(event), true);
@@ -236,7 +240,7 @@ int ended(__u64 *ctx)
 	int code;
 	__u32 *state;
 
-	/* Threads that outlive it go on being the process. */
+	/* The process lives on in threads that outlive this one. */
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
 	event.pid = process_id(task);
@@ -283,7 +287,7 @@ int renamed(__u64 *ctx)
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
 	bool is_wanted;
 
-	/* Of a thread, of the kernel, or on the way to another program, which is told then. */
+	/* A thread, a kernel task, or a process on the way to another program, which is reported then. */
 	if (BPF_CORE_READ(task, pid) != BPF_CORE_READ(task, tgid) || !exe ||
 	    BPF_CORE_READ_BITFIELD_PROBED(task, in_execve))
 		return 0;
@@ -291,7 +295,7 @@ int renamed(__u64 *ctx)
 	event.pid = process_id(task);
 	if (!event.pid)
 		return 0;
-	/* It may have written over its command line, too. */
+	/* It may have overwritten its command line, too. */
 	is_wanted = wants_all || line_globs || is_comm_wanted(event.comm) || fits_any(ctx[1], MAX_NAME, false);
 	if (is_wanted)
 		track(event.pid, true);
@@ -324,8 +328,9 @@ int moved(__u64 *ctx)
 #define PAGE_SIZE 4096
 
 /*
- * Whether it looks like musl's loader, which marks its calls by nothing: it asks for as many pages as all segments take in memory, of which the
- * file has hardly ever as many. Who reads a file maps all of it, or a part of that size.
+ * Whether the call looks like musl's loader, which sets no distinguishing flag: it asks for as many pages as all
+ * segments occupy in memory, and the file hardly ever has exactly that many. A program that reads a file maps all of
+ * it, or a part of that size.
  */
 static __always_inline bool is_for_all_segments(struct file *file, const struct pt_regs *regs)
 {
@@ -396,9 +401,10 @@ int loaded(void *ctx)
 }
 
 /*
- * A place for a new mapping was found: a loader asks for one for each library, and maps its parts into that. No tracepoint tells of
- * the mapping itself; that is there a moment later. Most calls are of memory without a file. Loaders map files privately; what is
- * shared is data, as the tables of a database, of which new ones are mapped all the time.
+ * The kernel has found a place for a new mapping: a loader asks for one for each library, and maps the library's
+ * parts there. No tracepoint reports the mapping itself, which follows a moment later. Most calls are for memory
+ * without a file. Loaders map files privately; shared mappings are of data, such as the tables of a database, which
+ * are mapped all the time.
  */
 SEC("raw_tp/vm_unmapped_area")
 int mapped(__u64 *ctx)

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/*
- * What user space is told of processes, and what it has said of them: src/kernel/events.
- */
+/* What is reported to user space about processes, and what it has configured: see src/kernel/events. */
 #ifndef EVENTS_BPF_H
 #define EVENTS_BPF_H
 
@@ -23,56 +21,56 @@ enum process_event_kind {
 	PROCESS_FORKED,
 	PROCESS_ENDED,
 	PROCESS_RENAMED,
-	PROCESS_MOVED, /* to another control group */
-	PROCESS_MAPPED, /* a file that was not known */
-	PROCESS_LOADED, /* all of a file whose semaphores have to be raised */
+	PROCESS_MOVED, /* to another cgroup */
+	PROCESS_MAPPED, /* a file that is not known */
+	PROCESS_LOADED, /* all of a file whose semaphores must be raised */
 };
 
-/* Of a file that a process of some name in some control group executes. */
+/* What is known of a file that a process with some name in some cgroup executes. */
 enum known_use {
-	KNOWN = 1, /* nothing has to be done */
-	KNOWN_UNLESS_LINE = 2, /* except with a command line that is looked for */
-	KNOWN_UNLESS_CHILD = 4, /* except in a process that another one has started of which is told */
+	KNOWN = 1, /* needs no action */
+	KNOWN_UNLESS_LINE = 2, /* unless the command line matches a glob */
+	KNOWN_UNLESS_CHILD = 4, /* unless the process was started by another one that is reported */
 };
 
-/* A file as it is opened: on overlayfs that of the overlay. */
+/* A file as processes open it: on overlayfs, the overlay's. */
 struct file_key {
 	__u64 inode; /* address of the kernel's inode */
 	__u64 number;
 	__u32 device;
-	__u32 generation; /* tells inodes apart that have the same number one after the other, and what overlayfs copies up */
+	__u32 generation; /* distinguishes inodes that reuse a number, and files before and after a copy-up */
 };
 
 struct process_event {
 	__u32 kind; /* enum process_event_kind */
 	__u32 pid;
 	__u32 parent; /* PROCESS_FORKED; PROCESS_EXECUTED if there is a path */
-	__u32 signal; /* PROCESS_ENDED: what ended it, or 0 */
+	__u32 signal; /* PROCESS_ENDED: the signal that ended it, or 0 */
 	__u64 cgroup;
-	__u64 time; /* PROCESS_EXECUTED: of CLOCK_MONOTONIC */
-	struct file_key file; /* the executable; PROCESS_MAPPED: that file */
-	__u64 address; /* PROCESS_MAPPED: where; PROCESS_LOADED: of the file's inode */
+	__u64 time; /* PROCESS_EXECUTED: by CLOCK_MONOTONIC */
+	struct file_key file; /* the executable; PROCESS_MAPPED: the mapped file */
+	__u64 address; /* PROCESS_MAPPED: of the mapping; PROCESS_LOADED: of the file's inode */
 	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and directory */
-	__u64 ticket; /* PROCESS_EXECUTED, PROCESS_MAPPED, PROCESS_LOADED: what it waits for; 0 if it does not */
+	__u64 ticket; /* PROCESS_EXECUTED, PROCESS_MAPPED, PROCESS_LOADED: what it waits for, or 0 */
 	__u8 comm[16];
-	char path[PATH_BYTES]; /* PROCESS_EXECUTED: as execve(2) was given it */
+	char path[PATH_BYTES]; /* PROCESS_EXECUTED: the argument of execve(2) */
 };
 
-/* What targets tell processes by that execute a file. */
+/* By what targets distinguish processes that execute a file. */
 struct file_use {
 	struct file_key file;
-	__u64 cgroup; /* 0 where no target is given by that */
+	__u64 cgroup; /* 0 if no target selects by cgroup */
 	__u8 comm[16];
 };
 
-/* A file that is executed by one of its names: globs say the same of it each time. */
+/* A file that is executed by one of its names: globs give the same result for it each time. */
 struct named_program {
 	struct file_key file;
 	__u64 name; /* the kernel's hash of the file's name and directory */
 	__u8 comm[16];
 };
 
-/* A file by one of its names, by which targets ask for it. */
+/* A file by one of its names, by which targets look for it. */
 struct named_file {
 	struct file_key file;
 	__u64 name;
@@ -80,24 +78,24 @@ struct named_file {
 
 enum tracked_state {
 	TRACKED_FOUND = 1,
-	TRACKED_PINNED = 2, /* told whatever it does, and waited for when it has ended */
+	TRACKED_PINNED = 2, /* always reported, as is a later process with the same pid */
 	TRACKED_TRAPPED = 4, /* besides: a thread of it came to a breakpoint that is nobody's */
 };
 
 enum cgroup_state {
-	CGROUP_NEW, /* the reader has not said yet whether it is a target's */
+	CGROUP_NEW, /* the reader has not decided yet whether it is a target's */
 	CGROUP_MEANT,
 	CGROUP_OTHER,
 };
 
-/* The key of a name: its length, and how it begins. The reader compares the rest. */
+/* The key of a name: its length and its first bytes. The reader compares the rest. */
 struct name_key {
 	__u32 length;
 	__u32 pad;
 	__u64 start[2];
 };
 
-/* Length of a name that is compared with that of the leader, which is cut, and filled with zeros, at 15 bytes. */
+/* The length that marks a name to be compared with the leader's, which is truncated to 15 bytes and zero-padded. */
 enum name_length {
 	NAME_COMM = 0xffffffff,
 };
@@ -117,36 +115,39 @@ struct events_abi {
 };
 const volatile struct events_abi events_abi = {};
 
-/* Whether targets are given by control group. */
+/* Whether targets select by cgroup. */
 const volatile __u32 has_cgroups = 0;
 
-/* How many globs of names there are, and of command lines, which come after them. */
+/* The number of globs for names, and of those for command lines, which follow them. */
 const volatile __u32 name_globs = 0;
 const volatile __u32 line_globs = 0;
 
-/* Whether any process may be meant; and whether whom they start is of interest, whatever it runs: the reader tells which are not. */
+/*
+ * Whether any process may be selected; and whether the children of reported processes are of interest, whatever they
+ * run: the reader excludes those that are not.
+ */
 const volatile __u32 wants_all = 0;
 const volatile __u32 wants_children = 0;
 
-/* The reader is woken when so much waits for it. */
+/* Bytes waiting in the ring buffer at which the reader is woken. */
 const volatile __u32 wake_bytes = 1;
 
-/* Events that found no room: the reader walks through /proc then. */
+/* Events for which there was no room: the reader then walks /proc. */
 __u64 lost = 0;
 
 HASH(names, BPF_MAP_TYPE_HASH, 0, struct name_key, __u32, 1);
 HASH(tracked, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u32, __u32, 65536);
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, __u64, __u32, 4096);
-/* Whether a program is called as any of the globs says. */
+/* Whether the name of a program matches any of the globs. */
 HASH(glob_results, BPF_MAP_TYPE_LRU_HASH, 0, struct named_program, __u32, 1);
 
-/* Nothing has to be done at once when such a process executes the file: enum known_use. */
+/* Files that need no immediate action when such a process executes them: enum known_use. */
 HASH(known, BPF_MAP_TYPE_LRU_HASH, 0, struct file_use, __u32, 8192);
 
-/* Whatever process executes the file is told. */
+/* Files whose execution is reported, whatever the process. */
 HASH(semaphores, BPF_MAP_TYPE_LRU_HASH, 0, struct file_key, __u32, 8192);
 
-/* Files that may be mapped without anything to be done about it. */
+/* Files that need no action when they are mapped. */
 HASH(libraries, BPF_MAP_TYPE_LRU_HASH, 0, struct named_file, __u32, 8192);
 
 struct {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whom processes start that targets with `children: true` mean: written down by the fork itself. */
+/* Children of processes that targets with `children: true` select: recorded by the fork itself. */
 #ifndef FAMILY_BPF_H
 #define FAMILY_BPF_H
 
@@ -9,10 +9,10 @@
 const volatile __u32 families[MAX_FAMILIES] = {};
 const volatile __u32 nfamilies = 0;
 
-/* Children for which there was no room: they are not meant. */
+/* Children for which there was no room: they are not selected. */
 __u64 children_lost = 0;
 
-/* The process that is running has made this one. */
+/* Records a child that the current process has forked. */
 static __always_inline int note_child(struct task_struct *child)
 {
 	struct child_key key = {};
@@ -35,7 +35,7 @@ static __always_inline int forget_child(struct task_struct *task)
 {
 	struct child_key key = {};
 
-	/* Threads that outlive it go on being the process. */
+	/* The process lives on in threads that outlive this one. */
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
 	key.tgid = process_id(task);

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * The fast path of what nearly all frames are, where nothing but statistics is wanted: a sound TCP segment that
- * neither opens nor closes a connection, or a sound UDP datagram, directly in IPv4 without options or in IPv6 without
- * extensions, untagged, of up to 2 KiB. All others take the slow path; the fuzz holds both to one model.
+ * The fast path for nearly all frames, where only statistics are needed: a valid TCP segment that neither opens nor
+ * closes a connection, or a valid UDP datagram, directly in IPv4 without options or in IPv6 without extensions,
+ * untagged, of up to 2 KiB. All others take the slow path; a fuzz test checks both against one model.
  *
- * Written in the BPF machine's own instructions, because a packet may cost 5 ns, which is what the processor takes to
- * fetch some 40 of them: the compiler lays out branches so that the common path jumps about, and knows neither which
- * constants have short forms nor that a call of bpf_get_smp_processor_id leaves registers alone. So:
+ * Written in BPF assembly, because a packet may cost 5 ns, in which the processor fetches some 40 instructions: the
+ * compiler lays out branches so that the common path jumps about, and knows neither which constants have short
+ * encodings nor that a call of bpf_get_smp_processor_id leaves registers alone. So:
  *
- * - a frame's size is its own index: one counter says how many there were and how many bytes they had;
- * - differences are compared without a sign, where one comparison finds what is too short (it wraps around) and what is
- *   too long;
- * - a difference to zero is shorter to compare than two values of 32 bits;
- * - what is not on the fast path leaves by jumps of at most 127 bytes, which are short too: the way out lies in the middle.
+ * - a frame's size is its own index: one counter gives both the number of frames and of their bytes;
+ * - differences are compared as unsigned numbers, where one comparison catches what is too short (it wraps around)
+ * and what is too long;
+ * - comparing a difference with zero is shorter than comparing two 32-bit values;
+ * - what is not on the fast path leaves by jumps of at most 127 bytes, which are short, too: the exit is in the
+ * middle.
  */
 #ifndef FAST_BPF_H
 #define FAST_BPF_H
@@ -24,35 +25,39 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
 _Static_assert(sizeof(struct net_fast) == 1 << 16, "the shift that finds a CPU's part");
 _Static_assert(NET_FAST_SHORTEST_IPV6 == NET_FAST_SHORTEST_IPV4 + 20, "one header instead of the other");
 
-/* One for each CPU and interface, so that nothing is atomic: user space makes it as long, a power of two. */
+/* One for each CPU and interface, so that no atomics are needed: user space sets the length, a power of two. */
 struct net_fast fast[1] SEC(".bss.fast");
 
-/* Stands for their number less one: user space puts that into the instruction before it loads the program. */
+/*
+ * A placeholder for their number minus one, which user space patches into the instruction before it loads the
+ * program.
+ */
 #define FAST_BLOCKS 0x7e57
 
-/* EtherType and the byte behind it, version and in IPv4 the header's length, as loaded into a number. */
+/* The EtherType and the byte after it, the version and in IPv4 the header's length, as loaded into a number. */
 #define FAST_KIND(ethertype, byte) ((__u32)bpf_htons(ethertype) | (byte) << 16)
 #define FAST_IPV4 FAST_KIND(ETHERTYPE_IPV4, 0x45)
 #define FAST_IPV6 FAST_KIND(ETHERTYPE_IPV6, 0x60)
 
-/* The third word of IPv4: no fragment, and the protocol. */
+/* Bytes 6 to 9 of the IPv4 header: not a fragment, and the protocol. */
 #define FAST_PROTOCOL(number) bpf_htonl(number)
 #define FAST_PROTOCOL_MASK bpf_htonl(0x3fff00ff)
 
-/* The length of a TCP header in units of a quarter byte, and above it the flags that open or close a connection. */
+/* The length of a TCP header in quarters of a byte, and above it the flags that open or close a connection. */
 #define FAST_TCP_MASK bpf_htons(0xf000 | NET_TH_FIN | NET_TH_SYN | NET_TH_RST)
 
 /* enum bpf_func_id, include/uapi/linux/bpf.h */
 #define FAST_GET_SMP_PROCESSOR_ID 8
 
 /*
- * Registers: r1 is the context, r2 the frame and then `more`, by how much the packet is longer than the shortest (as IP
- * says), r3 the frame's end and then by how much the frame is longer, r4 the end of the shortest one's TCP header, r5
- * this CPU's counters. The shortest is a TCP segment without options or data; shorter datagrams take the slow path.
+ * Registers: r1 is the context, r2 the frame and then `more`, by how much the packet is longer than the shortest one
+ * (according to IP), r3 the frame's end and then by how much the frame is longer, r4 the end of the shortest one's
+ * TCP header, r5 this CPU's counters. The shortest one is a TCP segment without options or data; shorter datagrams
+ * take the slow path.
  *
- * The interface's place in the table is its own as long as this program is attached there: user space sees to that, and no
- * index is compared here. That r1 is stored and loaded again around the call is taken
- * out by kernels whose call leaves it alone (since Linux 6.12). At the end of `long`, the slow path's function is called.
+ * The interface's place in the table belongs to it as long as this program is attached there: user space ensures
+ * that, and no index is compared here. Kernels whose call leaves r1 alone (since Linux 6.12) remove its store and
+ * reload around the call. At the end of `long`, the slow path's function is called.
  */
 /* clang-format off */
 #define COUNT_FAST(slow_function) COUNT_FAST_WITH(slow_function, "", "", 0, 0)
@@ -151,8 +156,8 @@ struct net_fast fast[1] SEC(".bss.fast");
 		[tcp_mask] "i"(FAST_TCP_MASK), [tcp] "i"(IPPROTO_TCP), [udp] "i"(IPPROTO_UDP))
 
 /*
- * The same, but for a source that has a mark in the blocklist's bitmaps (block.bpf.h). The bit's number in its byte is loaded
- * anew: for IPv4 it is in the address's third byte.
+ * The same, except that a source with a mark in the blocklist's bitmaps (block.bpf.h) takes the slow path. The bit's
+ * number in its byte is loaded again: for IPv4 it is in the address's third byte.
  */
 #define COUNT_FAST_UNMARKED(slow_function, marks4_, marks6_)                                              \
 	COUNT_FAST_WITH(slow_function,                                                                    \

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * What only the kernel knows of files and processes, read by iterators: which inode a mapping really is (stat(2) of a file on
- * overlayfs tells that of the overlay, while probes are kept at the one below), who maps it, and which numbers and which
- * beginning a process has.
+ * What only the kernel knows of files and processes, read by iterators: which inode a mapping really has (for a file
+ * on overlayfs, stat(2) returns the overlay's, while probes belong to the one below), which processes map it, and the
+ * pids and start time of a process.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
@@ -16,8 +16,8 @@ struct mapped_file {
 	__u64 start; /* address of the mapping */
 	__u64 end;
 	__u64 page; /* its first page in the file */
-	__u64 inode; /* address of the kernel's inode: it stays as long as somebody holds the file */
-	__u64 number; /* inode number, as the file system below has it */
+	__u64 inode; /* address of the kernel's inode: does not change as long as the file is held */
+	__u64 number; /* inode number in the underlying file system */
 	__u32 device;
 	__u32 tgid;
 	__u32 is_code; /* it can be executed */
@@ -27,7 +27,7 @@ struct mapped_file {
 struct process {
 	__u64 began; /* nanoseconds since boot */
 	__u64 pid_namespace; /* address of the one at this level, or 0 */
-	__u32 level; /* of the process's own pid namespace: 0 is the first */
+	__u32 level; /* of the process's own pid namespace: 0 is the initial one */
 	__u32 pad;
 };
 
@@ -52,10 +52,10 @@ struct bpf_iter__task {
 	struct task_struct *task;
 } __attribute__((preserve_access_index));
 
-/* Set before an iterator runs: only mappings of this inode are of interest, if it is not 0. */
+/* Set before an iterator runs: if nonzero, only mappings of this inode are reported. */
 __u64 only_inode = 0;
 
-/* Likewise: the namespace at this level is asked for, and processes have their numbers there. */
+/* Likewise: the level of the namespace that is reported, and in which processes have their pids. */
 __u32 at_level = 0;
 
 SEC("iter/task_vma")

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Who hits a probe: its ids as the exporter's /proc has them, and whether the target means it.
+ * The process that hits a probe: its ids as in the exporter's /proc, and whether the target selects it.
  *
- * The filter looks at what the process is at this hit, so that fork, exec, a change of name and a number that is used again need
- * no events that could come too late. What is remembered only saves time, but for children, which the fork itself writes down.
+ * The filter examines the process at each hit, so that fork, exec, a change of name and a reused pid need no events,
+ * which could come too late. Caches only save time, except for children, which the fork itself records.
  */
 #ifndef FILTER_BPF_H
 #define FILTER_BPF_H
@@ -14,10 +14,10 @@
 #include "ids.bpf.h"
 #include "task.bpf.h"
 
-/* The first of the filters for candidates: one for each target, after those for targets. */
+/* The first filter for candidates: there is one for each target, after those for targets. */
 const volatile __u32 candidate_filters = 0;
 
-/* The same as a key: processes outside of the namespace, whose ids are 0, must not be taken for one another. */
+/* ids() as a key: processes outside the namespace, whose ids are 0, must not be confused with one another. */
 static __always_inline __u64 key_ids(void)
 {
 	__u64 inside = ids();
@@ -54,8 +54,8 @@ static __always_inline bool exe_is_called(const struct filter *filter)
 }
 
 /*
- * The kernel cuts a name after 15 bytes. Whether the leader's is what remains of the executable's, which then is what the process is
- * called.
+ * The kernel truncates a name to 15 bytes. Whether the leader's name is what remains of the executable's, which is
+ * the process's name in that case.
  */
 static __always_inline bool is_cut(const __u64 comm[2])
 {
@@ -66,11 +66,11 @@ static __always_inline bool is_cut(const __u64 comm[2])
 	if (!exe || BPF_CORE_READ(exe, d_name.len) < sizeof(begin) ||
 	    bpf_probe_read_kernel(begin, sizeof(begin), BPF_CORE_READ(exe, d_name.name)))
 		return false;
-	/* The last byte of the leader's is its NUL. */
+	/* The last byte of the leader's name is its NUL. */
 	return comm[0] == begin[0] && comm[1] == (begin[1] & ~0ULL >> 8);
 }
 
-/* By the leader's name, which a thread does not change by giving itself another, or by the executable's. */
+/* Compares the leader's name, which a thread does not change by renaming itself, or the executable's. */
 static __always_inline bool is_called(const struct filter *filter)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -83,7 +83,7 @@ static __always_inline bool is_called(const struct filter *filter)
 	return exe_is_called(filter);
 }
 
-/* Addresses are read as numbers: a function that is verified by itself takes no pointers to what it does not know. */
+/* Addresses are handled as numbers: a function that is verified on its own takes no pointers to unknown memory. */
 static __always_inline bool name_fits(const struct filter *filter)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -100,8 +100,8 @@ static __always_inline bool name_fits(const struct filter *filter)
 }
 
 /*
- * By the command line, which is looked through once after each exec, and again when its beginning is another. -1 if it is not in
- * memory now.
+ * Matches the command line, which is scanned once after each exec, and again if its beginning has changed. -1 if it
+ * is not in memory now.
  */
 static __always_inline int line_fits(const struct filter *filter, __u32 number)
 {
@@ -135,7 +135,7 @@ static __always_inline int line_fits(const struct filter *filter, __u32 number)
 	return fits;
 }
 
-/* Whether it is the one process, and not a later one with the same number: the first that is seen is it. */
+/* Whether it is the selected process, and not a later one with the same pid: the first one seen is taken. */
 static __always_inline bool is_process(struct filter *filter)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -148,7 +148,10 @@ static __always_inline bool is_process(struct filter *filter)
 	return filter->began == began;
 }
 
-/* Whether one of a target's filters means the process that is running; -1 if a part of it would have to be read from disk. */
+/*
+ * Whether one of a target's filters selects the current process; -1 if some of its memory would have to be read from
+ * disk.
+ */
 __noinline int fits(__u32 number)
 {
 	struct filter *filter = bpf_map_lookup_elem(&filters, &number);
@@ -179,8 +182,8 @@ static __always_inline bool is_child(__u32 number)
 }
 
 /*
- * Whether the target means the process that is running: all of its filters do, or it was started by such a process. -1 if that
- * would have to be read from disk. Not static, so that it is verified once and by itself.
+ * Whether the target selects the current process: all of its filters match, or it was started by such a process. -1
+ * if memory would have to be read from disk. Not static, so that it is verified once, on its own.
  */
 __noinline int is_meant(__u32 number)
 {
@@ -202,7 +205,7 @@ __noinline int is_meant(__u32 number)
 	return fit;
 }
 
-/* Makes the command line of the process that is running be in memory. */
+/* Brings the current process's command line into memory. */
 static __noinline void read_line(void)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -220,7 +223,7 @@ static __noinline void read_line(void)
 	}
 }
 
-/* The same where it may be read from disk. */
+/* The same where memory may be read from disk. */
 static __always_inline bool is_meant_or_read(__u32 number)
 {
 	int is = is_meant(number);

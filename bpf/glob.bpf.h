@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Names and command lines against patterns with * and ?. */
+/* Matches names and command lines against patterns with * and ?. */
 #ifndef GLOB_BPF_H
 #define GLOB_BPF_H
 
@@ -10,21 +10,24 @@
 TABLE(globs, struct glob, 0);
 
 /*
- * Whether a text fits a glob. Of a command line, which may be in memory that is not there now, a NUL is the space between two
- * arguments.
+ * The state of matching a text against a glob. In a command line, which may not be resident, a NUL is the space
+ * between two arguments.
  */
 struct matching {
 	__u64 address;
 	__u64 left; /* bytes */
 	__u64 states[2];
 	__u32 glob;
-	__u8 is_line; /* these are enum flag */
-	__u8 is_apart; /* NULs were seen, and nothing behind them yet */
+	__u8 is_line; /* this and the next three are enum flag */
+	__u8 is_apart; /* NULs were seen, and nothing after them yet */
 	__u8 has_begun;
 	__u8 has_failed;
 };
 
-/* Never 0: the verifier tells a zero on the stack from other numbers, and would follow each way through a text for itself. */
+/*
+ * Never 0: the verifier distinguishes a zero on the stack from other numbers, and would follow each path through a
+ * text separately.
+ */
 enum flag { NO = 1, YES };
 
 static __always_inline void take_byte(const struct glob *glob, struct matching *at, __u8 byte)
@@ -40,7 +43,7 @@ static __always_inline void take_byte(const struct glob *glob, struct matching *
 	at->states[0] = (at->states[0] << 1 & glob->to[byte][0]) | (at->states[0] & stays[0]);
 }
 
-/* Eight bytes of it, for bpf_loop: 1 at its end. */
+/* Processes up to eight bytes of the text, for bpf_loop; returns 1 at its end. */
 static long take_word(__u32 n, struct matching *at)
 {
 	const struct glob *glob = bpf_map_lookup_elem(&globs, &at->glob);
@@ -59,7 +62,7 @@ static long take_word(__u32 n, struct matching *at)
 		return 1;
 	}
 	if (at->is_line == NO)
-		/* One is the NUL that the helper ends with. */
+		/* One of the eight is the NUL that the helper appends. */
 		bytes = 7;
 	for (__u32 i = 0; i < 8; i++, word >>= 8) {
 		if (i >= bytes)
@@ -81,7 +84,7 @@ static long take_word(__u32 n, struct matching *at)
 	return 0;
 }
 
-/* Negative if it could not be read. */
+/* Whether the text matches; negative if it could not be read. */
 __noinline int fits_glob(__u64 address, __u64 length, __u32 number, bool is_line)
 {
 	struct matching at = {

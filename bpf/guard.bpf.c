@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Keeps traced files from being written over in place while their probes are pinned and no exporter runs, as the kernel keeps
- * those that run: the old code's breakpoints would get into the new code. While the exporter runs, its leases make writers wait
- * until the probes are out, and nothing is refused here.
+ * Prevents traced files from being overwritten in place while their probes are pinned and no exporter runs, as the
+ * kernel does for running executables: the old code's breakpoints would end up in the new code. While the exporter
+ * runs, its leases make writers wait until the probes are removed, and nothing is refused here.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
@@ -15,9 +15,9 @@ enum guard_limit {
 	GUARDED_FILES = 8192,
 };
 
-/* The exporter that looks after the files. */
+/* The exporter that protects the files. */
 struct guardian {
-	__u32 tgid; /* in the first pid namespace; 0 once it has ended */
+	__u32 tgid; /* in the initial pid namespace; 0 once it has ended */
 	__u32 pad;
 };
 
@@ -27,7 +27,7 @@ struct guard_abi {
 };
 const volatile struct guard_abi guard_abi = {};
 
-/* By the address of the kernel's inode, which the probes hold. */
+/* By the address of the kernel's inode, which the probes hold a reference to. */
 HASH(guarded, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, __u32, GUARDED_FILES);
 
 struct {
@@ -87,7 +87,7 @@ int guard_truncate(__u64 *ctx)
 	return verdict((__u64)BPF_CORE_READ(path, dentry, d_inode));
 }
 
-/* Its leases go after this. */
+/* The exporter's leases are released after this. */
 SEC("raw_tp/sched_process_exit")
 int guardian_ended(__u64 *ctx)
 {
@@ -100,7 +100,7 @@ int guardian_ended(__u64 *ctx)
 	return 0;
 }
 
-/* Run by the exporter, not attached: from now on it looks after the files. */
+/* Run by the exporter, not attached: it protects the files from now on. */
 SEC("syscall")
 int take_charge(void *ctx)
 {

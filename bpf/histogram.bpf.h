@@ -6,7 +6,7 @@
 #include "net_types.bpf.h"
 #include <bpf/bpf_helpers.h>
 
-/* Bucket i counts what is below 2^(i + shift), the last one all that is not. */
+/* Bucket i counts values of at most 2^(i + shift), the last one all others. */
 #define SLOTS 24
 struct stack_histogram {
 	__u64 counts[SLOTS];

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The few kernel types and constants that the probe programs need, so that neither kernel headers nor a
- * dumped vmlinux.h have to be in the repository. Names, values and layouts are those of Linux uapi
- * <linux/bpf.h>, <linux/types.h> and arch/x86/include/asm/ptrace.h (struct pt_regs), which are stable ABI;
- * nothing here depends on a kernel version.
+ * The few kernel types and constants that the probe programs need, so that neither kernel headers nor a dumped
+ * vmlinux.h have to be in the repository. Names, values and layouts are those of Linux UAPI <linux/bpf.h>,
+ * <linux/types.h> and arch/x86/include/asm/ptrace.h (struct pt_regs), which are stable ABI; nothing here depends on a
+ * kernel version.
  */
 #ifndef KERNEL_BPF_H
 #define KERNEL_BPF_H
@@ -58,7 +58,7 @@ enum {
 	BPF_RB_RING_SIZE = 1,
 };
 
-/* A process that was forked and has not executed a program of its own. */
+/* A process that was forked and has not executed a program since. */
 #define PF_FORKNOEXEC 0x40
 
 enum {
@@ -86,8 +86,8 @@ enum {
 	} name_ SEC(".maps")
 
 /*
- * At most this constant, for all to see: the verifier of Linux 6.1 knows a bound only of the register that was compared,
- * so the compiler may put no copy aside in between.
+ * Limits a value to a constant so that the verifier sees it: that of Linux 6.1 tracks a bound only for the register
+ * that was compared, so the compiler must not use a copy in between.
  */
 #define CLAMP(value, most)                       \
 	asm volatile("if %[v] <= %[m] goto +1\n" \
@@ -95,7 +95,7 @@ enum {
 		     : [v] "+r"(value)           \
 		     : [m] "i"(most))
 
-/* x86_64; the ABI numbers registers by their position in here. */
+/* x86_64; the ABI numbers registers by their position in this struct. */
 struct pt_regs {
 	unsigned long r15;
 	unsigned long r14;

@@ -6,8 +6,9 @@
 #include "abi.h"
 
 /*
- * What the tables make use of. It is constant once the programs are loaded, so the verifier does not look at what nothing needs,
- * nor does that stay in the program. Asked only where a row says that it is needed: hits that do not need it pay nothing.
+ * The features that the tables use. They are constant once the programs are loaded, so the verifier does not check
+ * code for unused features, and removes it. Tested only after a row has asked for a feature: hits that do not need it
+ * pay nothing.
  */
 const volatile __u32 used_probe_flags = ~0U; /* enum probe_flag */
 const volatile __u32 used_label_flags = ~0U; /* enum label_flag */
@@ -28,8 +29,8 @@ TABLE(entries, struct entry, BPF_F_MMAPABLE);
 TABLE(control, struct control, BPF_F_MMAPABLE);
 
 /*
- * slots_per_shard numbers, once for each shard. A CPU adds to its own shard, and several CPUs may share one: the
- * additions are atomic, so sharing costs time but never a count. Being mapped, the slots are read without a system
+ * slots_per_shard numbers for each shard. A CPU adds to its own shard, and several CPUs may share one: the additions
+ * are atomic, so sharing costs time but never a count. The slots are mapped, so that they are read without a system
  * call.
  */
 TABLE(slots, __u64, BPF_F_MMAPABLE);
@@ -37,40 +38,40 @@ TABLE(slots, __u64, BPF_F_MMAPABLE);
 HASH(numbers, BPF_MAP_TYPE_HASH, 0, struct word_key, __u32, 1);
 
 /*
- * The numbers of integers and of short texts once more: their keys are hashed and compared in less time. What has no
- * room here is found above.
+ * The numbers of integers and of short texts again, with keys that are faster to hash and compare. What has no room
+ * here is found in the map above.
  */
 HASH(integers, BPF_MAP_TYPE_HASH, 0, struct integer_key, __u32, 4096);
 HASH(short_texts, BPF_MAP_TYPE_HASH, 0, struct short_key, __u32, 4096);
 
 HASH(starts, BPF_MAP_TYPE_HASH, 0, struct start_key, struct start, 1);
-/* Calls that jump to the entry of their function, until they are there. */
+/* Calls that jump back to the entry of their function, until they arrive there. */
 HASH(turns, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct start_key, __u8, 4096);
 
 HASH(nestings, BPF_MAP_TYPE_HASH, 0, struct thread_key, struct nesting, 1);
 
-/* Few starts are open at once, so that memory is taken as it is needed. */
+/* Few starts are open at once, so memory is allocated on demand. */
 HASH(start_texts, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct text_key, struct start_text, 1);
 
-/* What a new text begins with: too large for the stack. */
+/* The initial value of a new text, which is too large for the stack. */
 TABLE(no_text, struct start_text, 0);
 
-/* Whether control groups are meant. */
+/* Whether cgroups are selected. */
 HASH(cgroups, BPF_MAP_TYPE_LRU_HASH, 0, struct cgroup_key, __u32, 1);
 
-/* The containers and pods of filters by these. */
+/* The containers and pods of filters that select by them. */
 HASH(members, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct member_key, __u32, 1);
 
-/* Whether command lines fit. */
+/* Whether command lines match. */
 HASH(lines, BPF_MAP_TYPE_LRU_HASH, 0, struct line_key, struct line, 1);
 
-/* Whom processes have started that are meant together with them. */
+/* Children that are selected together with the processes that started them. */
 HASH(children, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, struct child_key, __u32, 1);
 
-/* What labels show of processes: who has which texts, and the texts by their numbers. */
+/* What labels show of processes: the numbers of each process's texts, and the texts by number. */
 HASH(process_numbers, BPF_MAP_TYPE_LRU_HASH, 0, struct process_key, struct process_numbers, 1);
 HASH(process_texts, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, struct process_text, 1);
-/* What a new one begins with. */
+/* The initial value of a new one. */
 TABLE(no_process_text, struct process_text, 0);
 
 struct {
@@ -81,7 +82,7 @@ struct {
 const volatile __u32 shard_mask = 0;
 const volatile __u32 slots_per_shard = 0;
 
-/* The shard's first slot for the CPU that runs this. */
+/* Returns the first slot of the current CPU's shard. */
 static __always_inline __u32 shard_base(void)
 {
 	return (bpf_get_smp_processor_id() & shard_mask) * slots_per_shard;

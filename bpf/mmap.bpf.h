@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What an mmap(2) in progress is asked for. */
+/* The arguments of an mmap(2) in progress. */
 #ifndef MMAP_BPF_H
 #define MMAP_BPF_H
 
@@ -15,7 +15,7 @@
 #define MAP_SHARED 0x01
 #define MAP_PRIVATE 0x02
 #define MAP_ANONYMOUS 0x20
-#define MAP_DENYWRITE 0x800 /* of no effect; glibc's loader sets it */
+#define MAP_DENYWRITE 0x800 /* has no effect; glibc's loader sets it */
 
 struct fdtable {
 	unsigned int max_fds;

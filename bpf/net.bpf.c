@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Counts what crosses interfaces: XDP or TC (TCX) on the way in, TC on the way out. Nothing is changed or held, and dropped only
- * what comes from or goes to an address that the configuration blocks and enforces.
- * A program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first wants it.
+ * Counts packets that cross interfaces: XDP or TC (TCX) on ingress, TC on egress. Nothing is modified or delayed, and
+ * packets are dropped only if they come from or go to an address that the configuration blocks and enforces. A
+ * program is loaded once for all interfaces of a network namespace (port.bpf.h), when the first one needs it.
  *
- * The common frame has a fast path of its own without calls, and everything else goes through a global function, whose
- * registers and stack the common path does not pay for.
+ * Common frames have a fast path of their own without calls, and everything else goes through a global function,
+ * whose registers and stack cost the common path nothing.
  */
 #include "packet.bpf.h"
 #include "common.bpf.h"
@@ -13,7 +13,7 @@
 #include "block.bpf.h"
 #include "talkers.bpf.h"
 
-/* Makes the build generate the Rust side of the enums, and of structs that no map names. */
+/* Makes the build generate the Rust side of the enums, and of structs that no map uses by name. */
 const volatile struct {
 	enum net_verdict verdict;
 	enum net_reason reason;
@@ -32,10 +32,10 @@ const volatile struct {
 	struct net_rule rule;
 } names;
 
-/* Bytes in which all headers of a packet end, but for long chains of long IPv6 extension headers. */
+/* Bytes that contain all headers of a packet, except for long chains of long IPv6 extension headers. */
 #define HEADERS 512
 
-/* Counts a frame that came in by XDP. */
+/* Counts a frame received by XDP. */
 static __always_inline void account_xdp(const struct frame *f, struct net_stats *stats, __u64 what, __u64 port,
 					bool talkers)
 {
@@ -43,7 +43,7 @@ static __always_inline void account_xdp(const struct frame *f, struct net_stats 
 
 	if (!row)
 		return;
-	/* XDP frames end at 64 KiB of pieces; the table goes to 128 KiB. */
+	/* XDP frames have at most 64 KiB in all their buffers; the table goes up to 128 KiB. */
 	count_packets(row, f->length, 1, false);
 	row->bytes += f->length;
 	if (what & RARE)
@@ -65,8 +65,8 @@ static __always_inline struct frame xdp_frame(struct xdp_md *ctx, __u64 port, bo
 }
 
 /*
- * Counts a frame whose source may be blocked; true if it is dropped. Global functions, so that the verifier looks at them once
- * and not on every way to them.
+ * Counts a frame whose source may be blocked; returns true if it is dropped. Global functions, so that the verifier
+ * checks them once and not on every path to them.
  */
 __noinline __u32 drops_xdp(struct xdp_md *ctx, __u64 what)
 {
@@ -125,21 +125,21 @@ __noinline int ingress_any_talkers(struct xdp_md *ctx)
 	return ingress_any(ctx, true, false);
 }
 
-/* No argument, because type information of a function without a body in C has no name for it, which the kernel refuses. */
+/* No argument: without a body in C, the function's type information has no name for it, which the kernel rejects. */
 SEC("xdp")
 __attribute__((naked)) int net_ingress(void)
 {
 	COUNT_FAST(ingress_any_plain);
 }
 
-/* The same where sources may be blocked: what has a mark takes the slow path. */
+/* The same where sources may be blocked: marked ones take the slow path. */
 SEC("xdp")
 __attribute__((naked)) int net_ingress_blocklist(void)
 {
 	COUNT_FAST_UNMARKED(ingress_any_plain, marks4, marks6);
 }
 
-/* Common frames without a call, into the same counters as all others. */
+/* Counts common frames without a call, in the same counters as all others. */
 static __always_inline int ingress_common(struct xdp_md *ctx, bool talkers)
 {
 	__u64 port = port_of(ctx->ingress_ifindex), what;
@@ -171,7 +171,7 @@ int net_ingress_talkers(struct xdp_md *ctx)
 	return ingress_common(ctx, true);
 }
 
-/* Frames in several pieces: for a large MTU in native mode. */
+/* Frames in several buffers: for a large MTU in native mode. */
 SEC("xdp.frags")
 int net_ingress_frags(struct xdp_md *ctx)
 {
@@ -179,8 +179,8 @@ int net_ingress_frags(struct xdp_md *ctx)
 }
 
 /*
- * Bytes of headers that each segment of a packet has, as far as the frame was parsed; zero if that is not known. A packet
- * that a tunnel wraps is cut behind headers that were not looked at.
+ * Returns the bytes of headers that each segment of a packet has, as far as the frame was parsed; zero if unknown. A
+ * packet inside a tunnel is segmented after headers that were not parsed.
  */
 static __always_inline __u32 segment_headers(const struct frame *f, __u64 what)
 {
@@ -200,9 +200,9 @@ static __always_inline __u32 segment_headers(const struct frame *f, __u64 what)
 }
 
 /*
- * A packet of the network stack may be one that the NIC has put together of several, or will yet be cut into as many: it
- * counts as those, each with a copy of the headers. What comes from a virtual machine tells their size and not their
- * number. On the way out the kernel has summed up their bytes itself (wire_len).
+ * A packet of the network stack may be one that the NIC has merged from several, or that will still be segmented into
+ * as many: it counts as those, each with a copy of the headers. Packets from a virtual machine have the size of the
+ * segments but not their number. On egress, the kernel itself has summed up their bytes (wire_len).
  */
 struct segments {
 	__u32 packets, bytes;
@@ -226,7 +226,7 @@ static __always_inline struct segments segments_of(const struct frame *f, __u64 
 	return (struct segments){ packets, bytes };
 }
 
-/* All but the last are equally long. */
+/* All segments but the last are equally long. */
 static __always_inline void count_segments(const struct frame *f, struct net_row *row, struct segments s)
 {
 	__u32 last = s.bytes;
@@ -234,7 +234,7 @@ static __always_inline void count_segments(const struct frame *f, struct net_row
 	if (s.packets > 1) {
 		__u32 full = (s.bytes - f->length) / (s.packets - 1) + f->skb->gso_size;
 
-		/* Of unequal ones (SCTP) it says no size. */
+		/* For unequal segments (SCTP) this is not a size. */
 		if (full * (s.packets - 1) >= s.bytes)
 			full = s.bytes / s.packets;
 		count_packets(row, full, s.packets - 1, true);
@@ -307,7 +307,10 @@ static __always_inline __u32 drops_tc(struct __sk_buff *ctx, __u64 what, bool eg
 	return true;
 }
 
-/* One for each direction: of an address at either of two places the verifier of Linux 6.1 does not know that it is in the packet. */
+/*
+ * One for each direction: if an address may be at either of two offsets, the verifier of Linux 6.1 does not know that
+ * it is in the packet.
+ */
 __noinline __u32 drops_received(struct __sk_buff *ctx, __u64 what)
 {
 	return drops_tc(ctx, what, false);
@@ -331,7 +334,7 @@ static __always_inline int tc_any(struct __sk_buff *ctx, bool egress)
 	f = skb_packet(ctx, port);
 	what = parse_frame(&f);
 	if (IS_PARSE_ERROR(what) == NET_PARSE_ERROR_TRUNCATED && f.end - f.data < f.length) {
-		/* Some headers lie in a page: bring them in front and look again. */
+		/* Some headers are not in the linear part: pull them in and parse again. */
 		bpf_skb_pull_data(ctx, ctx->len < HEADERS ? ctx->len : HEADERS);
 		f = skb_packet(ctx, port);
 		what = parse_frame(&f);
@@ -370,7 +373,10 @@ static __always_inline int tc_common(struct __sk_buff *ctx, bool egress)
 	return TCX_NEXT;
 }
 
-/* Where native XDP would cost more than it saves, or there is none: virtual devices and those without Ethernet. */
+/*
+ * For interfaces on which native XDP would cost more than it saves, or does not exist: virtual devices and those
+ * without Ethernet.
+ */
 SEC("tc")
 int net_tc_ingress(struct __sk_buff *ctx)
 {

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * The contract between the packet programs and their readers. The Rust side of every struct and enum here is
- * generated from it by the build; nothing is typed twice.
+ * The contract between the packet programs and their readers. The build generates the Rust side of every struct and
+ * enum here; nothing is typed twice.
  *
  * Enumerations are only ever extended at the end (before the COUNT): their values are positions in maps.
  */
 #ifndef NET_ABI_H
 #define NET_ABI_H
 
-/* What became of a packet. */
+/* What was done with a packet. */
 enum net_verdict {
 	NET_VERDICT_PASS,
 	NET_VERDICT_DROP,
 	NET_VERDICT_COUNT,
 };
 
-/* Address family, as the EtherType behind at most two VLAN tags claims. */
+/* Address family, as the EtherType after at most two VLAN tags claims. */
 enum net_family {
 	NET_FAMILY_OTHER, /* ARP, LLDP, 802.3, a third VLAN tag, ... */
 	NET_FAMILY_IPV4,
@@ -38,25 +38,25 @@ enum net_parse_error {
 	NET_PARSE_ERROR_NONE,
 	NET_PARSE_ERROR_TRUNCATED, /* ends inside a header */
 	NET_PARSE_ERROR_VERSION, /* the IP version is not the EtherType's */
-	NET_PARSE_ERROR_HEADER_LENGTH, /* a header says it is shorter than it must be or longer than its packet */
-	NET_PARSE_ERROR_LENGTH, /* IP or UDP says it is longer than what came, or shorter than its header */
+	NET_PARSE_ERROR_HEADER_LENGTH, /* a header's own length is below the minimum, or beyond its packet */
+	NET_PARSE_ERROR_LENGTH, /* the length in IP or UDP exceeds what was received, or is less than the header */
 	NET_PARSE_ERROR_EXTENSIONS, /* more than NET_MAX_EXTENSIONS IPv6 extension headers */
 	NET_PARSE_ERROR_COUNT,
 };
 
-/* What a frame begins with, by the type of its device. */
+/* What a frame begins with, depending on the type of its device. */
 enum net_link {
 	NET_LINK_ETHERNET,
-	NET_LINK_IP, /* IPv4 or IPv6, and nothing before it */
+	NET_LINK_IP, /* IPv4 or IPv6, with nothing before it */
 	NET_LINK_GRE, /* the same, but received with the outer IPv4 and GRE headers in front */
 	NET_LINK_SIT, /* the same, but received with the outer IPv4 header in front */
-	NET_LINK_OPAQUE, /* nothing that is known here */
+	NET_LINK_OPAQUE, /* unknown */
 	NET_LINK_COUNT,
 };
 
 /*
- * An interface that is counted on, as programs find it by its index: in a table at the index's low bits, or in a
- * hash if another has that place. The lowest bits of its id are the slot of its counters; ids are not given out again.
+ * An interface with counters, which programs find by its index: in a table at the index's low bits, or in a hash if
+ * another interface has that place. The lowest bits of its id are the slot of its counters; ids are never reused.
  */
 #define NET_PORTS 2048
 #define NET_SLOT_BITS 12
@@ -65,7 +65,7 @@ struct net_port {
 	unsigned int id;
 	unsigned short block; /* the first CPU's part of the fast-path counters */
 	unsigned char link;
-	unsigned char fast; /* 1: there is such a part */
+	unsigned char fast; /* 1: it has such a part */
 	unsigned char pad[4];
 };
 struct net_ports {
@@ -82,12 +82,12 @@ enum net_direction {
 #define NET_MAX_VLAN_TAGS 2
 #define NET_MAX_EXTENSIONS 8
 
-/* Protocols take a power of two places, of which some are not used. */
+/* The number of places for protocols: a power of two, of which some are unused. */
 #define NET_PROTOCOL_SLOTS 8
 
 /*
- * What one CPU counted of fast-path frames (fast.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP), each size
- * for itself: by how many bytes a frame is longer than the shortest TCP segment.
+ * One CPU's counts of fast-path frames (fast.bpf.h), in rows by family (IPv4, IPv6) and protocol (TCP, UDP), with a
+ * counter for each size: by how many bytes a frame is longer than the shortest TCP segment.
  */
 #define NET_FAST_STEPS 2048
 struct net_fast_row {
@@ -101,15 +101,15 @@ enum net_fast_shortest {
 	NET_FAST_SHORTEST_IPV6 = 74,
 };
 
-/* TCP flags as they are on the wire (RFC 9293, 3.1). */
+/* TCP flags as on the wire (RFC 9293, section 3.1). */
 #define NET_TH_FIN 0x01
 #define NET_TH_SYN 0x02
 #define NET_TH_RST 0x04
 #define NET_TH_ACK 0x10
 
 /*
- * Tables of talkers and flows: sets of NET_WAYS entries; a set's tags and ages are its first cache line. An age
- * is the monotonic clock in units of 2^NET_TICK_SHIFT ns (16.8 ms); zero means that the way is empty.
+ * Tables of talkers and flows: sets of NET_WAYS entries; a set's tags and ages are its first cache line. An age is a
+ * time of the monotonic clock in units of 2^NET_TICK_SHIFT ns (16.8 ms); zero means that the way is empty.
  */
 #define NET_WAYS 8
 #define NET_TICK_SHIFT 24
@@ -117,7 +117,7 @@ enum net_fast_shortest {
 struct net_set {
 	unsigned int tags[NET_WAYS];
 	unsigned int seen[NET_WAYS];
-	unsigned int full_until; /* no way is empty, or idle before this tick has passed */
+	unsigned int full_until; /* before this tick has passed, no way is empty or idle */
 	unsigned int pad;
 };
 
@@ -179,12 +179,13 @@ struct net_sketch {
 	unsigned short rows[NET_SKETCH_ROWS][NET_SKETCH_CELLS];
 };
 
-/* Keys of the hash of talkers and flows: one for each word of 32 bits, and one to begin with. */
+/* Keys of the hash of talkers and flows: one for each 32-bit word, and an initial one. */
 #define NET_HASH_KEYS 13
 
 /*
- * Named groups of prefixes (`cidrs`): the key of the longest-prefix match begins with the family, so that a prefix of one
- * family matches no address of the other. `bits` counts the family's 32. Counter zero is for addresses of no group.
+ * Named groups of prefixes (`cidrs`): the key of the longest-prefix match begins with the family, so that a prefix of
+ * one family matches no address of the other. `bits` includes the family's 32. Counter zero is for addresses in no
+ * group.
  */
 #define NET_CIDRS 64
 struct net_cidr_key {
@@ -199,7 +200,7 @@ struct net_cidrs {
 
 /*
  * The blocklist (block.bpf.h). Rules are found by prefix in one hash table for each list and family; addresses are in
- * network byte order, and bits behind the length are zero.
+ * network byte order, and bits beyond the length are zero.
  */
 enum net_list {
 	NET_LIST_BLOCKED,
@@ -222,23 +223,23 @@ struct net_prefix6 {
 struct net_rule {
 	unsigned long long packets;
 	unsigned long long bytes;
-	unsigned int last; /* tick of the last packet; zero: there was none */
-	unsigned int expires; /* tick from which on it does not hold; zero: it holds for good */
+	unsigned int last; /* tick of the last packet; zero: none */
+	unsigned int expires; /* tick at which it expires; zero: never */
 	unsigned short first_port; /* destination ports, host byte order, if there is a protocol */
 	unsigned short last_port;
 	unsigned char protocol; /* IANA number; zero: every packet */
 	unsigned char length; /* of the prefix */
-	unsigned char source; /* whose entry it is: where its packets are counted beside */
-	unsigned char directions; /* a bit for each enum net_direction in which it holds */
+	unsigned char source; /* the source of the entry, for which its packets are counted, too */
+	unsigned char directions; /* a bit for each enum net_direction in which it applies */
 };
 
-/* Packets of the entries of one source, by what became of them (enum net_verdict). */
+/* Packets of the entries of one source, by verdict (enum net_verdict). */
 #define NET_SOURCES 256
 struct net_source {
 	struct net_counts by_verdict[NET_VERDICT_COUNT];
 };
 
-/* Prefix lengths in use, a bit for each: of IPv6 0 to 63, 64 to 127, and 128. */
+/* Prefix lengths in use, a bit for each; the words of IPv6 are for 0 to 63, 64 to 127, and 128. */
 struct net_lengths {
 	unsigned long long ipv4;
 	unsigned long long ipv6[3];
@@ -248,9 +249,9 @@ struct net_lengths {
 #define NET_ALLOWED_BYTES (1 << 13)
 struct net_blocklist {
 	struct net_lengths lengths[NET_LISTS];
-	unsigned int own_ports[NET_OWN_PORTS]; /* TCP ports that are served here, host byte order; zero: none */
-	unsigned int enforce; /* zero: what would be dropped is counted, and passes */
-	unsigned int spares; /* how many connections go on though their peer is blocked */
+	unsigned int own_ports[NET_OWN_PORTS]; /* TCP ports of the exporter, host byte order; zero: none */
+	unsigned int enforce; /* zero: what would be dropped is only counted, and passes */
+	unsigned int spares; /* number of connections that may continue although their peer is blocked */
 	/* A bit for each IPv4 /16 that the allowlist touches, and for each hash of the first 32 bits of its IPv6 prefixes. */
 	unsigned char allowed[NET_ALLOWED_BYTES];
 };
@@ -267,7 +268,7 @@ struct net_connection {
 #define NET_MARK_BYTES (1 << 21)
 #define NET_MARK_FACTOR 0x9e3779b1u
 
-/* Packets within an epoch that make an untracked source or flow push out the oldest entry of its set. */
+/* Packets within an epoch after which an untracked source or flow evicts the oldest entry of its set. */
 #define NET_ADMIT 8
 
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * The packet programs under the stopwatch: an empty program to compare with, and both again behind a step that
- * gives every packet another source address, which a test run cannot do from outside.
+ * Benchmarks of the packet programs: an empty program for comparison, and both again after a step that gives every
+ * packet another source address, which a test run cannot do from outside.
  */
 #include "net.bpf.c"
 
@@ -44,7 +44,7 @@ int bench_spoofed(struct xdp_md *ctx)
 	return ingress_common(ctx, true);
 }
 
-/* Sends an IPv4 packet on from one of `count` addresses, the first of which has the number `first`. */
+/* Transmits an IPv4 packet from one of `count` addresses, the first of which has the number `first`. */
 struct {
 	__u32 first, count;
 } sending = { 0, 1 };

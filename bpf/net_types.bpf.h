@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * The few kernel types that the packet programs need, written out so that no kernel headers are wanted
- * to build. All of them are stable: UAPI (include/uapi/linux/bpf.h, if_ether.h) or wire formats.
+ * The few kernel types that the packet programs need, written out so that the build needs no kernel headers. All of
+ * them are stable: UAPI (include/uapi/linux/bpf.h, if_ether.h) or wire formats.
  */
 #ifndef NET_TYPES_BPF_H
 #define NET_TYPES_BPF_H

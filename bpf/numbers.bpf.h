@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The numbers of an interner that nobody has: those that were given back, as a stack that all CPUs and user space take
- * from and add to without a lock, and those that were never given out.
+ * The free numbers of an interner: those that were returned, as a stack that all CPUs and user space pop from and
+ * push to without a lock, and those that were never assigned.
  *
- * tests/unprivileged/numbers.c runs this very text as a user program, in every order in which a few CPUs can do it.
+ * tests/unprivileged/numbers.c runs this very source as a user program, in every order in which a few CPUs can
+ * execute it.
  */
 #ifndef NUMBERS_BPF_H
 #define NUMBERS_BPF_H
@@ -17,7 +18,7 @@ static __always_inline struct entry *entry_of(const struct interner *interner, _
 	return bpf_map_lookup_elem(&entries, &at);
 }
 
-/* A number that nobody has, or ~0. */
+/* Takes a free number; ~0 if there is none. */
 static __always_inline __u32 take_number(struct interner *interner)
 {
 	__u32 number;

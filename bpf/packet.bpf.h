@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * The one parser of frames. It never reads past `end`, takes no field's word for a length, and says what is
- * wrong with a frame instead of giving up. tests/net/model.rs is the same thing in Rust; a fuzz compares them.
+ * The only parser of frames. It never reads past `end`, trusts no length field, and reports what is wrong with a
+ * frame instead of giving up. tests/net/model.rs is the same parser in Rust; a fuzz test compares them.
  *
- * Formats: IEEE 802.1Q, RFC 791 (IPv4), RFC 8200 and 4302 (IPv6 and its extension headers), RFC 2675
- * (jumbograms), RFC 9293 (TCP), RFC 768 (UDP).
+ * Formats: IEEE 802.1Q, RFC 791 (IPv4), RFC 8200 and 4302 (IPv6 and its extension headers), RFC 2675 (jumbograms),
+ * RFC 9293 (TCP), RFC 768 (UDP).
  */
 #ifndef PACKET_BPF_H
 #define PACKET_BPF_H
@@ -46,22 +46,22 @@
 #define IPPROTO_MPLS 137
 #define IPPROTO_SHIM6 140
 
-/* A frame to look at, in an XDP or a TC program. */
+/* A frame to parse, in an XDP or a TC program. */
 struct frame {
 	void *data, *end;
-	__u32 length; /* more than end - data if the frame is in several pieces */
+	__u32 length; /* more than end - data if the frame is in several buffers */
 	__u32 link; /* enum net_link */
 	__u32 skipped; /* outer headers in front of `data` */
-	__u32 network; /* offset of the network header, of a link that is opaque */
+	__u32 network; /* offset of the network header, on an opaque link */
 	struct xdp_md *xdp;
 	struct __sk_buff *skb;
 };
 
 /*
- * What a frame is, in one number, so that the common path needs no memory for it and can ask with one test whether
- * there is anything rare about it: its cell (family and protocol), an error, whether it is a fragment of a larger
- * datagram, its TCP flags and the IANA number of its protocol; and where: the offsets from the start of the frame of a
- * whole fixed IP header and of a transport header that has ports, zero if there is none.
+ * What a frame is, in one number, so that the common path needs no memory for it and can check with one test whether
+ * anything about it is rare: its cell (family and protocol), an error, whether it is a fragment of a larger datagram,
+ * its TCP flags and the IANA number of its protocol; and the offsets from the start of the frame of a complete fixed
+ * IP header and of a transport header that has ports, zero if there is none.
  */
 #define IS(family, protocol) ((__u64)(family)*NET_PROTOCOL_SLOTS + (protocol))
 #define IS_CELL(what) ((__u32)(what)&0x1f)
@@ -85,7 +85,10 @@ static __always_inline __u16 be16_at(const void *p)
 	return bpf_ntohs(*(const __be16 *)p);
 }
 
-/* The transport header at `offset`, of which the datagram has `left` bytes; `what` the IP header made of it. */
+/*
+ * Parses the transport header at `offset`, from where the datagram has `left` bytes; `what` is the result of the IP
+ * header.
+ */
 static __always_inline __u64 parse_transport(const struct frame *f, __u32 offset, __u32 left, __u64 what)
 {
 	void *l4 = f->data + offset;
@@ -106,7 +109,7 @@ static __always_inline __u64 parse_transport(const struct frame *f, __u32 offset
 		if (left < UDP_HEADER || l4 + UDP_HEADER > f->end)
 			return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
 		length = be16_at(l4 + 4);
-		/* A first fragment has the length of the whole datagram; a jumbogram says zero. */
+		/* In a first fragment this is the length of the whole datagram, in a jumbogram zero. */
 		if (length < UDP_HEADER ? length || left <= 0xffff : length > left && !(what & FRAGMENT))
 			return what | PARSE_ERROR(NET_PARSE_ERROR_LENGTH);
 		return what | L4_AT(offset);
@@ -139,7 +142,7 @@ static __always_inline __u64 parse_ipv4(const struct frame *f, __u32 at)
 
 	header = (header & 0xf) * 4;
 	total = be16_at(ip + 2);
-	/* The kernel hands over merged TCP segments beyond 64 KiB with a length of zero (BIG TCP). */
+	/* The kernel passes merged TCP segments beyond 64 KiB with a length of zero (BIG TCP). */
 	if (total == 0 && room > 0xffff)
 		total = room;
 	if (header < IPV4_HEADER)
@@ -163,9 +166,9 @@ static __always_inline bool is_extension(__u32 next)
 }
 
 /*
- * The headers between IPv6 and its payload, in one number: the offset of the payload from the frame's start, the
- * last next-header value, an error, and whether there was a fragment and it is a later one. `offset` is masked
- * each time round so that the verifier sees the same state each time round (it stays below 8 * 2048 + 62).
+ * Walks the headers between IPv6 and its payload. Returns in one number the offset of the payload from the frame's
+ * start, the last next-header value, an error, and whether there was a fragment and it is a later one. `offset` is
+ * masked in every iteration so that the verifier sees the same state each time (it stays below 8 * 2048 + 62).
  */
 #define EXT_OFFSET_MASK 0x7fff
 #define EXT_NEXT_SHIFT 16
@@ -221,7 +224,7 @@ static __always_inline __u32 ipv6_extensions(void *data, void *end, __u32 offset
 	return (offset & EXT_OFFSET_MASK) | next << EXT_NEXT_SHIFT | error << EXT_ERROR_SHIFT | flags;
 }
 
-/* Global functions, which the verifier looks at once and not on every way to them; one per program type. */
+/* Global functions, which the verifier checks once and not on every path to them; one per program type. */
 __noinline __u32 ipv6_extensions_xdp(struct xdp_md *ctx, __u32 offset, __u32 next, __u32 left)
 {
 	return ipv6_extensions((void *)(long)ctx->data, (void *)(long)ctx->data_end, offset, next, left);
@@ -276,9 +279,9 @@ static __always_inline __u64 parse_ipv6(const struct frame *f, __u32 offset)
 }
 
 /*
- * Takes off what XDP programs find in front of a packet that came in by a tunnel. The kernel counts without it, and the
- * device's packets are those inside: drivers of GRE and SIT set the frame's start to the outer headers all the same, and IPsec
- * leaves the Ethernet header that a packet came behind.
+ * Skips what XDP programs find in front of a packet received through a tunnel. The kernel does not count that, and
+ * the device's packets are those inside; but GRE and SIT drivers set the frame's start to the outer headers, and
+ * IPsec leaves the Ethernet header in front of which the packet was received.
  */
 static __always_inline void skip_outer(struct frame *f)
 {
@@ -299,13 +302,13 @@ static __always_inline void skip_outer(struct frame *f)
 			length = be16_at(ip + ETH_HEADER + 4) + IPV6_HEADER;
 		else
 			return;
-		/* A packet without it may look like one with it, but not to the byte. */
+		/* A packet without an Ethernet header may look like one with it, but not with the exact length. */
 		if (length != f->length - ETH_HEADER)
 			return;
 	} else {
 		if (*(__u8 *)ip >> 4 != 4)
 			return;
-		/* SIT devices take IPv4 and MPLS in IPv4 too. */
+		/* SIT devices accept IPv4 and MPLS in IPv4, too. */
 		if (*(__u8 *)(ip + 9) != number && (number == IPPROTO_GRE || (*(__u8 *)(ip + 9) != IPPROTO_IPIP &&
 									      *(__u8 *)(ip + 9) != IPPROTO_MPLS)))
 			return;
@@ -327,19 +330,22 @@ static __always_inline void skip_outer(struct frame *f)
 	f->skipped = at;
 }
 
-/* include/linux/skbuff.h: fields that are read, wherever the kernel has them. */
+/* include/linux/skbuff.h: the fields that are read, at whatever offset the kernel has them. */
 struct sk_buff {
 	unsigned char *head, *data;
 	__u16 network_header;
 } __attribute__((preserve_access_index));
 
-/* Headers in front of a packet that are taken off; of an opaque link, where the packet may begin (IP_AT has five bits). */
+/*
+ * Maximum bytes of headers that are skipped in front of a packet; on an opaque link, the maximum offset of the packet
+ * (IP_AT has five bits).
+ */
 #define MOST_OUTER 255
 #define MOST_OPAQUE 31
 
 /*
- * The same for TC programs, which can ask where the packet begins: behind the headers of any tunnel that it came in by (GRE, SIT,
- * IPsec, FOU), or will leave by (multipoint GRE); and on links that nothing else is known of.
+ * The same for TC programs, which can ask where the packet begins: after the headers of any tunnel through which it
+ * was received (GRE, SIT, IPsec, FOU) or will be sent (multipoint GRE), and on links of which nothing else is known.
  */
 static __always_inline void skip_to_network(struct frame *f)
 {
@@ -351,7 +357,7 @@ static __always_inline void skip_to_network(struct frame *f)
 		return;
 	start = (__u64)BPF_CORE_READ(skb, head) + BPF_CORE_READ(skb, network_header);
 	start -= (__u64)BPF_CORE_READ(skb, data);
-	/* What was sent by a raw socket may have none. */
+	/* A packet sent by a raw socket may have no network header. */
 	at = start > MOST_OUTER || start > f->length ? 0 : start;
 	barrier_var(at);
 	at &= MOST_OUTER;
@@ -364,7 +370,7 @@ static __always_inline void skip_to_network(struct frame *f)
 	f->skipped = at;
 }
 
-/* EtherType of a packet without an Ethernet header, zero if it is none that is known. */
+/* Returns the EtherType of a packet without an Ethernet header, zero if unknown. */
 static __always_inline __u32 type_of_packet(const struct frame *f)
 {
 	__u32 version;
@@ -375,7 +381,7 @@ static __always_inline __u32 type_of_packet(const struct frame *f)
 	return version == 4 ? ETHERTYPE_IPV4 : version == 6 ? ETHERTYPE_IPV6 : 0;
 }
 
-/* Says what the frame is. */
+/* Parses a frame. */
 static __always_inline __u64 parse_frame(const struct frame *f)
 {
 	__u64 other = IS(NET_FAMILY_OTHER, NET_PROTOCOL_OTHER);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Interfaces that are counted on, and their counters. One load of a program serves all interfaces of a network namespace,
- * which it tells apart by the index in its context. User space enters an interface before it attaches there.
+ * Interfaces that are counted, and their counters. One loaded program serves all interfaces of a network namespace,
+ * which it distinguishes by the index in its context. User space registers an interface before it attaches there.
  */
 #ifndef PORT_BPF_H
 #define PORT_BPF_H
@@ -12,7 +12,7 @@ _Static_assert(sizeof(struct net_port) == 16, "the shift that finds an interface
 
 struct net_ports ports SEC(".bss.ports");
 
-/* Those whose place in the table another has. */
+/* Interfaces whose place in the table is taken by another. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << NET_SLOT_BITS);
@@ -21,7 +21,7 @@ struct {
 	__type(value, struct net_port);
 } more_ports SEC(".maps");
 
-/* Counters of both directions of an interface; these are for packets of interfaces that are not entered. */
+/* Counters of both directions of an interface; these are for packets of interfaces that are not registered. */
 struct net_counters {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, NET_DIRECTIONS);
@@ -29,7 +29,7 @@ struct net_counters {
 	__type(value, struct net_stats);
 } strays SEC(".maps");
 
-/* Those of each interface by slot. */
+/* The counters of each interface, by slot. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1 << NET_SLOT_BITS);
@@ -37,11 +37,14 @@ struct {
 	__array(values, struct net_counters);
 } counters SEC(".maps") = { .values = { [0] = &strays } };
 
-/* Keys that need not be put on the stack. */
+/* Keys that need no room on the stack. */
 static const volatile __u32 zero = NET_INGRESS;
 static const volatile __u32 one = NET_EGRESS;
 
-/* What programs want to know of an interface: its id, and above it what frames begin with. Zero if it is not entered. */
+/*
+ * What programs need to know of an interface: its id and, above it, what frames begin with. Zero if it is not
+ * registered.
+ */
 #define PORT(entry) ((entry)->id | (__u64)(entry)->link << 32)
 #define PORT_ID(port) ((__u32)(port))
 #define PORT_LINK(port) ((__u32)((port) >> 32))

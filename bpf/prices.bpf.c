@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * What a hit costs at least: programs that only count, which the exporter attaches to code of its own for a moment.
+ * Measures the minimum cost of a hit: programs that only count, which the exporter attaches briefly to code of its
+ * own.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * The handler of every probe. There is no code here for any particular probe: the attach cookie names a site, and
- * the tables of abi.h say what to read there and what to do with it.
+ * The handler of all probes. No code here is specific to a probe: the attach cookie names a site, and the tables of
+ * abi.h say what to read there and what to do with it.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
@@ -16,7 +16,7 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Makes the types of abi.h part of this object's type information, from which Rust's side is generated. */
+/* Makes the types of abi.h part of this object's type information, from which the Rust side is generated. */
 struct abi {
 	enum abi_limit limit;
 	enum abi_none none;
@@ -100,7 +100,7 @@ static __always_inline void last_hit(__u32 accounting)
 #define X86_EFLAGS_SF (1 << 7)
 #define X86_EFLAGS_OF (1 << 11)
 
-/* Whether the processor's condition holds, as a conditional jump asks: the lowest bit turns it around. */
+/* Whether the processor's condition holds, encoded as in a conditional jump: the lowest bit inverts it. */
 static __noinline bool holds(__u64 flags, __u32 condition)
 {
 	bool less = !(flags & X86_EFLAGS_SF) != !(flags & X86_EFLAGS_OF), is = false;
@@ -134,7 +134,7 @@ static __noinline bool holds(__u64 flags, __u32 condition)
 	return is != (condition & 1);
 }
 
-/* Kernel 6.13 and later. */
+/* Linux 6.13 and later. */
 extern __u64 *bpf_session_cookie(void) __ksym __weak;
 extern bool bpf_session_is_return(void) __ksym __weak;
 
@@ -153,7 +153,10 @@ static __noinline bool stays(struct pt_regs *ctx, const struct site *site)
 	return false;
 }
 
-/* What is more than counting; apart, so that a hit that is only counted does not clear this one's stack. */
+/*
+ * Handles a hit that needs more than counting; separate, so that a hit that is only counted does not clear this
+ * function's stack.
+ */
 static __always_inline int handle_values(struct pt_regs *ctx, const struct site *site, struct probe *probe,
 					 __u32 shard, const bool session)
 {
@@ -173,7 +176,7 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		else
 			entered = *kept;
 		keeps_time = true;
-		/* A forked process returns, too, from what the one that forked it has entered. */
+		/* A forked process also returns from functions that its parent has entered. */
 		if (entered && entered < bpf_get_current_task_btf()->group_leader->start_time)
 			lost = ACCT_FILTERED;
 	}
@@ -201,18 +204,18 @@ static __always_inline int handle_values(struct pt_regs *ctx, const struct site 
 		bpf_map_delete_elem(&start_texts, &hit.text);
 end:
 	add(accounting + (lost ? lost : ACCT_AGGREGATED), 1);
-	/* What is filtered ends as it begins. */
+	/* Filtered hits complete when they begin. */
 	if (lost == ACCT_FILTERED)
 		add(accounting + ACCT_HITS, -1);
 	return 0;
 }
 
-/* The cookie of a probe that only sets a breakpoint: its hits are nobody's. */
+/* The cookie of a probe that only sets a breakpoint: its hits belong to no site. */
 #define NO_SITE ((__u32)-1)
 
 /*
- * Everything that is done on a hit. In a session uprobe, which is hit at a function's entry and again at its return, the
- * cookie names the entry's site, which names the return's.
+ * Handles a hit. In a session uprobe, which is hit at a function's entry and again at its return, the cookie names
+ * the entry's site, which names the return's.
  */
 static __always_inline int handle(struct pt_regs *ctx, const bool session)
 {
@@ -295,7 +298,7 @@ int family_ended(__u64 *ctx)
 	return forget_child((void *)ctx[0]);
 }
 
-/* Run by the exporter, not attached: tells which jiffies go with which time. */
+/* Run by the exporter, not attached: reads jiffies and the time that they correspond to. */
 SEC("syscall")
 int clock(void *ctx)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The path of the executable and the command line of the process that hits a probe. They are read once after each exec, at the
- * first hit, and kept under a number, so that hits and events carry that and a process that has ended long ago still has a name.
+ * The path of the executable and the command line of the process that hits a probe. They are read once after each
+ * exec, at the first hit, and stored under a number, so that hits and events carry only the number, and a process
+ * that ended long ago still has a name.
  */
 #ifndef PROCESSES_BPF_H
 #define PROCESSES_BPF_H
@@ -11,10 +12,10 @@
 #include "task.bpf.h"
 #include "user.bpf.h"
 
-/* Directories and mounts of a path that are looked at. */
+/* Maximum number of directories and mounts of a path that are visited. */
 #define MAX_DEPTH 96
 
-/* Writes a name in front of what is there; false if there is no room. */
+/* Prepends a name to the path; returns false if there is no room. */
 static __always_inline bool prepend(struct process_text *text, const struct dentry *dentry)
 {
 	__u64 at = text->from, length = BPF_CORE_READ(dentry, d_name.len);
@@ -34,8 +35,8 @@ static __always_inline bool prepend(struct process_text *text, const struct dent
 }
 
 /*
- * The path as the process's own mount namespace has it, whether or not another file is there by now. Of one that is too long the
- * end.
+ * Reads the path as seen in the process's own mount namespace, whether or not it is another file's by now. Of a path
+ * that is too long, the end is kept.
  */
 static __always_inline bool read_exe(struct process_text *text)
 {
@@ -99,7 +100,10 @@ static __always_inline __u64 hash_of(const struct process_text *text)
 	return hash < PROCESS_FIRST_NUMBER ? hash + PROCESS_FIRST_NUMBER : hash;
 }
 
-/* Reads the text and keeps it. It is too large for the stack: until its number is known, it has one of the thread's. */
+/*
+ * Reads the text and stores it. It is too large for the stack: until its number is known, it is stored under a number
+ * of the thread.
+ */
 static __noinline __u64 read_process_text(__u32 kind)
 {
 	__u64 mine = bpf_get_current_pid_tgid() | 1ULL << 63, number = PROCESS_NO_ROOM;
@@ -124,7 +128,7 @@ static __noinline __u64 read_process_text(__u32 kind)
 	return number;
 }
 
-/* The number of the text of the process that is running, or what enum process_number says. */
+/* Returns the number of the current process's text, or an enum process_number. */
 __noinline __u64 process_text_number(__u32 kind)
 {
 	struct task_struct *task = bpf_get_current_task_btf();

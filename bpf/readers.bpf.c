@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Who reads traced files as memory instead of running them. The kernel sets its breakpoints in every private mapping that could be
- * made executable, also where a program only maps the file to copy it (llvm-strip, git) or to translate its code
- * (Valgrind, QEMU's user mode): told to src/targets/readers, which takes them out of the reader's memory.
+ * Reports processes that read traced files as memory instead of running them. The kernel sets its breakpoints in
+ * every private mapping that could be made executable, even where a program maps the file only to copy it
+ * (llvm-strip, git) or to translate its code (Valgrind, QEMU's user mode). Such readers are reported to
+ * src/targets/readers, which removes the breakpoints from their memory.
  *
- * Where the kernel can run a program before a system call returns (Linux 6.18), the reader waits there until that is done, at most
- * for a moment.
+ * Where the kernel can run a program before a system call returns (Linux 6.18), the reader waits there until that is
+ * done, at most for a moment.
  */
 #include "kernel.bpf.h"
 #include <bpf/bpf_helpers.h>
@@ -21,18 +22,18 @@ enum reader_limit {
 };
 
 enum reader_event_kind {
-	READER_MAPS, /* a traced file, privately and only to be read */
-	READER_TRANSLATES, /* runs a program that translates others */
-	READER_TRANSLATES_MORE, /* and has mapped something, which may be of a traced file */
+	READER_MAPS, /* maps a traced file, privately and read-only */
+	READER_TRANSLATES, /* runs a program that translates others' code */
+	READER_TRANSLATES_MORE, /* and has mapped something, possibly a traced file */
 };
 
 struct reader_event {
 	__u32 kind; /* enum reader_event_kind */
 	__u32 pid;
 	__u64 inode; /* READER_MAPS: address of the kernel's inode */
-	__u64 address; /* READER_MAPS: where */
-	__u64 ticket; /* what it waits for; 0 if it does not */
-	__u64 time; /* of CLOCK_MONOTONIC */
+	__u64 address; /* READER_MAPS: of the mapping */
+	__u64 ticket; /* what it waits for, or 0 */
+	__u64 time; /* by CLOCK_MONOTONIC */
 	__u8 comm[16];
 };
 
@@ -44,16 +45,16 @@ struct readers_abi {
 };
 const volatile struct readers_abi readers_abi = {};
 
-/* The exporter, which looks at its breakpoints itself. */
+/* The exporter, which inspects its breakpoints itself. */
 const volatile __u32 own_pid = 0;
 
-/* By the address of the kernel's inode, which the probes hold. */
+/* By the address of the kernel's inode, which the probes hold a reference to. */
 HASH(traced, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, __u32, 8192);
 
 /* Names of executables that translate code. */
 HASH(translators, BPF_MAP_TYPE_HASH, 0, char[EXE_NAME], __u32, 64);
 
-/* Processes that run one. */
+/* Processes that run one of them. */
 HASH(translating, BPF_MAP_TYPE_LRU_HASH, 0, __u32, __u32, 4096);
 
 struct {
@@ -69,7 +70,7 @@ static __always_inline void send(struct reader_event *event)
 		let_go(event->ticket);
 }
 
-/* The file's inode, if it is traced. */
+/* Returns the file's inode if it is traced, otherwise 0. */
 static __always_inline __u64 traced_inode_of(struct file *file)
 {
 	__u64 inode = (__u64)BPF_CORE_READ(file, f_inode);
@@ -77,12 +78,13 @@ static __always_inline __u64 traced_inode_of(struct file *file)
 	return inode && bpf_map_lookup_elem(&traced, &inode) ? inode : 0;
 }
 
-/* Overlays over overlays, as many as the kernel allows, and what is below them. */
+/* The maximum number of layers: overlays over overlays, as many as the kernel allows, and what is below them. */
 #define LAYERS 3
 
 /*
- * The inode of the file that mmap(2) is asked to map, if it is traced and not mapped shared. What is mapped of a file on overlayfs is the
- * one below, which is the file's private data; since Linux 6.13 these are a structure that begins with it.
+ * Returns the inode of the file that mmap(2) is to map, if it is traced and not mapped shared. For a file on
+ * overlayfs, the file below is mapped, which is the file's private data; since Linux 6.13, that is a structure that
+ * begins with it.
  */
 static __always_inline __u64 traced_inode(struct task_struct *task, struct pt_regs *regs)
 {
@@ -106,8 +108,8 @@ static __always_inline __u64 traced_inode(struct task_struct *task, struct pt_re
 }
 
 /*
- * A place for a new mapping was found. Loaders reserve that of all segments by mapping the first, which is not executable, and then
- * map the code into it.
+ * The kernel has found a place for a new mapping. Loaders reserve the place for all segments by mapping the first
+ * one, which is not executable, and then map the code into it.
  */
 SEC("raw_tp/vm_unmapped_area")
 int reads(__u64 *ctx)
@@ -129,7 +131,7 @@ int reads(__u64 *ctx)
 	return 0;
 }
 
-/* Attached while a program runs that translates code: most of its mappings are at places of its own choice. */
+/* Attached while a program runs that translates code: it chooses the addresses of most of its mappings itself. */
 SEC("raw_tp/sys_exit")
 int translates(__u64 *ctx)
 {
@@ -143,7 +145,7 @@ int translates(__u64 *ctx)
 	event.pid = process_id(task);
 	if (!event.pid || !bpf_map_lookup_elem(&translating, &event.pid))
 		return 0;
-	/* The kernel sets the breakpoints of a mapping again that is joined or cut. */
+	/* The kernel sets the breakpoints again in a mapping that is merged or split. */
 	if (call == NR_mmap && !traced_inode(task, regs))
 		return 0;
 	event.ticket = make_wait();

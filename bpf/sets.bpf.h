@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
-/* Hashes of keys, the sketch that admits them, and the sets that keep them. */
+/* Hashes of keys, the sketch that admits them, and the sets that store them. */
 #ifndef SETS_BPF_H
 #define SETS_BPF_H
 
@@ -13,20 +13,20 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__uint(key_size, sizeof(__u32));
-	__uint(value_size, sizeof(struct net_sketch)); /* not by type: nothing outside needs to know its cells */
+	__uint(value_size, sizeof(struct net_sketch)); /* no type: nothing outside needs to know its cells */
 } sketch SEC(".maps");
 
 /*
- * A word's part of a hash. The sum of words of 32 bits, each times a secret key of 64, is strongly universal (multilinear
- * hashing): whoever does not know the keys finds no two addresses that meet more often than by chance, whatever bits
- * they choose.
+ * A word's contribution to a hash. The sum of 32-bit words, each multiplied by a secret 64-bit key, is strongly
+ * universal (multilinear hashing): without the keys, no choice of bits yields two addresses that collide more often
+ * than by chance.
  */
 static __always_inline __u64 part(__u32 key, __u32 word)
 {
 	return hash_keys[key] * word;
 }
 
-/* Spreads neighbours, which a sum of products leaves at even distances, over sets. One to one. */
+/* Spreads neighboring values, which a sum of products leaves evenly spaced, over the sets. One to one. */
 static __always_inline __u64 finish(__u64 hash)
 {
 	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
@@ -35,8 +35,8 @@ static __always_inline __u64 finish(__u64 hash)
 }
 
 /*
- * Counts one packet of `hash` in the sketch; true if there were NET_ADMIT of them. Without branches on what chance
- * put into a cell: each that is guessed wrongly costs more than all else here.
+ * Counts one packet of `hash` in the sketch; returns true if there have been NET_ADMIT of them. Without branches on
+ * the random contents of a cell: each misprediction costs more than everything else here.
  */
 static __always_inline bool sketch_admits(__u64 hash)
 {
@@ -49,29 +49,29 @@ static __always_inline bool sketch_admits(__u64 hash)
 #pragma unroll
 	for (i = 0; i < NET_SKETCH_ROWS; i++) {
 		__u16 *cell = &s->rows[i][(hash >> (8 + 20 * i)) & (NET_SKETCH_CELLS - 1)];
-		__u32 old = *cell, present = ((old >> 8 ^ epoch) - 1) >> 31; /* 1 if it is of this epoch */
+		__u32 old = *cell, present = ((old >> 8 ^ epoch) - 1) >> 31; /* 1 if it belongs to this epoch */
 		__u32 count = (old & 0xff) * present;
 
 		count += ~count >> 7 & 1; /* up to 128 */
 		*cell = epoch << 8 | count;
-		few |= count - NET_ADMIT; /* its sign is set if there were fewer */
+		few |= count - NET_ADMIT; /* negative if there were fewer */
 	}
 	return !(few >> 31);
 }
 
 /*
- * Where a newcomer goes: a way of `a`, or NET_WAYS and a way of `b`; REFUSED if there is none. An empty way of the set
- * that has more of them; or one that was silent; or the oldest, if the sketch lets it in. That nothing is idle before
- * `full_until` is remembered, so that a flood does not look again and again.
+ * Returns the place for a new entry: a way of `a`, or NET_WAYS plus a way of `b`; REFUSED if there is none. It is an
+ * empty way of the set that has more of them, or an idle one, or the oldest one if the sketch admits the new entry.
+ * `full_until` records that nothing becomes idle before then, so that a flood does not search again and again.
  */
 #define REFUSED (2 * NET_WAYS)
 
 struct eldest {
-	__u64 seen_way; /* when it was seen, and below it, in three bits, the way */
+	__u64 seen_way; /* when it was last seen and, in the three bits below that, the way */
 	__u64 empty; /* empty ways of its set */
 };
 
-/* Without branches, of each of which the verifier would follow both ways. */
+/* Branchless, because the verifier would follow both paths of every branch. */
 static __always_inline struct eldest eldest_of(const struct net_set *set)
 {
 	struct eldest e = { -1ULL >> 1, 0 };
@@ -109,7 +109,7 @@ __noinline __u32 way_for(struct net_set *a, struct net_set *b, __u64 hash, __u32
 		seen = second.seen_way >> 3;
 		way = NET_WAYS + (second.seen_way & (NET_WAYS - 1));
 	}
-	/* If `full`, the sketch has let it in. */
+	/* If `full`, the sketch has admitted it. */
 	if (seen == 0 || full || now - seen > idle_ticks)
 		return way;
 	a->full_until = b->full_until = seen + idle_ticks;
@@ -117,8 +117,8 @@ __noinline __u32 way_for(struct net_set *a, struct net_set *b, __u64 hash, __u32
 }
 
 /*
- * The way with this tag, or NET_WAYS. Two keys of one set that share a tag of 32 bits are too rare to look further:
- * the second is refused as long as the first is there.
+ * Returns the way with this tag, or NET_WAYS. Two keys of one set that share a 32-bit tag are too rare to compare
+ * more: the second is refused as long as the first is present.
  */
 static __always_inline __u32 way_of(const struct net_set *set, __u32 tag)
 {

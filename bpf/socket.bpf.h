@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
-/* Sockets and packets as the kernel has them, and whether they are of the network namespace that is meant. */
+/* The kernel's sockets and packets, and whether they belong to the selected network namespace. */
 #ifndef SOCKET_BPF_H
 #define SOCKET_BPF_H
 
@@ -7,7 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
-/* Fields that are read, by the names that they have in the kernel; where they lie is known when it is loaded. */
+/* Fields that are read, by their names in the kernel; their offsets are resolved when the program is loaded. */
 #define KERNEL __attribute__((preserve_access_index))
 
 struct ns_common {
@@ -35,7 +35,7 @@ struct sk_buff {
 	char cb[48];
 } KERNEL;
 
-/* Set by user space before the load: the namespace, as stat(2) numbers it. */
+/* Set by user space before the load: the namespace's inode number, as in stat(2). */
 const volatile __u32 namespace = 0;
 
 static __always_inline bool is_ours(struct net *net)

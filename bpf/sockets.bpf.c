@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Whose packets they are: what sockets receive and send, by the control group that a socket belongs to and by the process that uses
- * it; and what became of DNS queries of one network namespace. At the hooks of the outermost control group, which see what has a
- * socket; nothing is dropped.
+ * Attributes packets: what sockets receive and send, by the cgroup that a socket belongs to and by the process that
+ * uses it; also the results of DNS queries of one network namespace. Attached to the hooks of the outermost cgroup,
+ * which see every packet that has a socket; nothing is dropped.
  */
 #include "socket.bpf.h"
 #include "histogram.bpf.h"
@@ -33,14 +33,14 @@ struct group_traffic {
 	struct socket_traffic sums[2];
 };
 
-/* Whose a packet is. */
+/* What a packet is attributed to. */
 struct holder {
 	__u64 cgroup;
-	/* Empty where it is not asked for, or not known. */
+	/* Empty if it is not requested, or not known. */
 	char process[PROCESS_NAME];
 };
 
-/* By holder; zeros are for those that there was no room for, and are there from the beginning. */
+/* By holder; the key of zeros is for holders that found no room, and exists from the beginning. */
 struct traffic_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 4096);
@@ -50,7 +50,7 @@ struct traffic_map {
 struct traffic_map by_cgroup SEC(".maps");
 struct traffic_map by_process SEC(".maps");
 
-/* Response codes of RFC 1035, 4.1.1, and what else can become of a query. */
+/* Response codes (RFC 1035, section 4.1.1), and the other outcomes of a query. */
 enum dns_result {
 	DNS_NOERROR,
 	DNS_FORMERR,
@@ -59,8 +59,8 @@ enum dns_result {
 	DNS_NOTIMP,
 	DNS_REFUSED,
 	DNS_OTHER,
-	DNS_TIMEOUT, /* asked again before there was an answer; user space adds those that never had one */
-	DNS_UNTRACKED, /* there was no room to wait for the answer */
+	DNS_TIMEOUT, /* sent again before it was answered; user space adds queries that were never answered */
+	DNS_UNTRACKED, /* there was no room to remember the query */
 	DNS_RESULTS,
 };
 
@@ -69,7 +69,7 @@ const volatile struct {
 	enum dns_result result;
 } names;
 
-/* By server: 0 is on another machine, 1 on this one. Words of 64 bits. */
+/* By server: 0 is on another machine, 1 on this one. All 64-bit words. */
 struct dns_stats {
 	__u64 results[2][DNS_RESULTS];
 	/* Microseconds. */
@@ -83,7 +83,7 @@ struct {
 	__type(value, struct dns_stats);
 } dns SEC(".maps");
 
-/* Queries that have no answer yet. */
+/* Queries that have not been answered yet. */
 struct dns_key {
 	__u64 socket;
 	__u32 id;
@@ -101,7 +101,7 @@ struct {
 	__type(value, struct dns_query);
 } asked SEC(".maps");
 
-/* What the headers of a packet say, as far as it is wanted: IPv4 without fragments, or IPv6 without extensions. */
+/* The part of a packet's headers that is needed: of IPv4 without fragments, or of IPv6 without extensions. */
 struct packet {
 	__u32 protocol;
 	__u32 l4_at;
@@ -131,7 +131,9 @@ static __always_inline struct packet headers_of(struct __sk_buff *skb)
 	return p;
 }
 
-/* A packet that is yet to be cut into segments, or was put together of several, counts as those, each with a copy of the headers. */
+/*
+ * A packet that is yet to be segmented, or was merged from several, counts as those, each with a copy of the headers.
+ */
 static __always_inline struct socket_traffic traffic_of(struct __sk_buff *skb)
 {
 	struct socket_traffic of = { .packets = 1, .bytes = skb->len };
@@ -201,7 +203,7 @@ static __always_inline void count_answer(struct dns_stats *s, struct dns_key *ke
 		return;
 	time = bpf_ktime_get_ns() - query->asked;
 	local = query->local != 0;
-	/* The answer may come twice, but is taken once. */
+	/* The answer may arrive twice, but counts once. */
 	if (bpf_map_delete_elem(&asked, key))
 		return;
 	s->results[local][code < DNS_OTHER ? code : DNS_OTHER]++;
@@ -212,7 +214,7 @@ static __always_inline void count_dns(struct __sk_buff *skb, bool egress)
 {
 	struct packet p = headers_of(skb);
 	struct dns_key key = {};
-	/* Both ports, length and checksum; and of DNS, id and flags. */
+	/* Both ports, length and checksum; then DNS's id and flags. */
 	__be16 udp[6];
 	struct dns_stats *s;
 	__u32 first = 0;

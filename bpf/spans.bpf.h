@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What a function's return needs of its call, and a span's end of its start.
+ * What a function's return needs from its call, and a span's end from its start.
  *
- * A call is known by the address of its return address: as long as it lasts no other call has that place on a stack, whatever
- * recursion, coroutines and threads there are. A call that was left without its return, by an exception or longjmp, is told
- * by that place being used anew.
+ * A call is identified by the address of its return address: while it lasts, no other call has that place on a stack,
+ * even with recursion, coroutines and threads. A call that was left without its return, by an exception or longjmp,
+ * is detected when that place is reused.
  */
 #ifndef SPANS_BPF_H
 #define SPANS_BPF_H
@@ -15,13 +15,16 @@
 struct call {
 	__u64 function;
 	__u64 frame;
-	__u64 entered; /* the time that a session uprobe kept, or 0 */
+	__u64 entered; /* the entry time kept by a session uprobe, or 0 */
 };
 
 /* The upper end of a goroutine's stack, in Go's runtime.g. */
 #define G_STACK_HIGH 8
 
-/* Which call is entered or left here; on a goroutine's stack it is known by that and by the distance from the stack's end. */
+/*
+ * Returns the call that is entered or left here; on a goroutine's stack, it is identified by the goroutine and by the
+ * distance from the stack's end.
+ */
 static __always_inline struct call call_of(const struct site *site, const struct pt_regs *ctx, bool *fault)
 {
 	struct call call = { .function = site->function, .frame = ctx->sp + site->frame_offset };
@@ -38,8 +41,8 @@ static __always_inline struct call call_of(const struct site *site, const struct
 }
 
 /*
- * Which start belongs to this hit: that of the call at this place of the stack (value is which function was called), the
- * thread's, or that of value 0.
+ * Returns the key of the start that belongs to this hit: that of the call at this place of the stack (value is the
+ * function that was called), the thread's, or that of value 0.
  */
 static __always_inline struct start_key start_key(const struct probe *probe, __u64 frame, __u64 value)
 {
@@ -62,10 +65,10 @@ static __always_inline struct nesting *nesting(const struct start_key *key)
 }
 
 /*
- * The place of a thread's new start among its open ones. Which of them were left without their end cannot be told: a lock
- * that is taken while another is held looks like a loop that begins again after an error. An end belongs to the latest
- * start in both, so all are kept; those that were left sink to the bottom, where the oldest one is forgotten when there is no
- * room for more.
+ * Finds the place of a thread's new start among its open ones. Which of them were left without their end cannot be
+ * determined: a lock that is taken while another is held looks like a loop that starts over after an error. In both
+ * cases an end belongs to the latest start, so all are kept; abandoned ones sink to the bottom, where the oldest one
+ * is forgotten when there is no room for more.
  */
 static __always_inline bool nest(const struct hit *hit, const struct probe *probe, struct start_key *key)
 {
@@ -89,8 +92,8 @@ static __always_inline bool nest(const struct hit *hit, const struct probe *prob
 }
 
 /*
- * Keeps the texts among the carried values, of a start that is in its map: what is known of memory in a map the verifier
- * does not follow, and the sums of eight lengths are many. Returns false if there is no room.
+ * Keeps the texts among the carried values of a start that is already in its map: the verifier does not track the
+ * contents of a map, and the lengths of eight texts have many possible sums. Returns false if there is no room.
  */
 static __always_inline bool keep_texts(const struct hit *hit, const struct probe *probe, __u32 first,
 				       struct start *start)
@@ -180,7 +183,7 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 		if (HAS(probe, PROBE_TEXTS))
 			drop_text(kept);
 		*kept = start;
-		/* Of a thread it has been counted. */
+		/* For a thread, this has been counted already. */
 		if (!(probe->flags & PROBE_BY_THREAD))
 			add(hit->shard + probe->accounting + ACCT_FORGOTTEN, 1);
 	}
@@ -192,8 +195,8 @@ __noinline int begin(struct hit *hit, struct probe *probe, __u64 frame, __u64 fu
 }
 
 /*
- * A call passes a place on the way to its exit. At the entry of a function that it ends in, a start that did not come by the
- * call's own jump is of a call that was left before: another one has its place on the stack.
+ * Handles a call at a place on the way to its exit. At the entry of a function in which calls end, a start whose call
+ * did not jump there itself belongs to an abandoned call: another one has its place on the stack.
  */
 static __noinline void pass(const struct site *site, const struct probe *probe, const struct pt_regs *ctx,
 			    __u32 accounting)
@@ -218,8 +221,8 @@ static __noinline void pass(const struct site *site, const struct probe *probe, 
 }
 
 /*
- * Whether a call begins at the entry of a function that begins with a loop, and not another turn of that: the call has not come by
- * its own jump, which is hit first.
+ * Whether a call begins here, at the entry of a function that begins with a loop, rather than another iteration: an
+ * iteration follows the call's own jump, which is hit first.
  */
 static __noinline bool begins_call(const struct site *site, const struct pt_regs *ctx)
 {
@@ -251,8 +254,8 @@ static __always_inline struct start *started(const struct probe *probe, struct s
 }
 
 /*
- * Whether the start is of another process, or thread, that had the same number and ended without this end, or of the program
- * that the process executed before.
+ * Whether the start belongs to an earlier process or thread that had the same id and ended without this end, or to
+ * the program that the process executed before.
  */
 static __always_inline bool is_of_earlier(const struct start *begun, const struct probe *probe)
 {
@@ -262,20 +265,20 @@ static __always_inline bool is_of_earlier(const struct start *begun, const struc
 	       begun->time < (probe->flags & PROBE_BY_THREAD ? task->start_time : task->group_leader->start_time);
 }
 
-/* Whether a return without a start is that of a call which a process entered that has forked this one since. */
+/* Whether a return without a start belongs to a call entered by a process that has since forked this one. */
 static __always_inline bool is_inherited(const struct site *site, const struct probe *probe)
 {
 	struct task_struct *process = bpf_get_current_task_btf()->group_leader;
 
-	/* Of what a forked process has entered itself there is a start, if the entries were probed by then. */
+	/* Calls that a forked process has entered itself have a start, if the entries were probed by then. */
 	return probe->flags & PROBE_BY_FRAME && process->flags & PF_FORKNOEXEC && site->since &&
 	       site->since < process->start_time;
 }
 
 /*
- * All values of the hit; at the end of a span its start is looked up first, and is gone afterwards. Text stays where it is:
- * its value is the address. Returns 0, or the accounting slot that says why the hit is lost. Apart, for the stack that it takes:
- * what follows goes three calls deep, and all of them together have 512 bytes.
+ * Reads all values of the hit; at the end of a span, its start is looked up first and removed afterwards. Text is not
+ * copied: its value is the address. Returns 0, or the accounting slot that says why the hit is lost. Separate because
+ * of its stack: what follows is three calls deep, and all of them share 512 bytes.
  */
 static __noinline int read_values(struct hit *hit, const struct probe *probe, const struct site *site,
 				  const struct pt_regs *ctx, const struct call *call)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * What the network stack tells of packets it drops and of TCP connections, by its tracepoints: of one network namespace, and
- * of drops also those that belong to none. Nothing here runs for an ordinary packet.
+ * What the network stack's tracepoints report of dropped packets and of TCP connections: of one network namespace
+ * and, for drops, also of none. Nothing here runs for an ordinary packet.
  */
 #include "socket.bpf.h"
 #include "histogram.bpf.h"
@@ -26,17 +26,20 @@ struct bpf_raw_tracepoint_args {
 #define TCP_SYN_RECV 3
 #define TCP_CLOSE 7
 
-/* Words of 64 bits. */
+/* All 64-bit words. */
 struct stack_stats {
-	/* By the kernel's number; those of its parts that number their own (SUBSYS) are in the last one. */
+	/*
+	 * By the kernel's number of the reason; those of subsystems with numbers of their own (SUBSYS) are in the
+	 * last one.
+	 */
 	__u64 drops[DROP_REASONS];
 	__u64 states[TCP_STATES][TCP_STATES];
 	__u64 retransmits;
 	__u64 resets_sent;
 	__u64 resets_received;
-	/* Connections for whose beginning there was no room. */
+	/* Connections for whose start time there was no room. */
 	__u64 untimed;
-	/* Microseconds, of connections that this side opened and that the other did. */
+	/* Microseconds, of connections opened by this side and by the other. */
 	struct stack_histogram handshake[2];
 	/* Microseconds, smoothed, when a connection begins to close. */
 	struct stack_histogram rtt;
@@ -51,7 +54,7 @@ struct {
 	__type(value, struct stack_stats);
 } stats SEC(".maps");
 
-/* When connections were established, by their socket. */
+/* When connections were established, by socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -155,7 +158,7 @@ int reset_sent(struct bpf_raw_tracepoint_args *ctx)
 	struct stack_stats *s;
 	struct net *net = 0;
 
-	/* Without a socket it answers a packet. */
+	/* Without a socket, the reset answers a packet. */
 	if (sk)
 		net = BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	else if (skb)

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Who talks: tables of remote hosts and of flows, with least-recently-used replacement inside sets of NET_WAYS
- * entries, one table per CPU.
+ * Talkers: tables of remote hosts and of flows, with least-recently-used replacement inside sets of NET_WAYS entries,
+ * one table per CPU.
  *
- * Not the kernel's LRU hash: a hit there costs 30 ns and a miss that inserts over 600 ns, under a lock that all
- * CPUs share, so that a flood of spoofed sources would be the most expensive traffic of all. Here a CPU only
- * ever touches its own table with interrupts' bottom halves off, so that nothing is locked or atomic, a hit is
- * one cache line of tags and one entry, and a miss decides from the same line whether there is room.
+ * Not the kernel's LRU hash: there a hit costs 30 ns and a miss that inserts over 600 ns, under a lock that all CPUs
+ * share, so that a flood of spoofed sources would be the most expensive traffic of all. Here a CPU only ever touches
+ * its own table with bottom halves disabled, so that no locks or atomics are needed, a hit is one cache line of tags
+ * and one entry, and a miss determines from the same line whether there is room.
  *
- * Each host and flow may be in either of two sets and goes into that with more room, which fills sets evenly: at two
- * thirds of a table's entries, practically none overflows. So tables are half again as large as the configuration says.
+ * Each host and flow may be in either of two sets and goes into the one with more room, which fills sets evenly: at
+ * two thirds of a table's entries, practically none overflows. So tables are half again as large as the configuration
+ * says.
  *
- * Who gets in: an empty way or one that was silent for `idle_ticks` is taken at once. Otherwise the newcomer
- * must show NET_ADMIT packets in the sketch's present epoch, which a spoofed source does not, and
- * then takes the place of the least recently seen. Flows are only kept of tracked talkers: a spoofed flood is
- * over after its first miss.
+ * Admission: an empty way, or one that was idle for `idle_ticks`, is taken at once. Otherwise the new entry must show
+ * NET_ADMIT packets in the sketch's current epoch, which a spoofed source does not, and then replaces the least
+ * recently seen one. Flows are only kept for tracked talkers: a spoofed flood is over after its first miss.
  */
 #ifndef TALKERS_BPF_H
 #define TALKERS_BPF_H
@@ -47,7 +47,7 @@ static __always_inline void count(struct net_counts *counts, __u64 packets, __u6
 	counts->bytes += bytes;
 }
 
-/* An address as two words, as they lie in the tables; four bytes become an IPv4-mapped one. */
+/* An address as two words, as stored in the tables; an IPv4 address becomes an IPv4-mapped one. */
 struct address {
 	__u64 high, low;
 };
@@ -66,7 +66,7 @@ static __always_inline struct address address_at(const void *from, bool v6)
 	return a;
 }
 
-/* The part of an address in a hash, with keys from `key` on. */
+/* An address's contribution to a hash, with the keys from `key` on. */
 static __always_inline __u64 address_part(__u32 key, struct address a, bool v6)
 {
 	__u64 sum = part(key + 3, a.low >> 32);
@@ -87,7 +87,7 @@ static __always_inline void put_address(__u32 *words, struct address a)
 	((__u64 *)words)[1] = a.low;
 }
 
-/* Counts what is taken out of a table for the interface that it was counted on, if that is still there. */
+/* Counts the packets of an evicted entry for the interface on which they were counted, if it still exists. */
 __noinline int talker_evicted(__u32 port, __u64 received, __u64 sent)
 {
 	struct net_stats *stats = stats_of(port, false);
@@ -115,18 +115,18 @@ static __always_inline __u32 other_set(__u64 hash, __u32 mask)
 	return (hash >> 20 ^ hash << 7) & mask;
 }
 
-/* A sound IP packet, by what its talker and its flow are told. */
+/* A valid IP packet, with what identifies its talker and its flow. */
 struct tracked {
 	struct address source, destination;
 	__u64 ports; /* source_port, destination_port, ip_protocol, egress and pad of struct net_flow_key */
-	__u64 hash; /* of what is looked for */
+	__u64 hash; /* of the key that is looked up */
 	__u64 packets, bytes;
 	__u32 port, now, tcp_flags, egress;
 };
 
 /*
- * Counts for the remote host; zero if it is not tracked. A function of its own, as the next one, because the verifier would
- * look at either on every way through the other.
+ * Counts a packet for its remote host; returns zero if that is not tracked. A separate function, like the next one,
+ * because the verifier would check each on every path through the other.
  */
 __noinline int talk(const struct tracked *p)
 {
@@ -246,7 +246,7 @@ __noinline int flow(const struct tracked *p)
 	return 1;
 }
 
-/* Counts a sound IP packet for its remote host and its flow. */
+/* Counts a valid IP packet for its remote host and its flow. */
 static __always_inline void track(const struct frame *f, __u64 what, struct net_stats *stats, __u32 port,
 				  bool egress, __u64 packets, __u64 bytes)
 {
@@ -256,7 +256,7 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 	__u32 at = IS_L4_AT(what);
 	__u64 sum;
 
-	/* Each with its own comparison: the verifier of Linux 6.1 does not see that one was made for the other. */
+	/* Each branch has its own bounds check: the verifier of Linux 6.1 does not carry one over to the other. */
 	if (v6) {
 		if (ip + IPV6_HEADER > f->end)
 			return;
@@ -277,7 +277,7 @@ static __always_inline void track(const struct frame *f, __u64 what, struct net_
 	p.tcp_flags = IS_TCP_FLAGS(what);
 	sum = hash_keys[0] + part(1, port) + address_part(2, egress ? p.destination : p.source, v6);
 	/* In memory order: both ports, the protocol, the direction. */
-	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 must be shown. */
+	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 needs to be shown. */
 	at &= L4_AT_MASK;
 	l4 = f->data + at;
 	if (at && l4 + 4 <= f->end)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The few members of the kernel's own structures that are read. These are no stable ABI: libbpf looks up where they are in
- * the running kernel's type information, by their names.
+ * The few members of the kernel's own structures that are read. They are not a stable ABI: libbpf looks up their
+ * offsets by name in the running kernel's type information.
  */
 #ifndef TASK_BPF_H
 #define TASK_BPF_H
@@ -152,7 +152,7 @@ struct task_struct {
 
 #pragma clang attribute pop
 
-/* One of a process's numbers: it has one in its own pid namespace and in each one around that. */
+/* Reads one of a process's pids: it has one in its own pid namespace and in each of the namespaces around it. */
 static __always_inline int upid_at(const struct pid *pid, __u32 level, struct upid *upid)
 {
 	__u64 numbers = (__u64)pid + __builtin_preserve_field_info(pid->numbers, 0);

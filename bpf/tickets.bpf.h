@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Tickets that tasks wait with, and what user space has answered. Only user space writes `answered`, and only tasks that wait write
- * `in_vain`: so no order of these loses an answer. A flag that both write would, once, for ever: set by a task that looked at its
- * ticket before the answer, after user space had cleared it.
+ * The tickets of waiting tasks, and the answers of user space. Only user space writes `answered`, and only waiting
+ * tasks write `in_vain`, so no order of events loses an answer. A flag written by both could lose one, with no
+ * remedy: set by a task that checked its ticket before the answer, after user space has cleared the flag.
  *
- * tests/unprivileged/tickets.c runs this very text as a user program, in every order in which a few tasks can do it.
+ * tests/unprivileged/tickets.c runs this very source as a user program, in every order in which a few tasks can
+ * execute it.
  */
 #ifndef TICKETS_BPF_H
 #define TICKETS_BPF_H
 
 enum ticket_limit {
-	TURNSTILES = 64, /* tasks that wait at a time */
+	TURNSTILES = 64, /* tasks that can wait at the same time */
 };
 
-/* The ticket that was answered last at each turnstile. */
+/* The last ticket answered at each turnstile. */
 volatile __u64 answered[TURNSTILES] = {};
 
-/* A ticket that a task has waited with in vain. */
+/* A ticket whose task has waited in vain. */
 volatile __u64 in_vain = 0;
 
 static __always_inline bool is_answered(__u64 ticket)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Reading memory of the traced program that may not be resident. */
+/* Reads memory of the traced program that may not be resident. */
 #ifndef USER_BPF_H
 #define USER_BPF_H
 
@@ -16,8 +16,8 @@ static long note_lent(struct task_struct *task, struct vm_area_struct *vma, void
 }
 
 /*
- * Whether the program itself supplies the pages of this memory (userfaultfd): the thread that does so would wait for itself. Where
- * that cannot be looked up, it does not.
+ * Whether the program itself supplies the pages of this memory (userfaultfd): the thread that does so would wait for
+ * itself. False if that cannot be looked up.
  */
 static __always_inline bool is_lent(const void *address)
 {
@@ -27,7 +27,7 @@ static __always_inline bool is_lent(const void *address)
 	return is_lent;
 }
 
-/* These two are functions of their own for the stack of those that call them, of which all are needed at once. */
+/* Separate functions, so that their stack is not part of their callers', all of which are in use at the same time. */
 static __noinline long fault_in(void *to, __u32 bytes, const void *from)
 {
 	return is_lent(from) ? -1 : bpf_copy_from_user(to, bytes, from);
@@ -35,7 +35,7 @@ static __noinline long fault_in(void *to, __u32 bytes, const void *from)
 
 static __noinline long fault_in_str(void *to, __u32 bytes, const void *from)
 {
-	/* One byte of each page that the string may be on makes it resident. */
+	/* Reading one byte of each page that the string may be on makes it resident. */
 	__u64 first = (__u64)from, last = first + bytes - 1;
 	char byte;
 
@@ -50,8 +50,8 @@ static __noinline long fault_in_str(void *to, __u32 bytes, const void *from)
 }
 
 /*
- * The quick read fails on a page that is not resident, which is common for a string that the program has not
- * touched yet; the slow one may sleep and fault it in.
+ * The fast read fails on a page that is not resident, which is common for a string that the program has not touched
+ * yet; the slow one may sleep and fault it in.
  */
 static __always_inline long read_user(void *to, __u32 bytes, const void *from)
 {

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * Which process a socket is of: that which made it or was the last to connect it or, of UDP without a connection, to send or receive
- * by it. It is remembered in the socket, so that it ends with the socket, and holds for what comes when no process runs
- * (acknowledgements, or all that is received) and when the process is gone. Sockets of the kernel are nobody's.
+ * Which process a socket belongs to: the one that created it or was the last to connect it or, for UDP without a
+ * connection, to send or receive with it. It is stored in the socket, so that it disappears with the socket, and also
+ * applies to packets for which no process runs (acknowledgements, or everything received) and after the process has
+ * ended. The kernel's own sockets belong to no process.
  */
 #ifndef USERS_BPF_H
 #define USERS_BPF_H
@@ -42,7 +43,7 @@ struct user {
 	char name[PROCESS_NAME];
 };
 
-/* What is accepted has its listener's. */
+/* An accepted socket inherits its listener's. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
@@ -57,7 +58,7 @@ static __always_inline bool is_same(const struct user *one, const struct user *o
 	return a[0] == b[0] && a[1] == b[1];
 }
 
-/* Padded with zeros, so that all of it can be compared. */
+/* Zero-padded, so that all of it can be compared. */
 static __always_inline struct user current_process(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -86,7 +87,7 @@ static __always_inline int used(struct bpf_sock_addr *ctx)
 	before = bpf_sk_storage_get(&users, sk, 0, 0);
 	if (before && is_same(before, &now))
 		return ALLOW;
-	/* Never written in place: who reads meanwhile would see a name put together of two. */
+	/* Never written in place: a concurrent reader would see a mixture of two names. */
 	if (before)
 		bpf_sk_storage_delete(&users, sk);
 	bpf_sk_storage_get(&users, sk, &now, BPF_SK_STORAGE_GET_F_CREATE);
@@ -105,7 +106,7 @@ int connected6(struct bpf_sock_addr *ctx)
 	return used(ctx);
 }
 
-/* Of UDP, without a connection. */
+/* For UDP without a connection. */
 SEC("cgroup/sendmsg4")
 int sent4(struct bpf_sock_addr *ctx)
 {
@@ -130,7 +131,7 @@ int received6(struct bpf_sock_addr *ctx)
 	return used(ctx);
 }
 
-/* Who uses the packet's socket; left as it is where that is not known. */
+/* Copies the name of the process that uses the packet's socket; `name` is unchanged if it is not known. */
 static __always_inline void user_of(struct __sk_buff *skb, char *name)
 {
 	struct bpf_sock *sk = (void *)(long)skb->sk;

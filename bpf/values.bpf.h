@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Reading a probe's values from registers and memory of the traced program. */
+/* Reads a probe's values from registers and memory of the traced program. */
 #ifndef VALUES_BPF_H
 #define VALUES_BPF_H
 
@@ -8,21 +8,21 @@
 #include "user.bpf.h"
 
 /*
- * What one hit carries through its handling. It holds no pointers: functions that are not static are verified once
- * and by themselves, which keeps loading quick, and to them memory is only numbers.
+ * The state of one hit while it is handled. It has no pointers: functions that are not static are verified once and
+ * on their own, which keeps loading fast, and see memory only as numbers.
  */
 struct hit {
 	__u32 shard;
 	__u32 faults; /* bit i: value i could not be read; see also LARGE_VALUE */
 	__u64 values[MAX_VALUES];
-	struct text_key text; /* at the end of a span: where the text that its start kept is */
+	struct text_key text; /* at the end of a span: the key of the text that its start kept */
 };
 
 /*
- * One register of the traced program. The context may only be read at offsets that are constants in the program, so each
- * register has an instruction of its own, written so that the compiler cannot make one of them all. To find the right one
- * takes some five comparisons; a copy on the stack that can be indexed takes as many loads and stores as there are
- * registers, and stack that is needed elsewhere.
+ * Reads one register of the traced program. The context may only be read at constant offsets, so each register has
+ * its own instruction, written so that the compiler cannot merge them into one. Finding the right one takes some five
+ * comparisons; a copy on the stack that can be indexed takes as many loads and stores as there are registers, and
+ * stack that is needed elsewhere.
  */
 #define REGISTER(number)                                           \
 	case number:                                               \
@@ -62,7 +62,7 @@ static __always_inline __u64 register_at(const struct pt_regs *ctx, __u32 reg)
 	return value;
 }
 
-/* Shows the verifier a bound that the compiler would otherwise prove away or check on another register. */
+/* Shows the verifier a bound that the compiler would otherwise optimize away or check on another register. */
 #define BOUNDED(value, limit)       \
 	({                          \
 		barrier_var(value); \
@@ -78,8 +78,8 @@ static __always_inline __u64 extend(__u64 raw, const struct location *at)
 }
 
 /*
- * The value at one location; sets *fault if it could not be read. Began is when the call or span did, and begun what its
- * start kept, or NULL.
+ * Returns the value at one location; sets *fault if it could not be read. `began` is the time when the call or span
+ * started, and `begun` what its start kept, or NULL.
  */
 static __always_inline __u64 value_at(const struct location *at, const struct pt_regs *ctx, __u64 began,
 				      const struct start *begun, bool *fault)
@@ -87,7 +87,7 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 	__u32 bytes = at->bytes, word = at->index;
 	__u64 address, raw = 0;
 
-	/* By far the most common one. */
+	/* By far the most common case. */
 	if (at->op == LOC_REGISTER)
 		return extend(register_at(ctx, at->reg), at);
 	switch (at->op) {
@@ -131,7 +131,7 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 	return extend(raw, at);
 }
 
-/* Whether a value whose highest bit is set has no sign, and so is 2^63 or more. */
+/* Whether a value whose highest bit is set is unsigned, and so is 2^63 or more. */
 static __always_inline bool is_large(const struct location *at, const struct start *begun)
 {
 	__u32 word = at->index;
@@ -147,7 +147,7 @@ static __always_inline bool is_large(const struct location *at, const struct sta
 #define SOCKADDR_IN_BYTES 8
 #define SOCKADDR_IN6_BYTES 24
 
-/* Notes that value i, which is text, could not be read, and counts the hit if it is the first of its values. */
+/* Records that value i, which is text, could not be read, and counts the hit if it is the first of its values. */
 __noinline int note_fault(struct hit *hit, struct probe *probe, __u32 i)
 {
 	if (!hit || !probe || !BOUNDED(i, MAX_VALUES))
@@ -158,7 +158,7 @@ __noinline int note_fault(struct hit *hit, struct probe *probe, __u32 i)
 	return 0;
 }
 
-/* The text that the start kept, where is (offset << 32 | length) of its bytes. */
+/* Copies text that the start kept; `where` is (offset << 32 | length) of its bytes. */
 static __always_inline long carried_text(const struct hit *hit, __u64 where, void *to, __u64 max,
 					 const __u32 capacity)
 {
@@ -216,7 +216,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		if (!BOUNDED(len, MAX_VALUES) || hit->faults & (1U << len))
 			return -1;
 		bytes = hit->values[len];
-		/* An error's -1 and the like: there is no text. */
+		/* An error code such as -1: there is no text. */
 		if ((__s64)bytes < 0)
 			return -1;
 		if (!from)
@@ -226,7 +226,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 		bytes = max;
 		break;
 	case VALUE_SOCKADDR:
-		/* What lies behind it is not its own, and may not even be there. */
+		/* The memory after it is not its own, and may not even be mapped. */
 		if (read_user(&family, sizeof(family), from))
 			return -1;
 		bytes = family == AF_INET    ? SOCKADDR_IN_BYTES
@@ -246,7 +246,7 @@ static __always_inline long read_text(const struct hit *hit, const struct probe 
 	err = read_user(to, bytes, from);
 	if (err)
 		return err;
-	/* The flow label, which is not the peer's address. */
+	/* Clears the flow label, which is not part of the peer's address. */
 	if (family == AF_INET6)
 		((__u32 *)to)[1] = 0;
 	return bytes;

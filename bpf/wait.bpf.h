@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Makes the current task wait, before its system call returns, until user space has answered its ticket: src/kernel/tickets.rs.
- * Where the kernel cannot do that (before Linux 6.18) nobody waits; nor does anybody after one has waited in vain, until user space
- * answers that one.
+ * Makes the current task wait, before its system call returns, until user space has answered its ticket: see
+ * src/kernel/tickets.rs. Where the kernel cannot do that (before Linux 6.18), no task waits; nor does any after one
+ * has waited in vain, until user space answers that one's ticket.
  */
 #ifndef WAIT_BPF_H
 #define WAIT_BPF_H
@@ -12,15 +12,15 @@
 #include "task.bpf.h"
 #include "tickets.bpf.h"
 
-/* Tasks below it have a real-time policy. From <linux/sched/prio.h>. */
+/* Tasks with a lower value have a real-time policy. From <linux/sched/prio.h>. */
 #define MAX_RT_PRIO 100
 
-/* Nanoseconds that a task waits at most; 0 where the kernel cannot make it wait. */
+/* Maximum nanoseconds that a task waits; 0 where the kernel cannot make it wait. */
 const volatile __u64 longest_wait = 0;
 
 __u64 tickets = 0;
 
-/* From the kernel; without it, nobody waits. */
+/* Provided by the kernel; without it, no task waits. */
 struct bpf_task_work {
 	__u64 __opaque;
 } __attribute__((aligned(8)));
@@ -54,7 +54,7 @@ struct waiting {
 /* From <asm/signal.h>. */
 #define SIGKILL 9
 
-/* Whether the current task is to end whatever it does: it need not wait for that. */
+/* Whether the current task is being killed, so that it need not wait. */
 static __always_inline bool is_killed(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -73,14 +73,14 @@ static long wait_on(__u64 turn, struct waiting *waiting)
 		return 1;
 	}
 	/*
-	 * It lets others run on this CPU if something is mapped there (cond_resched() in __get_user_pages()). Nothing that a program may call
-	 * sleeps for a while.
+	 * This lets other tasks run on this CPU if something is mapped there (cond_resched() in __get_user_pages()).
+	 * No function that a program may call sleeps for a given time.
 	 */
 	bpf_copy_from_user_task(&byte, sizeof(byte), waiting->mapped, bpf_get_current_task_btf(), 0);
 	return 0;
 }
 
-/* Before the system call returns. */
+/* Runs before the system call returns. */
 static int wait_for_answer(struct bpf_map *map, void *key, struct turnstile *value)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -92,7 +92,10 @@ static int wait_for_answer(struct bpf_map *map, void *key, struct turnstile *val
 	return 0;
 }
 
-/* The number that the current task waits for before its system call returns, or 0. */
+/*
+ * Makes the current task wait before its system call returns. Returns the ticket that it waits for, or 0 if it does
+ * not.
+ */
 static __always_inline __u64 make_wait(void)
 {
 	struct turnstile *turnstile;
@@ -101,7 +104,7 @@ static __always_inline __u64 make_wait(void)
 
 	if (!longest_wait || !may_wait() || !bpf_ksym_exists(bpf_task_work_schedule_resume_impl))
 		return 0;
-	/* It would keep user space from the CPU. */
+	/* A real-time task would keep user space off the CPU. */
 	if (bpf_get_current_task_btf()->prio < MAX_RT_PRIO)
 		return 0;
 	ticket = __sync_fetch_and_add(&tickets, 1) + 1;
@@ -112,18 +115,18 @@ static __always_inline __u64 make_wait(void)
 	if (bpf_task_work_schedule_resume_impl(bpf_get_current_task_btf(), &turnstile->work, &turnstiles,
 					       (work_callback)wait_for_answer, NULL))
 		return 0;
-	/* Read by this task, later. */
+	/* Read later, by this task. */
 	turnstile->ticket = ticket;
 	return ticket;
 }
 
-/* Nobody will answer it: the current task need not wait. */
+/* The ticket will not be answered: the current task need not wait. */
 static __always_inline void let_go(__u64 ticket)
 {
 	__u32 at = ticket % TURNSTILES;
 	struct turnstile *turnstile = ticket ? bpf_map_lookup_elem(&turnstiles, &at) : NULL;
 
-	/* Of one that was made to wait and has not begun to, nobody else uses the turnstile. */
+	/* While a task that was made to wait has not begun to, no other task uses its turnstile. */
 	if (turnstile)
 		turnstile->ticket = 0;
 }

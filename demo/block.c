@@ -16,7 +16,7 @@ static uint64_t draw(struct player *player)
 	return x * UINT64_C(0x2545F4914F6CDD1D);
 }
 
-/* A number of [low, high]. */
+/* A number in [low, high]. */
 static uint64_t between(struct player *player, uint64_t low, uint64_t high)
 {
 	return low + draw(player) % (high - low + 1);
@@ -27,7 +27,7 @@ static bool percent(struct player *player, unsigned chance)
 	return draw(player) % 100 < chance;
 }
 
-/* Most values lie near `low`, a few reach far, as times and sizes do: the span doubles up to ten times. */
+/* Most values are near `low`, a few far above, as with times and sizes: the span doubles up to ten times. */
 static uint64_t skewed(struct player *player, uint64_t low, uint64_t step)
 {
 	unsigned doublings = (unsigned)between(player, 0, 10);
@@ -94,7 +94,7 @@ static void play_race(struct player *player, struct block *block)
 		block->compact_ns = (int64_t)near_bound(player, skewed(player, 800000, 3000000), 1000000000);
 
 	if (block->over_udp && (!compact || block->udp_ns >= block->compact_ns)) {
-		/* Each time runs from the path's first packet to connection: the longer one began first. */
+		/* Each time runs from the path's first packet to connection: the longer one started first. */
 		block->winner = BY_FIBRE;
 		block->winner_name = "FIBRE/UDP";
 	} else if (compact) {

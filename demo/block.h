@@ -1,4 +1,4 @@
-/* A block as the demo plays it: what a FIBRE node would know about it when its probes fire. */
+/* A block as played by the demo: what a FIBRE node would know about it when its probes fire. */
 #ifndef DEMO_BLOCK_H
 #define DEMO_BLOCK_H
 
@@ -11,8 +11,8 @@
 enum mechanism { BY_FIBRE, BY_COMPACT_BLOCK, BY_OTHER, MECHANISMS };
 
 struct block {
-	uint8_t hash[HASH_BYTES]; /* as in memory: the reverse of what people read */
-	char hash_hex[2 * HASH_BYTES + 1]; /* as people read it */
+	uint8_t hash[HASH_BYTES]; /* as in memory: the reverse of the displayed form */
+	char hash_hex[2 * HASH_BYTES + 1]; /* as displayed */
 	int32_t height;
 	bool over_udp; /* its chunks came over UDP and it was rebuilt from them */
 	bool relayed; /* sent on over UDP */
@@ -45,7 +45,7 @@ struct player {
 	int32_t next_height;
 };
 
-/* A player that gives the same blocks for the same seed. `peers` must not be 0. */
+/* Creates a player that plays the same blocks for the same seed. `peers` must not be 0. */
 struct player player_new(uint64_t seed, int32_t start_height, uint32_t peers);
 
 void player_next(struct player *player, struct block *block);

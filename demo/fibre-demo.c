@@ -1,6 +1,6 @@
 /*
- * A stand-in for a FIBRE node: fires the node's probes for made-up blocks and prints, when it ends, what it
- * fired, so that an exporter's numbers can be held against it. It needs no network, no chain and no rights.
+ * A stand-in for a FIBRE node: fires the node's probes for made-up blocks and, when it ends, prints what it fired, so
+ * that an exporter's numbers can be compared with it. It needs no network, no chain and no privileges.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -120,7 +120,7 @@ static struct options parse(int argc, char **argv)
 		case 'H':
 			usage(stdout);
 			exit(0);
-		default: /* getopt has said what is wrong */
+		default: /* getopt has printed the error */
 			usage(stderr);
 			exit(2);
 		}
@@ -134,7 +134,7 @@ static struct options parse(int argc, char **argv)
 
 static void advance(struct timespec *moment, double seconds)
 {
-	seconds = fmin(seconds, 1e9); /* a time_t must hold it */
+	seconds = fmin(seconds, 1e9); /* so that it fits into a time_t */
 	double whole_seconds = floor(seconds);
 	moment->tv_sec += (time_t)whole_seconds;
 	moment->tv_nsec += (long)((seconds - whole_seconds) * 1e9);
@@ -167,8 +167,8 @@ static unsigned semaphores_raised(void)
 }
 
 /*
- * A tracer raises one semaphore after the other, and each a moment before the probe itself is in place. So
- * the demo goes on only when nothing has changed for a while.
+ * A tracer raises one semaphore after the other, and each a moment before the probe itself is in place. So the demo
+ * continues only when nothing has changed for a while.
  */
 static void wait_attached(void)
 {

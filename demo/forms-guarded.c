@@ -12,8 +12,8 @@
 #define SEMAPHORE(name) volatile unsigned short forms_##name##_semaphore __attribute__((section(".probes")))
 
 /*
- * Fires an integer of one width and sign, in turn from memory (the volatile variable) and from a register
- * whose higher bits hold something else: one round through the values from each.
+ * Fires an integer of one width and signedness, alternately from memory (the volatile variable) and from a register
+ * whose higher bits contain something else: one round through the values from each.
  */
 #define INTEGER_FORM(name, type, ...)                                                                      \
 	SEMAPHORE(name);                                                                                   \
@@ -98,7 +98,7 @@ static bool fire_crossing(uint64_t shot)
 	return true;
 }
 
-/* A pointer and a length, and no NUL after it (how OpenJDK gives strings). */
+/* A pointer and a length, without a NUL at the end (as OpenJDK passes strings). */
 SEMAPHORE(counted);
 static bool fire_counted(uint64_t shot)
 {
@@ -109,7 +109,7 @@ static bool fire_counted(uint64_t shot)
 	return true;
 }
 
-/* As many arguments as a note of sys/sdt.h can have; a floating-point one is among them. */
+/* As many arguments as a note of sys/sdt.h can have, one of them floating-point. */
 SEMAPHORE(many);
 static bool fire_many(uint64_t shot)
 {
@@ -153,7 +153,7 @@ static bool fire_sites(uint64_t shot)
 	return true;
 }
 
-/* Fired by a child process that is forked for it. */
+/* Fired by a child process that is forked for this purpose. */
 SEMAPHORE(forked);
 static bool fire_forked(uint64_t shot)
 {

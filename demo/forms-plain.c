@@ -1,7 +1,7 @@
 /*
- * Probes without semaphores, among them one on `nop` followed by a 5-byte nop. That pair is what some tracers
- * take as leave to put the probe on the second: there, kernels with optimised uprobes push onto the stack and
- * so overwrite what a leaf function keeps below its stack pointer. `redzone` would notice.
+ * Probes without semaphores, among them one on a `nop` followed by a 5-byte nop. Some tracers take that pair as
+ * permission to put the probe on the second one: there, kernels with optimized uprobes push onto the stack and so
+ * overwrite what a leaf function keeps below its stack pointer. `redzone` would detect that.
  */
 #include "forms.h"
 
@@ -29,7 +29,7 @@ static bool fire_plain_string(uint64_t shot)
 	nop;     \
 	.nops 5
 
-/* A leaf function, so the compiler lays `words` below the stack pointer without moving it. */
+/* A leaf function, so the compiler places `words` below the stack pointer without moving it. */
 __attribute__((noinline)) static uint64_t leaf(uint64_t seed)
 {
 	volatile uint64_t words[8];

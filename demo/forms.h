@@ -7,8 +7,8 @@
 #include <stdint.h>
 
 /*
- * One thing that can be fired. `fire` fires it once: `shot` counts from 0 and chooses among the edge values.
- * It returns false if it met damage or could not prepare (only `redzone`, `fork` and the `cold` forms can).
+ * A form that can be fired. `fire` fires it once: `shot` counts from 0 and selects one of the edge values. It returns
+ * false if it detected damage or could not prepare (only `redzone`, `fork` and the `cold` forms can).
  */
 struct form {
 	const char *name;
@@ -25,7 +25,7 @@ extern const size_t plain_forms_count;
 
 /* A string whose page is in no page table of this process; NULL on failure. `cold_drop` frees it. */
 const char *cold_string(void);
-/* A string that begins on a page in use and goes on on one that is not. */
+/* A string that begins on a page in use and continues on one that is not. */
 const char *cold_crossing(void);
 void cold_drop(void);
 

@@ -1,12 +1,12 @@
 /*
- * Leaf functions that keep all they have in the red zone, the 128 bytes below the stack pointer that a function may use
- * without moving it. Whoever pushes onto the stack there changes what they return. There is one for each form of probe
- * site. `leaf COUNT` calls each COUNT times and answers with one line of JSON for each:
+ * Leaf functions that keep everything in the red zone, the 128 bytes below the stack pointer that a function may use
+ * without moving it. Anything that pushes onto the stack there changes what they return. There is one for each form
+ * of probe site. `leaf COUNT` calls each COUNT times and answers with one line of JSON for each:
  *
- *   leaf       the function, and, but for the entries, the name of its probe
- *   calls      how often it was called
- *   wrong      calls that returned something else than they should
- *   red_zone   whether it does keep its variables below the stack pointer
+ * leaf       the function and, except for the entries, the name of its probe
+ * calls      how often it was called
+ * wrong      calls that returned a wrong value
+ * red_zone   whether it does keep its variables below the stack pointer
  */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -21,7 +21,7 @@
 
 static volatile bool red_zone;
 
-/* The body of a leaf: fills the words, does `there`, and adds them up. */
+/* The body of a leaf: fills the words, executes `there`, and adds the words up. */
 #define BODY(seed, there)                                                       \
 	volatile uint64_t words[WORDS];                                         \
 	uintptr_t stack;                                                        \
@@ -60,7 +60,7 @@ __attribute__((noinline)) uint64_t nop_nop10(uint64_t seed)
 	BODY(seed, STAP_PROBE1(leaf, nop_nop10, seed))
 }
 
-/* A tracer has no business here: it would have to overwrite the red zone, or would never see a hit. */
+/* Not for tracers: one would have to overwrite the red zone, or would never see a hit. */
 #undef _SDT_NOP
 #define _SDT_NOP .nops 5
 __attribute__((noinline)) uint64_t nop5(uint64_t seed)
@@ -75,7 +75,7 @@ __attribute__((noinline)) uint64_t nop10(uint64_t seed)
 	BODY(seed, STAP_PROBE1(leaf, nop10, seed))
 }
 
-/* The file is compiled with -fcf-protection=branch: every function begins with endbr64 that is not told otherwise. */
+/* The file is compiled with -fcf-protection=branch: every function begins with endbr64 unless declared otherwise. */
 __attribute__((noinline)) uint64_t entry_endbr64(uint64_t seed)
 {
 	BODY(seed, )
@@ -84,8 +84,8 @@ __attribute__((noinline)) uint64_t entry_endbr64(uint64_t seed)
 __attribute__((noinline, nocf_check)) uint64_t entry_plain(uint64_t seed){ BODY(seed, ) }
 
 /*
- * Entries that the compiler cannot be made to give: a push, with endbr64 and without; and the five-byte nop that some
- * are compiled with for a tracer of their own.
+ * Entries that the compiler cannot be made to generate: a push, with and without endbr64; and the five-byte nop that
+ * some functions are compiled with for a tracer of their own.
  */
 #define ENTRY(name, first, last)                                                         \
 	uint64_t name(uint64_t seed);                                                    \

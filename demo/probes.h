@@ -1,4 +1,4 @@
-/* The probes of a FIBRE node. A function fires one probe and tells whether it did. */
+/* The probes of a FIBRE node. A function fires one probe and returns whether it did. */
 #ifndef DEMO_PROBES_H
 #define DEMO_PROBES_H
 

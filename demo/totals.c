@@ -43,7 +43,7 @@ static const struct histogram empty[HISTOGRAMS] = {
 
 static const char *const mechanism_names[MECHANISMS] = { "fibre_udp", "bip152_cmpct", "other" };
 
-/* In integers throughout, so that a value on a bound is on that bound. */
+/* Integers throughout, so that a value on a bound is exactly on that bound. */
 static void observe(struct totals *totals, unsigned index, uint64_t value)
 {
 	struct histogram *h = &totals->histograms[index];

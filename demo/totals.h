@@ -1,4 +1,4 @@
-/* The demo's own totals: what the metrics of an exporter that missed nothing must say. */
+/* The demo's own totals: what the metrics of an exporter that missed nothing must show. */
 #ifndef DEMO_TOTALS_H
 #define DEMO_TOTALS_H
 
@@ -15,7 +15,7 @@ struct histogram {
 	uint64_t per_unit; /* observed units in one unit of the metric: 1000000 for microseconds */
 	unsigned buckets;
 	const uint64_t *bounds; /* upper, inclusive, in thousandths of the metric's unit */
-	uint64_t counts[MAX_BUCKETS]; /* of each bucket alone; made cumulative when printed */
+	uint64_t counts[MAX_BUCKETS]; /* of each bucket on its own; made cumulative when printed */
 	uint64_t count;
 	uint64_t sum; /* in observed units */
 };
@@ -40,19 +40,19 @@ struct totals {
 	uint64_t chunks_used;
 	uint64_t chunks_received;
 	uint64_t all_from_mempool;
-	int32_t last_height; /* of the last probe fired that sets the gauge; -1: none */
+	int32_t last_height; /* of the last fired probe that sets the gauge; -1: none */
 	uint32_t peers;
 	uint64_t *deliveries; /* by mechanism, then peer, then "n/a" */
 	struct histogram histograms[HISTOGRAMS];
 };
 
-/* False if there is no memory. The totals live as long as the process. */
+/* Returns false if there is not enough memory. The totals live as long as the process. */
 bool totals_init(struct totals *totals, uint32_t peers);
 
-/* Counts one probe that was fired, or that its guard kept from firing. */
+/* Counts one probe that was fired, or that was not because of its guard. */
 void totals_add(struct totals *totals, enum probe probe, const struct block *block, bool fired);
 
-/* One JSON object and a line end. */
+/* Prints one JSON object and a newline. */
 void totals_print(const struct totals *totals, FILE *out);
 
 #endif

@@ -1,4 +1,5 @@
-//! What must hold for any input. The fuzz targets run it on what the fuzzer invents, `tests/unprivileged/fuzz_seeds.rs` on the seeds.
+//! Invariants that must hold for any input. The fuzz targets check them on generated inputs,
+//! `tests/unprivileged/fuzz_seeds.rs` on the seeds.
 
 use std::path::Path;
 
@@ -10,25 +11,25 @@ use exporter::elf::{
     Arch, Image, SymbolIndex, debug_file_candidates, function_sites, go_binary, notes, parse_args, usdt_sites,
 };
 
-/// Argument forms of any text, for both processors.
+/// Parses any text as argument forms, for both architectures.
 pub fn arg_forms(text: &str) {
     for arch in [Arch::X86_64, Arch::Aarch64] {
         for arg in parse_args(arch, text) {
-            // Either way the argument's own text is kept, for the person who reads the message.
+            // Either way the argument's own text is kept for the error message.
             let kept = arg.map_or_else(|error| error.text, |form| form.text);
             assert!(!kept.is_empty() && text.contains(&kept));
         }
     }
 }
 
-/// A hostile program file: everything that is asked of one before a probe is set.
+/// Reads a hostile program file: everything that is read before a probe is attached.
 pub fn elf_notes(bytes: &[u8]) {
     let Ok(image) = Image::parse(bytes) else { return };
     let _ = (go_binary(&image), debug_file_candidates(&image, Path::new("/bin/true")));
     let _ = image.with_debug_symbols(&image);
     for note in notes(&image).into_iter().flatten().take(4) {
         for site in usdt_sites(&image, &note.provider, &note.name).into_iter().flatten() {
-            // The kernel is told these two; outside the file they would be refused, or worse.
+            // The kernel is given these two offsets; if they were outside the file, it would reject them, or worse.
             assert!(site.offset < bytes.len() as u64);
             assert!(site.ref_ctr_offset < bytes.len() as u64);
         }
@@ -38,7 +39,7 @@ pub fn elf_notes(bytes: &[u8]) {
     }
 }
 
-/// A hostile program file: everything that is asked of its debug information.
+/// Reads a hostile program file: everything that is read from its debug information.
 pub fn debug_info(bytes: &[u8]) {
     let Ok(image) = Image::parse(bytes) else { return };
     let index = SymbolIndex::of(&image).with_debug_file(Some(image));
@@ -46,14 +47,15 @@ pub fn debug_info(bytes: &[u8]) {
         let Some(parameters) = index.parameters(&function) else { continue };
         let all = || parameters.all.iter().filter_map(|parameter| parameter.words.clone());
         assert!(all().all(|words| words.start <= words.end));
-        // No more is read of it than there is.
+        // A name cannot be longer than the file.
         assert!(parameters.all.iter().all(|parameter| parameter.name.len() <= bytes.len()));
         let _ = index.inlined_copies(&function.name);
     }
     let _ = index.debug_info_lacks();
 }
 
-/// A configuration of any bytes: it is planned, or refused with a place for everything that a file has places for.
+/// Reads a configuration of any bytes: it is either planned, or rejected with a position for everything that has one in
+/// the file.
 pub fn config(bytes: &[u8]) {
     let draft = read_bytes("c.yaml", bytes.to_vec(), &Overrides::default(), &Environment::new());
     let Err(errors) = plan_draft(draft) else { return };
@@ -69,9 +71,9 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// Conditions of any text: they are understood or refused whatever stands around them.
+/// Parses any text as a condition: whether it is accepted must not depend on the surrounding text.
 pub fn conditions(text: &str) {
-    // Others mean something to YAML.
+    // Control characters have a meaning in YAML.
     if text.chars().any(char::is_control) {
         return;
     }
@@ -90,16 +92,16 @@ pub fn conditions(text: &str) {
     assert!(!once || is_understood(&format!("{text} and {text}")), "twice");
 }
 
-/// A record of either ring buffer.
+/// Parses a record of either ring buffer.
 pub fn ring(record: &[u8]) {
     if let Some(texts) = untrusted::event(record) {
-        // Texts may overlap; none is longer than what there is.
+        // Texts may overlap, but none is longer than the record.
         assert!(texts.iter().all(|length| *length < record.len()));
     }
     untrusted::process_event(record);
 }
 
-/// A datagram of netlink.
+/// Parses a netlink datagram.
 pub fn netlink(datagram: &[u8]) {
     for name in untrusted::interfaces(datagram).unwrap_or_default() {
         assert!(!name.is_empty() && !name.contains('\0'));

@@ -1,4 +1,4 @@
-//! A function's arguments at its entry: where its calling convention has them, and how wide they are. Pure.
+//! A function's arguments at its entry: where the calling convention puts them, and how wide they are. Pure.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +9,16 @@ use crate::elf::{
 };
 use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
-/// The words of arguments that can be asked for.
+/// Number of argument words that can be read.
 const WORDS: usize = 32;
 
-/// General registers with arguments.
+/// General-purpose registers that hold arguments.
 const REGISTERS: [&str; 6] = ["%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9"];
 
-/// Parameters that a note lists.
+/// Parameters that a message lists at most.
 const LISTED: usize = 12;
 
-/// Whether a probe reads arguments by their position.
+/// Whether a probe reads arguments by position.
 pub(crate) fn reads(values: &[ValuePlan]) -> bool {
     values.iter().any(|value| position(value).is_some())
 }
@@ -31,8 +31,8 @@ pub(crate) fn position(value: &ValuePlan) -> Option<usize> {
     }
 }
 
-/// The arguments of a function where its calling convention has them: as wide as debug information says, else 64 bits with a
-/// sign.
+/// The arguments of a function where its calling convention puts them: as wide as debug information says, or else
+/// signed 64-bit integers.
 pub(crate) fn with_calling_convention(
     index: &SymbolIndex<'_>,
     function: FunctionSite,
@@ -90,7 +90,7 @@ pub(crate) fn with_calling_convention(
     (site, parameters)
 }
 
-/// A word of arguments of C, as a USDT note would write it.
+/// An argument word of the C calling convention, in the notation of USDT notes.
 fn form(width: &str, word: usize) -> String {
     match REGISTERS.get(word) {
         Some(register) => format!(" {width}@{register}"),
@@ -99,7 +99,7 @@ fn form(width: &str, word: usize) -> String {
     }
 }
 
-/// Puts a parameter into the words that its declaration gives it.
+/// Puts a parameter into the words that its declaration assigns to it.
 fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
     let width = match parameter.value {
         ValueType::Integer { bytes, signed: true } => format!("-{bytes}"),
@@ -127,25 +127,25 @@ fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
     }
 }
 
-/// The name of the argument in the configuration, also of one that is kept for the return.
+/// The name of the argument in the configuration, also if it is carried to the return.
 pub(crate) fn name(value: &ValuePlan) -> &str {
     value.name.strip_prefix(KEPT).unwrap_or(&value.name)
 }
 
-/// Whether a value is one that a start keeps for its end.
+/// Whether a value is carried from a start to its end.
 pub(crate) fn is_kept(value: &ValuePlan) -> bool {
     value.name.starts_with(KEPT)
 }
 
-/// What the names of values begin with that a start keeps.
+/// Prefix of the names of values that are read at the entry and carried to the return.
 const KEPT: &str = "start:";
 
-/// As the source declares it: `int n`.
+/// The parameter as declared in the source: `int n`.
 pub(crate) fn described(parameter: &Parameter) -> String {
     format!("{} {}", parameter.declared, parameter.name).trim_end().to_string()
 }
 
-/// The parameter that is in this word alone.
+/// The parameter that occupies exactly this word.
 pub(crate) fn in_word(parameters: &Parameters, word: usize) -> Option<&Parameter> {
     parameters.all.iter().find(|parameter| parameter.word() == Some(word))
 }
@@ -155,7 +155,7 @@ fn holds_word(parameters: &Parameters, word: usize) -> bool {
     parameters.all.iter().filter_map(|one| one.words.as_ref()).any(|words| words.contains(&word))
 }
 
-/// The parameters with the positions by which a configuration asks for them: a sentence without a full stop.
+/// The parameters with the positions that a configuration uses: a sentence without a period.
 pub(crate) fn listed(parameters: &Parameters) -> String {
     let one = |parameter: &Parameter| match &parameter.words {
         None => format!("{} (where it is, is not known)", described(parameter)),
@@ -173,7 +173,7 @@ pub(crate) fn listed(parameters: &Parameters) -> String {
     }
 }
 
-/// Where what is asked for is not what the function takes: sentences without a full stop.
+/// Contradictions between what is requested and what the function takes: sentences without a period.
 pub(crate) fn contradictions(values: &[ValuePlan], parameters: &Parameters) -> BTreeSet<String> {
     values.iter().filter_map(|value| contradiction(value, parameters)).collect()
 }
@@ -221,7 +221,8 @@ fn contradiction(value: &ValuePlan, parameters: &Parameters) -> Option<String> {
     }
 }
 
-/// Where what is read of a function's result is not what it returns: a sentence that ends before the function's name.
+/// The contradiction between what is read of a function's result and what it returns: a sentence that ends before the
+/// function's name.
 pub(crate) fn contradicted_result(value: &ValuePlan, result: &FunctionResult) -> Option<String> {
     let ValueSource::Retval(asked) = value.source else { return None };
     let declared = &result.declared;
@@ -251,12 +252,12 @@ fn word_of(asked: IntType) -> String {
     format!("{}{}", if asked.signed { "i" } else { "u" }, 8 * asked.bytes)
 }
 
-/// Addresses of text that are read as numbers: sentences without a full stop.
+/// Addresses of text that are read as numbers: sentences without a period.
 pub(crate) fn suggestions(values: &[ValuePlan], parameters: &Parameters) -> BTreeSet<String> {
     let suggestion = |value: &ValuePlan| {
         let ValueSource::Arg(index) = value.source else { return None };
         let parameter = in_word(parameters, index)?;
-        // What is read at the return, and may be text there, is kept as an address, which has a type.
+        // What is read at the return, and may be text there, is carried as an address, which has a type.
         let is_number = match value.kind {
             ValueKind::Arg(ArgKind::Int(asked)) => !is_kept(value) || asked.is_none(),
             _ => false,

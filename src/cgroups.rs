@@ -1,6 +1,7 @@
 //! Names of cgroups.
 //!
-//! They are looked up when a traced program starts in one, because it may be gone when its series are shown.
+//! They are looked up when a traced program starts in one, because the cgroup may no longer exist when its series are
+//! shown.
 
 use std::collections::HashMap;
 use std::fs;
@@ -11,34 +12,34 @@ use crate::containers::{Containers, cgroup_root, cgroups};
 use crate::plan::CgroupName;
 use crate::selectors::Belongs;
 
-/// One table for the process, because cgroups are the machine's: names are noted where programs start, and read by whatever shows
-/// a series of theirs.
+/// One table for the process, because cgroups are global to the machine: names are recorded where programs start, and
+/// read by everything that shows their series.
 static CGROUPS: LazyLock<Mutex<Cgroups>> = LazyLock::new(Mutex::default);
 
 fn all() -> MutexGuard<'static, Cgroups> {
     CGROUPS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Adds what the cgroup with this id (of version 2, where it is the inode of its directory) is called. False if that is not
-/// known, because it was gone before anybody looked.
+/// Appends the name of the cgroup with this id (in version 2, the inode of its directory). Returns false if it is not
+/// known, because the cgroup was removed before it was looked up.
 pub fn push(id: u64, what: CgroupName, to: &mut String) -> bool {
     all().push(id, what, to)
 }
 
-/// Looks up what the cgroup is called, unless that is known; `path` is that of a process in it.
+/// Looks up the name of the cgroup, unless it is known; `path` is that of a process in it.
 pub fn note(id: u64, path: impl FnOnce() -> Option<String>) {
     all().note(id, path);
 }
 
-/// Looks up names, and remembers them.
+/// Looks up names, and caches them.
 #[derive(Debug, Default)]
 struct Cgroups {
-    /// None of one that was gone when it was looked for.
+    /// `None` for a cgroup that did not exist when it was looked up.
     known: HashMap<u64, Option<Belongs>>,
     containers: Containers,
 }
 
-/// How many are remembered; then they are looked up anew.
+/// Cached cgroups; when full, the cache is cleared.
 const KNOWN: usize = 4096;
 
 impl Cgroups {
@@ -60,7 +61,7 @@ impl Cgroups {
         }
     }
 
-    /// Where a process in it says it is, or else among all, once.
+    /// Checks the path that a process in it reports, or else, once, among all cgroups.
     fn look_up(&mut self, id: u64, path: Option<String>) {
         let Some(root) = cgroup_root() else { return };
         let is_it = |path: &String| {
@@ -81,8 +82,8 @@ impl Cgroups {
     }
 }
 
-/// The path of a pod's cgroup has the pod's uid and the container's whole id; of another container it is the container's name,
-/// or its id cut to twelve digits.
+/// The path of a pod's cgroup has the pod's uid and the container's full id; for other containers, it is the
+/// container's name, or its id truncated to twelve digits.
 fn display(belongs: &Belongs, what: CgroupName) -> String {
     let container = belongs.containers.last();
     let pod = belongs.pod.as_ref();

@@ -1,4 +1,4 @@
-//! What each command does, and with which exit code it ends.
+//! The implementation of each command, and its exit code.
 
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -25,17 +25,17 @@ use crate::slow::{self, Query, SlowRecorder};
 use crate::table::wrap;
 use crate::{blocking, check, dashboard, pins, reference, terminal, trial};
 
-/// The configuration, the environment or the command line is wrong.
+/// The configuration, the environment or the command line is invalid.
 const CONFIGURATION: u8 = 2;
 /// The kernel refuses the probe programs.
 const KERNEL: u8 = 3;
-/// Anything else that ends the exporter.
+/// Any other error that ends the exporter.
 const RUN_TIME: u8 = 1;
 
-/// Of an exporter that is not told another port.
+/// The port of an exporter without a configured one.
 const DEFAULT_PORT: u16 = 9435;
 
-/// Performs a command.
+/// Executes a command.
 pub fn perform(invocation: Invocation) -> ExitCode {
     if let Err(err) = fail_beyond_limit() {
         eprintln!(
@@ -86,7 +86,7 @@ fn start(overrides: &Overrides) -> ExitCode {
     };
     let settings = &loaded.config.settings;
     let attach = choose(settings.attach);
-    // Both while there are all privileges: the file may be another user's, the ports below 1024.
+    // Both while all privileges are available: the file may belong to another user, and the ports may be below 1024.
     let file = match settings.log_file.as_ref().map(LogFile::open).transpose() {
         Ok(file) => file,
         Err(err) => {
@@ -273,7 +273,7 @@ fn show_dashboard(overrides: &Overrides, alerts: bool, runbooks: Option<&str>) -
     }
 }
 
-/// Writes to standard output. A reader that has seen enough (`head`) is no failure.
+/// Writes to standard output. A reader that has read enough (`head`) is not an error.
 fn show(text: &str) -> ExitCode {
     show_bytes(text.as_bytes())
 }
@@ -329,7 +329,7 @@ fn show_profiles(name: Option<&str>) -> ExitCode {
     show(known.map(|(_, text)| *text).unwrap_or_default())
 }
 
-/// The first line of standard input, hashed. On a terminal it is asked for, and not shown.
+/// Hashes the first line of standard input. A terminal shows a prompt but no input.
 fn hash_password(cost: u32) -> ExitCode {
     let stdin = std::io::stdin();
     let hidden = tcgetattr(&stdin).ok().inspect(|shown| {

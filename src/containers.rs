@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::procfs::text;
 use crate::selectors::{Belongs, Container, Pod};
 
-/// Where the engines keep their containers, and what was found there.
+/// The directories of the engines' containers, and a cache of what was found there.
 #[derive(Debug, Clone)]
 pub struct Containers {
     docker: Vec<PathBuf>,
@@ -33,14 +33,14 @@ pub struct Containers {
     known_pods: HashMap<String, Pod>,
 }
 
-/// Below these containerd has its directory.
+/// The parent directories of containerd's state.
 const CONTAINERDS: [&str; 4] =
     ["run/containerd", "run/k3s/containerd", "run/k0s/containerd", "var/snap/microk8s/common/run/containerd"];
 
-/// Containers and pods that are remembered; then they are found out anew.
+/// Cached containers and pods; when full, the cache is cleared.
 const KNOWN: usize = 4096;
 
-/// Directories of control groups that are looked at.
+/// Cgroup directories that are read at most.
 const MOST_CGROUPS: usize = 10_000;
 
 impl Default for Containers {
@@ -49,7 +49,7 @@ impl Default for Containers {
     }
 }
 
-/// Where the host's files are: those of the first process, if it is of another mount namespace.
+/// The root of the host's files: that of process 1 if it is in another mount namespace.
 pub fn host() -> PathBuf {
     let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
     let is_elsewhere = namespace("1").is_some_and(|first| namespace("self") != Some(first));
@@ -57,8 +57,8 @@ pub fn host() -> PathBuf {
     if is_elsewhere && root.join("proc").is_dir() { root } else { PathBuf::from("/") }
 }
 
-/// Where the hierarchy of version 2 is mounted. The first process's, as in a cgroup namespace of its own the exporter's has
-/// only its own part.
+/// Where the version 2 hierarchy is mounted. Uses the mounts of process 1 if the exporter is in a container, as in a
+/// separate cgroup namespace it sees only its own part.
 pub fn cgroup_root() -> Option<PathBuf> {
     let host = host();
     let of = if host == Path::new("/") { "self" } else { "1" };
@@ -70,7 +70,7 @@ pub fn cgroup_root() -> Option<PathBuf> {
     })
 }
 
-/// Ids (the inodes of their directories) and paths of control groups, from the root of the hierarchy on.
+/// Ids (the inodes of their directories) and paths of cgroups, from the root of the hierarchy.
 pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
     let mut directories = vec![root.to_path_buf()];
     let found = std::iter::from_fn(move || {
@@ -82,7 +82,7 @@ pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
     });
     found.take(MOST_CGROUPS).filter_map(move |directory| {
         let path = directory.strip_prefix(root).unwrap_or(&directory).to_string_lossy();
-        // One may be gone meanwhile.
+        // It may have been removed meanwhile.
         Some((fs::metadata(&directory).ok()?.ino(), format!("/{path}")))
     })
 }
@@ -110,13 +110,13 @@ impl Containers {
         }
     }
 
-    /// The whole id of the container that is called `name` or whose id begins with it.
+    /// The full id of the container that is called `name` or whose id starts with it.
     pub fn id(&self, name: &str) -> Option<String> {
         let is_it = |container: &Container| container.name.as_deref() == Some(name) || container.has_id(name);
         self.list().find(is_it).map(|container| container.id)
     }
 
-    /// Looks up what the containers and the pod are called, once for each.
+    /// Looks up the names of the containers and the pod, once for each.
     pub fn describe(&mut self, belongs: &mut Belongs) {
         if self.known.len() + self.known_pods.len() > KNOWN {
             self.forget();
@@ -149,13 +149,13 @@ impl Containers {
         }
     }
 
-    /// All is looked up anew.
+    /// Clears the cache.
     pub fn forget(&mut self) {
         self.known.clear();
         self.known_pods.clear();
     }
 
-    /// All containers and pods that engines tell of, whether they run or not.
+    /// All containers and pods that the engines know, running or not.
     pub fn all(&self) -> Vec<Belongs> {
         let containers = self.list().map(|of| Belongs { containers: vec![of], ..Belongs::default() });
         let pods = self.list_pods().map(|pod| Belongs { pod: Some(pod), ..Belongs::default() });
@@ -171,7 +171,7 @@ impl Containers {
     fn list_pods(&self) -> impl Iterator<Item = Pod> {
         let directories = fs::read_dir(&self.pods).into_iter().flatten().flatten();
         directories.filter_map(|directory| {
-            // None of the three has an underscore in it.
+            // None of the three contains an underscore.
             let name = directory.file_name().into_string().ok()?;
             let mut parts = name.split('_');
             let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
@@ -217,7 +217,7 @@ impl Containers {
                 text.filter(|text| !text.is_empty()).map(str::to_owned)
             };
             let image = given("image-name");
-            // CRI-O calls a container by its pod, too: `k8s_NAME_POD_NAMESPACE_UID_0`.
+            // CRI-O includes the pod in a container's name: `k8s_NAME_POD_NAMESPACE_UID_0`.
             let name = container.pointer("/names/0").and_then(Value::as_str).map(str::to_owned);
             let name = given("metadata-name").or(name);
             Some(Container { id: container.get("id")?.as_str()?.to_owned(), name, image })
@@ -244,7 +244,7 @@ impl Containers {
         (Container { id: id.to_owned(), name, image: cri("image-name") }, pod)
     }
 
-    /// The name that the kubelet gives a container.
+    /// The kubelet's name for a container.
     fn of_log(&self, id: &str) -> Option<String> {
         let end = format!("-{id}.log");
         let links = fs::read_dir(&self.logs).ok()?.flatten();
@@ -254,13 +254,13 @@ impl Containers {
     }
 }
 
-/// Where Docker was told to keep its data.
+/// Docker's configured data directory.
 fn moved_docker(root: &Path) -> Option<String> {
     let settings = read(&root.join("etc/docker/daemon.json"))?;
     Some(settings.get("data-root").or_else(|| settings.get("graph"))?.as_str()?.to_owned())
 }
 
-/// Where Podman and CRI-O were told to keep theirs: a line of TOML.
+/// The configured data directory of Podman and CRI-O: a line of TOML.
 fn moved_storage(root: &Path) -> Option<String> {
     let settings = text(root.join("etc/containers/storage.conf")).ok()?;
     let mut values =
@@ -268,7 +268,7 @@ fn moved_storage(root: &Path) -> Option<String> {
     Some(values.next()?.split(['"', '\'']).nth(1)?.to_owned())
 }
 
-/// Home directories: those of /etc/passwd, and those in /home, whose users may be known elsewhere.
+/// Home directories: those in /etc/passwd, and those in /home, whose users may be defined elsewhere.
 fn homes(root: &Path) -> BTreeSet<PathBuf> {
     let users = text(root.join("etc/passwd")).unwrap_or_default();
     let of_users = users.lines().filter_map(|line| line.split(':').nth(5)).filter(|home| home.len() > 1);
@@ -277,7 +277,7 @@ fn homes(root: &Path) -> BTreeSet<PathBuf> {
     homes
 }
 
-/// Whether the process is in the container with this id, or one that begins so.
+/// Whether the process is in the container with this id, or id prefix.
 pub fn is_in_container(pid: u32, id: &str) -> bool {
     text(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| are_in_container(&cgroups, id))
 }

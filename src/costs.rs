@@ -1,22 +1,24 @@
-//! What tracing costs the traced programs, as an estimate: how often they were stopped for a probe, times what each time takes.
-//! Pure but for [`until_now`].
+//! An estimate of what tracing costs the traced programs: how often they were stopped for a probe, times the cost of
+//! each stop. Pure except for [`until_now`].
 
 use crate::abi::accounting_slot;
 use crate::config::model::ReturnsBy;
 use crate::kernel::{Accounting, Counts, Prices, Shared};
 use crate::plan::{ComputedIn, Hook, Plan, ProbePlan};
 
-/// Seconds that the exporter's own program takes for a hit, beyond counting it (ARCHITECTURE.md, "Cost of a hit").
+/// Seconds that the exporter's own program takes for a hit, in addition to counting it (ARCHITECTURE.md, "Cost of a
+/// hit").
 const VALUES: f64 = 45e-9;
 const ACTION: f64 = 60e-9;
 const EVENT: f64 = 100e-9;
 const SPAN: f64 = 150e-9;
 
-/// Seconds that all hits of a probe took until now, those of other processes among them, and what is no hit and stops the program
-/// all the same.
+/// Seconds that all hits of a probe have taken so far, including those of other processes, and stops of the program
+/// that are not hits.
 ///
-/// It is of hits of one probe at a place: where several probes share one, the kernel stops the program once for all of them. It does
-/// not know of processors that slow each other down, nor of what a raised semaphore lets the program prepare.
+/// It assumes one probe per instruction: where several probes share one, the kernel stops the program once for all of
+/// them. It does not account for CPUs that slow each other down, nor for what a program prepares when its semaphore is
+/// raised.
 pub(crate) fn seconds(
     probe: &ProbePlan,
     prices: &Prices,
@@ -37,7 +39,7 @@ pub(crate) fn seconds(
     (hits + passed) * stop + stepped * more + hits * handling(probe)
 }
 
-/// The same of a probe by its number, at this moment.
+/// The same for a probe by index, at this moment.
 pub fn until_now(plan: &Plan, shared: &Shared, prices: &Prices, probe: usize) -> f64 {
     seconds(&plan.probes[probe], prices, |which| shared.accounting(probe, which))
 }

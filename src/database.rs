@@ -1,4 +1,4 @@
-//! Files that are SQLite databases of the exporter's own, readable by their owner alone.
+//! SQLite databases of the exporter, readable only by their owner.
 
 use std::error::Error;
 use std::fmt;
@@ -11,25 +11,25 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use crate::clock::wall_seconds;
 
-/// How long one process waits for another that writes.
+/// How long one process waits for another one that is writing.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A larger file is not read as a whole before it is used.
+/// Larger files are not checked completely before they are used.
 const CHECKED_BYTES: u64 = 256 << 20;
 
-/// What is in a file.
+/// The content of a file.
 #[derive(Debug)]
 pub(crate) struct DatabaseKind {
     /// In words: "slow events".
     pub what: &'static str,
-    /// The setting that names the file.
+    /// The setting with the path of the file.
     pub setting: &'static str,
-    /// Marks a database as this, for `file(1)` and for the exporter itself.
+    /// The application id of the database, for `file(1)` and for the exporter itself.
     pub application: i32,
-    /// Of the tables.
+    /// The version of the tables.
     pub version: i32,
     pub tables: &'static str,
-    /// From earlier versions: statements that make a file of that version one of this.
+    /// Upgrades from earlier versions: statements that convert a file of that version into the current one.
     pub upgrades: &'static [(u64, &'static [&'static str])],
 }
 
@@ -70,11 +70,11 @@ impl Error for DatabaseError {
     }
 }
 
-/// What keeps an existing file from being used.
+/// Why an existing file cannot be used.
 enum Unusable {
-    /// It is moved aside.
+    /// It is renamed.
     Damaged(String),
-    /// It is left alone.
+    /// It is left unchanged.
     Foreign(DatabaseError),
     Error(rusqlite::Error),
 }
@@ -85,13 +85,13 @@ impl From<rusqlite::Error> for Unusable {
     }
 }
 
-/// Whether the database itself is at fault.
+/// Whether the error means that the database is damaged.
 pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error_code();
     matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// Which file a path leads to: device and inode.
+/// The identity of the file at a path: device and inode.
 pub(crate) fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|data| (data.dev(), data.ino()))
 }
@@ -100,15 +100,15 @@ pub(crate) fn pragma(db: &Connection, name: &str) -> rusqlite::Result<u64> {
     number(db, &format!("PRAGMA {name}"))
 }
 
-/// What a query gives that counts.
+/// The result of a query that counts.
 pub(crate) fn number(db: &Connection, query: &str) -> rusqlite::Result<u64> {
     db.query_row(query, [], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
 }
 
-/// Opens a file of this kind, or makes it. One that is damaged is moved aside.
+/// Opens a file of this kind, or creates it. A damaged file is renamed.
 ///
 /// # Errors
-/// If it cannot be had, or is another program's.
+/// If it cannot be opened, or belongs to another program.
 pub(crate) fn open(path: &Path, kind: &DatabaseKind) -> Result<Connection, DatabaseError> {
     let db = match connect(path, kind) {
         Err(Unusable::Damaged(reason)) => {
@@ -146,7 +146,7 @@ fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
         let next = format!("set {} to another path", kind.setting);
         Unusable::Foreign(DatabaseError::told(format!("{} {what}", path.display()), next))
     };
-    // It is a new file until there are tables; two exporters may meet here.
+    // It is a new file until it has tables; two exporters may create them at the same time.
     db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     let begun = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -167,11 +167,11 @@ fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
         }
     }
     begun.commit()?;
-    // The directory of temporary files may not be one's own.
+    // The directory of temporary files may belong to others.
     db.pragma_update(None, "temp_store", "MEMORY")?;
     db.pragma_update(None, "synchronous", "NORMAL")?;
     db.pragma_update(None, "journal_size_limit", 1 << 20)?;
-    // Pages of the write-ahead log, 1 MiB of them.
+    // In pages of the write-ahead log, 1 MiB altogether.
     db.pragma_update(None, "wal_autocheckpoint", 256)?;
     let size = path.metadata().map_or(0, |data| data.len());
     if size <= CHECKED_BYTES {
@@ -183,7 +183,7 @@ fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
     Ok(db)
 }
 
-/// Makes the file if it is not there, and its directory. Nobody else may read what is in it.
+/// Creates the file and its directory if necessary. Only the owner may read it.
 fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
     let failed = |what: &str, err: std::io::Error| {
         DatabaseError::told(
@@ -215,7 +215,7 @@ fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
     }
 }
 
-/// Moves the file, with its log, to a name that is free.
+/// Renames the file, with its log, to an unused name.
 fn set_aside(path: &Path, kind: &DatabaseKind) -> Result<PathBuf, DatabaseError> {
     let with = |path: &Path, suffix: &str| {
         let mut name = path.as_os_str().to_owned();
@@ -231,7 +231,7 @@ fn set_aside(path: &Path, kind: &DatabaseKind) -> Result<PathBuf, DatabaseError>
         DatabaseError::told(what, kind.next())
     })?;
     for log in ["-wal", "-shm"] {
-        // They may not be there.
+        // They may not exist.
         let _ = std::fs::rename(with(path, log), with(&aside, log));
     }
     Ok(aside)

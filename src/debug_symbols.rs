@@ -1,4 +1,4 @@
-//! The symbols of stripped programs: from separate debug files, or from what the program carries in itself.
+//! The symbols of stripped programs: from separate debug files, or embedded in the program.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::elf::{
 };
 use crate::regular;
 
-/// What other files say of a program that is traced.
+/// What other files say about a traced program.
 #[derive(Debug)]
 pub(crate) struct DebugFiles {
     symbols: Option<DebugSymbols>,
@@ -16,8 +16,8 @@ pub(crate) struct DebugFiles {
 }
 
 impl DebugFiles {
-    /// Those of the program in the file that `path` opens and that is called `display` where it runs, as far as they are needed:
-    /// all of them where functions are asked for by name.
+    /// Reads the debug files of the program in the file that `path` opens and that is called `display` where it runs,
+    /// as far as they are needed: all of them if functions are selected by name.
     pub fn of(image: &Image<'_>, wants_names: bool, path: &Path, display: &str) -> Self {
         let wants_symbols = wants_names || lacks_variables(image);
         let symbols = wants_symbols.then(|| debug_symbols(image, path, display)).flatten();
@@ -25,7 +25,7 @@ impl DebugFiles {
         Self { symbols, shared }
     }
 
-    /// All that is known of the program's symbols.
+    /// Everything that is known about the program's symbols.
     pub fn index<'a>(&'a self, image: Image<'a>) -> SymbolIndex<'a> {
         let shared = self.shared.as_ref().and_then(|bytes| Image::of_debug_information(bytes).ok());
         SymbolIndex::of(&with_names(image, self.symbols.as_ref()))
@@ -39,19 +39,19 @@ impl DebugFiles {
 pub(crate) struct DebugSymbols {
     bytes: Vec<u8>,
     embedded: bool,
-    /// Where it was found; None if the program has it in itself.
+    /// Where it was found; `None` if it is embedded in the program.
     path: Option<PathBuf>,
 }
 
 impl DebugSymbols {
-    /// The file, for what it holds besides symbols.
+    /// The file as an image, for what it contains besides symbols.
     fn image(&self) -> Option<Image<'_>> {
         Image::parse(&self.bytes).ok()
     }
 }
 
-/// What names the functions of the program in the file that `path` opens and that is called `display` where it runs. A
-/// program in a container has its debug files there too.
+/// Finds the symbols of the program in the file that `path` opens and that is called `display` where it runs. The debug
+/// files of a program in a container are in the container, too.
 pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Option<DebugSymbols> {
     let root = root_of(path);
     let read = |candidate: PathBuf| Some((read_inside(&root, &candidate).ok()?, candidate));
@@ -68,8 +68,8 @@ pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Op
     }
 }
 
-/// The file that the debug information of the program, or of its debug file, shares with that of others. Where it is, is told by the
-/// one that has it.
+/// Reads the file that the program, or its debug file, shares with others as a supplement to its debug information. Its
+/// location is in the file that refers to it.
 fn shared_debug(
     image: &Image<'_>,
     symbols: Option<&DebugSymbols>,
@@ -96,7 +96,8 @@ pub(crate) fn with_names<'a>(image: Image<'a>, symbols: Option<&'a DebugSymbols>
     }
 }
 
-/// The root directory that paths are relative to where the file runs: of the process, if the path goes through one.
+/// The root directory that paths are relative to where the file runs: the process's root, if the path leads through a
+/// process.
 fn root_of(path: &Path) -> PathBuf {
     let mut components = path.components();
     let through_proc = components.next() == Some(Component::RootDir)
@@ -108,7 +109,7 @@ fn root_of(path: &Path) -> PathBuf {
     }
 }
 
-/// Reads a file by its path below `root`, which no link leads out of.
+/// Reads a file by its path below `root`, which no link can escape.
 fn read_inside(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
     regular::read_all(&regular::open_inside(root, path)?)
 }

@@ -1,4 +1,4 @@
-//! Bytes of the ring buffer to events. Pure; nothing is copied.
+//! From bytes of the ring buffer to events. Pure; nothing is copied.
 
 use crate::abi::{LARGE_VALUE, LONG_TEXTS, MAX_VALUES, SHORT_TEXTS, SLOW_HIT, event_class};
 
@@ -18,16 +18,16 @@ pub struct Event<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventValue<'a> {
     Int(i64),
-    /// 2^63 or more, of an argument without a sign.
+    /// 2^63 or more, of an unsigned argument.
     Large(u64),
-    /// Without the NUL that ends it in memory.
+    /// Without the terminating NUL.
     Text(&'a [u8]),
     /// It could not be read.
     Unreadable,
 }
 
 impl EventValue<'_> {
-    /// A number's 64 bits.
+    /// The 64 bits of a number.
     pub fn word(&self) -> Option<u64> {
         match self {
             EventValue::Int(number) => Some(*number as u64),
@@ -37,7 +37,7 @@ impl EventValue<'_> {
     }
 }
 
-/// Why a record is not an event; only a fault of the exporter itself makes one.
+/// Why a record is not an event; only a bug in the exporter itself causes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError(String);
 
@@ -50,7 +50,7 @@ impl std::fmt::Display for DecodeError {
 impl std::error::Error for DecodeError {}
 
 impl<'a> Event<'a> {
-    /// Reads one record, laid out as `struct event` in `bpf/abi.h`.
+    /// Decodes one record, laid out as `struct event` in `bpf/abi.h`.
     ///
     /// # Errors
     /// If the record is shorter than its own header says.
@@ -76,12 +76,12 @@ impl<'a> Event<'a> {
         Ok(Self { probe: half(0) as usize, faults: half(4), values, text })
     }
 
-    /// Whether the kernel found the hit slow.
+    /// Whether the kernel decided that the hit is slow.
     pub fn is_slow(&self) -> bool {
         self.faults >> SLOW_HIT & 1 == 1
     }
 
-    /// Value number `index`, which is text or not as the plan says.
+    /// Value number `index`; the plan says whether it is text.
     pub fn value(&self, index: usize, is_text: bool) -> EventValue<'a> {
         let Some(word) = self.values.get(8 * index..8 * index + 8) else { return EventValue::Unreadable };
         if self.faults & (1 << index) != 0 {

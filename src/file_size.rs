@@ -1,18 +1,18 @@
-//! The limit of a file's size (`ulimit -f`, `LimitFSIZE=`).
+//! The limit on a file's size (`ulimit -f`, `LimitFSIZE=`).
 //!
-//! A write beyond it sends SIGXFSZ, which ends the process without a word. With a handler the write fails instead, as on a
-//! full disk, and is counted or told like that.
+//! A write beyond it raises SIGXFSZ, which ends the process silently. With a handler the write fails instead, as on a
+//! full disk, and is counted or reported in the same way.
 #![allow(unsafe_code)]
 
 use std::io;
 
-/// Lets writes beyond the limit fail. Not by ignoring the signal, which programs that are started would inherit.
+/// Makes writes beyond the limit fail. The signal is not ignored, as started programs would inherit that.
 ///
 /// # Errors
-/// If the kernel takes no handler.
+/// If the kernel refuses the handler.
 pub(crate) fn fail_beyond_limit() -> io::Result<()> {
-    // SAFETY: a structure of integers and a pointer to a function that is there for ever and does nothing. The handler runs
-    // on the stack that the standard library has given each thread for signals, if it has.
+    // SAFETY: a structure of integers and a pointer to a function with static lifetime that does nothing. The handler
+    // runs on the alternate signal stack that the standard library has given each thread, if it has.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_limit as extern "C" fn(i32) as usize;

@@ -2,12 +2,12 @@
 
 use std::ops::RangeInclusive;
 
-/// Whether the whole text fits the glob. Time is bounded by the product of the lengths.
+/// Whether the whole text matches the glob. Time is bounded by the product of the lengths.
 pub fn matches(glob: &str, text: &str) -> bool {
     let glob: Vec<char> = glob.chars().collect();
     let text: Vec<char> = text.chars().collect();
     let (mut g, mut t) = (0, 0);
-    // Where to go on if what follows the latest star does not fit: one more character for the star.
+    // Where to continue if the part after the latest star does not match: with one more character for the star.
     let mut retry: Option<(usize, usize)> = None;
     loop {
         if glob.get(g) == Some(&'*') {
@@ -33,7 +33,7 @@ pub fn matches(glob: &str, text: &str) -> bool {
     }
 }
 
-/// The place in the glob behind what fits one character, if it does.
+/// The position in the glob after the part that matches one character, if it does.
 fn one(glob: &[char], g: usize, character: char) -> Option<usize> {
     match glob.get(g)? {
         '?' => Some(g + 1),
@@ -48,25 +48,25 @@ fn one(glob: &[char], g: usize, character: char) -> Option<usize> {
     }
 }
 
-/// What stands between a `[` and its `]`.
+/// The content between a `[` and its `]`.
 pub struct Set<'a> {
     pub is_negated: bool,
     pub characters: &'a [char],
-    /// Of the whole, with the `]`.
+    /// Length of the whole, including the `]`.
     pub length: usize,
 }
 
-/// The set that begins behind a `[`; None if there is no `]`.
+/// Parses the set after a `[`; `None` if there is no `]`.
 pub fn set(behind: &[char]) -> Option<Set<'_>> {
     let is_negated = matches!(behind.first(), Some('!' | '^'));
     let from = usize::from(is_negated);
-    // A bracket that comes first is one of the characters.
+    // A leading bracket is one of the characters.
     let close = behind.iter().skip(from + 1).position(|c| *c == ']')? + from + 1;
     Some(Set { is_negated, characters: &behind[from..close], length: close + 1 })
 }
 
 impl Set<'_> {
-    /// Its characters and ranges of such.
+    /// Its ranges; a single character is a range of one.
     pub fn ranges(&self) -> impl Iterator<Item = RangeInclusive<char>> {
         let mut rest = self.characters;
         std::iter::from_fn(move || {

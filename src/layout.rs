@@ -1,7 +1,7 @@
-//! Numbers for everything that is counted: which slots, interners and pattern numbers each metric uses.
+//! Assigns numbers to everything that is counted: the slots, interners and pattern numbers of each metric.
 //!
-//! Metrics computed in the kernel and those computed from events are laid out alike, each kind in a [`StoreLayout`] of its
-//! own, so that one reader serves both and both give the same series.
+//! Metrics computed in the kernel and those computed from events are laid out alike, each in a [`StoreLayout`] of its
+//! own, so that one reader serves both and both yield the same series.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::kinds::{self, Kind};
 use crate::plan::{ActionPlan, ComputedIn, LabelPlan, Plan};
 use crate::store::UserStore;
 
-/// Numbers that an interner may waste when two CPUs draw one for the same new value at once.
+/// Ids that an interner may waste when two CPUs draw one for the same new value at once.
 const SPARE: u32 = 16;
 
-/// Most slots of a metric with several free labels before label sets, not label values, are numbered.
+/// The most slots of a metric with several free labels; with more, label sets are numbered instead of label values.
 const DENSE_SLOTS: u64 = 65_536;
 
-/// Slots of 8 bytes in two cache lines, which x86 fetches together.
+/// Slots of 8 bytes in two cache lines, which x86 prefetches together.
 const SLOTS_IN_A_LINE: u32 = 16;
 
-/// Label sets of such a metric, `other` not counted.
+/// Label sets of such a metric, excluding `other`.
 const MAX_SETS: u32 = 10_000;
 
 /// The layout of a plan.
@@ -31,24 +31,25 @@ pub struct Layout {
     pub user: StoreLayout,
     /// One for each action of the plan that needs slots, in the plan's order.
     pub actions: Vec<ActionLayout>,
-    /// One for each probe that keeps slow events, in the plan's order.
+    /// One for each probe with slow events, in the plan's order.
     pub slow: Vec<SlowLayout>,
 }
 
-/// Where slow events of a probe are counted.
+/// Where a probe's slow events are counted.
 #[derive(Debug, Clone, Copy)]
 pub struct SlowLayout {
     pub probe: usize,
-    /// First of the slots that `enum slow_slot` of the ABI names, in the kernel's store.
+    /// The first of the slots that `enum slow_slot` of the ABI names, in the kernel's store.
     pub kernel: u32,
-    /// First of [`SLOW_SLOTS`] in the store of user space.
+    /// The first of [`SLOW_SLOTS`] slots in the user-space store.
     pub user: u32,
-    /// First of the slots that `enum floor_slot` names, in the kernel's store, if it keeps the worst of an hour.
+    /// The first of the slots that `enum floor_slot` names, in the kernel's store, if only the worst of an hour are
+    /// kept.
     pub floor: Option<u32>,
 }
 
-/// Slots of [`SlowLayout::user`]: found slow there and not in the kernel, kept, refused by a full queue, not written; not among the
-/// worst of the hour when they came, and no longer among them before they were written.
+/// Slots from [`SlowLayout::user`] on: found slow in user space and not in the kernel, kept, refused by a full queue,
+/// not written; not among the worst of the hour on arrival, and displaced from them before they were written.
 pub(crate) const SLOW_SLOTS: u32 = 6;
 pub(crate) const SLOW_SEEN: u32 = 0;
 pub(crate) const SLOW_KEPT: u32 = 1;
@@ -60,14 +61,14 @@ pub(crate) const SLOW_DISPLACED: u32 = 5;
 /// What one store must provide.
 #[derive(Debug, Clone, Default)]
 pub struct StoreLayout {
-    /// Slots of one shard; the kernel's store begins with the accounting of every probe.
+    /// Slots of one shard; the kernel's store starts with the accounting of every probe.
     pub slots: u32,
     pub interners: Vec<InternerLayout>,
     /// Names of all interners together.
     pub entries: u32,
 }
 
-/// An interner: numbers from 0 to `capacity`, of which `limit` may be in use.
+/// An interner: numbers below `capacity`, of which `limit` may be in use.
 #[derive(Debug, Clone, Copy)]
 pub struct InternerLayout {
     pub first_entry: u32,
@@ -85,18 +86,18 @@ pub struct ActionLayout {
     pub slot: u32,
     /// Slots of one series.
     pub stride: u32,
-    /// Series there can be.
+    /// The maximum number of series.
     pub series: u32,
-    /// Only the labels that vary.
+    /// Only the variable labels.
     pub labels: Vec<LabelLayout>,
-    /// The interner of label sets, when series are not numbered by their labels directly.
+    /// The interner of label sets, if series are not numbered directly by their labels.
     pub label_sets: Option<u32>,
-    /// Histogram: upper bounds in the unit that is read.
+    /// For a histogram: upper bounds in the unit of the values that are read.
     pub bounds: Vec<i64>,
     pub(crate) kind: Arc<dyn Kind>,
 }
 
-/// One label that varies.
+/// One variable label.
 #[derive(Debug, Clone, Copy)]
 pub struct LabelLayout {
     /// Index into the action's labels.
@@ -104,9 +105,9 @@ pub struct LabelLayout {
     /// Index into the probe's values.
     pub value: usize,
     pub multiplier: u32,
-    /// Numbers that the label's value can become.
+    /// The number of possible ids of the label's value.
     pub radix: u32,
-    /// Free values are numbered by this interner.
+    /// The interner that numbers free values.
     pub interner: Option<u32>,
 }
 
@@ -147,7 +148,7 @@ impl Layout {
         layout
     }
 
-    /// Sets floors apart from what is written all the time: every hit reads them.
+    /// Separates floors from slots that are written all the time: every hit reads them.
     fn floors(&mut self, plan: &Plan) {
         let slots = &mut self.kernel.slots;
         for slow in &mut self.slow {
@@ -159,13 +160,13 @@ impl Layout {
         *slots = slots.next_multiple_of(SLOTS_IN_A_LINE);
     }
 
-    /// Tells layouts apart: two with the same number the same things alike.
+    /// A hash of the layout: layouts with the same one are identical.
     pub fn fingerprint(&self) -> String {
         let hash = digest(&SHA256, format!("{self:?}").as_bytes());
         hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The store of what is computed from events, for the metrics of so many probes.
+    /// Creates the store of metrics computed from events, for this number of probes.
     pub fn user_store(&self, probes: usize) -> UserStore {
         UserStore::new(self.user.slots, self.user.interners.iter().map(|interner| interner.limit), probes)
     }

@@ -1,4 +1,4 @@
-//! Traces USDT probes, functions and packets and serves what it sees as Prometheus metrics.
+//! Traces USDT probes, functions and packets and serves the results as Prometheus metrics.
 //!
 //! Data flows one way: config -> plan -> layout -> sites -> attach -> (kernel) -> drain -> decode -> metrics -> HTTP.
 #![deny(unsafe_code)]

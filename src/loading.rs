@@ -1,4 +1,4 @@
-//! The configuration as it is used: read, checked with what it names, and planned.
+//! Loads the configuration: reads it, checks it with the files that it names, and plans it.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::http::{Clients, Credentials, HttpError, Pem, Secured, Tls, TlsOptions
 use crate::plan::{Plan, plan_draft};
 use crate::slow;
 
-/// A certificate that can be served with, and what is unwise about it.
+/// A usable certificate, and warnings about it.
 pub(crate) type LoadedTls = (Tls, Vec<String>);
 
-/// A configuration that can be used, with what was loaded to find that out.
+/// A valid configuration, with what was loaded to check it.
 pub(crate) struct Checked {
     pub loaded: config::LoadedConfig,
     pub plan: Plan,
@@ -26,7 +26,7 @@ pub(crate) fn load(overrides: &Overrides) -> Result<Checked, Diagnostics> {
     load_keeping(overrides, |_| {})
 }
 
-/// As [`load`]; `keep` may set settings back that cannot change any more.
+/// As [`load`]; `keep` may revert settings that can no longer change.
 pub(crate) fn load_keeping(
     overrides: &Overrides,
     keep: impl FnOnce(&mut Settings),
@@ -43,7 +43,8 @@ pub(crate) fn load_keeping(
     Ok(Checked { loaded, plan, tls })
 }
 
-/// How the endpoints are secured, and what is unwise about it. Users that `previous` knows stay known.
+/// How the endpoints are secured, and warnings about it. Users of `previous` with unchanged passwords stay
+/// authenticated.
 ///
 /// # Errors
 /// If the credentials are unusable.
@@ -101,7 +102,7 @@ fn pem_of(pem: &endpoint::Pem, name: &str) -> Pem {
     }
 }
 
-/// Reports certificates and passwords that the HTTP server would refuse, in its own words. Returns the certificate.
+/// Reports certificates and passwords that the HTTP server would reject, in its own words. Returns the certificate.
 pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) -> Option<LoadedTls> {
     let load = |settings: &TlsSettings| {
         let unusable = |err: &HttpError| report(place_of(err, settings), err.to_string());
@@ -116,7 +117,7 @@ pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) -> Opt
     tls
 }
 
-/// Which setting is to blame.
+/// The setting that causes the error.
 fn place_of<'s>(error: &HttpError, settings: &'s TlsSettings) -> &'s Place {
     let HttpError::Tls(error) = error else { return &settings.at };
     let ca = settings.client_ca.as_ref().filter(|ca| error.path() == Some(pem_of(ca, CLIENT_CA).name()));

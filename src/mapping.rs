@@ -1,8 +1,8 @@
-//! Memory that is mapped: maps of the kernel (slots, interners, the control page, counters of packets), the code of
-//! traced files, and code to try probes on.
+//! Mapped memory: maps of the kernel (slots, interners, the control page, packet counters), the code of traced files,
+//! and code for trying out probes.
 //!
-//! The kernel writes to its maps while they are read, so they are only ever seen as atomic numbers; a mapping never hands
-//! out a reference to a plain structure.
+//! The kernel writes to its maps while they are read, so they are only accessed as atomic numbers; a mapping never
+//! hands out a reference to a plain structure.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,19 +12,19 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-/// Memory that the kernel writes to at any time, seen as one type for as long as it is mapped: no two sizes of atomics
-/// lie over the same bytes, which Rust's memory model has no meaning for.
+/// Memory that the kernel writes to at any time, accessed as one type for as long as it is mapped: atomics of different
+/// sizes never overlap, as Rust's memory model does not define that.
 ///
 /// # Safety
-/// Implemented only for atomic integers, arrays of them, and `repr(C)` structures of these without padding: every
-/// pattern of bits is a value, and nothing of it is changed but atomically.
+/// Implemented only for atomic integers, arrays of them, and `repr(C)` structures of these without padding: every bit
+/// pattern is a valid value, and everything is changed only atomically.
 pub unsafe trait Shared {}
 
 // SAFETY: an atomic integer.
 unsafe impl Shared for AtomicU32 {}
 // SAFETY: an atomic integer.
 unsafe impl Shared for AtomicU64 {}
-// SAFETY: nothing lies between the elements of an array.
+// SAFETY: there is nothing between the elements of an array.
 unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
 
 /// The memory of one array map as a slice of values, unmapped when dropped.
@@ -34,36 +34,36 @@ pub struct Mapped<T: Shared> {
     values: usize,
 }
 
-// SAFETY: the memory is not tied to a thread, and is only reached through atomics.
+// SAFETY: the memory is not tied to a thread, and is only accessed through atomics.
 unsafe impl<T: Shared> Send for Mapped<T> {}
 // SAFETY: as above.
 unsafe impl<T: Shared> Sync for Mapped<T> {}
 
 impl<T: Shared> Mapped<T> {
-    /// Maps the value area of a `BPF_F_MMAPABLE` array that is so many of these values long.
+    /// Maps the value area of a `BPF_F_MMAPABLE` array that has this number of values.
     ///
     /// # Errors
-    /// What mmap(2) refuses, and sizes that do not fit the address space.
+    /// If mmap(2) fails, or the size does not fit the address space.
     pub fn new(map: BorrowedFd<'_>, values: usize) -> io::Result<Self> {
         Self::map(values, libc::MAP_SHARED, map.as_raw_fd())
     }
 
-    /// Zeros that nobody else sees instead: Miri maps no files.
+    /// Maps private zeros instead: Miri does not support mapping files.
     #[cfg(test)]
     pub(crate) fn zeros(values: usize) -> Self {
         Self::map(values, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1).unwrap()
     }
 
     fn map(values: usize, flags: libc::c_int, file: libc::c_int) -> io::Result<Self> {
-        // The kernel begins each of a map's values at a multiple of eight bytes (kernel/bpf/arraymap.c); smaller ones
-        // here are parts of one of its values.
+        // The kernel aligns each of a map's values to eight bytes (kernel/bpf/arraymap.c); smaller ones here are parts
+        // of one of its values.
         const { assert!(size_of::<T>().is_multiple_of(8) || size_of::<T>() == 4) };
         let bytes = size_of::<T>()
             .checked_mul(values)
             .filter(|bytes| *bytes > 0 && isize::try_from(*bytes).is_ok())
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory of ours; the result is checked
-        // before it is used.
+        // SAFETY: a new mapping at an address chosen by the kernel does not affect existing memory; the result is
+        // checked before it is used.
         let memory = unsafe {
             libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0)
         };
@@ -80,8 +80,8 @@ impl<T: Shared> Deref for Mapped<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping is page-aligned, holds so many values, lives as long as `self`, and by `Shared` may be
-        // seen as this type, which is the only one that it is ever seen as.
+        // SAFETY: the mapping is page-aligned, holds this number of values, lives as long as `self`, and by `Shared`
+        // may be accessed as this type, which is the only one that it is ever accessed as.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.values) }
     }
 }
@@ -93,11 +93,11 @@ impl<T: Shared> Drop for Mapped<T> {
     }
 }
 
-/// A part of a file, mapped as a process that runs it would have it, but for the right to execute it.
+/// A part of a file, mapped as in a process that runs it, but not executable.
 ///
-/// While it exists the kernel has a process to set breakpoints in, so that it checks each instruction when a probe is
-/// attached and not when a program starts, and the breakpoints can be seen here. The pages that have one are copies, so it
-/// is dropped when that is done.
+/// While it exists, the kernel has a process in which to insert breakpoints, so that it checks each instruction when a
+/// probe is attached rather than when a program starts, and the breakpoints can be verified here. The pages that have
+/// one are copies, so it should be dropped afterwards.
 #[derive(Debug)]
 pub struct CodeView {
     memory: NonNull<u8>,
@@ -105,22 +105,22 @@ pub struct CodeView {
     from: u64,
 }
 
-/// Bytes of a page of memory, on the one kind of machine that this runs on.
+/// Size of a page in bytes, on the only architecture that is supported.
 pub const PAGE: u64 = 4096;
 
 impl CodeView {
-    /// Maps the pages that hold the bytes from offset `first` to `last` of the file.
+    /// Maps the pages that contain the bytes from offset `first` to `last` of the file.
     ///
     /// # Errors
-    /// What mmap(2) refuses.
+    /// If mmap(2) fails.
     pub fn new(file: BorrowedFd<'_>, first: u64, last: u64) -> io::Result<Self> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let from = first / PAGE * PAGE;
         let length = last.checked_sub(from).and_then(|length| length.checked_add(1)).ok_or_else(invalid)?;
         let bytes = usize::try_from(length.next_multiple_of(PAGE)).map_err(|_| invalid())?;
         let offset = i64::try_from(from).map_err(|_| invalid())?;
-        // SAFETY: a fresh private mapping at an address of the kernel's choice touches no memory of ours; the result is
-        // checked before it is used.
+        // SAFETY: a new private mapping at an address chosen by the kernel does not affect existing memory; the result
+        // is checked before it is used.
         let memory = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -138,16 +138,16 @@ impl CodeView {
         Ok(Self { memory, bytes, from })
     }
 
-    /// The byte that a process which maps the file has at this offset. None outside the mapping, or where the file has
-    /// become shorter: it is copied by the kernel, since to look there would be a SIGBUS.
+    /// The byte at this offset, as seen by a process that maps the file. `None` outside the mapping, or if the file has
+    /// been truncated: the kernel copies it, because reading it directly would raise SIGBUS.
     pub fn byte(&self, offset: u64) -> Option<u8> {
         let into = usize::try_from(offset.checked_sub(self.from)?).ok().filter(|into| *into < self.bytes)?;
         let mut byte = 0u8;
         let to = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
         let at = libc::iovec { iov_base: self.memory.as_ptr().wrapping_add(into).cast(), iov_len: 1 };
         let pid = i32::try_from(std::process::id()).ok()?;
-        // SAFETY: the kernel writes one byte to `byte`, which lives through the call, and itself checks the address that
-        // it reads from.
+        // SAFETY: the kernel writes one byte to `byte`, which outlives the call, and itself checks the address that it
+        // reads from.
         let read = unsafe { libc::process_vm_readv(pid, &raw const to, 1, &raw const at, 1, 0) };
         (read == 1).then_some(byte)
     }
@@ -160,37 +160,37 @@ impl Drop for CodeView {
     }
 }
 
-/// Functions that do nothing, in a file that nobody else has, to set probes on.
+/// Functions that do nothing, in a private file, to attach probes to.
 #[derive(Debug)]
 pub struct TestCode {
-    /// What probes are set in; dropped, it is gone.
+    /// The file to attach probes to; it is deleted when dropped.
     pub file: File,
     memory: NonNull<u8>,
 }
 
 impl TestCode {
-    /// A function whose first instruction the kernel emulates, as its offset in the file.
+    /// Offset of a function whose first instruction the kernel emulates.
     pub const EMULATED: usize = 0;
-    /// A function whose first instruction the kernel single-steps.
+    /// Offset of a function whose first instruction the kernel single-steps.
     pub const SINGLE_STEPPED: usize = 64;
-    /// As the first one, to trace its return.
+    /// As the first one, for tracing its return.
     pub const RETURNING: usize = 128;
-    /// As the first one, to be left alone.
+    /// As the first one, without a probe.
     pub const BARE: usize = 192;
 
-    /// Makes the file, and maps it as a program is mapped.
+    /// Creates the file, and maps it as a program is mapped.
     ///
     /// # Errors
-    /// What memfd_create(2), write(2) and mmap(2) refuse.
+    /// If memfd_create(2), write(2) or mmap(2) fails.
     pub fn new() -> io::Result<Self> {
         use rustix::fs::{MemfdFlags, memfd_create};
         let make = |flags| memfd_create("exporter-prices", MemfdFlags::CLOEXEC | flags);
-        // Before Linux 6.3 there is no such flag, and the file may be executed all the same.
+        // Before Linux 6.3 there is no such flag, and the file is executable anyway.
         let file = make(MemfdFlags::EXEC).or_else(|_| make(MemfdFlags::empty()))?;
         let mut file = File::from(file);
         file.write_all(&Self::code())?;
-        // SAFETY: a fresh private mapping at an address of the kernel's choice touches no memory of ours; the result is
-        // checked before it is used.
+        // SAFETY: a new private mapping at an address chosen by the kernel does not affect existing memory; the result
+        // is checked before it is used.
         let memory = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -208,7 +208,7 @@ impl TestCode {
         Ok(Self { file, memory })
     }
 
-    /// A page of breakpoints, with the functions in it.
+    /// A page of breakpoints that contains the functions.
     fn code() -> Vec<u8> {
         const NOP_RET: [u8; 2] = [0x90, 0xc3];
         /// `xor %eax,%eax; ret`.
@@ -228,9 +228,10 @@ impl TestCode {
     pub fn call(&self, offset: usize) {
         assert!([Self::EMULATED, Self::SINGLE_STEPPED, Self::RETURNING, Self::BARE].contains(&offset));
         let address = self.memory.as_ptr().wrapping_add(offset);
-        // SAFETY: at these offsets of the mapping, which lives as long as `self`, is a function of the C calling convention
-        // that takes nothing, returns at once, and changes no register but %eax. The file is not written to after that: nobody
-        // else has it. Probes replace an instruction for a moment, and the kernel does then what it does.
+        // SAFETY: at these offsets of the mapping, which lives as long as `self`, is a function of the C calling
+        // convention that takes no arguments, returns at once, and changes no register but %eax. The file is not
+        // written to afterwards, as it is private. Probes replace an instruction for a moment, and the kernel then
+        // executes it.
         let function: extern "C" fn() = unsafe { std::mem::transmute(address) };
         function();
     }

@@ -1,6 +1,6 @@
-//! Percent-encoding, as in the query of a URL. Pure.
+//! Percent-encoding, as in a URL query. Pure.
 
-/// The text that is encoded; `None` if it is broken or not UTF-8.
+/// Decodes a text; `None` if the encoding is invalid or the result not UTF-8.
 pub(crate) fn decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -20,7 +20,7 @@ pub(crate) fn decode(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// The values of a key in a query. What is broken is taken as it is written.
+/// The values of a key in a query. Invalid encodings are taken literally.
 pub(crate) fn values(query: &str, key: &str) -> Vec<String> {
     let decoded = |text: &str| decode(text).unwrap_or_else(|| text.to_owned());
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));

@@ -8,7 +8,7 @@ use crate::plan::{Hook, Pairing, ProbePlan, ValueSource};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
 use crate::unusable::{UnusableSite, unusable_reason};
 
-/// The processor's condition "above", as the kernel side is told.
+/// The x86 condition "above", as encoded for the kernel side.
 const CONDITION_ABOVE: u32 = 7 + 1;
 
 const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is still run where it lay before, which has no \
@@ -17,29 +17,29 @@ const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is 
 const OCAML: &str = "arguments are read from OCaml's registers, in the order of the source, without `float`s; a whole number n is \
                      2n + 1 in them, and in retval";
 
-/// A place to set a probe, before its values are located.
+/// A place for a probe, before its values are located.
 #[derive(Debug)]
 pub(crate) struct ProbePlace {
     pub at: Site,
-    /// What is known of it whatever the values.
+    /// The part of the site that does not depend on values.
     pub entry: site,
     /// The number of the function's name.
     pub function: u32,
     /// The function, or the file offset of a USDT probe's site.
     pub name: String,
-    /// Offset of the probe at the function's entry.
+    /// File offset of the probe at the function's entry.
     pub offset: u64,
     pub is_exit: bool,
-    /// What debug information tells of the function's arguments.
+    /// The function's arguments from debug information.
     pub parameters: Option<Parameters>,
-    /// What it tells of the function's result, where that is read.
+    /// The function's result from debug information, if it is read.
     pub result: Option<FunctionResult>,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct FoundPlaces {
     pub places: Vec<ProbePlace>,
-    /// Functions that cannot be traced as asked.
+    /// Functions that cannot be traced as requested.
     pub unusable: Vec<UnusableSite>,
     pub remarks: Vec<String>,
     pub warnings: Vec<String>,
@@ -53,7 +53,7 @@ impl ProbePlace {
     }
 }
 
-/// Where the functions are entered or left. What one of several cannot have is left out, with a note.
+/// Where the functions are entered or left. Functions of several that cannot be traced are left out, with a note.
 pub(crate) fn places_in(
     index: &SymbolIndex<'_>,
     probe: &ProbePlan,
@@ -61,7 +61,7 @@ pub(crate) fn places_in(
     name: &mut dyn FnMut(&str) -> u32,
 ) -> FoundPlaces {
     let is_return = probe.hook == Hook::Return;
-    // A start without its end would only take up room.
+    // A start without its end would only use up space.
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
     let mut found = FoundPlaces::default();
     let mut exits = Costs::default();
@@ -115,7 +115,7 @@ pub(crate) fn places_in(
             }));
         } else {
             let offset = function.site.offset;
-            // Where its return is traced, the start of a call tells it from a turn of the loop.
+            // If its return is traced, the start of a call distinguishes it from an iteration of the loop.
             let turns = if is_traced { Ok(Vec::new()) } else { turns(index, &function) };
             let turns = turns.unwrap_or_else(|err| {
                 found.warnings.push(format!(
@@ -168,7 +168,7 @@ fn reads_result(probe: &ProbePlan) -> bool {
 
 enum Traced {
     Exits(Returns),
-    /// With a warning.
+    /// With a warning, if any.
     Trampoline(Option<String>),
 }
 
@@ -197,7 +197,7 @@ fn trace(index: &SymbolIndex<'_>, probe: &ProbePlan, function: &FunctionSite) ->
     }
 }
 
-/// How a call is known at its entry and its exits.
+/// How a call is identified at its entry and its exits.
 fn pairing_flags(function: &FunctionSite) -> u32 {
     if function.convention == Convention::GoRegisters { site_flag::SITE_GOROUTINE.0 } else { 0 }
 }

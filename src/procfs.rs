@@ -1,10 +1,10 @@
-//! What is read of processes in /proc; see proc(5).
+//! Reading of processes in /proc; see proc(5).
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-/// A file below /proc as text: names of programs and files can be any bytes.
+/// Reads a file below /proc as text: names of programs and files can be arbitrary bytes.
 ///
 /// # Errors
 /// If it cannot be read.
@@ -27,13 +27,13 @@ pub(crate) struct Mapping<'a> {
     pub start: u64,
     pub end: u64,
     permissions: &'a str,
-    /// Where it begins in the file.
+    /// Offset in the file at which it starts.
     pub offset: u64,
-    /// Major and minor number, which file systems without a block device of their own give otherwise in stat(2).
+    /// Major and minor number, which stat(2) reports differently on file systems without a block device.
     pub device: (u32, u32),
-    /// 0 if it is of no file.
+    /// 0 if it is not of a file.
     pub inode: u64,
-    /// The file's path where the process runs, with ` (deleted)` behind it if it has none any more.
+    /// The file's path where the process runs, followed by ` (deleted)` if it has none anymore.
     pub name: &'a str,
 }
 
@@ -56,7 +56,7 @@ impl<'a> Mapping<'a> {
         })
     }
 
-    /// As its entry in `map_files` is called: without the zeros that `maps` puts before low addresses.
+    /// The name of its entry in `map_files`: without the leading zeros that `maps` has for low addresses.
     pub fn entry(&self) -> String {
         format!("{:x}-{:x}", self.start, self.end)
     }
@@ -75,8 +75,8 @@ impl<'a> Mapping<'a> {
     }
 }
 
-/// The number by which /proc shows what a process runs and maps: its own, or that of one of its threads if the leader has
-/// ended before the others, and has nothing left to show.
+/// The id under which /proc shows what a process executes and maps: its own, or that of one of its threads if the
+/// leader has exited before the others and shows nothing anymore.
 pub(crate) fn living_thread(pid: u32) -> u32 {
     let runs = |id: u32| match fs::read_link(format!("/proc/{id}/exe")) {
         Ok(_) => true,
@@ -95,26 +95,28 @@ pub(crate) fn is_denied(pid: u32, err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::PermissionDenied && Path::new("/proc").join(pid.to_string()).exists()
 }
 
-/// Ticks since the machine started, as [`Stat::start_ticks`] has them; suspended time among them.
+/// Ticks since boot, including suspended time, as in [`Stat::start_ticks`].
 pub(crate) fn uptime_ticks() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let hz = rustix::param::clock_ticks_per_second();
     now.tv_sec as u64 * hz + now.tv_nsec as u64 * hz / 1_000_000_000
 }
 
-/// Of `/proc/PID/stat`.
+/// The content of `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub parent: u32,
     pub cpu_ticks: u64,
     pub threads: u64,
-    /// When it began, since the machine did.
+    /// When it started, in ticks since boot.
     pub start_ticks: u64,
     pub virtual_bytes: u64,
     pub resident_pages: u64,
 }
 
 impl Stat {
+    /// Reads the file of a process.
+    ///
     /// # Errors
     /// If there is no such process.
     pub fn of(pid: u32) -> io::Result<Self> {
@@ -123,7 +125,7 @@ impl Stat {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        // The name, in brackets, may hold anything; what follows it is field 3.
+        // The name, in parentheses, may contain anything; field 3 follows it.
         let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
         let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
         Some(Self {

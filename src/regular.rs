@@ -1,7 +1,7 @@
-//! Opening files that others put where they are.
+//! Opening files in places that others can write to.
 //!
-//! Opening a pipe waits for its other end, or lets a program at that end go on; opening a device can do anything. A file
-//! that is looked at must be neither, and may be replaced by one between two system calls.
+//! Opening a pipe blocks until its other end is opened, or unblocks a program at that end; opening a device can have
+//! any effect. A file that is read must be neither, and may be replaced by one between two system calls.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
@@ -13,10 +13,10 @@ use std::path::Path;
 use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
 use rustix::io::Errno;
 
-/// Opens a regular file for reading; never waits.
+/// Opens a regular file for reading; never blocks.
 ///
 /// # Errors
-/// What the kernel says, or that it is not a regular file.
+/// If the file cannot be opened, or is not a regular one.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let is_regular = |meta: &fs::Metadata| {
         if meta.is_file() { Ok(()) } else { Err(io::Error::other("not a regular file")) }
@@ -27,23 +27,23 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a regular file for reading by its path below `root`, which no link leads out of; never waits.
+/// Opens a regular file for reading by its path below `root`, which no link can escape; never blocks.
 ///
 /// # Errors
 /// As [`open`].
 pub(crate) fn open_inside(root: &Path, path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let root = openat2(CWD, root, flags | OFlags::DIRECTORY, Mode::empty(), ResolveFlags::empty())?;
-    // Nonblocking, so that a pipe of that name is no trap.
+    // Nonblocking, so that a pipe of that name does not block.
     let file = openat2(root, path, flags | OFlags::NONBLOCK, Mode::empty(), ResolveFlags::IN_ROOT)?;
     let file = File::from(file);
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
-/// Names in a directory by its path below `root`, which no link leads out of.
+/// Names in a directory by its path below `root`, which no link can escape.
 ///
 /// # Errors
-/// What the kernel says.
+/// If the directory cannot be opened.
 pub(crate) fn read_directory_inside(root: &Path, path: &Path) -> io::Result<Vec<OsString>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
     let root = openat2(CWD, root, flags, Mode::empty(), ResolveFlags::empty())?;
@@ -55,17 +55,17 @@ pub(crate) fn read_directory_inside(root: &Path, path: &Path) -> io::Result<Vec<
     Ok(names.take(MOST_NAMES).collect())
 }
 
-/// Of one directory.
+/// Entries of one directory.
 const MOST_NAMES: usize = 10_000;
 
-/// The largest file that is read. Few programs have more with all their debug information; a file of holes can have any size, and
-/// to make room for that would end the exporter.
+/// The largest file that is read. Few programs are larger with all their debug information; a sparse file can have any
+/// size, and allocating memory for it would end the exporter.
 const MOST_BYTES: u64 = 4 << 30;
 
-/// All of a file that is open, wherever it has been read to. Its holes take up no memory.
+/// Reads all of an open file, regardless of its position. Holes take up no memory.
 ///
 /// # Errors
-/// What the kernel says, or that it is too large.
+/// If the file cannot be read, or is too large.
 pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
     let length = file.metadata()?.len();
     if length > MOST_BYTES {
@@ -74,7 +74,7 @@ pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     let length = usize::try_from(length).map_err(io::Error::other)?;
-    // Where there is no room, that is an error here; below it would be the end of the process.
+    // Without enough memory, this is an error here; the allocation below would end the process.
     let room = Vec::<u8>::new().try_reserve_exact(length);
     room.map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
     let mut bytes = vec![0; length];
@@ -83,7 +83,7 @@ pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
         let data = match seek(file, SeekFrom::Data(at as u64)) {
             Ok(data) => (data as usize).clamp(at, length),
             Err(Errno::NXIO) => break,
-            // The file system does not tell.
+            // The file system does not support it.
             Err(_) => at,
         };
         let hole = seek(file, SeekFrom::Hole(data as u64)).map_or(length, |hole| hole as usize);
@@ -91,7 +91,7 @@ pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
         at = data;
         while at < end {
             match file.read_at(&mut bytes[at..end], at as u64) {
-                // It has become shorter.
+                // It has been truncated.
                 Ok(0) => {
                     bytes.truncate(at);
                     return Ok(bytes);

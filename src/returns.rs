@@ -1,8 +1,8 @@
 //! How the return of a function is traced, and why it cannot be. Pure.
 //!
-//! By exits: probes where the function's code leaves it ([`crate::elf::Functions`]). By trampoline: the kernel puts an address
-//! of its own in the place of the return address, which is quicker, and ends the program if anything unwinds through the frame
-//! or goes on on another stack.
+//! By exits: probes where the function's code leaves it ([`crate::elf::Functions`]). By trampoline: the kernel replaces
+//! the return address with one of its own, which is faster, but ends the program if anything unwinds through the frame
+//! or continues on another stack.
 
 use crate::abi::{MAX_STRETCHES, location, location_op, site, site_flag, stretch};
 use crate::elf::{
@@ -15,24 +15,24 @@ use crate::unusable::unusable_reason;
 /// Where one function is left.
 #[derive(Debug)]
 pub struct Returns {
-    /// With what the kernel is to know of each but the probe's values.
+    /// Each exit with its site for the kernel, without the probe's values.
     pub sites: Vec<(Site, site)>,
-    /// Likewise, of places that a call passes on its way there.
+    /// The same for places that a call passes on its way there.
     pub passages: Vec<(Site, site)>,
     pub exits: Exits,
 }
 
 impl Returns {
-    /// Exits that cost two traps.
+    /// Number of exits that cost two traps.
     pub fn single_stepped(&self) -> usize {
         self.sites.iter().filter(|(at, _)| at.cost() == Cost::SingleStepped).count()
     }
 }
 
-/// The exits of a function as sites; `reads_result` if something is read there that only a `ret` shows.
+/// The exits of a function as sites; with `reads_result`, only a `ret` shows what is read there.
 ///
 /// # Errors
-/// If they are not known for certain, or are no place to read a result; with the reason.
+/// If they are not known for certain, or a result cannot be read there; with the reason.
 pub fn by_exits(
     index: &SymbolIndex<'_>,
     function: &FunctionSite,
@@ -60,7 +60,7 @@ pub fn by_exits(
     Ok(Returns { sites, passages, exits })
 }
 
-/// The jumps by which a function that begins with a loop comes to its entry again; none if it does not.
+/// The jumps by which a function that begins with a loop returns to its entry; none if it does not.
 ///
 /// # Errors
 /// If they cannot all be probed.
@@ -74,7 +74,7 @@ pub fn turns(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Vec<(Si
     sites.collect()
 }
 
-/// What a probe's exits are and cost, summed up for a person.
+/// A human-readable summary of a probe's exits and their cost.
 #[derive(Debug, Default)]
 pub struct Costs {
     exits: usize,
@@ -104,7 +104,7 @@ impl Costs {
         }
     }
 
-    /// One sentence each; none where there are no exits.
+    /// One sentence each; none if there are no exits.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if self.exits == 0 {
@@ -162,7 +162,7 @@ fn exit_site(image: &Image<'_>, exit: &Exit) -> Result<(Site, site), String> {
     Ok((at, entry))
 }
 
-/// What is probed in the place of a `ret`, where that is possible and shows the result if it is read.
+/// The sites that are probed instead of a `ret`, if that is possible and shows the result if it is read.
 fn approach_sites(image: &Image<'_>, exit: &Exit, reads_result: bool) -> Option<Vec<(Site, site)>> {
     let approaches = &exit.approaches;
     if approaches.is_empty() || reads_result && !approaches.iter().all(|approach| approach.is_final) {
@@ -190,7 +190,7 @@ fn passage_site(image: &Image<'_>, passage: &Passage) -> Result<(Site, site), St
     if let Some((form, to)) = &passage.target {
         entry.flags |= site_flag::SITE_JUMP.0;
         entry.target = target_at(form, passage.vaddr);
-        // It stays in the function wherever it leads but there.
+        // Every target but this one counts as inside the function.
         let behind = to.wrapping_add(1).wrapping_sub(passage.vaddr);
         entry.inside[0] = stretch { from: behind as i64, bytes: u64::MAX };
     }
@@ -205,7 +205,7 @@ fn site_at(image: &Image<'_>, vaddr: u64, when: Option<u8>) -> Result<(Site, sit
     Ok((at, site { condition: when.map_or(0, |code| u32::from(code) + 1), ..site::default() }))
 }
 
-/// Where the target of a jump is found when it is taken.
+/// Where to read the target of a jump when it is taken.
 fn target_at(form: &Form, vaddr: u64) -> location {
     let mut to = location { bytes: 8, ..location::default() };
     let from_here = |address: u64| address.wrapping_sub(vaddr) as i64;
@@ -219,7 +219,7 @@ fn target_at(form: &Form, vaddr: u64) -> location {
             location_op::LOC_MEMORY
         }
         Form::Indexed { base, index, scale, offset } => {
-            // Without a base it is an address of the file, which is as far from here as it is in the file.
+            // Without a base it is an address in the file, whose distance from here is the same as in the file.
             let (base, offset) =
                 base.map_or((Reg::X86_64_IP, from_here(*offset as u64)), |base| (base, *offset));
             (to.reg, to.index, to.offset) = (base.pt_regs_index(), index.pt_regs_index(), offset);
@@ -230,7 +230,7 @@ fn target_at(form: &Form, vaddr: u64) -> location {
             (to.reg, to.offset) = (Reg::X86_64_IP.pt_regs_index(), from_here(*vaddr));
             location_op::LOC_MEMORY
         }
-        // No jump has these.
+        // Not used by jumps.
         Form::Const(_) | Form::Symbol { .. } | Form::Absolute { .. } | Form::Float { .. } => {
             location_op::LOC_CONST
         }
@@ -239,7 +239,7 @@ fn target_at(form: &Form, vaddr: u64) -> location {
     to
 }
 
-/// Why the kernel must not replace a function's return address; Ok(Some) is a warning.
+/// Checks whether the kernel may replace a function's return address; `Ok(Some)` is a warning.
 ///
 /// # Errors
 /// If it would end the program.

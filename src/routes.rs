@@ -15,7 +15,7 @@ use crate::page::{self, Link, runbook};
 use crate::percent;
 use crate::running::Running;
 
-/// What is served on the metrics port.
+/// The routes on the metrics port.
 pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
     let (scraped, reloaded) = (running.clone(), running.clone());
     let metrics = Route::get("/metrics", "Prometheus metrics", http::PLAIN_TEXT, move |request| {
@@ -40,12 +40,12 @@ pub(crate) fn metrics_router(running: &Arc<Running>) -> Router {
     Router::new("exporter", routes)
 }
 
-/// What is served on the control socket.
+/// The routes on the control socket.
 pub(crate) fn control_router(network: &Arc<Network>) -> Router {
     Router::new("exporter", blocking::routes(network))
 }
 
-/// The page at `/`, what it loads, and what it shows as JSON. `others` are what it links to.
+/// The page at `/`, the files that it loads, and its JSON. It links to `others`.
 fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
     const STATUS: Link = Link { path: "/api/v1/status", about: "How the exporter is doing (JSON)" };
     let others = others.iter().filter(|route| route.method == Method::GET && !route.about.is_empty());
@@ -65,7 +65,7 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
         shown(STATUS.path, STATUS.about, http::JSON, |running, links| {
             running.status.json(|| running.snapshot(links))
         }),
-        // What a link in an alert leads to: whoever is woken by it need not know a password.
+        // The target of a link in an alert: the person woken by it need not know a password.
         Route::get(ALERTS, "", http::HTML, move |_| Reply::ok(runbook.clone())).open_to(Access::Open),
         part("/page.css", "text/css; charset=utf-8", page::STYLE).open_to(Access::Open),
         part("/page.js", "text/javascript; charset=utf-8", page::SCRIPT),
@@ -73,7 +73,7 @@ fn page_routes(running: &Arc<Running>, others: &[Route]) -> Vec<Route> {
     ]
 }
 
-/// Who talks, as JSON: too many to be series. Also what that comes to.
+/// Traffic by remote host and flow as JSON: too many for series. Also the totals.
 fn table_routes(network: &Arc<Network>) -> Vec<Route> {
     type TableHandler = fn(&Network, &str) -> Result<String, QueryError>;
     let tables: [(&'static str, &'static str, TableHandler); 3] = [
@@ -97,26 +97,26 @@ fn table_routes(network: &Arc<Network>) -> Vec<Route> {
     tables.into_iter().map(route).collect()
 }
 
-/// How often there are statistics in a stream.
+/// The interval of statistics in a stream.
 const STREAM_EVERY: Duration = Duration::from_secs(1);
 
-/// Streams at once, so that most connections are left to others.
+/// Maximum number of streams, so that most connections remain available to others.
 const STREAMS: usize = 8;
 
-/// After this time a stream ends, and whoever still may has it again.
+/// A stream ends after this time, and clients that are still authorized can request it again.
 const STREAM_LONGEST: Duration = Duration::from_secs(3600);
 
-/// The statistics of `/api/v1/stats` as they change.
+/// The statistics of `/api/v1/stats` as a stream.
 fn stream_route(network: &Arc<Network>) -> Route {
     let network = network.clone();
-    // Without a query there is nothing to be wrong with it.
+    // Without a query, there is nothing to reject.
     let make = move || network.statistics("").unwrap_or_default();
     let stream = Broadcast::new(STREAM_EVERY, STREAMS, STREAM_LONGEST, Box::new(make));
     Route::get("/api/v1/stream", "", http::EVENTS, move |_| Reply::events(stream.clone()))
         .open_to(Access::Known)
 }
 
-/// What is served on the health port.
+/// The routes on the health port.
 pub(crate) fn health_router(running: Arc<Running>) -> Router {
     let about = "Liveness: 200 while the exporter runs";
     let health = Route::get("/health", about, http::PLAIN_TEXT, |_| Reply::ok("ok\n"));

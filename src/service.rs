@@ -1,4 +1,4 @@
-//! The service manager: what systemd is told of the process's life, by the protocol of `sd_notify(3)`.
+//! The service manager: notifies systemd about the state of the process, by the protocol of `sd_notify(3)`.
 //!
 //! Without a manager that listens (`NOTIFY_SOCKET`), nothing is sent.
 
@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use sd_notify::NotifyState;
 
-/// That metrics are served now, and where: `systemctl start` returns, `systemctl status` shows it.
+/// Notifies that metrics are served, and where: `systemctl start` returns, `systemctl status` shows it.
 pub(crate) fn ready(address: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(&format!("Serving metrics at {address}"))]);
 }
 
-/// That the configuration is read anew. The protocol wants the time, to tell this message from earlier ones.
+/// Notifies that a reload has started. The protocol requires the time, to distinguish this message from earlier ones.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
@@ -23,20 +23,20 @@ pub(crate) fn reloading() {
     }
 }
 
-/// That it has been read, whatever came of it.
+/// Notifies that the reload has finished, whatever its outcome.
 pub(crate) fn reloaded() {
     notify(&[NotifyState::Ready]);
 }
 
-/// That the end has begun.
+/// Notifies that the process is stopping.
 pub(crate) fn stopping() {
     notify(&[NotifyState::Stopping, NotifyState::Status("Detaching the probes")]);
 }
 
-/// Tells the manager's watchdog, if it wants to know (`WatchdogSec=`), that the exporter works, for as long as `alive`
-/// says so. Never returns.
+/// Sends keep-alive messages to the manager's watchdog, if enabled (`WatchdogSec=`), for as long as `alive` returns
+/// true. Never returns.
 ///
-/// `alive` may block; it is called on a thread for that, three times within the manager's patience.
+/// `alive` may block; it is called on a thread for blocking tasks, three times per watchdog timeout.
 pub(crate) async fn watchdog<F>(alive: F)
 where
     F: Fn() -> bool + Clone + Send + 'static,
@@ -46,7 +46,7 @@ where
         return std::future::pending().await;
     };
     let mut ticks = tokio::time::interval(timeout / 3);
-    // After a stop (SIGSTOP, a suspended machine) one beat is enough.
+    // After a stop (SIGSTOP, a suspended machine) one message is enough.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         ticks.tick().await;
@@ -85,35 +85,36 @@ pub(crate) fn sockets() -> io::Result<Vec<(String, OwnedFd)>> {
     Ok(sockets)
 }
 
-/// How names of sockets begin that the manager keeps for the exporter.
+/// Prefix of the names of sockets in the service manager's file descriptor store.
 const KEPT: &str = "kept-port-";
 
-/// How long the manager may take to close what it is asked to.
+/// How long the service manager may take to close a stored descriptor.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Sockets that the manager has kept over a restart of the service (`FileDescriptorStoreMax=`): whoever connects meanwhile waits
-/// instead of being refused, so that a restart is no gap for a scraper.
+/// Sockets that the manager has stored across a restart of the service (`FileDescriptorStoreMax=`): clients that
+/// connect meanwhile wait instead of being refused, so that a restart causes no gap for a scraper.
 #[derive(Debug)]
 pub(crate) struct StoredSockets {
     listeners: Vec<TcpListener>,
-    /// Since when the manager closes others, of which one may be in the way.
+    /// When the manager was asked to close others, one of which may be in the way.
     closing: Option<Instant>,
 }
 
 impl StoredSockets {
-    /// Takes those for these addresses, and has the manager close the others. Called once.
+    /// Takes the sockets for these addresses, and makes the manager close the others. Must be called only once.
     pub fn take(addresses: &[SocketAddr]) -> Self {
         let passed = match sd_notify::listen_fds_with_names() {
             Ok(passed) => passed.filter(|(_, name)| name.starts_with(KEPT)).collect(),
             Err(err) => {
-                // The log is not there yet.
+                // The log is not installed yet.
                 eprintln!("exporter: failed to take the service manager's sockets: {err}");
                 Vec::new()
             }
         };
         let mut kept = Self { listeners: Vec::new(), closing: None };
         for (fd, name) in passed {
-            // SAFETY: the manager has opened it for this process, as LISTEN_PID says, and nobody else takes one of this name.
+            // SAFETY: the manager has opened it for this process, as LISTEN_PID says, and no other code takes one with
+            // this name.
             #[allow(unsafe_code)]
             let listener = TcpListener::from(unsafe { OwnedFd::from_raw_fd(fd) });
             if listener.local_addr().is_ok_and(|of| addresses.contains(&of)) {
@@ -126,10 +127,10 @@ impl StoredSockets {
         kept
     }
 
-    /// The one for this address, or another one.
+    /// The stored socket for this address, or a new one.
     ///
     /// # Errors
-    /// What `take` and `bind` say.
+    /// Those of `take` and `bind`.
     pub fn listener<T, E>(
         &mut self,
         address: SocketAddr,
@@ -150,7 +151,7 @@ impl StoredSockets {
     }
 }
 
-/// Has the manager keep a socket, if it can.
+/// Stores a socket in the manager, if possible.
 pub(crate) fn keep(address: SocketAddr, listener: BorrowedFd<'_>) {
     let name = format!("{KEPT}{}", address.port());
     if let Err(err) =

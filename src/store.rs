@@ -1,4 +1,4 @@
-//! Slots and interners, wherever they are: what a scrape reads, and what events are added to in user space.
+//! Slots and interners, wherever they are: a scrape reads them, and events are added to them in user space.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,33 +7,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::mapping::Mapped;
 
-/// A store that can be read while it is being added to.
+/// A store that can be read while it is being updated.
 pub trait Store: Send + Sync {
     /// The slot's total over all shards; additions wrap, so that sums of negative numbers work.
     fn total(&self, slot: u32) -> u64;
 
-    /// The slot of the first shard alone, for slots that are overwritten instead of added to.
+    /// The slot in the first shard only, for slots that are overwritten rather than added to.
     fn single(&self, slot: u32) -> u64;
 
-    /// Sets the first shard's slot to zero and returns what was there.
+    /// Sets the first shard's slot to zero and returns its previous value.
     fn take(&self, slot: u32) -> u64;
 
-    /// Sets a slot to zero, in all shards.
+    /// Sets a slot to zero in all shards.
     fn clear(&self, slot: u32);
 
-    /// Takes a number back, so that it can be given to other bytes. Its slots must have been cleared, and nothing must
-    /// be added to them any more.
+    /// Frees a number, so that it can be assigned to other bytes. Its slots must have been cleared, and must not be
+    /// updated anymore.
     fn forget(&self, interner: u32, number: u32);
 
-    /// The bytes that interner number `interner` gave `number` to, once they are known. Text from the kernel is
-    /// padded with zeros.
+    /// Reads the bytes to which interner `interner` assigned `number`; returns false if they are not known yet. Text
+    /// from the kernel is padded with zeros.
     fn name(&self, interner: u32, number: u32, to: &mut Vec<u8>) -> bool;
 }
 
-/// The store of metrics that are computed from events. The drain thread adds, scrapes read.
+/// The store of metrics that are computed from events. The drain thread updates it, scrapes read it.
 #[derive(Debug)]
 pub struct UserStore {
-    /// The slots; then of each probe, label values that went to "other"; then what the drain thread counts.
+    /// The slots; then, for each probe, label values that were counted as "other"; then the statistics of the drain
+    /// thread.
     counters: CounterMemory,
     slots: usize,
     probes: usize,
@@ -41,23 +42,23 @@ pub struct UserStore {
     names: Option<Box<dyn NameStore>>,
 }
 
-/// Numbers of the drain thread's own.
+/// Number of statistics of the drain thread.
 pub const DRAIN_NUMBERS: usize = 5;
 
 #[derive(Debug)]
 enum CounterMemory {
     Own(Vec<AtomicU64>),
-    /// They outlive the exporter.
+    /// Outlives the exporter.
     Kept(Mapped<AtomicU64>),
 }
 
-/// Keeps the names behind numbers, for an exporter that goes on with them.
+/// Stores the names behind numbers, for an exporter that continues with them.
 pub trait NameStore: fmt::Debug + Send + Sync {
     fn keep(&self, interner: u32, number: u32, name: &[u8]);
 
     fn forget(&self, interner: u32, number: u32);
 
-    /// Those that are kept.
+    /// All stored names.
     fn all(&self) -> Vec<KeptName>;
 }
 
@@ -83,7 +84,8 @@ struct InternedNames {
 }
 
 impl UserStore {
-    /// A store of so many slots, with an interner for each of the limits, for the metrics of so many probes.
+    /// Creates a store with this number of slots, with an interner for each of the limits, for the metrics of this
+    /// number of probes.
     pub fn new(slots: u32, limits: impl IntoIterator<Item = u32>, probes: usize) -> Self {
         let all = Self::numbers(slots, probes);
         let counters = CounterMemory::Own((0..all).map(|_| AtomicU64::new(0)).collect());
@@ -96,12 +98,12 @@ impl UserStore {
         }
     }
 
-    /// How many numbers such a store has in all.
+    /// The total number of values in such a store.
     pub fn numbers(slots: u32, probes: usize) -> usize {
         slots as usize + probes + DRAIN_NUMBERS
     }
 
-    /// As [`UserStore::new`], in memory that outlives the exporter, and may be that of an earlier one.
+    /// As [`UserStore::new`], in memory that outlives the exporter, and may come from an earlier one.
     pub fn kept(
         slots: u32,
         limits: impl IntoIterator<Item = u32>,
@@ -136,17 +138,17 @@ impl UserStore {
         self.at(self.slots + self.probes + number)
     }
 
-    /// Counts a label value of this probe that went to "other".
+    /// Counts a label value of this probe as "other".
     pub fn count_overflow(&self, probe: usize) {
         self.at(self.slots + probe).fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Label values of this probe that went to "other".
+    /// Label values of this probe that were counted as "other".
     pub fn overflows(&self, probe: usize) -> u64 {
         self.at(self.slots + probe).load(Ordering::Relaxed)
     }
 
-    /// Adds to a slot, wrapping. Only the drain thread may, which needs no locked instruction then.
+    /// Adds to a slot, wrapping. Only the drain thread may do so, and thus needs no locked instruction.
     pub fn add(&self, slot: u32, amount: u64) {
         let slot = self.slot(slot);
         slot.store(slot.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
@@ -156,7 +158,7 @@ impl UserStore {
         self.slot(slot).store(value, Ordering::Relaxed);
     }
 
-    /// Replaces the slot by what `f` makes of it.
+    /// Replaces the slot's value with the result of `f`.
     pub fn update(&self, slot: u32, f: impl Fn(u64) -> u64) {
         let slot = self.slot(slot);
         let mut old = slot.load(Ordering::Relaxed);
@@ -165,7 +167,7 @@ impl UserStore {
         }
     }
 
-    /// The number of these bytes, given out now if they are new; `None` past the limit.
+    /// The number of these bytes, newly assigned if they are new; `None` beyond the limit.
     pub fn number(&self, interner: u32, bytes: &[u8]) -> Option<u32> {
         let index = interner;
         let interner = &self.interners[index as usize];
@@ -192,7 +194,7 @@ impl UserStore {
     }
 }
 
-/// An interner for each of the limits, with the names that are kept.
+/// Creates an interner for each of the limits, with the stored names.
 fn interners(limits: impl IntoIterator<Item = u32>, kept: Vec<KeptName>) -> Vec<Interner> {
     let mut all: Vec<(u32, InternedNames)> =
         limits.into_iter().map(|limit| (limit, InternedNames::default())).collect();
@@ -254,7 +256,7 @@ impl Store for UserStore {
     }
 }
 
-/// A panic elsewhere while the lock was held leaves the names as they were: nothing in here is half done.
+/// A poisoned lock is fine: a panic elsewhere while it was held leaves the names consistent.
 fn read(names: &RwLock<InternedNames>) -> std::sync::RwLockReadGuard<'_, InternedNames> {
     names.read().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

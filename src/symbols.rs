@@ -1,7 +1,8 @@
 //! Names of code addresses in running processes.
 //!
-//! A path in `/proc/PID/maps` is a path of that process: in a container it may name another file here, or none. So the file
-//! is opened by way of the process, and named by only if it is the one that is mapped.
+//! A path in `/proc/PID/maps` is a path of that process: for a process in a container, the same path may refer to
+//! another file here, or to none. So the file is opened through the process, and used only if it is the one that is
+//! mapped.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -20,38 +21,39 @@ use crate::procfs::{Mapping, Stat, living_thread, text};
 use crate::regular;
 use crate::truncated;
 
-/// Addresses that are remembered. When there are more, all are looked up anew.
+/// Cached addresses; when full, the cache is cleared.
 const REMEMBERED: usize = 16_384;
 
-/// How long an address has the same name without looking: what was unloaded makes room for other code.
+/// How long the name of an address is cached: unloaded code makes room for other code.
 const VALID: Duration = Duration::from_secs(60);
 
-/// Files whose symbols are kept, and how many bytes these may take; the file that was not used for longest goes.
+/// Files whose symbols are cached, and their total bytes; the least recently used file is evicted.
 const FILES: usize = 16;
 const BYTES: usize = 64 << 20;
 
-/// Files with more bytes are not read, which would keep events waiting for seconds: blazesym maps them, and reads what it needs.
+/// Larger files are not read into memory, which would delay events for seconds: blazesym maps them and reads what it
+/// needs.
 const READ: u64 = 256 << 20;
 
-/// How long a process is taken for the same without looking.
+/// How long a process is assumed to be the same without checking.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// Characters of a function's name in a call stack.
 const FRAME_NAME: usize = 200;
 
-/// The mapping that returns lead to where the kernel traces them.
+/// The mapping in which return addresses lie that the kernel has replaced to trace returns.
 const TRAMPOLINE: &str = "[uprobes]";
 
-/// What an address is called that belongs to no function that is known.
+/// The name of an address that belongs to no known function.
 pub const UNKNOWN: &str = "unknown";
 
-/// Looks up names, and remembers them.
+/// Looks up names, and caches them.
 pub struct Symbols {
-    /// With when each was looked up.
+    /// With the time of each lookup.
     known: HashMap<(u32, u64), (Arc<str>, Instant)>,
-    /// When each process began, and when that was looked at: its number may be another's by now.
+    /// When each process started, and when that was checked: its id may have been reused.
     began: HashMap<u32, (u64, Instant)>,
-    /// The one used last comes last.
+    /// In the order of their last use.
     files: Vec<Mapped>,
 }
 
@@ -61,15 +63,15 @@ struct Mapped {
     names: Names,
 }
 
-/// Names of a file's functions by their offset in it.
+/// Names of a file's functions by file offset.
 enum Names {
-    /// As functions are named where they are probed.
+    /// The same names as for probing.
     Table(AddressNames),
-    /// As blazesym names them, in a file that is too large to be read.
+    /// Blazesym's names, for a file that is too large to be read.
     Blazesym(Box<Symbolizer>, File),
 }
 
-/// Which file it is, and which contents it has.
+/// Identifies a file, and a version of its contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     device: u64,
@@ -83,15 +85,16 @@ impl Symbols {
         Self { known: HashMap::new(), began: HashMap::new(), files: Vec::new() }
     }
 
-    /// The function that calls from before this return address. A call that never returns may be a function's last
-    /// instruction, and the next function begins at its return address.
+    /// The function that contains the call before this return address. A call that never returns may be a function's
+    /// last instruction, so that the next function begins at its return address.
     pub fn caller(&mut self, pid: u32, return_address: u64) -> Arc<str> {
         self.name(pid, return_address.saturating_sub(1))
     }
 
-    /// The functions that were running in a thread of the process, the innermost first: `c <- b <- a`. `frames` are addresses of 8 bytes
-    /// each: where the thread was, and what its calls return to. What the innermost function returns to is not among them where
-    /// it has no frame yet, or no more. What leads to no code is no frame, nor is what follows.
+    /// The functions that were running in a thread of the process, the innermost first: `c <- b <- a`. `frames` are
+    /// addresses of 8 bytes each: the position of the thread, and the return addresses of its calls. The innermost
+    /// function's return address is missing if the function has no frame yet, or no longer has one. Addresses outside
+    /// code are not frames, and end the stack.
     pub fn stack(&mut self, pid: u32, frames: &[u8], returns_to: Option<u64>) -> String {
         let mut addresses: Vec<u64> =
             frames.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
@@ -106,7 +109,7 @@ impl Symbols {
         for (number, address) in addresses.into_iter().enumerate() {
             let at = if number > 0 { address.saturating_sub(1) } else { address };
             let Some(mapping) = mappings.iter().find(|mapping| mapping.contains(at)) else { break };
-            // Instead of a return address that the kernel has replaced.
+            // In place of a return address that the kernel has replaced.
             if mapping.name == TRAMPOLINE {
                 continue;
             }
@@ -120,13 +123,13 @@ impl Symbols {
         if names.is_empty() { UNKNOWN.to_owned() } else { names.join(" <- ") }
     }
 
-    /// The function that holds the address in this process, demangled; `unknown` if nothing says so, as for a process
-    /// that has ended before it was looked at.
+    /// The function that contains the address in this process, demangled; `unknown` if it cannot be determined, as for
+    /// a process that exited before the lookup.
     pub fn name(&mut self, pid: u32, address: u64) -> Arc<str> {
         self.name_by(pid, address, |symbols| symbols.look_up(pid, address))
     }
 
-    /// What is remembered, or else what `look_up` finds.
+    /// The cached name, or else the result of `look_up`.
     fn name_by(
         &mut self,
         pid: u32,
@@ -148,7 +151,7 @@ impl Symbols {
         name
     }
 
-    /// Whether the process has a number that another had before.
+    /// Whether the process id has been reused by another process.
     fn is_another(&mut self, pid: u32) -> bool {
         let known = self.began.get(&pid).copied();
         if known.is_some_and(|(_, looked)| looked.elapsed() < RECHECK) {
@@ -171,7 +174,7 @@ impl Symbols {
         self.look_up_in(pid, address, &mapping)
     }
 
-    /// Of a mapping that holds the address.
+    /// The name of an address in this mapping.
     fn look_up_in(&mut self, pid: u32, address: u64, mapping: &Mapping<'_>) -> Option<Arc<str>> {
         if mapping.inode == 0 {
             return None;
@@ -202,7 +205,7 @@ impl Symbols {
 }
 
 impl Names {
-    /// The names in a file; none if it cannot be read now.
+    /// The names in a file; `None` if it cannot be read now.
     fn of(pid: u32, file: File, mapping: &Mapping<'_>, is_large: bool) -> Option<Self> {
         if is_large {
             return Some(Self::Blazesym(Box::new(Symbolizer::new()), file));
@@ -224,7 +227,7 @@ impl Names {
         }
     }
 
-    /// How many bytes of memory they take; the pages of a mapped file are not counted.
+    /// Their size in memory, in bytes; the pages of a mapped file are not counted.
     fn bytes(&self) -> usize {
         match self {
             Self::Table(names) => names.bytes(),
@@ -233,8 +236,8 @@ impl Names {
     }
 }
 
-/// The functions of a file, also by its debug file if it has no symbols itself; none of what is no program. None if it cannot be
-/// read now.
+/// The functions of a file, from its debug file if it has no symbols itself; none if it is not a program. `None` if it
+/// cannot be read now.
 fn table_of(pid: u32, file: &File, mapping: &Mapping<'_>) -> Option<AddressNames> {
     let bytes = regular::read_all(file).ok()?;
     let Ok(image) = Image::parse(&bytes) else { return Some(AddressNames::default()) };
@@ -250,22 +253,22 @@ impl Default for Symbols {
     }
 }
 
-/// The file that is mapped: by its entry in `map_files`, where that may be followed, or by its path below the process's root
-/// if that is still the same file.
+/// Opens the mapped file: through its entry in `map_files`, if permitted, or by its path below the process's root if
+/// that is still the same file.
 fn open(pid: u32, mapping: &Mapping<'_>) -> Option<File> {
     if let Ok(file) = regular::open(format!("/proc/{pid}/map_files/{}", mapping.entry()).as_ref()) {
         return Some(file);
     }
     let file = regular::open(format!("/proc/{pid}/root{}", mapping.name).as_ref()).ok()?;
     let meta = file.metadata().ok()?;
-    // File systems without a block device of their own are numbered otherwise by stat(2).
+    // stat(2) numbers file systems without a block device differently.
     let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
     let same_device = mapping.device.0 == 0 || major == 0 || mapping.device == (major, minor);
     (meta.ino() == mapping.inode && same_device).then_some(file)
 }
 
-/// Whether the process has written other code there than the file has, as a compiler may that runs in it. Less than half is a patch, or
-/// breakpoints.
+/// Whether the code in the process's memory differs from the file, as with a JIT compiler in the process. Less than
+/// half is a patch, or breakpoints.
 fn is_written_anew(pid: u32, file: &File, mapping: &Mapping<'_>, address: u64) -> bool {
     const AROUND: u64 = 8;
     let from = address.saturating_sub(AROUND).max(mapping.start);
@@ -313,15 +316,15 @@ mod tests {
             let text = symbols.stack(me, &bytes, returns_to);
             text.split(" <- ").map(|name| name.contains("a_function_of_the_test")).collect::<Vec<_>>()
         };
-        // Where the thread is counts as it is; a return address belongs to what is before it.
+        // The thread's position is used unchanged; a return address belongs to the instruction before it.
         assert_eq!(stack(&[address], None), [true]);
         assert_eq!(stack(&[address, address + 1, address + 1], None), [true, true, true]);
         assert_eq!(stack(&[address, address], None).len(), 2);
         assert!(!stack(&[address, address], None)[1]);
-        // The caller's is put where it is missing, and not twice.
+        // The caller's address is inserted if it is missing, but not twice.
         assert_eq!(stack(&[address, 8], Some(address + 1)), [true, true]);
         assert_eq!(stack(&[address, address + 1], Some(address + 1)), [true, true]);
-        // What leads nowhere ends it.
+        // An address outside code ends the stack.
         assert_eq!(stack(&[address, 8, address + 1], None), [true]);
         let mut of_none = Symbols::new();
         assert_eq!(of_none.stack(u32::MAX >> 1, &address.to_ne_bytes(), None), UNKNOWN);

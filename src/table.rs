@@ -1,24 +1,24 @@
-//! Aligned columns for people.
+//! Aligned columns for human readers.
 
 use std::fmt;
 
-/// Space between two columns.
+/// Spaces between two columns.
 const GAP: usize = 2;
 
-/// A cell that is wider than this reaches into the next columns of its row rather than move them for all rows.
+/// A wider cell overlaps the next columns of its own row instead of moving them in all rows.
 const WIDEST: usize = 60;
 
-/// What is as short as this stands beside others where there is no room for columns.
+/// Cells of this length or less share a line where there is no room for columns.
 const SHORT: usize = 16;
 
-/// Rows of cells, and lines between them that keep out of the columns.
+/// Rows of cells, and lines between them that do not affect the columns.
 #[derive(Debug, Clone)]
 pub struct TextTable {
     indent: usize,
     rows: Vec<Row>,
-    /// Cells at the beginning of a row that name it.
+    /// Number of cells at the start of a row that identify it.
     names: usize,
-    /// The last cell explains the one before, unless it begins so.
+    /// The last cell explains the previous one, unless it starts with this text.
     usual: Option<&'static str>,
 }
 
@@ -29,23 +29,24 @@ enum Row {
 }
 
 impl TextTable {
-    /// A table whose lines begin after `indent` spaces.
+    /// Creates a table whose lines are indented by `indent` spaces.
     pub fn new(indent: usize, header: &[&str]) -> Self {
         let header = header.iter().map(|cell| (*cell).to_string()).collect();
         Self { indent, rows: vec![Row::Cells(header)], names: 1, usual: None }
     }
 
-    /// The first `names` cells name a row, instead of the first one.
+    /// The first `names` cells identify a row, instead of only the first.
     pub fn named_by(self, names: usize) -> Self {
         Self { names, ..self }
     }
 
-    /// The last column explains the one before; an explanation that begins so is left out where there is little room.
+    /// The last column explains the previous one; an explanation that starts with `usual` is left out where there is
+    /// little room.
     pub fn explained_unless(self, usual: &'static str) -> Self {
         Self { usual: Some(usual), ..self }
     }
 
-    /// As columns, or if these are wider than the screen as a block for each row.
+    /// Formats it in columns, or, if these are wider than the screen, as a block for each row.
     pub fn fitted(&self, screen: Option<usize>) -> String {
         let columns = self.widths(usize::MAX).iter().map(|width| width + GAP).sum::<usize>() + self.indent;
         match screen {
@@ -77,7 +78,7 @@ impl TextTable {
         text
     }
 
-    /// Of each column, by its cells that are no wider than `widest`.
+    /// The width of each column, by its cells that are no wider than `widest`.
     fn widths(&self, widest: usize) -> Vec<usize> {
         let mut widths: Vec<usize> = Vec::new();
         for row in &self.rows {
@@ -91,7 +92,7 @@ impl TextTable {
         widths
     }
 
-    /// A row with a name, those without one that follow it, and then the lines about it, for each of them.
+    /// One block for each row with a name, the nameless rows that follow it, and the lines about it.
     fn blocks(&self, screen: usize) -> String {
         let mut rows = self.rows.iter().peekable();
         let Some(Row::Cells(header)) = rows.next() else { return String::new() };
@@ -143,12 +144,12 @@ impl TextTable {
         long.iter().for_each(|line| wrap(line, self.indent + 2, screen, to));
     }
 
-    /// Adds a row; cells that are missing at its end are empty.
+    /// Adds a row; missing cells at its end are empty.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(Row::Cells(cells.into_iter().collect()));
     }
 
-    /// Adds text that belongs to the row above, indented under it.
+    /// Adds text about the row above, indented below it.
     pub fn line(&mut self, text: impl Into<String>) {
         self.rows.push(Row::Line(text.into()));
     }
@@ -168,7 +169,7 @@ pub(crate) fn wrapped(text: &str, screen: Option<usize>) -> String {
     to
 }
 
-/// Appends lines no longer than the screen, as far as words allow. Those after the first begin two columns further right.
+/// Appends lines no longer than the screen, as far as words allow. Continuation lines are indented by two more columns.
 pub(crate) fn wrap(text: &str, indent: usize, screen: usize, to: &mut String) {
     let mut length = 0;
     for word in text.split(' ') {

@@ -1,16 +1,16 @@
-//! What the terminal is like that a command writes to.
+//! Properties of the terminal that a command writes to.
 
 use std::io::IsTerminal;
 
 use rustix::termios::tcgetwinsize;
 
-/// Columns of the screen; None if standard output is no terminal.
+/// Width of the screen in columns; `None` if standard output is not a terminal.
 pub(crate) fn width() -> Option<usize> {
     let size = tcgetwinsize(std::io::stdout()).ok()?;
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
-/// The text with colours, if standard output shows them and the user does not mind (<https://no-color.org>).
+/// The text with colors, if standard output supports them and the user has not disabled them (<https://no-color.org>).
 pub(crate) fn painted(text: &str) -> String {
     let is_unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
@@ -24,7 +24,7 @@ const RED: &str = "31";
 const GREEN: &str = "32";
 const YELLOW: &str = "33";
 
-/// Words that tell a state, and how a line begins that tells of trouble.
+/// Words for a state, and the start of a line that reports a problem.
 const WORDS: [(&str, &str); 7] = [
     ("attached", GREEN),
     ("partly", YELLOW),
@@ -40,7 +40,7 @@ fn paint(line: &str) -> String {
     for (word, colour) in WORDS {
         for (at, _) in line.match_indices(word) {
             let (before, after) = (&line[..at], &line[at + word.len()..]);
-            // In a column of its own or behind its title, not within a sentence.
+            // In a column of its own or after its title, not within a sentence.
             let begins = before.ends_with("  ") || before.ends_with(" state ") || before.trim().is_empty();
             if begins && is_end(after.chars().next()) {
                 return format!("{before}\x1b[{colour}m{word}\x1b[0m{after}");

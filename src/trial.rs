@@ -1,4 +1,4 @@
-//! `check --attach`: attaches all probes for a moment, and tells what came of it and what it costs.
+//! `check --attach`: attaches all probes for a moment, and reports the results and the costs.
 
 use std::io::{IsTerminal, Write};
 use std::pin::pin;
@@ -21,15 +21,15 @@ use crate::table::TextTable;
 use crate::targets::{Attaching, ProbeManager, ProbeState, StartState, Usage};
 use crate::terminal;
 
-/// What came of attaching.
+/// The result of attaching.
 #[derive(Debug)]
 pub struct TrialReport {
     pub table: String,
-    /// Whether the kernel refused a probe or an interface that is in its file.
+    /// Whether the kernel refused a probe that is in its file, or an interface.
     pub refused: bool,
 }
 
-/// How often it is told how far it is.
+/// How often progress is printed.
 const TOLD: Duration = Duration::from_millis(500);
 
 /// Attaches all probes and interfaces, counts for `time` or until Ctrl-C, and detaches.
@@ -47,7 +47,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     let network = plan.network.clone().map(|config| Network::start(config, |_| {})).transpose();
     let network = network.map_err(RunError::Network)?;
     let manager = ProbeManager::begin(plan.clone(), layout.clone(), &attaching, StartState::default())?;
-    // Without it the ring would fill, and hits would be lost that a run does not lose.
+    // Without it, the ring would fill up, and hits would be lost that are not lost in a normal run.
     let user = Arc::new(layout.user_store(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, manager.shared(), None)
         .map_err(failed_to("start the thread that drains the ring buffer"))?;
@@ -98,7 +98,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     Ok(TrialReport { table: text, refused })
 }
 
-/// Ctrl-C, which ends the counting instead of the program.
+/// Waits for Ctrl-C, which ends the counting instead of the program.
 struct Interrupt {
     runtime: Runtime,
     signals: Signal,
@@ -115,10 +115,11 @@ impl Interrupt {
         Ok(Self { runtime, signals })
     }
 
-    /// Waits for it, or until this time is over. Where somebody watches, hits and losses are told meanwhile. Returns how long it was.
+    /// Waits for the signal, or until `time` is over. On a terminal, it reports hits and losses meanwhile. Returns the
+    /// elapsed time.
     fn or_after(&mut self, time: Duration, counts: impl Fn() -> (u64, u64)) -> Duration {
         let is_watched = std::io::stderr().is_terminal();
-        // Nobody minds if the terminal is gone.
+        // It does not matter if the terminal is closed.
         let tell = |text: &str| {
             let _ = write!(std::io::stderr(), "\r\x1b[K{text}");
         };
@@ -146,7 +147,7 @@ impl Interrupt {
     }
 }
 
-/// What was counted on each interface.
+/// The counts of each interface.
 fn packets(network: &Network) -> TextTable {
     let mut table = TextTable::new(2, &["INTERFACE", "DIRECTION", "HOOK", "PACKETS", "BYTES"]).named_by(2);
     for interface in interfaces(&network.collect()) {
@@ -169,7 +170,7 @@ fn milliseconds(seconds: f64) -> String {
     if seconds > 0.0 { format!("{:.3} ms", seconds * 1e3) } else { "0".to_string() }
 }
 
-/// What tracing costs each target, a line each; those without hits cost nothing.
+/// The cost of tracing each target, one per line; targets without hits cost nothing.
 fn costs(plan: &Plan, usage: &[Usage], prices: &Prices) -> String {
     let mut lines = Vec::new();
     for (target, usage) in plan.targets.iter().zip(usage).filter(|(_, usage)| usage.tracing > 0.0) {

@@ -1,8 +1,8 @@
-//! Reading files that a library has mapped, and that somebody else makes shorter meanwhile.
+//! Reading files that a library has mapped while another program truncates them.
 //!
-//! A page of a mapping that lies behind the file's end now is a SIGBUS, which ends the process. What the exporter reads
-//! itself it reads by read(2); blazesym maps what it is given. Such a page is replaced by zeros while it works, so that it
-//! finds a damaged file instead.
+//! Accessing a page of a mapping beyond the file's new end raises SIGBUS, which ends the process. The exporter itself
+//! reads files by read(2), but blazesym maps them. Such a page is replaced by zeros while blazesym is working, so that
+//! it finds a damaged file instead.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -10,13 +10,14 @@ use std::io;
 use std::sync::OnceLock;
 
 thread_local! {
-    /// How often this thread is within [`reading`]. A constant without a destructor: a handler may look at it.
+    /// How deeply this thread is nested in [`reading`]. A constant without a destructor, so that a signal handler may
+    /// access it.
     static READING: Cell<u32> = const { Cell::new(0) };
 }
 
 const PAGE: usize = crate::mapping::PAGE as usize;
 
-/// Runs what reads mapped files, of which pages may vanish.
+/// Runs code that reads mapped files, whose pages may vanish.
 pub(crate) fn reading<T>(work: impl FnOnce() -> T) -> T {
     struct Reading;
     impl Drop for Reading {
@@ -24,7 +25,7 @@ pub(crate) fn reading<T>(work: impl FnOnce() -> T) -> T {
             READING.with(|depth| depth.set(depth.get() - 1));
         }
     }
-    // Once for the process, to which signal handlers belong.
+    // Once per process, as signal handlers are process-wide.
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
         if let Err(err) = install() {
@@ -37,8 +38,8 @@ pub(crate) fn reading<T>(work: impl FnOnce() -> T) -> T {
 }
 
 fn install() -> io::Result<()> {
-    // SAFETY: a structure of integers and a pointer to a function that is there for ever. The handler runs on the stack that
-    // the standard library has given each thread for signals, if it has.
+    // SAFETY: a structure of integers and a pointer to a function with static lifetime. The handler runs on the
+    // alternate signal stack that the standard library has given each thread, if it has.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction =
@@ -49,13 +50,13 @@ fn install() -> io::Result<()> {
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The instruction that failed is done again after it: on a page of zeros, or to end the process as without a handler.
+/// Afterwards the failed instruction is executed again: on a page of zeros, or to end the process as without a handler.
 extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel hands out a valid structure, whose address is that of the fault for this signal.
+    // SAFETY: the kernel passes a valid structure, whose address is that of the fault for this signal.
     let (code, at) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
     let is_vanished = code == libc::BUS_ADRERR && READING.with(Cell::get) > 0;
-    // SAFETY: system calls that may be made in a handler. What is replaced is a page that nobody can read any more, in a
-    // mapping of the library that is at work.
+    // SAFETY: system calls that are allowed in a handler. The replaced page is no longer readable by anyone, and is in
+    // a mapping of the library that is running.
     unsafe {
         let errno = *libc::__errno_location();
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
@@ -77,7 +78,7 @@ mod tests {
     fn pages_that_vanish_are_zeros() {
         let file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut &file, &[7; 3 * PAGE]).unwrap();
-        // SAFETY: a fresh mapping of three pages.
+        // SAFETY: a new mapping of three pages.
         let mapped = unsafe {
             let memory = libc::mmap(
                 std::ptr::null_mut(),

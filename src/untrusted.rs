@@ -1,9 +1,9 @@
-//! Decoders of bytes that others wrote, for the fuzz targets of `fuzz/`, which see nothing of the private modules.
+//! Decoders of bytes from outside, for the fuzz targets in `fuzz/`, which cannot access private modules.
 
 use crate::decode::{Event, EventValue};
 use crate::{kernel, net};
 
-/// A record of the hits' ring buffer: the bytes of text in each of its values, read as text; `None` if it is no event.
+/// A record of the hits' ring buffer: the length of each of its values read as text; `None` if it is not an event.
 pub fn event(record: &[u8]) -> Option<Vec<usize>> {
     let event = Event::decode(record).ok()?;
     let values = (0..=crate::abi::MAX_VALUES).map(|value| match event.value(value, true) {
@@ -18,7 +18,7 @@ pub fn process_event(record: &[u8]) -> bool {
     kernel::process_event(record).is_some()
 }
 
-/// A datagram of rtnetlink: the names of the interfaces that it tells of; `None` if it is no netlink, or tells of an error.
+/// An rtnetlink datagram: the names of the interfaces in it; `None` if it is malformed, or reports an error.
 pub fn interfaces(datagram: &[u8]) -> Option<Vec<String>> {
     net::interfaces_in(datagram).ok()
 }

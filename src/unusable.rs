@@ -1,10 +1,10 @@
-//! Places where no probe is set, and why. Pure.
+//! Sites without a probe, and why. Pure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::elf::Site;
 
-/// Why no probe is set at a site; None if one can be.
+/// Why no probe can be placed at a site; `None` if one can be.
 pub fn unusable_reason(site: &Site) -> Option<String> {
     if let Some(reason) = site.shape.unprobeable() {
         return Some(reason);
@@ -30,7 +30,7 @@ impl std::fmt::Display for UnusableSite {
     }
 }
 
-/// Each reason once, with the sites that have it.
+/// Lists each reason once, with its sites.
 pub fn reasons(sites: &[UnusableSite]) -> String {
     summary(sites.iter().map(|site| (site.name.as_str(), site.reason.as_str())))
 }
@@ -38,10 +38,10 @@ pub fn reasons(sites: &[UnusableSite]) -> String {
 /// Sites that are named for each reason.
 const MOST_NAMES: usize = 5;
 
-/// Reasons that are given.
+/// Reasons that are listed.
 const MOST_REASONS: usize = 4;
 
-/// Each reason once, with the sites that have it, not too many of both. Takes names and reasons.
+/// Lists each reason once, with its sites, up to a limit of both. Takes names and reasons.
 pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
     for (name, reason) in refused {

@@ -1,4 +1,4 @@
-//! What does not depend on one hit: losses at full speed, the drain, the start.
+//! What does not depend on a single hit: losses at full speed, the drain, startup.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ const SITES: &str = "\
 - on: usdt:bench:site
   metrics: [{ counter: hits_total }]";
 
-/// Events a second of all processes together, and how many processes.
+/// The total events per second of all processes, and the number of processes.
 const RATES: [(u64, usize); 2] = [(1_000_000, 1), (1_800_000, 2)];
 
 pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
@@ -53,7 +53,7 @@ pub fn measure(options: &Options, target: &Target, report: &mut Report) -> Resul
     Ok(())
 }
 
-/// The CPU time of the thread that empties the ring, under a steady load.
+/// Measures the CPU time of the thread that drains the ring, under a steady load.
 fn drain(options: &Options, target: &Target, report: &mut Report) -> Result<(), String> {
     const EVENTS: u64 = 500_000;
     for (name, probes) in
@@ -62,7 +62,7 @@ fn drain(options: &Options, target: &Target, report: &mut Report) -> Result<(), 
         let mut exporter = Exporter::load(target, probes, true)?;
         let _links = exporter.attach()?;
         let mut ns = Vec::new();
-        // The first time the ring's memory is new to the process, and each page of it costs a fault.
+        // In the first round the ring's memory is new to the process, so that each page costs a fault.
         for round in 0..=options.rounds {
             let before = drain_ns()?;
             target.run("ints3", EVENTS, 1, Some(1_000_000))?;
@@ -78,7 +78,7 @@ fn drain(options: &Options, target: &Target, report: &mut Report) -> Result<(), 
     Ok(())
 }
 
-/// CPU time of the thread that empties the ring.
+/// Returns the CPU time of the thread that drains the ring.
 fn drain_ns() -> Result<u64, String> {
     let tasks = std::fs::read_dir("/proc/self/task").map_err(|err| format!("/proc/self/task: {err}"))?;
     let read = |task: &std::path::Path, file: &str| std::fs::read_to_string(task.join(file)).ok();
@@ -90,7 +90,7 @@ fn drain_ns() -> Result<u64, String> {
         .ok_or("there is no thread that drains".to_string())
 }
 
-/// Attaching itself is measured by `benches/attach.rs`.
+/// Measures startup. Attaching itself is measured by `benches/attach.rs`.
 fn start(target: &Target, report: &mut Report) -> Result<(), String> {
     let started = Instant::now();
     let _exporter = Exporter::load(target, SITES, false)?;

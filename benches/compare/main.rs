@@ -1,9 +1,10 @@
-//! Measures the exporter side by side with what else could trace a program, in one interleaved run.
+//! Compares the exporter with other ways to trace a program, in one interleaved run.
 //!
-//!     cargo bench --bench compare -- [--rounds N] [--calls N] [--only TEXT] [--markdown FILE]
+//! Usage: `cargo bench --bench compare -- [--rounds N] [--calls N] [--only TEXT] [--markdown FILE]`
 //!
-//! Needs root, clang, cc and sys/sdt.h; bpftrace is measured where it is installed. Nothing here passes or fails: times
-//! depend on the machine. What carries over to another is the ratio to an empty program on the same probe.
+//! Needs root, clang, cc and sys/sdt.h; also measures bpftrace where it is installed. This benchmark neither passes nor
+//! fails, as times depend on the machine. What carries over to other machines is the ratio to an empty program on the
+//! same probe.
 
 mod load;
 mod ours;
@@ -18,13 +19,13 @@ use std::process::ExitCode;
 
 use report::Report;
 
-/// What was asked for on the command line.
+/// The command-line options.
 pub struct Options {
     /// Rounds of each comparison; the table shows medians.
     pub rounds: usize,
-    /// Calls of the probe in each measurement.
+    /// Calls of the probe per measurement.
     pub calls: u64,
-    /// Only rows whose name contains this.
+    /// Only rows whose name contains this text are measured.
     only: String,
     markdown: Option<PathBuf>,
 }
@@ -36,7 +37,7 @@ impl Options {
             let mut value = || args.next().ok_or(format!("{arg} needs a value"));
             let number = |text: String| text.parse().map_err(|_| format!("\"{text}\" is not a number"));
             match arg.as_str() {
-                // Cargo says this to every benchmark.
+                // Cargo passes this to every benchmark.
                 "--bench" => {}
                 "--rounds" => options.rounds = usize::max(1, value().and_then(number)? as usize),
                 "--calls" => options.calls = u64::max(1000, value().and_then(number)?),
@@ -48,7 +49,7 @@ impl Options {
         Ok(options)
     }
 
-    /// Whether the row is asked for.
+    /// Returns whether the row is selected.
     pub fn wants(&self, row: &str) -> bool {
         row.contains(&self.only)
     }

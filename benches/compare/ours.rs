@@ -1,4 +1,4 @@
-//! The exporter itself, from its configuration language to the text of a scrape; only HTTP is left out.
+//! The exporter itself, from its configuration to the text of a scrape; only HTTP is left out.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,7 +20,7 @@ use libbpf_rs::Link;
 
 use crate::target::Target;
 
-/// The exporter with its programs loaded. Attaching is left to the measurement, which takes turns with others.
+/// The exporter with its programs loaded. Attaching is left to the measurement, in which the contenders take turns.
 pub struct Exporter {
     pub kernel: Kernel,
     prices: Prices,
@@ -32,9 +32,9 @@ pub struct Exporter {
     text: Vec<u8>,
 }
 
-/// A plan for these probes of the program; with `all_to_ring` no metric is computed in the kernel.
+/// Plans these probes of the program; with `all_to_ring`, no metric is computed in the kernel.
 fn planned(target: &Path, probes: &str, all_to_ring: bool) -> Result<Plan, String> {
-    // Room for 100 ms of the fastest rate here: so long a virtual machine can keep a thread from its processor.
+    // Room for 100 ms of the fastest rate used here: a virtual machine can keep a thread off its CPU for that long.
     let mut yaml =
         "ring: { size: 16MiB }\nlimits: { label_values: 100000, sites: 2048 }\ntargets:\n".to_string();
     let _ = write!(yaml, "  - name: bench\n    binary: {}\n    probes:\n", target.display());
@@ -81,13 +81,13 @@ impl Exporter {
         }
     }
 
-    /// Seconds that the exporter says its hits cost so far.
+    /// Returns the exporter's own estimate of what its hits have cost so far, in seconds.
     pub fn cost(&self) -> f64 {
         let shared = self.kernel.shared();
         (0..self.plan.probes.len()).map(|probe| until_now(&self.plan, &shared, &self.prices, probe)).sum()
     }
 
-    /// Waits for the events that are still in the ring, then renders all series.
+    /// Waits until the ring is drained, then renders all series.
     pub fn scrape(&mut self) -> &[u8] {
         self.drain.catch_up(Duration::from_secs(10));
         self.text.clear();
@@ -95,7 +95,7 @@ impl Exporter {
         &self.text
     }
 
-    /// The sum of a metric's series: of a histogram, of their counts.
+    /// Returns the sum of a metric's series; for a histogram, the sum of their counts.
     pub fn total(&mut self, metric: &str) -> u64 {
         let text = String::from_utf8_lossy(self.scrape());
         let of_metric = |line: &&str| {

@@ -1,20 +1,20 @@
-//! The tables.
+//! The result tables.
 
 use std::fmt::Write;
 
 /// The floor: an empty program on the same probe.
 pub const FLOOR: &str = "empty";
 
-/// What was measured of one contender of a row.
+/// The measurements of one contender in a row.
 pub struct Samples {
     pub name: String,
     /// Nanoseconds per call, by round.
     ns: Vec<(usize, f64)>,
-    /// CPU time of the tracer for each hit.
+    /// The tracer's own CPU time per hit.
     tracer_ns: Vec<f64>,
-    /// Nanoseconds that the tracer itself says a hit costs.
+    /// The tracer's own estimate of the cost of a hit, in nanoseconds.
     estimates: Vec<f64>,
-    /// Hits that the tracer did not report, of all rounds together.
+    /// Hits that the tracer did not report, over all rounds.
     pub lost: u64,
     /// Why there is no figure.
     pub note: String,
@@ -39,17 +39,17 @@ impl Samples {
         }
     }
 
-    /// One round's nanoseconds per call.
+    /// Adds one round's nanoseconds per call.
     pub fn add(&mut self, round: usize, ns: f64) {
         self.ns.push((round, ns));
     }
 
-    /// What the tracer itself spent on one round's hits.
+    /// Adds the CPU time that the tracer itself spent on one round's hits.
     pub fn spent(&mut self, ns: u64, hits: u64) {
         self.tracer_ns.push(ns as f64 / hits as f64);
     }
 
-    /// What the tracer says one round's hits cost each.
+    /// Adds the tracer's own estimate of the cost of a hit in one round.
     pub fn estimated(&mut self, ns: f64) {
         self.estimates.push(ns);
     }
@@ -58,7 +58,7 @@ impl Samples {
         self.ns.iter().map(|(_, ns)| *ns).collect()
     }
 
-    /// Each round's ratio to the floor in the same round, so that the machine's slow changes cancel out.
+    /// Returns each round's ratio to the floor of the same round, which cancels out slow changes of the machine.
     fn ratios(&self, floor: &Samples) -> Vec<f64> {
         let in_round = |round| floor.ns.iter().find(|(at, _)| *at == round).map(|(_, ns)| *ns);
         self.ns.iter().filter_map(|(round, ns)| Some(ns / in_round(*round)?)).collect()
@@ -74,19 +74,19 @@ impl Report {
         self.rows.push((name.to_string(), samples));
     }
 
-    /// A result that is not a comparison with the floor.
+    /// Adds a result that is not a comparison with the floor.
     pub fn fact(&mut self, name: impl Into<String>, value: impl Into<String>) {
         let (name, value) = (name.into(), value.into());
         eprintln!("{name}: {value}");
         self.facts.push((name, value));
     }
 
-    /// For the terminal.
+    /// Returns the report for the terminal.
     pub fn text(&self) -> String {
         self.markdown()
     }
 
-    /// For a file.
+    /// Returns the report for a file.
     pub fn markdown(&self) -> String {
         let mut to = String::new();
         let _ = writeln!(
@@ -133,12 +133,12 @@ impl Report {
     }
 }
 
-/// Their median without a fraction; nothing of none.
+/// Returns the median, rounded to an integer, or an empty string if there are no numbers.
 fn whole(numbers: &[f64]) -> String {
     if numbers.is_empty() { String::new() } else { format!("{:.0}", median(numbers)) }
 }
 
-/// The middle of the sorted numbers; 0 of none.
+/// Returns the median, or 0 if there are no numbers.
 pub fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -12,14 +12,14 @@ use libbpf_rs::{Link, MapCore, MapHandle, Object, ObjectBuilder, RingBufferBuild
 
 use crate::target::Target;
 
-/// The hand-written programs, loaded.
+/// The loaded hand-written programs.
 pub struct Rivals {
     object: Object,
     target: std::path::PathBuf,
 }
 
 impl Rivals {
-    /// Compiles and loads them.
+    /// Compiles and loads the programs.
     pub fn load(directory: &Path, target: &Target) -> Result<Self, String> {
         let object = directory.join("rivals.bpf.o");
         let root = env!("CARGO_MANIFEST_DIR");
@@ -53,7 +53,7 @@ impl Rivals {
             .map_err(|err| format!("attaching {program}: {err:#}"))
     }
 
-    /// Starts a thread that takes events one by one, as they wake it.
+    /// Starts a thread that is woken for every event and takes events one by one.
     pub fn consume(&self) -> Result<Consumer, String> {
         let ring = self.object.maps().find(|map| map.name() == "events").ok_or("no ring buffer")?;
         let ring = MapHandle::try_from(&ring).map_err(|err| err.to_string())?;
@@ -77,7 +77,7 @@ impl Rivals {
     }
 }
 
-/// The thread of a naive exporter. Dropping it stops it.
+/// The thread of a naive exporter. Dropping it stops the thread.
 pub struct Consumer {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -101,7 +101,8 @@ pub struct Bpftrace {
 impl Bpftrace {
     /// Starts `usdt:PROBE { ACTION }` and waits until it is attached.
     pub fn start(target: &Target, probe: &str, action: &str) -> Result<Self, String> {
-        // BEGIN would run before the probe is attached; a timer that has fired twice tells that all is.
+        // BEGIN would run before the probe is attached, but a timer that has fired twice means that everything is
+        // attached.
         let script = format!(
             "interval:ms:100 {{ printf(\"running\\n\"); }} usdt:{}:bench:{probe} {{ {action} }}",
             target.path.display()
@@ -125,14 +126,14 @@ impl Bpftrace {
         Ok(made)
     }
 
-    /// Ends it and returns the sum of all counts that it printed.
+    /// Stops bpftrace and returns the sum of all counts that it printed.
     pub fn finish(mut self) -> u64 {
         let pid = self.child.id().to_string();
         let _ = Command::new("kill").args(["-INT", &pid]).status();
         let mut text = String::new();
         let _ = self.output.read_to_string(&mut text);
         let _ = self.child.wait();
-        // "@: 5", "[2, 4)    5 |@@@   |" and "[0]    5 |@@@   |"
+        // Lines such as "@: 5", "[2, 4)    5 |@@@   |" and "[0]    5 |@@@   |".
         text.lines()
             .filter_map(|line| {
                 let count = line.strip_prefix("@: ").or_else(|| Some(line.split_once([')', ']'])?.1))?;

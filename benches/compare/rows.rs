@@ -1,4 +1,4 @@
-//! What a hit costs the traced program.
+//! The cost of a hit to the traced program.
 
 use crate::Options;
 use crate::ours::Exporter;
@@ -6,13 +6,13 @@ use crate::report::{FLOOR, Samples};
 use crate::rivals::{Bpftrace, Rivals};
 use crate::target::Target;
 
-/// One comparison: a probe, and what is set on it.
+/// One comparison: a probe, and what is attached to it.
 pub struct Row {
     pub name: &'static str,
-    /// Of the traced program's provider; or a function of it.
+    /// A probe of the traced program's provider, or one of its functions.
     probe: &'static str,
     processes: usize,
-    /// The exporter's configuration of the probe, and the metric that has to equal the number of calls.
+    /// The exporter's configuration of the probe; the metric below must equal the number of calls.
     probes: &'static str,
     metric: &'static str,
     all_to_ring: bool,
@@ -21,7 +21,7 @@ pub struct Row {
     bpftrace: Option<(&'static str, &'static str)>,
 }
 
-/// bpftrace takes part in every so many rounds.
+/// bpftrace takes part in every fifth round only.
 const BPFTRACE_EVERY: usize = 5;
 
 pub const OURS: &str = "this exporter";
@@ -92,7 +92,7 @@ const PLAIN: Row = Row {
     bpftrace: None,
 };
 
-/// All comparisons. A row more is one entry more.
+/// Returns all comparisons. To add a row, add an entry.
 pub fn rows() -> Vec<Row> {
     vec![
         Row {
@@ -221,7 +221,7 @@ pub fn compare(
             } else if name == "no tracer" {
                 samples.add(round, run(calls)?);
             } else if let Some((_, action)) = bpftrace {
-                // It takes a second to start: in some rounds only.
+                // bpftrace takes a second to start, so it runs in some rounds only.
                 if round % BPFTRACE_EVERY != 0 {
                     continue;
                 }
@@ -237,7 +237,7 @@ pub fn compare(
                 let consumer = if name == "naive" { Some(rivals.consume()?) } else { None };
                 let link = rivals.attach(name, &sites)?;
                 let before = cpu_ns();
-                // A wake-up for every event takes so long that fewer events have to do.
+                // Waking up for every event takes so long that fewer events have to do.
                 if consumer.is_some() {
                     calls /= 4;
                 }
@@ -258,10 +258,10 @@ pub fn compare(
     Ok(all)
 }
 
-/// CPU time of all threads of this process.
+/// Returns the CPU time of all threads of this process.
 pub fn cpu_ns() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel fills in the structure that it is given.
+    // SAFETY: the kernel only fills in the given structure.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

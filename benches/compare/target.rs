@@ -11,16 +11,16 @@ pub struct Target {
     bytes: Vec<u8>,
 }
 
-/// What one run of it measured.
+/// The cost of one run.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
-    /// CPU time of the process.
+    /// The CPU time of the process per call, in nanoseconds.
     pub ns_per_call: f64,
     pub wall_seconds: f64,
 }
 
 impl Target {
-    /// Compiles it.
+    /// Compiles the program.
     pub fn build(directory: &Path) -> Result<Self, String> {
         let path = directory.join("target");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/target.c");
@@ -38,7 +38,7 @@ impl Target {
         Ok(Self { path, bytes })
     }
 
-    /// Offsets in the file of a probe's sites, or of a function.
+    /// Returns the file offsets of a probe's sites, or of a function.
     pub fn sites(&self, name: &str) -> Result<Vec<usize>, String> {
         let image = Image::parse(&self.bytes).map_err(|err| err.to_string())?;
         let offsets = match usdt_sites(&image, "bench", name) {
@@ -51,12 +51,12 @@ impl Target {
         Ok(offsets)
     }
 
-    /// Its bytes, to resolve probes in.
+    /// Returns the program's bytes, for resolving probes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Runs `processes` of it at once, each calling the probe so many times, at this rate if one is given.
+    /// Runs `processes` instances at once, each calling the probe `calls` times, at `rate` if given.
     pub fn run(
         &self,
         probe: &str,

@@ -1,10 +1,10 @@
-//! Measures what it costs to know of processes: an exporter that is idle beside many of them, how long a program runs before its
-//! probe is set, programs that start all the time, and whether the cost that the exporter tells of is that by which programs are
-//! slower.
+//! Measures the cost of tracking processes: an exporter that is idle beside many of them, how long a program runs
+//! before its probe is attached, programs that start all the time, and whether the cost that the exporter reports is
+//! the actual slowdown of the traced programs.
 //!
-//!     cargo bench --bench processes -- [--rounds N] [--markdown FILE]
+//! Usage: `cargo bench --bench processes -- [--rounds N] [--markdown FILE]`
 //!
-//! Needs root and cc. Nothing here passes or fails.
+//! Needs root and cc. This benchmark neither passes nor fails.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -23,11 +23,11 @@ use support::{Exporter, Options, Result, held};
 const PROCESSES: u32 = 5000;
 const TARGETS: u32 = 50;
 const IDLE: Duration = Duration::from_secs(20);
-/// Between two programs that are new.
+/// The pause between starts of two new programs.
 const APART: Duration = Duration::from_millis(500);
-/// Starts of programs in one round.
+/// Program starts per round.
 const STARTS: u32 = 3000;
-/// As many of them in a second as costs are told for.
+/// The rate of starts per second for which costs are reported.
 const STARTS_PER_SECOND: f64 = 3000.0;
 
 struct Bench {
@@ -60,24 +60,25 @@ impl Bench {
         let _ = writeln!(self.table, "| {what} | {result} | {goal} |");
     }
 
-    /// The exporter with this configuration.
+    /// Starts the exporter with this configuration.
     fn exporter(&self, config: &str) -> Result<Exporter> {
         Exporter::start(&self.directory.path().join("config.yaml"), config)
     }
 
-    /// The program under a name of its own.
+    /// Copies the program to a file of this name.
     fn named(&self, name: &str) -> Result<PathBuf> {
         let path = self.directory.path().join(name);
         fs::copy(&self.program, &path)?;
         Ok(path)
     }
 
-    /// Processes that do nothing, of a target and of none, and targets by process, container and library.
+    /// Measures idle processes, half of them targets, with targets by process, container and library.
     fn idle(&mut self) -> Result<()> {
         let (meant, other) = (self.named("bench-meant")?, self.named("bench-other")?);
         let _processes = [Processes::start(&meant, PROCESSES / 2)?, Processes::start(&other, PROCESSES / 2)?];
         let exporter = self.exporter(&many_targets())?;
-        // What follows a start is over: files of processes that have ended, marks on directories, looks at what may still change.
+        // Wait for the work that follows startup to finish: files of ended processes, marks on directories, rechecks of
+        // what may still change.
         thread::sleep(Duration::from_secs(12));
         let before = Used::of(exporter.process.id())?;
         thread::sleep(IDLE);
@@ -90,7 +91,7 @@ impl Bench {
         Ok(())
     }
 
-    /// From execve(2) of a file that was not seen before to the breakpoint in that process.
+    /// Measures the time from execve(2) of a new file until the breakpoint is set in that process.
     fn attach(&mut self) -> Result<()> {
         let exporter =
             self.exporter(&target("process: bench-new", "probed", "metrics: [counter: c_total]"))?;
@@ -100,7 +101,8 @@ impl Bench {
             fs::create_dir(&own)?;
             let file = own.join("bench-new");
             fs::copy(&self.program, &file)?;
-            // The kernel waits for a grace period only if it did not do so a moment ago: as for a single start.
+            // The kernel waits for a grace period only if it has not done so a moment ago: pause, to measure what a
+            // single start takes.
             thread::sleep(APART);
             let now = clock_gettime(ClockId::Monotonic);
             let now = now.tv_sec * 1_000_000_000 + now.tv_nsec;
@@ -116,7 +118,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Programs that start and end all the time, with 51 targets: such as are none, and one that is.
+    /// Measures programs that start and end all the time, with 51 targets: once programs that match none of them, once
+    /// programs that match one.
     fn starts(&mut self) -> Result<()> {
         let statistics = Statistics::enable()?;
         for (what, name) in
@@ -130,7 +133,7 @@ impl Bench {
                 let config = many_targets()
                     + &one("short", "process: bench-short", "probed", "metrics: [counter: d_total]");
                 let exporter = self.exporter(&config)?;
-                // Its file is known then, as of all but the first of its kind.
+                // Makes the exporter know the file, as it does for all but the first process of a kind.
                 said(Command::new(&self.program).args(["storm", "1"]).arg(&file))?;
                 thread::sleep(Duration::from_millis(500));
                 let pid = exporter.process.id();
@@ -156,7 +159,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What the exporter says tracing has cost, beside by how much the program is slower.
+    /// Compares the cost of tracing that the exporter reports with the actual slowdown of the program.
     fn costs(&mut self) -> Result<()> {
         for (what, function, calls, metrics) in [
             ("at an instruction that is emulated", "cheap", 500_000, "metrics: [counter: c_total]"),
@@ -208,7 +211,7 @@ fn target(selector: &str, function: &str, metrics: &str) -> String {
     format!("targets:\n{}", one("bench", selector, function, metrics))
 }
 
-/// One of them is there.
+/// Returns a configuration of many targets, only one of which is running.
 fn many_targets() -> String {
     let selector = |n: u32| match n {
         0 => "process: bench-meant".to_string(),
@@ -224,7 +227,7 @@ fn many_targets() -> String {
     format!("targets:\n{}", (0..TARGETS).map(of).collect::<String>())
 }
 
-/// The number that a program says.
+/// Runs a program and returns the number that it prints.
 fn said(command: &mut Command) -> Result<f64> {
     let output = command.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
@@ -254,7 +257,7 @@ impl Processes {
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        // All end with the input.
+        // All processes end when their input is closed.
         drop(self.0.stdin.take());
         let _ = self.0.wait();
     }
@@ -286,7 +289,7 @@ impl Used {
     }
 }
 
-/// The kernel measures how long BPF programs run, while this is there.
+/// Enables the kernel's run time statistics of BPF programs while it lives.
 struct Statistics(String);
 
 impl Statistics {
@@ -298,7 +301,7 @@ impl Statistics {
         Ok(Self(before))
     }
 
-    /// Nanoseconds that the programs of this process have run.
+    /// Returns the total run time of this process's BPF programs, in nanoseconds.
     fn of(&self, pid: u32) -> Result<f64> {
         let held = held(pid)?;
         let own = ProgInfoIter::default().filter(|program| held.contains(&("prog_id:", program.id)));

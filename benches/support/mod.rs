@@ -1,4 +1,4 @@
-//! The exporter as a process, for benchmarks. Each uses a part of it.
+//! The exporter as a process, for benchmarks. Each benchmark uses only part of this module.
 #![allow(dead_code)]
 
 use std::collections::BTreeSet;
@@ -10,10 +10,10 @@ use std::{env, fs};
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// What a benchmark is asked for.
+/// The options of a benchmark.
 pub struct Options {
     pub rounds: usize,
-    /// Where its table is written, too.
+    /// A file to which the table is written as well.
     pub markdown: Option<PathBuf>,
 }
 
@@ -23,7 +23,7 @@ impl Options {
         let mut args = env::args().skip(1);
         while let Some(arg) = args.next() {
             match arg.as_str() {
-                // Cargo says this to every benchmark.
+                // Cargo passes this to every benchmark.
                 "--bench" => {}
                 "--rounds" => options.rounds = args.next().ok_or("--rounds needs a number")?.parse()?,
                 "--markdown" => options.markdown = Some(args.next().ok_or("--markdown needs a file")?.into()),
@@ -38,12 +38,12 @@ impl Options {
 pub struct Exporter {
     pub process: Child,
     pub port: u16,
-    /// Read on, so that it can write.
+    /// Kept open, so that the exporter can write its log.
     _log: BufReader<ChildStdout>,
 }
 
 impl Exporter {
-    /// Starts one with this configuration, which is written to `config_file`, on ports of its own.
+    /// Starts an exporter on its own ports with this configuration, which is written to `config_file`.
     pub fn start(config_file: &Path, config: &str) -> Result<Self> {
         let port = || Ok::<_, std::io::Error>(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
         let (port, health_port) = (port()?, port()?);
@@ -62,7 +62,7 @@ impl Exporter {
         Err(format!("the exporter ended: {}", process.wait()?).into())
     }
 
-    /// The sum of a metric's series.
+    /// Returns the sum of a metric's series.
     pub fn sum(&self, metric: &str) -> Result<f64> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
@@ -84,7 +84,7 @@ impl Drop for Exporter {
     }
 }
 
-/// What a process holds in the kernel: links and programs, by kind and number.
+/// Returns the links and programs that a process holds in the kernel, by kind and ID.
 pub fn held(pid: u32) -> Result<BTreeSet<(&'static str, u32)>> {
     let mut held = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {

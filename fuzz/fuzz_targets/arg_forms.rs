@@ -1,4 +1,4 @@
-//! `cargo fuzz run arg_forms corpus/arg_forms seeds/arg_forms` from `fuzz/`.
+//! Run from `fuzz/`: `cargo fuzz run arg_forms corpus/arg_forms seeds/arg_forms`.
 #![no_main]
 
 #[path = "../checks.rs"]

@@ -1,4 +1,4 @@
-//! `cargo fuzz run conditions corpus/conditions seeds/conditions` from `fuzz/`.
+//! Run from `fuzz/`: `cargo fuzz run conditions corpus/conditions seeds/conditions`.
 #![no_main]
 
 #[path = "../checks.rs"]

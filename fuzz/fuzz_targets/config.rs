@@ -1,4 +1,4 @@
-//! `cargo fuzz run config corpus/config seeds/config` from `fuzz/`.
+//! Run from `fuzz/`: `cargo fuzz run config corpus/config seeds/config`.
 #![no_main]
 
 #[path = "../checks.rs"]

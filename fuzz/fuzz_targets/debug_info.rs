@@ -1,4 +1,5 @@
-//! `cargo fuzz run debug_info corpus/debug_info seeds/debug_info` from `fuzz/`: what it finds goes to `corpus`, which is not kept; what is worth keeping goes to `seeds`.
+//! Run from `fuzz/`: `cargo fuzz run debug_info corpus/debug_info seeds/debug_info`. New inputs go to `corpus`, which
+//! is not committed; those worth keeping belong in `seeds`.
 #![no_main]
 
 #[path = "../checks.rs"]

@@ -1,4 +1,5 @@
-//! `cargo fuzz run elf_notes corpus/elf_notes seeds/elf_notes` from `fuzz/`: what it finds goes to `corpus`, which is not kept; what is worth keeping goes to `seeds`.
+//! Run from `fuzz/`: `cargo fuzz run elf_notes corpus/elf_notes seeds/elf_notes`. New inputs go to `corpus`, which is
+//! not committed; those worth keeping belong in `seeds`.
 #![no_main]
 
 #[path = "../checks.rs"]

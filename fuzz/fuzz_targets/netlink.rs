@@ -1,4 +1,4 @@
-//! `cargo fuzz run netlink corpus/netlink seeds/netlink` from `fuzz/`.
+//! Run from `fuzz/`: `cargo fuzz run netlink corpus/netlink seeds/netlink`.
 #![no_main]
 
 #[path = "../checks.rs"]

@@ -1,4 +1,4 @@
-//! `cargo fuzz run ring corpus/ring seeds/ring` from `fuzz/`.
+//! Run from `fuzz/`: `cargo fuzz run ring corpus/ring seeds/ring`.
 #![no_main]
 
 #[path = "../checks.rs"]

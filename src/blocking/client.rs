@@ -1,4 +1,4 @@
-//! `exporter block`, `unblock` and `blocklist`: the other end of the control socket.
+//! `exporter block`, `unblock` and `blocklist`: the client of the control socket.
 
 use std::fmt;
 use std::io::{self, BufRead, ErrorKind, Read, Write};
@@ -14,13 +14,13 @@ use crate::net::{BlockDirection, BlockScope, Prefix};
 use crate::table::TextTable;
 use crate::terminal;
 
-/// Entries that are asked for at once.
+/// Entries requested at once.
 const PER_PAGE: usize = 10_000;
 
-/// How long an answer may take: longer than the exporter gives itself.
+/// The response timeout: longer than the exporter's own.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// What is to be done.
+/// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Block {
@@ -29,7 +29,7 @@ pub enum Command {
         ttl: Option<Duration>,
         direction: Option<BlockDirection>,
         scope: Option<BlockScope>,
-        /// Take it back unless it is confirmed within this time.
+        /// Undo it unless it is confirmed within this time.
         confirm: Option<Duration>,
     },
     Unblock(Prefix),
@@ -40,14 +40,14 @@ pub enum Command {
     },
 }
 
-/// Why it was not done.
+/// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum ClientError {
-    /// Nobody answers on this socket.
+    /// Nothing answers on this socket.
     Unreachable(PathBuf, io::Error),
-    /// The answer is not one.
+    /// The response is malformed.
     Answer(PathBuf, String),
-    /// The exporter says why not.
+    /// The exporter refused, with status and reason.
     Refused(u16, String),
 }
 
@@ -73,14 +73,14 @@ impl fmt::Display for ClientError {
 }
 
 impl ClientError {
-    /// Whether what was asked for is at fault.
+    /// Whether the request itself is invalid.
     pub fn is_in_request(&self) -> bool {
         matches!(self, Self::Refused(400, _))
     }
 }
 
-/// Does it; gives what is to be shown. A change that is to be confirmed is shown by `say` first, and confirmed by a line on
-/// standard input.
+/// Executes the command; returns the text to print. For a change that needs confirmation, `say` gets the text first,
+/// and a line on standard input confirms it.
 pub(crate) fn command(
     socket: &Path,
     command: &Command,
@@ -141,16 +141,16 @@ pub(crate) fn command(
     }
 }
 
-/// Whether a line comes on standard input within this time.
+/// Whether a line arrives on standard input within this time.
 fn is_confirmed(within: Duration) -> bool {
     let (sender, receiver) = channel();
-    // It waits for input to the end of the program, if there is none.
+    // Without input, the thread waits until the program exits.
     std::thread::spawn(move || {
         let mut line = String::new();
         let read = io::stdin().lock().read_line(&mut line);
         sender.send(read.is_ok_and(|bytes| bytes > 0 && line.ends_with('\n')))
     });
-    // Otherwise nobody has, or it is too late.
+    // Otherwise there was no line, or it is too late.
     receiver.recv_timeout(within).unwrap_or(false)
 }
 
@@ -158,7 +158,7 @@ fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// What became of a request to block.
+/// Describes the outcome of a request to block.
 fn described(answer: &Value) -> String {
     let prefix = answer["prefix"].as_str().unwrap_or_default();
     let mut text = match (answer["changed"].as_bool(), answer["enforced"].as_bool()) {
@@ -174,7 +174,7 @@ fn described(answer: &Value) -> String {
     text
 }
 
-/// What is wider than `screen` becomes blocks.
+/// Formats entries as a table. Rows wider than `screen` become blocks.
 fn table(entries: &[Value], screen: Option<usize>) -> String {
     if entries.is_empty() {
         return "nothing is blocked\n".to_string();
@@ -204,7 +204,7 @@ fn table(entries: &[Value], screen: Option<usize>) -> String {
     table.fitted(screen)
 }
 
-/// In the two largest units that it has.
+/// Formats a time in its two largest units.
 fn shown_time(seconds: f64) -> String {
     let seconds = seconds.round() as u64;
     let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
@@ -238,7 +238,7 @@ fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<
     serde_json::from_str(body).map_err(|err| wrong(&format!("its answer is not JSON: {err}")))
 }
 
-/// Status and body of an answer that is whole.
+/// Status and body of a complete response.
 fn parsed(answer: &str) -> Option<(u16, &str)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let mut lines = head.lines();

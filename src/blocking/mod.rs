@@ -1,4 +1,4 @@
-//! `/api/v1/blocklist`: requests to show, block and unblock, and the answers to them.
+//! `/api/v1/blocklist`: requests to show, block and unblock, and their responses.
 
 mod client;
 mod parameters;
@@ -26,39 +26,39 @@ pub(crate) use self::client::command;
 const PATH: &str = "/api/v1/blocklist";
 const BELOW: &str = "/api/v1/blocklist/*";
 
-/// Changes that each client may ask for.
+/// Rate of changes that one client may request.
 const CHANGES: Rate = Rate { interval: Duration::from_millis(20), burst: 200 };
 
-/// Letters of a reason that are kept.
+/// Characters of a reason that are stored.
 const REASON: usize = 200;
 
-/// How long a change can wait to be confirmed.
+/// The longest time that a change may wait for its confirmation.
 const CONFIRM: Duration = Duration::from_secs(3600);
 
-/// What can be asked for when something is to be blocked.
+/// The parameters of a request to block.
 const BLOCK: &[&str] = &["prefix", "reason", "ttl", "direction", "protocol", "ports", "confirm"];
 
 /// Status and text of an error.
 #[derive(Debug, PartialEq, Eq)]
 struct Refused(StatusCode, String);
 
-/// What became of a change.
+/// The outcome of a change.
 #[derive(Serialize)]
 struct Changed {
     prefix: String,
     blocked: bool,
-    /// Whether it was otherwise before.
+    /// Whether it was different before.
     changed: bool,
     enforced: bool,
-    /// What within the prefix is never dropped, and why.
+    /// Addresses within the prefix that are never dropped, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     except: BTreeMap<String, String>,
-    /// Seconds within which it is to be confirmed.
+    /// Seconds within which it must be confirmed.
     #[serde(skip_serializing_if = "Option::is_none")]
     confirm_within: Option<u64>,
 }
 
-/// Where an exporter with this port takes commands.
+/// The control socket of an exporter with this port.
 pub(crate) fn socket(block: Option<&BlockConfig>, metrics_port: u16) -> PathBuf {
     let configured = block.and_then(|block| block.socket.clone());
     configured.unwrap_or_else(|| format!("/run/fibre-exporter/control-{metrics_port}.sock").into())
@@ -107,7 +107,7 @@ fn reply(done: Result<String, Refused>) -> Reply {
     }
 }
 
-/// Whether a client has not asked for too many changes.
+/// Whether a client is within its rate of changes.
 fn may_change(limiter: &Limiter, caller: &Caller, now: Instant) -> bool {
     let (address, is_remote) = match caller {
         Caller::Remote(_, address) => (*address, true),
@@ -184,7 +184,7 @@ fn asked_for(parameters: &Parameters) -> Result<(BlockEntry, Option<Duration>), 
     Ok((BlockEntry { prefix, rule: BlockRule { reason, ttl, direction, scope } }, confirm))
 }
 
-/// What is not listed is not blocked, which is what was asked for.
+/// A prefix that is not listed is not blocked, as requested.
 fn unblock(list: &Blocklist, request: &RequestInfo) -> Result<Changed, Refused> {
     let prefix = Parameters::read(request, &["prefix"])?.prefix()?;
     let done = list.unblock(prefix);
@@ -203,7 +203,7 @@ fn unblock(list: &Blocklist, request: &RequestInfo) -> Result<Changed, Refused> 
     })
 }
 
-/// For the log.
+/// Describes an entry for the log.
 fn described(entry: &BlockEntry) -> String {
     let BlockEntry { prefix, rule } = entry;
     let scope = rule.scope.map(|scope| format!(" {scope}")).unwrap_or_default();
@@ -213,7 +213,7 @@ fn described(entry: &BlockEntry) -> String {
     format!("{prefix}{direction}{scope} {time}{reason}")
 }
 
-/// A line for each change that is asked for: who, what, from where.
+/// Logs each requested change: who, what, from where.
 fn audit(request: &RequestInfo, what: &str, error: Option<&BlockError>) {
     let caller = &request.caller;
     match error {

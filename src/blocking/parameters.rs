@@ -1,4 +1,4 @@
-//! What a request says: in its path, its query, and its body. Pure.
+//! The parameters of a request: in its path, its query, and its body. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,16 +11,16 @@ use crate::http::RequestInfo;
 use crate::net::Prefix;
 use crate::percent;
 
-/// Names and values, each name once.
+/// Names and values; each name occurs once.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parameters {
     named: BTreeMap<String, String>,
-    /// Behind the route's path.
+    /// The path below the route's.
     below: String,
 }
 
 impl Parameters {
-    /// The query, and the body: a form, or a JSON object of texts and numbers.
+    /// Reads the query and the body, which is a form, or a JSON object of strings and numbers.
     pub fn read(request: &RequestInfo, known: &[&str]) -> Result<Self, Refused> {
         let below = percent::decode(&request.below.replace('+', "%2B"));
         let below = below.ok_or_else(|| invalid("the path is not well encoded"))?;
@@ -48,7 +48,7 @@ impl Parameters {
         self.named.get(name).map(String::as_str)
     }
 
-    /// The prefix that is meant: behind the path, or by name.
+    /// The requested prefix: from the path, or by name.
     pub fn prefix(&self) -> Result<Prefix, Refused> {
         let text = match (self.below.as_str(), self.get("prefix")) {
             ("", Some(text)) => text,
@@ -83,7 +83,7 @@ fn object(text: &str) -> Result<Vec<(String, String)>, Refused> {
     read.into_iter().filter(|(_, value)| !value.is_null()).map(text).collect()
 }
 
-/// Those of a JSON object, also such as are there twice, of which a map would silently take one.
+/// The members of a JSON object, including duplicates, which a map would silently drop.
 struct Members(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Members {

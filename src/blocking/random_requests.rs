@@ -1,4 +1,4 @@
-//! Requests by chance, odd ones among them, against a plain model of the list.
+//! Random requests, malformed ones among them, compared with a simple model of the list.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::net::Prefix;
 
-/// A fixed sequence of numbers (xorshift64), so that a failure can be met again.
+/// A deterministic sequence of numbers (xorshift64), so that failures can be reproduced.
 struct Chance(u64);
 
 impl Chance {
@@ -24,7 +24,7 @@ impl Chance {
     }
 }
 
-/// What the model holds of an entry: reason, whether it ends, protocol and ports.
+/// The model of an entry: reason, whether it expires, protocol and ports.
 type Entry = (String, bool, Option<(String, Option<String>)>);
 
 fn request(below: &str, query: &str, body: Vec<u8>) -> RequestInfo {
@@ -37,7 +37,7 @@ fn request(below: &str, query: &str, body: Vec<u8>) -> RequestInfo {
     }
 }
 
-/// Few, so that the same are met again: what is written, and what is meant, if it may be blocked.
+/// One of few prefixes, so that they repeat: its text, and the parsed prefix if it may be blocked.
 fn prefix(chance: &mut Chance) -> (String, Option<Prefix>) {
     let low = 1 + chance.below(3) as u8;
     let v4 = Ipv4Addr::new(198, 51, 100, low);
@@ -54,7 +54,7 @@ fn prefix(chance: &mut Chance) -> (String, Option<Prefix>) {
         7 => (v6.to_string(), of(v6.into(), 128)),
         8 => (format!("2001:0DB8:0:0::{low}/128"), of(v6.into(), 128)),
         9 => ("2001:db8::/32".into(), of(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0).into(), 32)),
-        // Nothing, or not what may be blocked.
+        // Nothing, or a prefix that must not be blocked.
         10 => (format!("{v4}/{}", 8 + chance.below(16)), None),
         11 => (format!("{v6}/64"), None),
         12 => ("127.0.0.1".into(), None),
@@ -68,7 +68,7 @@ fn prefix(chance: &mut Chance) -> (String, Option<Prefix>) {
     }
 }
 
-/// Percent-encoded as somebody may do it.
+/// Percent-encodes text, more or less of it.
 fn encoded(text: &str, chance: &mut Chance) -> String {
     let may_stay = |byte: &u8| byte.is_ascii_alphanumeric() || b".:".contains(byte);
     let every = chance.below(3) == 0;
@@ -77,7 +77,7 @@ fn encoded(text: &str, chance: &mut Chance) -> String {
     text.bytes().map(byte).collect()
 }
 
-/// A request to block, and the entry that is to come of it; `None` if it is to be refused.
+/// A request to block, and the resulting entry; `None` if it must be refused.
 fn wish(chance: &mut Chance) -> (RequestInfo, Option<(Prefix, Entry)>) {
     let (text, meant) = prefix(chance);
     let mut pairs: Vec<(&str, String)> = Vec::new();
@@ -132,7 +132,7 @@ fn wish(chance: &mut Chance) -> (RequestInfo, Option<(Prefix, Entry)>) {
     (asked, meant.filter(|_| !is_wrong).map(|prefix| (prefix, entry)))
 }
 
-/// A body that says nothing.
+/// A meaningless body.
 fn noise(chance: &mut Chance) -> Vec<u8> {
     match chance.below(6) {
         0 => "[".repeat(10_000).into_bytes(),
@@ -146,7 +146,7 @@ fn noise(chance: &mut Chance) -> Vec<u8> {
     }
 }
 
-/// What the list shows, page by page.
+/// The entries in the list, page by page.
 fn shown(network: &Network, per_page: usize) -> BTreeMap<String, Entry> {
     let mut all = BTreeMap::new();
     for page in 1.. {
@@ -211,7 +211,7 @@ fn random_requests_leave_what_a_model_has_as_root() {
                 (Ok(changed), Some(prefix)) => {
                     assert_eq!(changed.changed, model.remove(&prefix.to_string()).is_some(), "{asked:?}");
                 }
-                // What is protected is not listed, which is what was asked for.
+                // A protected address is not listed, as requested.
                 (Ok(changed), None) => assert!(!changed.changed && text == "127.0.0.1", "{asked:?}"),
                 (Err(Refused(status, _)), meant) => {
                     assert!(status.is_client_error() && meant.is_none(), "{asked:?}")
@@ -245,7 +245,7 @@ fn random_requests_leave_what_a_model_has_as_root() {
 fn who_change_the_same_at_once_leave_one_list_as_root() {
     let network = network();
     let list = network.blocklist().unwrap();
-    // Whoever adds it last has added it once more than it was taken away.
+    // At the end, a listed address has been added once more than it was removed.
     let balance = std::sync::Mutex::new(BTreeMap::<usize, i64>::new());
     std::thread::scope(|scope| {
         for seed in 1..=4u64 {

@@ -1,20 +1,20 @@
-//! Which probes of a target are taken out when tracing takes too much of its time, and when they are put back. Pure.
+//! Decides which probes of a target are shed when tracing takes too much of its time, and when they are restored. Pure.
 //!
-//! Whether a probe that is taken out would still be too dear can only be told by putting it back. That is tried after a pause, which
-//! doubles each time the probe turns out to be too dear again, and halves as long as it does not.
+//! Whether a shed probe would still be too expensive can only be found out by restoring it. That is tried after a
+//! pause, which doubles each time the probe turns out to be too expensive again, and is halved while it does not.
 
 use std::collections::BTreeMap;
 
 use crate::config::model::Overhead;
 
-/// What of it is taken out, and how soon.
+/// What share of a target's time tracing may take, and how quickly probes are shed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
-    /// The part of the target's time that tracing may take.
+    /// The share of the target's time that tracing may take.
     pub limit: f64,
-    /// So many looks, a second apart, must find too much. One that does not takes one of them back.
+    /// Consecutive checks, a second apart, that must exceed the limit. A check below the limit cancels one of them.
     looks: u32,
-    /// Seconds of cost in a second that nobody has to care for.
+    /// A cost, in seconds per second, that is too small to act on.
     negligible: f64,
 }
 
@@ -26,55 +26,56 @@ impl From<Overhead> for Rules {
     }
 }
 
-/// A limit that somebody has written down is meant.
+/// Consecutive checks above the limit before a probe is shed, where the limit is configured.
 const LOOKS: u32 = 3;
-/// Ticks of CPU time say too little of less.
+/// Below this share of a core, ticks of CPU time are too coarse to decide on.
 const NEGLIGIBLE: f64 = 1e-3;
 
-/// Of the default nobody may know: a counter must not stand still for what is over in a moment, or what nobody would notice.
+/// The same for the default limit. Whoever has not set it may not know it, so a counter must not stop for a short burst
+/// or for a cost that would go unnoticed.
 const LOOKS_BY_DEFAULT: u32 = 60;
 const NEGLIGIBLE_BY_DEFAULT: f64 = 0.05;
 
-/// What takes so many looks is told after a third of them, but not more often than this, in seconds.
+/// Where many checks are needed, a warning is given after a third of them, but not more often than this, in seconds.
 const WARNING_PAUSE: f64 = 3600.0;
 
-/// Seconds after a change until what is measured says something about it.
+/// Seconds after a change before measurements reflect it.
 const SETTLING: f64 = 3.0;
 
-/// Seconds for which what was put back is looked at more strictly, and nothing else is put back.
+/// Seconds during which a restored probe is checked more strictly and no other one is restored.
 const TRIAL: f64 = 10.0;
 
-/// The first pause, and the longest, in seconds.
+/// The first pause and the longest, in seconds.
 const FIRST_PAUSE: f64 = 10.0;
 const LONGEST_PAUSE: f64 = 3600.0;
 
-/// Of the limit: so much is left when probes are taken out, and no more than that is used when one is put back.
+/// Shares of the limit: what is used after shedding probes, and how much may be used before one is restored.
 const LEFT: f64 = 0.8;
 const ROOM: f64 = 0.5;
 
-/// An entry that takes less than this part of the limit is left alone: nothing would be gained.
+/// A probe that uses less than this share of the limit is not shed: nothing would be gained.
 const WORTH_IT: f64 = 0.05;
 
-/// How much of an entry's earlier cost still counts at the next look.
+/// The weight of the previous average in an entry's moving average.
 const FADING: f64 = 0.6;
 
-/// What can be taken out: an entry of `probes:`, or several that have their links in common.
+/// What can be shed: an entry of `probes:`, or several entries that share their links.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
-    /// The same for the entry's whole life.
+    /// Does not change during the entry's lifetime.
     pub name: &'a str,
-    /// Never taken out.
+    /// Never shed.
     pub keep: bool,
-    /// Taken out at this moment.
+    /// Currently shed.
     pub is_shed: bool,
-    /// Seconds that its hits have cost until now.
+    /// Seconds that its hits have cost so far.
     pub cost: f64,
 }
 
-/// What is to be done, by the entry's position.
+/// An action on the entry at index `at`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Step {
-    /// Take it out; it takes this part of the target's time, and is tried again after so many seconds.
+    /// Shed it; it takes this share of the target's time, and is retried after `pause` seconds.
     Shed {
         at: usize,
         share: f64,
@@ -83,19 +84,19 @@ pub enum Step {
     Restore {
         at: usize,
     },
-    /// Probes are taken out in so many seconds if this goes on.
+    /// Probes will be shed in this many seconds unless the cost falls.
     Warn {
         within: f64,
     },
 }
 
-/// What is remembered of one target.
+/// The state of one target.
 #[derive(Debug, Default)]
 pub struct Controller {
     entries: BTreeMap<String, UnitHistory>,
     over: u32,
     settled_at: f64,
-    /// When its costs were noted last.
+    /// When its costs were last recorded.
     noted_at: f64,
     warned_at: Option<f64>,
 }
@@ -104,7 +105,7 @@ pub struct Controller {
 struct UnitHistory {
     cost: f64,
     recent: f64,
-    /// 0 if it was never taken out, or long ago.
+    /// 0 if it was never shed, or long ago.
     pause: f64,
     shed_at: f64,
     restored_at: Option<f64>,
@@ -117,8 +118,8 @@ impl UnitHistory {
 }
 
 impl Controller {
-    /// What to do at this time, in seconds; `share` is the part of the target's time that tracing takes, if that is known. None if it is
-    /// too much, and nothing can be done.
+    /// What to do at this time, in seconds; `share` is the share of the target's time that tracing takes, if known.
+    /// `None` if it is too much and nothing can be done.
     pub fn step(
         &mut self,
         now: f64,
@@ -164,7 +165,7 @@ impl Controller {
         self.entries[entry.name].recent
     }
 
-    /// That probes will be taken out, if that takes a while and was not told lately.
+    /// Warns that probes will be shed, if that takes a while and no warning was given recently.
     fn warning(&mut self, now: f64, rules: Rules) -> Option<Step> {
         let is_due = rules.looks > LOOKS && self.over >= rules.looks / 3;
         if !is_due || self.warned_at.is_some_and(|at| now - at < WARNING_PAUSE) {
@@ -174,12 +175,12 @@ impl Controller {
         Some(Step::Warn { within: f64::from(rules.looks - self.over) })
     }
 
-    /// Nothing is measured.
+    /// Called while nothing is measured.
     pub fn rest(&mut self) {
         self.over = 0;
     }
 
-    /// Remembers what everything costs; returns how much more that is in a second.
+    /// Records the cost of all entries; returns by how much it grew per second.
     fn note(&mut self, now: f64, entries: &[Candidate<'_>]) -> f64 {
         self.entries.retain(|name, _| entries.iter().any(|entry| entry.name == name));
         let mut moved = 0.0;
@@ -193,7 +194,7 @@ impl Controller {
                 continue;
             }
             memory.recent = memory.recent * FADING + more;
-            // It has done well for as long as it was out, and once more.
+            // It has behaved for twice as long as it was shed.
             if memory.pause > 0.0 && memory.restored_at.is_some_and(|at| now - at >= 2.0 * memory.pause) {
                 memory.restored_at = Some(now - TRIAL);
                 memory.pause /= 2.0;
@@ -206,7 +207,7 @@ impl Controller {
         if elapsed > 0.0 { moved / elapsed } else { 0.0 }
     }
 
-    /// The dearest first, what is on trial before all others, until enough is left.
+    /// Sheds the most expensive entries, those on trial first, until the cost is low enough.
     fn shed(&mut self, now: f64, limit: f64, share: f64, entries: &[Candidate<'_>]) -> Vec<Step> {
         let all: f64 = entries.iter().filter(|entry| !entry.is_shed).map(|entry| self.recent(entry)).sum();
         let may =

@@ -1,7 +1,7 @@
 //! `limits.overhead`: how much of a target's time tracing may take.
 //!
-//! Once a second the share that is measured of each target is held against the limit; what is dearest is taken out, and put back when
-//! there is room for it.
+//! Once a second, the measured share of each target is compared with the limit; the most expensive probes are shed, and
+//! restored when the limit allows it.
 
 mod controller;
 
@@ -18,11 +18,11 @@ use crate::plan::Plan;
 use crate::privileges::given_up;
 use crate::targets::{ProbeState, ProbeStatus};
 
-/// How often it is looked, and how often while nothing is measured: there is nothing to be in time for.
+/// The check interval, and the interval while nothing is measured and nothing is urgent.
 const INTERVAL: Duration = Duration::from_secs(1);
 const INTERVAL_AT_REST: Duration = Duration::from_secs(5);
 
-/// The thread that looks. Dropping it ends it.
+/// The thread that checks the targets. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Budget {
     stop: Option<SyncSender<()>>,
@@ -30,10 +30,10 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    /// `look` is called once a second, or more rarely if it says that all targets are at rest.
+    /// Starts the thread. `look` is called once a second, or less often while it reports that all targets are at rest.
     ///
     /// # Errors
-    /// If there is no thread.
+    /// If the thread cannot be created.
     pub fn start(mut look: impl FnMut(&mut Controllers) -> Activity + Send + 'static) -> io::Result<Self> {
         let (stop, stopped) = sync_channel::<()>(1);
         let thread = std::thread::Builder::new().name("budget".to_string()).spawn(move || {
@@ -55,10 +55,10 @@ impl Drop for Budget {
     }
 }
 
-/// Whether there is something to look at.
+/// Whether there is something to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// The share of a target is known, or a probe is taken out.
+    /// The share of a target is known, or a probe is shed.
     Measured,
     AtRest,
 }
@@ -72,12 +72,12 @@ impl Activity {
     }
 }
 
-/// What is remembered of all targets, by their names.
+/// The state of all targets, by name.
 #[derive(Debug)]
 pub(crate) struct Controllers {
     began: Instant,
     targets: HashMap<String, Controller>,
-    /// Targets of which was told that nothing can be done.
+    /// Targets for which it has been reported that nothing can be done.
     reported: HashSet<String>,
 }
 
@@ -86,13 +86,13 @@ impl Controllers {
         Self { began: Instant::now(), targets: HashMap::new(), reported: HashSet::new() }
     }
 
-    /// Forgets targets that have none of these names: one that is called the same later is another one.
+    /// Forgets targets with other names: a later target of the same name is a different one.
     fn forget_others(&mut self, names: &[&str]) {
         self.targets.retain(|name, _| names.contains(&name.as_str()));
         self.reported.retain(|name| names.contains(&name.as_str()));
     }
 
-    /// Looks at all targets, and does what is to be done.
+    /// Checks all targets, and sheds and restores probes.
     pub fn look(&mut self, engines: &Engines) -> Activity {
         let plan = &engines.plan;
         let limit = plan.settings.limits.overhead;
@@ -111,7 +111,7 @@ impl Controllers {
         for (target, planned) in plan.targets.iter().enumerate() {
             let here: Vec<&Entry> = entries.iter().filter(|entry| entry.target == target).collect();
             let Some(limit) = limit else {
-                // The limit was taken away.
+                // The limit was removed.
                 here.iter().filter(|entry| is_shed(entry, &states)).for_each(|entry| engines.restore(entry));
                 continue;
             };
@@ -124,11 +124,11 @@ impl Controllers {
                     cost: entry.probes.iter().map(|probe| engines.cost(*probe)).sum(),
                 })
                 .collect();
-            // Without being asked only by what is beyond doubt.
+            // The default limit acts only on measurements that are beyond doubt.
             let share = usage[target].share.filter(|_| !(limit.is_default && usage[target].is_doubtful));
             let controller = self.targets.entry(planned.name.clone()).or_default();
             if given_up() {
-                // What is taken out could not be put back.
+                // What is shed could not be restored.
                 continue;
             }
             let steps = controller.step(now, limit.into(), share, &candidates);
@@ -176,7 +176,7 @@ impl Controllers {
     }
 }
 
-/// The same as long as the limit is: it is a label.
+/// Constant as long as the limit is: it becomes a label.
 fn reason(limit: f64) -> String {
     format!(
         "tracing took more than {} of the target's CPU time (limits.overhead); hits are not counted until it is \

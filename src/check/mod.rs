@@ -1,4 +1,4 @@
-//! The `check` command: what the plan means in the files as they are now, and whether the kernel agrees.
+//! The `check` command: what the plan resolves to in the current files, and whether the kernel accepts it.
 
 use std::collections::BTreeSet;
 
@@ -27,17 +27,18 @@ mod places;
 
 use places::Notes;
 
-/// The plan as a table, and what is wrong with it.
+/// The plan as a table, and its errors.
 #[derive(Debug)]
 pub struct Checked {
     pub table: String,
-    /// Probes that are not in a target's file, or cannot be used there. A file that is not there yet is none.
+    /// Probes that are missing from a target's file, or cannot be used there. A file that does not exist yet is not an
+    /// error.
     pub errors: Diagnostics,
 }
 
-/// Looks for every probe of the plan in the files that its targets mean now.
+/// Resolves every probe of the plan in the files that its targets currently select.
 ///
-/// What is wider than `screen` becomes blocks.
+/// Rows wider than `screen` are printed as blocks.
 pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
     let mut checker = Checker { plan, screen, text: String::new(), errors: Diagnostics::new() };
     for target in &plan.targets {
@@ -83,7 +84,7 @@ impl Checker<'_> {
         crate::net::describe(network).iter().for_each(|line| self.line(line));
     }
 
-    /// Adds a line, wrapped if the screen is narrower.
+    /// Adds a line, wrapped to the width of the screen.
     fn line(&mut self, line: &str) {
         let text = line.trim_start();
         wrap(text, line.len() - text.len(), self.screen.unwrap_or(usize::MAX), &mut self.text);
@@ -142,7 +143,7 @@ impl Checker<'_> {
         }
     }
 
-    /// Tells which functions the compiler has inlined elsewhere too: a probe sees none of these calls.
+    /// Reports functions that the compiler has also inlined elsewhere: a probe sees none of these calls.
     fn inlined(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>) {
         let mut reported = BTreeSet::new();
         for reason in index.debug_info_lacks() {
@@ -169,7 +170,7 @@ impl Checker<'_> {
         }
     }
 
-    /// The probes of a program; if it has none of them, that is one error.
+    /// Lists the probes of a program; if none of them is found, that is a single error.
     fn probes(&mut self, target: &TargetPlan, index: &SymbolIndex<'_>, found: &TargetFile) {
         let image = index.image();
         let before = self.errors.len();
@@ -190,7 +191,7 @@ impl Checker<'_> {
         self.errors.error(&target.at, format!("{}: {reason}", found.display));
     }
 
-    /// The target's probes; returns how many are in the file.
+    /// Lists the target's probes; returns how many are in the file.
     fn table(&mut self, target: &TargetPlan, file: Option<(&SymbolIndex<'_>, &TargetFile)>) -> usize {
         let mut table =
             TextTable::new(2, &["PROBE", "SITES", "SEMAPHORES", "ARGUMENTS", "METRIC", "COMPUTED IN"])
@@ -203,7 +204,7 @@ impl Checker<'_> {
             let (sites, semaphores, reason) = match &resolved {
                 None if matches!(probe.point, Point::Function(_)) => ("?".to_string(), String::new(), None),
                 None => ("?".to_string(), "?".to_string(), None),
-                // Said once, of the file.
+                // Reported once, for the file.
                 Some(Err(ResolveError::Site(SiteError::Elf(_)))) => ("0".to_string(), String::new(), None),
                 Some(Ok(resolved)) => {
                     let semaphores = if notes.is_function { String::new() } else { semaphores(resolved) };
@@ -260,7 +261,7 @@ impl Checker<'_> {
         there
     }
 
-    /// Which events are kept, of what, and who decides.
+    /// Which events are kept, with which values, and where that is decided.
     fn slow(&self, probe: &ProbePlan, slow: &SlowPlan) -> String {
         let kept: Vec<_> = slow.kept.iter().map(|value| probe.values[*value].name.as_str()).collect();
         let related = slow.related.as_ref().map_or_else(String::new, |by| {
@@ -350,7 +351,7 @@ fn semaphores(resolved: &Resolved) -> String {
     }
 }
 
-/// How an end finds its start, where that is not plain.
+/// How an end finds its start, where that is not obvious.
 fn pairing(probe: &ProbePlan) -> Option<&'static str> {
     let span = probe.span.filter(|span| span.end == SpanEnd::End)?;
     match span.by {
@@ -363,7 +364,7 @@ fn pairing(probe: &ProbePlan) -> Option<&'static str> {
     }
 }
 
-/// Whose address is banned, when, and for how long.
+/// Which address is banned, when, and for how long.
 fn described_ban(probe: &ProbePlan, ban: &BanPlan) -> String {
     let BanRule { kind, after, within, terms } = &ban.rule;
     let mode = if terms.enforce { "enforce" } else { "observe" };
@@ -377,7 +378,7 @@ fn described_ban(probe: &ProbePlan, ban: &BanPlan) -> String {
     )
 }
 
-/// Which hits of a metric are slow.
+/// Which hits are slow for a metric.
 fn slow_events(slow: &SlowPlan) -> String {
     let above =
         slow.over.map(|over| format!(" above {}", shown_value(&slow.metric, over))).unwrap_or_default();
@@ -387,7 +388,7 @@ fn slow_events(slow: &SlowPlan) -> String {
     }
 }
 
-/// What a probe is for that feeds no metric.
+/// The purpose of a probe that feeds no metric.
 fn without_metrics(probe: &ProbePlan) -> &'static str {
     match probe.span {
         Some(SpanPlan { end: SpanEnd::Start, .. }) => "kernel: starts a span",
@@ -396,7 +397,7 @@ fn without_metrics(probe: &ProbePlan) -> &'static str {
     }
 }
 
-/// Kind, name and labels: `counter a_total{peer}`. The label `node` is on all of them.
+/// Kind, name and labels: `counter a_total{peer}`. The label `node` is on all metrics, and left out.
 fn described(metric: &MetricPlan) -> String {
     let labels: Vec<_> = metric.displayed_labels().filter(|name| *name != "node").collect();
     let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(", ")) };

@@ -1,4 +1,4 @@
-//! Where a probe's values are, as notes or the calling convention have it.
+//! Where a probe's values are located, according to notes or the calling convention.
 
 use crate::arguments::{is_kept, name};
 use crate::config::model::Point;
@@ -6,21 +6,21 @@ use crate::elf::{Image, usdt_sites};
 use crate::plan::{Hook, Pairing, ProbePlan, SpanEnd, SpanPlan, ValuePlan, ValueSource};
 use crate::resolve::{ResolveError, Resolved};
 
-/// Notes of one argument that are shown; inlining can make hundreds of sites.
+/// Notes shown for one argument at most; inlining can produce hundreds of sites.
 const MOST_NOTES: usize = 4;
 
-/// What the notes, or the calling convention, say of a probe's arguments.
+/// What the notes, or the calling convention, say about a probe's arguments.
 #[derive(Debug)]
 pub(super) struct Notes {
-    /// The forms at each site, by argument.
+    /// The argument formats at each site, by argument.
     sites: Vec<Vec<String>>,
-    /// The arguments of the first site.
+    /// All arguments at the first site.
     pub(super) whole: Option<String>,
     pub(super) is_function: bool,
 }
 
 impl Notes {
-    /// Those at the sites that were found, or in the image.
+    /// The notes of the resolved sites, or of the image.
     pub(super) fn of(
         image: Option<&Image<'_>>,
         probe: &ProbePlan,
@@ -48,13 +48,14 @@ impl Notes {
         Self { sites, whole, is_function: false }
     }
 
-    /// Whether the arguments of a function are where C has them.
+    /// Whether the arguments of a function are where the C calling convention puts them.
     pub(super) fn in_general_registers(&self) -> bool {
         self.is_function
             && self.sites.iter().any(|args| args.first().is_some_and(|place| place.starts_with("%rdi")))
     }
 
-    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name of what is no argument. At the end of a call or
+    /// `height = arg1 -4@24(%rcx)`, `service = arg0+40 %rdi`; only the name if the value is no argument. At the end of
+    /// a call or
     /// span, also when it is read.
     pub(super) fn describe(&self, value: &ValuePlan, probe: &ProbePlan) -> String {
         let is_end = matches!(probe.span, Some(SpanPlan { end: SpanEnd::End, .. }));

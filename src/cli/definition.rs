@@ -1,4 +1,4 @@
-//! What clap is told of commands and flags.
+//! The definition of commands and flags for clap.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use crate::config::keys::{CONFIG_ENV, KEYS};
 use crate::net::{Prefix, parse_ports, parse_ttl};
 use crate::plan::profiles;
 
-/// The setting whose flag can be repeated; its values are put together with commas.
+/// The setting whose flag can be repeated; its values are joined with commas.
 const REPEATABLE: &str = "web_listen_address";
 
-/// The whole command line, for parsing and for completion scripts.
+/// The command line, for parsing and for completion scripts.
 pub fn command() -> Command {
     let path = |name: &'static str| Arg::new(name).value_name("FILE").value_parser(value_parser!(PathBuf));
     let config = || path("config").long("config").short('c');
@@ -34,7 +34,7 @@ pub fn command() -> Command {
             "Flags override environment variables, which override the configuration file.\nEnvironment \
              variables are named FIBRE_ plus the key of the file in capitals: FIBRE_METRICS_PORT.",
         )
-        // The Python exporter's parser took the beginnings of flags, and the last of several.
+        // The Python exporter's parser accepted abbreviated flags, and the last of repeated ones.
         .infer_long_args(true)
         .args_override_self(true)
         .args_conflicts_with_subcommands(true)
@@ -243,7 +243,7 @@ pub fn command() -> Command {
         )
 }
 
-/// A command that goes to the running exporter.
+/// A command for the running exporter.
 fn blocklist_command(name: &'static str) -> Command {
     let path = |name: &'static str| Arg::new(name).long(name).value_parser(value_parser!(PathBuf));
     Command::new(name)
@@ -280,7 +280,7 @@ fn field(text: &str) -> Result<(String, String), String> {
     both.ok_or_else(|| "expected FIELD=VALUE".to_owned())
 }
 
-/// The man page of the exporter or of one of its commands, as roff; `None` if there is no such command.
+/// The man page of the exporter or of one of its commands, in roff; `None` if there is no such command.
 pub fn man_page(of: Option<&str>) -> Option<Vec<u8>> {
     let mut command = command();
     command.build();

@@ -1,5 +1,5 @@
-//! Commands and flags. Arguments are parsed here and nothing else: the run command's flags are merged with
-//! the environment and the file by [`crate::config::load`].
+//! Commands and flags. This module only parses arguments: [`crate::config::load`] merges the run command's flags with
+//! the environment and the file.
 
 mod definition;
 
@@ -18,46 +18,46 @@ use crate::slow::Query;
 
 pub use self::definition::{command, man_page};
 
-/// What the user asked for.
+/// The requested command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Invocation {
-    /// Trace and serve: the command without a name.
+    /// Trace and serve: no command.
     Run(Overrides),
-    /// Validate `file` and print the plan; with `attach`, try it in the kernel for so long.
+    /// Validate `file` and print the plan; with `attach`, try it in the kernel for this long.
     Check { file: PathBuf, attach: Option<Duration> },
     /// List the probes of a target: a path, a process id or a process name.
     Probes {
         target: String,
-        /// Which functions to list besides; a glob.
+        /// A glob of functions to list as well.
         functions: Option<String>,
         format: Format,
     },
-    /// List the profiles, or print the one named.
+    /// List the profiles, or print the named one.
     Profiles { name: Option<String> },
-    /// Print a Grafana dashboard for `file`, or with `alerts` Prometheus rules.
+    /// Print a Grafana dashboard for `file`, or, with `alerts`, Prometheus rules.
     Dashboard { file: PathBuf, alerts: bool, runbooks: Option<String> },
     /// Print the JSON schema of a configuration, or its reference as Markdown.
     Schema { markdown: bool },
     /// Read a password from standard input and print its bcrypt hash.
     HashPassword { cost: u32 },
-    /// Detach what `state: pinned` has left attached: that of `file`, or in `directory`.
+    /// Detach what `state: pinned` has left attached: by the exporter of `file`, or in `directory`.
     Unpin { file: Option<PathBuf>, directory: Option<PathBuf> },
-    /// Show slow events: of the exporter that `config` configures, or in `file`.
+    /// Show slow events: those of the exporter configured by `config`, or in `file`.
     Events { config: Option<PathBuf>, file: Option<PathBuf>, query: Query, json: bool },
-    /// Change or show the blocklist of the exporter that `config` configures, or that listens on `socket`.
+    /// Change or show the blocklist of the exporter configured by `config`, or listening on `socket`.
     Blocklist { config: Option<PathBuf>, socket: Option<PathBuf>, command: blocking::Command },
-    /// Print a completion script.
+    /// Print a shell completion script.
     Completions { shell: Shell },
-    /// Print the man page, or that of a command.
+    /// Print the man page of the exporter, or of a command.
     Man { command: Option<String> },
 }
 
-/// How `probes` shows what it found.
+/// The output format of `probes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Columns,
     Json,
-    /// A starter configuration.
+    /// An initial configuration.
     Yaml,
 }
 
@@ -89,7 +89,7 @@ fn overrides(matches: &ArgMatches) -> Overrides {
                 overrides.set(key, "true");
             }
         } else if let Some(texts) = matches.get_many::<String>(key.name) {
-            // Of those that cannot be repeated there is one.
+            // Flags that cannot be repeated have one value.
             let texts: Vec<_> = texts.map(String::as_str).collect();
             overrides.set(key, texts.join(","));
         }
@@ -257,7 +257,7 @@ mod tests {
         assert_eq!(all.get("metrics_auth_password"), Some("-p-"));
         assert_eq!(all.get("verbose"), Some("true"));
         assert_eq!(all.get("bind"), None);
-        // The beginning of a flag; the last of two; a value behind an equals sign.
+        // An abbreviated flag; the last of two; a value after an equals sign.
         assert_eq!(run(&["--node", "a"]).get("node_name"), Some("a"));
         assert_eq!(run(&["--port", "1", "--port=2"]).get("metrics_port"), Some("2"));
         let several = run(&["--web.listen-address", ":1", "--web.listen-address=[::1]:2"]);

@@ -1,4 +1,4 @@
-//! Arguments of a probe.
+//! Probe arguments.
 
 use std::borrow::Cow;
 
@@ -9,9 +9,9 @@ use super::scalars::is_name;
 use super::section::{Key, Schema, Section, words};
 use super::words::{did_you_mean, quote};
 
-/// A position.
+/// An argument index.
 pub(super) const POSITION: Schema = Schema::Integer(0, limits::ARGUMENT_INDEX as i64);
-/// A position, or the word for what the function returns.
+/// An argument index, or the word for the return value.
 const POSITION_OR_RESULT: Schema = Schema::Either(&[POSITION, Schema::Words(|| vec![RESULT])]);
 const RESULT: &str = "retval";
 const BYTES: Schema = Schema::Integer(1, limits::TEXT_BYTES as i64);
@@ -123,7 +123,7 @@ const TYPES: &[(&str, Type)] = &[
     ("symbol", Type::Symbol),
 ];
 
-/// The integer types alone, for what a function returns.
+/// The integer types, which are also valid for a return value.
 pub(super) const INTEGERS: &[(&str, IntType)] = &[
     ("i8", IntType { bytes: 1, signed: true }),
     ("i16", IntType { bytes: 2, signed: true }),
@@ -135,10 +135,10 @@ pub(super) const INTEGERS: &[(&str, IntType)] = &[
     ("u64", IntType { bytes: 8, signed: false }),
 ];
 
-/// When an argument of a function is read.
+/// Whether the memory behind a function's argument is read on return.
 const WHEN: &[(&str, bool)] = &[("entry", false), ("return", true)];
 
-/// The arguments of `args:` that are right; the names of the others go to `unread`. `is_span` allows `to_index`,
+/// Decodes the valid arguments of `args:`; the names of the others are added to `unread`. `is_span` allows `to_index`,
 /// `is_function` allows `at`.
 pub(super) fn decode(node: &Node<'_>, is_span: bool, is_function: bool, unread: &mut Unread) -> Vec<Arg> {
     let Some(entries) =
@@ -226,7 +226,7 @@ fn position_or_result(node: &Node<'_>, is_function: bool) -> Option<ArgOf> {
     Some(ArgOf::Result)
 }
 
-/// Whether it is the name of a type whose values are read from memory.
+/// Whether it names a type whose values are read from memory.
 pub(super) fn is_behind_an_address(name: &str) -> bool {
     let found = TYPES.iter().find(|(known, _)| *known == name);
     found.is_some_and(|(_, kind)| !matches!(kind, Type::Int(_) | Type::Bool | Type::Symbol))
@@ -278,7 +278,7 @@ fn kind_of(fields: &Fields<'_>, kind: Type, of: Option<ArgOf>, is_function: bool
             let max = max();
             ArgKind::StrLen { length: length?, max: max? }
         }
-        // Its two words are two arguments, one after the other.
+        // A Go string consists of two words, which are two consecutive arguments.
         Type::GoString => match of? {
             ArgOf::Call(index) => ArgKind::StrLen { length: ArgOf::Call(index + 1), max: max()? },
             ArgOf::Result => {

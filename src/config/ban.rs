@@ -1,4 +1,4 @@
-//! `ban:` of a probe: whose address is banned when it is hit.
+//! `ban:` of a probe: the address that is banned for hits.
 
 use std::borrow::Cow;
 
@@ -8,20 +8,20 @@ use super::metrics::WHEN_KEY;
 use super::model::{Ban, Named};
 use super::section::{Key, Schema, Section, words};
 
-/// Hits after which somebody is banned.
+/// The allowed numbers of hits before a ban.
 pub const BAN_AFTER: std::ops::RangeInclusive<u32> = 1..=1000;
 
-/// `ban:` of a probe or span.
+/// The `ban:` key of a probe or span.
 pub(super) const BAN_KEY: Key = Key::new(
     "ban",
     Schema::OneOrList(&Schema::Section(|| &BAN)),
     "Whose address is banned by hits of this probe, such as a failed login.",
 );
 
-/// Whether somebody is banned, or it is only told.
+/// Whether addresses are banned, or detections only reported.
 pub const BAN_MODES: &[(&str, bool)] = &[("observe", false), ("enforce", true)];
 
-/// The keys that say how, of `ban:` and of the modules of `network.detect:`.
+/// Keys shared by `ban:` and the modules of `network.detect:`.
 pub const MODE: Key = Key::new(
     "mode",
     Schema::Words(|| words(BAN_MODES)),
@@ -70,7 +70,7 @@ pub static BAN: Section = Section {
     one_of: &[],
 };
 
-/// The bans that are written in these fields.
+/// Decodes the bans of a probe.
 pub(super) fn of_probe(fields: &Fields<'_>) -> Vec<Ban> {
     let all = fields.get("ban").map(|node| node.one_or_list()).unwrap_or_default();
     all.iter().filter_map(ban).collect()
@@ -88,7 +88,7 @@ fn ban(node: &Node<'_>) -> Option<Ban> {
     let (within, ttl, max_ttl) = (time("within"), time("ttl"), time("max_ttl"));
     let reason = fields.get("reason").and_then(|n| n.text()).map(str::to_owned);
     let enforce = fields.get("mode").and_then(|n| n.one_of("mode", BAN_MODES)).unwrap_or(false);
-    // Whatever is wrong, the rest is checked too.
+    // Only now, so that all keys are checked even if some are invalid.
     Some(Ban {
         at: node.at.clone(),
         address: address?,

@@ -1,4 +1,4 @@
-//! Bounds of histogram buckets.
+//! Histogram bucket bounds.
 
 use std::borrow::Cow;
 
@@ -8,11 +8,11 @@ use super::scalars;
 use super::section::{Key, Schema, Section};
 use super::words::quote;
 
-/// One bound.
+/// A bucket bound.
 pub(super) const BOUND: Schema = Schema::Either(&[Schema::Number, Schema::Duration, Schema::Size]);
 const COUNT: Key = Key::new("count", Schema::Integer(1, BUCKETS as i64), "Number of buckets.").required();
 
-/// Buckets that are computed.
+/// Generated buckets.
 pub static BUCKETS_OF: Section = Section {
     name: "buckets",
     what: "a set of buckets",
@@ -51,7 +51,7 @@ pub static EXPONENTIAL: Section = Section {
 const HELP: &str = "write [1ms, 10ms, 1s] or [1, 10, 100], { linear: { start: 0, width: 10, count: 12 } }, \
                     or { exponential: { start: 100us, factor: 2, count: 18 } }";
 
-/// The upper bounds, ascending, in the metric's unit (durations in seconds, sizes in bytes).
+/// Decodes the upper bounds, in ascending order and in the metric's unit (durations in seconds, sizes in bytes).
 pub(super) fn decode(node: &Node<'_>) -> Option<Vec<f64>> {
     let bounds = if node.value.is_mapping() {
         generated(node)?
@@ -85,12 +85,12 @@ fn listed(node: &Node<'_>) -> Option<Vec<f64>> {
         node.error(format!("{} buckets, but a histogram has at most {BUCKETS}", elements.len()));
         return None;
     }
-    // Every wrong bound is reported, not only the first.
+    // All invalid bounds are reported, not just the first.
     let bounds: Vec<_> = elements.iter().map(bound).collect();
     bounds.into_iter().collect()
 }
 
-/// A number, a duration in seconds or a size in bytes.
+/// Decodes a number, a duration (in seconds) or a size (in bytes).
 pub(super) fn bound(node: &Node<'_>) -> Option<f64> {
     let Some(text) = node.value.as_str() else {
         if node.value.as_f64().is_some_and(|n| !n.is_finite()) {
@@ -149,13 +149,14 @@ fn count(fields: &Fields<'_>, example: &str) -> Option<u32> {
     fields.require("count", example)?.integer("a number of buckets", 1..=BUCKETS as u32)
 }
 
-/// Rounds to twelve digits, so that 1e-6 * 10 is shown as 0.00001 and not 0.000009999999999999999.
+/// Rounds to twelve digits, so that 1e-6 * 10 is displayed as 0.00001 and not 0.000009999999999999999.
 fn tidy(bound: f64) -> f64 {
     format!("{bound:.11e}").parse().unwrap_or(bound)
 }
 
-/// The bounds of a native histogram that reach from one to the other: powers of 2^(1 / 2^schema), by the largest schema of which there
-/// are not too many. The format's schemas with fewer than one bucket for each power of two are not needed.
+/// Returns the bounds of a native histogram from `first` to `last`: powers of 2^(1 / 2^schema), with the largest schema
+/// that does not exceed the maximum number of buckets. The format's schemas with less than one bucket per power of two
+/// are not needed.
 ///
 /// From: <https://prometheus.io/docs/specs/native_histograms/>.
 pub(super) fn native(first: f64, last: f64) -> Option<Vec<f64>> {

@@ -18,7 +18,7 @@ const OPS: &[(&str, Op)] = &[
 const HELP: &str = "write NAME OP VALUE, joined by `and`: `size > 0 and kind == \"tx\"`; \
                     OP is ==, !=, <, <=, >, >= or starts_with";
 
-/// The conditions of a text, or of every text of a list. All must hold.
+/// Decodes the conditions of a text or of a list of texts. All must hold.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Condition> {
     let mut conditions = Vec::new();
     for part in node.one_or_list() {
@@ -91,7 +91,7 @@ fn comparison<'t, 'x>(tokens: &'t [Token<'x>]) -> Result<(Parsed, &'t [Token<'x>
     }
 }
 
-/// A decimal or `0x` number of at most 64 bits, signed or not.
+/// Parses a decimal or `0x` number of at most 64 bits, signed or unsigned.
 fn integer(word: &str) -> Result<i128, String> {
     let (negative, digits) = match word.strip_prefix('-') {
         Some(digits) => (true, digits),
@@ -112,7 +112,7 @@ fn integer(word: &str) -> Result<i128, String> {
 enum Token<'t> {
     /// A name, number or keyword.
     Word(&'t str),
-    /// A run of comparison signs.
+    /// A run of comparison characters.
     Symbol(&'t str),
     Text(String),
 }
@@ -150,7 +150,7 @@ fn tokens(text: &str) -> Result<Vec<Token<'_>>, String> {
     Ok(tokens)
 }
 
-/// The text between quotes, where a backslash stands before a quote or a backslash that is meant.
+/// Parses quoted text, in which a backslash escapes a quote or a backslash.
 fn quoted(text: &str, quote_mark: char) -> Result<(String, &str), String> {
     let mut content = String::new();
     let mut chars = text.char_indices().skip(1);

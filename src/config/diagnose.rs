@@ -1,4 +1,4 @@
-//! Errors: collecting all of them, and showing each with its place and the next step.
+//! Error reporting: collects all errors and renders each with its place and the next step.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::{self, Write};
@@ -7,36 +7,36 @@ use std::sync::Arc;
 use super::place::{ConfigSource, Place};
 use super::tree::Position;
 
-/// At most this many errors are shown.
+/// The maximum number of errors rendered.
 const SHOWN: usize = 100;
 
-/// One error.
+/// An error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
     pub at: Place,
-    /// What is wrong, on what, and what was expected. One line, no full stop, never a secret.
+    /// What is wrong with what, and what was expected. One line without a full stop; never contains a secret.
     pub message: String,
-    /// What to do about it, where the message does not say so already.
+    /// What to do about it, unless the message says so.
     pub help: Option<String>,
 }
 
-/// Every error found so far. It is shared while a stage runs, so adding to it needs no `&mut`.
+/// All errors found so far. Shared while a stage runs, so adding an error needs no `&mut`.
 #[derive(Debug, Clone, Default)]
 pub struct Diagnostics {
     list: RefCell<Vec<Diagnostic>>,
-    /// How often a value was met whose error is in the list already.
+    /// How often a value was used whose error is already in the list.
     repeated: Cell<usize>,
 }
 
-/// The error just added, to which a help may be added.
+/// A newly added error, to which help can be attached.
 pub struct Added<'d> {
     diags: &'d Diagnostics,
-    /// `None` if it was not added, because its cause has been reported.
+    /// `None` if the error was not added because its cause has already been reported.
     index: Option<usize>,
 }
 
 impl Added<'_> {
-    /// Says what to do about it.
+    /// Attaches help.
     pub fn help(self, help: impl Into<String>) {
         if let Some(index) = self.index {
             self.diags.list.borrow_mut()[index].help = Some(help.into());
@@ -45,51 +45,51 @@ impl Added<'_> {
 }
 
 impl Diagnostics {
-    /// No errors.
+    /// Creates an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds an error. `diags.error(&probe.at, format!(...)).help("...")`.
+    /// Adds an error: `diags.error(&probe.at, format!(...)).help("...")`.
     pub fn error(&self, at: &Place, message: impl Into<String>) -> Added<'_> {
         let mut list = self.list.borrow_mut();
         list.push(Diagnostic { at: at.clone(), message: message.into(), help: None });
         Added { diags: self, index: Some(list.len() - 1) }
     }
 
-    /// In the place of [`Diagnostics::error`] for a value that could not be read, which is in the list already.
+    /// Replaces [`Diagnostics::error`] for a value that could not be read, whose error is already in the list.
     pub(super) fn repeated(&self) -> Added<'_> {
         self.repeated.set(self.repeated.get() + 1);
         Added { diags: self, index: None }
     }
 
-    /// Whether nothing is wrong so far.
+    /// Whether no errors were found so far.
     pub fn is_empty(&self) -> bool {
         self.list.borrow().is_empty()
     }
 
-    /// Grows whenever something wrong is met, be it reported before or not.
+    /// Increases with every problem, whether or not it was reported before.
     pub fn len(&self) -> usize {
         self.list.borrow().len() + self.repeated.get()
     }
 
-    /// The errors in the order in which they were found.
+    /// Returns the errors in the order in which they were found.
     pub fn into_vec(self) -> Vec<Diagnostic> {
         self.list.into_inner()
     }
 
-    /// Takes over the errors of another stage.
+    /// Appends the errors of another stage.
     pub fn append(&self, other: Diagnostics) {
         self.list.borrow_mut().extend(other.into_vec());
     }
 
-    /// `value` if there is no error, else the errors.
+    /// Returns `value` if there are no errors, otherwise the errors.
     pub fn into_result<T>(self, value: T) -> Result<T, Diagnostics> {
         if self.is_empty() { Ok(value) } else { Err(self) }
     }
 
-    /// All errors as text, one block each, sorted by source, line and column:
-    /// `FILE:LINE:COLUMN: PATH: MESSAGE`, and the help on a line of its own, once below errors in a row that have the same. Ends with a
+    /// Renders all errors as text, one block each, sorted by source, line and column: `FILE:LINE:COLUMN: PATH:
+    /// MESSAGE`, and the help on a line of its own, which consecutive errors with the same help share. Ends with a
     /// newline.
     pub fn render(&self) -> String {
         let list = self.list.borrow();
@@ -108,7 +108,7 @@ impl Diagnostics {
         text
     }
 
-    /// How many there are, and where: `3 errors in config.yaml`.
+    /// Summarizes the number of errors and their location: `3 errors in config.yaml`.
     pub fn summary(&self) -> String {
         let list = self.list.borrow();
         let count = sorted(&list).len();
@@ -129,7 +129,7 @@ impl fmt::Display for Diagnostics {
 
 impl std::error::Error for Diagnostics {}
 
-/// Sources from the highest priority to the lowest, as the user is likely to look for them.
+/// Orders sources by priority, highest first, as the user is likely to check them.
 fn rank(source: &Arc<ConfigSource>) -> u8 {
     match **source {
         ConfigSource::Flag(_) => 0,
@@ -140,11 +140,11 @@ fn rank(source: &Arc<ConfigSource>) -> u8 {
     }
 }
 
-/// The errors in order, and each once.
+/// Returns the errors in order, without duplicates.
 fn sorted(list: &[Diagnostic]) -> Vec<&Diagnostic> {
     let mut sorted: Vec<_> = list.iter().collect();
     sorted.sort_by_key(|one| (rank(&one.at.source), one.at.position()));
-    // What an anchor holds is read again at each of its aliases: one text, one error.
+    // The content of an anchor is decoded again for each alias: the same text gives one error.
     sorted.dedup_by(|a, b| {
         let is_one_text = a.at.source == b.at.source && a.at.position().is_some();
         (a.at == b.at || is_one_text && a.at.position() == b.at.position()) && a.message == b.message
@@ -152,7 +152,7 @@ fn sorted(list: &[Diagnostic]) -> Vec<&Diagnostic> {
     sorted
 }
 
-/// `FILE:LINE:COLUMN: PATH: MESSAGE`, and the help on a line of its own.
+/// `FILE:LINE:COLUMN: PATH: MESSAGE`, with the help on a line of its own.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Diagnostic { at, message, help } = self;

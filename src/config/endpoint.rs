@@ -1,4 +1,4 @@
-//! What a configuration says of the endpoints: where they listen, who may ask, and how connections are secured.
+//! The configuration of the endpoints: where they listen, who has access, and how connections are secured.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -7,21 +7,21 @@ use std::path::PathBuf;
 use super::place::Place;
 use crate::http::{Demand, Rate};
 
-/// Where the metrics are served.
+/// Where metrics are served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// On the port `metrics_port` of the address `bind`.
+    /// On port `metrics_port` of the address `bind`.
     Port,
-    /// On all of these.
+    /// On all of these addresses.
     Addresses(Vec<ListenAddress>),
-    /// On the sockets that the service manager has opened.
+    /// On the sockets that the service manager opened.
     Inherited,
 }
 
-/// One of several addresses.
+/// A listening address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// Without a host, on all addresses of the machine.
+    /// Without a host: all addresses of the machine.
     Tcp {
         host: Option<String>,
         port: u16,
@@ -30,7 +30,8 @@ pub enum ListenAddress {
 }
 
 impl ListenAddress {
-    /// Whether only one of the two can be listened on. `[::]` beside an IPv4 address of its port means those of IPv6 alone.
+    /// Whether the two cannot be bound at the same time. `[::]` next to an IPv4 address with the same port means IPv6
+    /// only.
     pub fn excludes(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Unix(one), Self::Unix(other)) => one == other,
@@ -45,7 +46,7 @@ impl ListenAddress {
         }
     }
 
-    /// Whether it is every IPv6 address, beside an IPv4 address of the same port among these.
+    /// Whether it is `[::]`, and `all` contains an IPv4 address with the same port.
     pub fn is_ipv6_beside(&self, all: &[Self]) -> bool {
         let Self::Tcp { host: Some(host), port } = self else { return false };
         let is_ipv4 = |other: &Self| match other {
@@ -58,7 +59,7 @@ impl ListenAddress {
     }
 }
 
-/// As it is written on the command line.
+/// As written on the command line.
 impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -70,7 +71,8 @@ impl fmt::Display for ListenAddress {
     }
 }
 
-/// Names are not looked up, but for the one that is the same everywhere. `::ffff:127.0.0.1` is an IPv4 address to the kernel, too.
+/// Parses an address. Host names are not resolved, except for `localhost`, which is the same everywhere. The kernel
+/// treats `::ffff:127.0.0.1` as an IPv4 address, too.
 fn literal(host: &str) -> Option<IpAddr> {
     if host == "localhost" {
         return Some(Ipv4Addr::LOCALHOST.into());
@@ -86,49 +88,49 @@ fn overlap(one: &str, other: &str) -> bool {
 /// How the endpoints are secured.
 #[derive(Debug, Clone, Default)]
 pub struct Web {
-    /// Who may ask; everybody if there are none.
+    /// The users who have access; if empty, everyone has.
     pub users: Vec<Auth>,
-    /// Names of those users who may also change something.
+    /// The names of users with write access.
     pub writers: Vec<String>,
     pub tls: Option<TlsSettings>,
-    /// Headers of every response.
+    /// Headers added to every response.
     pub headers: Vec<(&'static str, String)>,
     pub rate_limit: Option<Rate>,
-    /// HTTP/2 is served, too, over TLS.
+    /// Whether HTTP/2 is also served, over TLS.
     pub http2: bool,
-    /// What it was made from.
+    /// The sources of these settings.
     pub origin: Origin,
 }
 
-/// Where the security settings come from, so that the files among it can be read anew.
+/// The sources of the security settings, so that the files among them can be reloaded.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
-    /// Of `metrics_auth_username` and one of the passwords.
+    /// From `metrics_auth_username` and one of the password settings.
     pub auth: Option<Auth>,
-    /// Of `metrics_auth_password_file`, if that is where the password is.
+    /// From `metrics_auth_password_file`, if it provides the password.
     pub password_file: Option<(Place, PathBuf)>,
-    /// Of `tls_cert` and `tls_key`.
+    /// From `tls_cert` and `tls_key`.
     pub tls: Option<TlsSettings>,
     /// The web configuration file.
     pub file: Option<(Place, PathBuf)>,
-    /// Of `web_writers`.
+    /// From `web_writers`.
     pub writers: Vec<(Place, String)>,
 }
 
 impl Origin {
-    /// Files whose content is part of the settings; those that TLS names are not among them.
+    /// Returns the files whose content is part of the settings, other than those of TLS.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
         self.password_file.iter().chain(&self.file).map(|(_, path)| path)
     }
 }
 
-/// One user. The password is never printed: `Debug` hides it.
+/// A user. The password is never printed: `Debug` hides it.
 #[derive(Clone)]
 pub struct Auth {
-    /// Where the password is given.
+    /// Where the password is set.
     pub at: Place,
     pub username: String,
-    /// In clear text, or as a bcrypt hash.
+    /// In plain text, or as a bcrypt hash.
     pub password: String,
 }
 
@@ -138,27 +140,27 @@ impl fmt::Debug for Auth {
     }
 }
 
-/// TLS; the place is where the configuration asks for it.
+/// TLS settings; the place is where the configuration enables TLS.
 #[derive(Debug, Clone)]
 pub struct TlsSettings {
     pub at: Place,
     pub cert: Pem,
     pub key: Pem,
     pub client_auth: Demand,
-    /// Who issues client certificates; if there is nobody, all authorities that the system trusts.
+    /// The authority that issues client certificates; the system's authorities if `None`.
     pub client_ca: Option<Pem>,
-    /// One of these names must be in a client's certificate; any will do if there are none.
+    /// A client certificate must have one of these names; an empty list allows any.
     pub client_allowed_sans: Vec<String>,
     pub versions: TlsVersions,
-    /// Cipher suites for TLS 1.2 by their IANA numbers, the preferred first; all if there are none.
+    /// Cipher suites for TLS 1.2 by IANA number, in order of preference; empty for all.
     pub cipher_suites: Vec<u16>,
-    /// The server's preferences count, not the client's.
+    /// The server's order of preference takes precedence over the client's.
     pub prefer_server_cipher_suites: bool,
-    /// Key exchange groups by their IANA numbers, the preferred first; all if there are none.
+    /// Key exchange groups by IANA number, in order of preference; empty for all.
     pub curves: Vec<u16>,
 }
 
-/// PEM text, and where the configuration has it.
+/// PEM data, and where the configuration refers to it.
 #[derive(Clone)]
 pub struct Pem {
     pub at: Place,
@@ -168,7 +170,7 @@ pub struct Pem {
 #[derive(Clone)]
 pub enum PemSource {
     File(PathBuf),
-    /// The text itself.
+    /// The PEM text itself.
     Text(String),
 }
 
@@ -182,7 +184,7 @@ impl fmt::Debug for Pem {
     }
 }
 
-/// Versions of TLS that are spoken.
+/// The enabled versions of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsVersions {
     pub tls12: bool,

@@ -1,5 +1,5 @@
-//! Typed reading of a YAML tree: every getter gives the value, or reports what was expected and what was
-//! found and gives nothing.
+//! Typed access to a YAML tree: each getter returns the value, or reports what was expected and found and returns
+//! `None`.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -20,23 +20,23 @@ pub struct Node<'a> {
     pub diags: &'a Diagnostics,
 }
 
-/// The values of a mapping whose keys are known.
+/// The values of a mapping with known keys.
 pub struct Fields<'a> {
     pub at: Place,
     map: &'a [Field],
     diags: &'a Diagnostics,
     section: &'static Section,
-    /// Known keys that an unknown one was probably meant to be.
+    /// Known keys that an unknown key was probably meant to be.
     misspelt: Vec<&'static str>,
 }
 
 impl<'a> Node<'a> {
-    /// A value at its place, whose errors go to `diags`.
+    /// Creates a node whose errors go to `diags`.
     pub fn new(at: Place, value: &'a Tree, diags: &'a Diagnostics) -> Self {
         Self { at: at.at(value.position), value, diags }
     }
 
-    /// Reports an error in this value.
+    /// Reports an error at this value.
     pub fn error(&self, message: impl Into<String>) -> Added<'a> {
         match self.value.value {
             TreeValue::Unread => self.diags.repeated(),
@@ -44,12 +44,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Reports that the value is not what it should be, quoting it.
+    /// Reports that the value is not as expected, and quotes it.
     pub fn expected(&self, what: impl Display) -> Added<'a> {
         self.error(format!("expected {what}, found {}", self.found()))
     }
 
-    /// What the value is, in words.
+    /// Describes the value.
     fn found(&self) -> String {
         let scalar = match &self.value.value {
             TreeValue::Scalar(scalar) => scalar,
@@ -62,13 +62,13 @@ impl<'a> Node<'a> {
             Meaning::Null => "nothing".to_owned(),
             Meaning::Bool(_) => scalar.text.clone(),
             Meaning::Integer(_) | Meaning::Float(_) => format!("the number {}", cut(&scalar.text)),
-            // A password can slip into another key's value when a line is wrongly indented.
+            // Wrong indentation can turn a password into a part of another key's value.
             Meaning::Text if scalar.text.to_ascii_lowercase().contains("password") => "other text".to_owned(),
             Meaning::Text => quote(&scalar.text),
         }
     }
 
-    /// Nothing was written behind the key.
+    /// Whether the key has no value.
     pub fn is_null(&self) -> bool {
         self.value.is_null()
     }
@@ -85,7 +85,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Text that is not empty. `what` says what it should be: `a path`.
+    /// Decodes non-empty text. `what` describes it: `a path`.
     pub fn text_as(&self, what: &str) -> Option<&'a str> {
         match self.value.as_str() {
             Some(text) if text.trim().is_empty() => {
@@ -103,12 +103,12 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// [`Node::text_as`], when nothing more can be said about the text.
+    /// Like [`Node::text_as`], without a more specific description.
     pub fn text(&self) -> Option<&'a str> {
         self.text_as("text")
     }
 
-    /// Text that must never appear in a message.
+    /// Decodes text that must never appear in a message.
     pub fn secret(&self) -> Option<&'a str> {
         match self.scalar().map(|scalar| (scalar.meaning, scalar.text.as_str())) {
             Some((Meaning::Text, text)) if !text.is_empty() => return Some(text),
@@ -125,7 +125,7 @@ impl<'a> Node<'a> {
         None
     }
 
-    /// Text for a label: numbers and booleans too, as written.
+    /// Decodes the text of a label; numbers and booleans are taken as written.
     pub fn label_text(&self) -> Option<String> {
         let scalar = self.scalar().filter(|scalar| scalar.meaning != Meaning::Null);
         if scalar.is_none() {
@@ -134,7 +134,7 @@ impl<'a> Node<'a> {
         scalar.map(|scalar| scalar.text.clone())
     }
 
-    /// The name of an argument or a built-in value.
+    /// Decodes the name of an argument or a built-in value.
     pub fn name(&self) -> Option<&'a str> {
         let what = "a name (letters, digits and underscores)";
         let name = self.text_as(what)?;
@@ -145,7 +145,7 @@ impl<'a> Node<'a> {
         Some(name)
     }
 
-    /// A path. One from a file starts at the file's own directory.
+    /// Decodes a path. A relative path in a file is resolved against the file's directory.
     pub fn path(&self) -> Option<PathBuf> {
         let path = PathBuf::from(self.text_as("a path")?);
         Some(match self.at.source.dir() {
@@ -154,7 +154,7 @@ impl<'a> Node<'a> {
         })
     }
 
-    /// A whole number within `range`; `what` says what it is: `a port`.
+    /// Decodes an integer within `range`; `what` describes it: `a port`.
     pub fn integer<T>(&self, what: &str, range: RangeInclusive<T>) -> Option<T>
     where
         T: TryFrom<i128> + PartialOrd + Display,
@@ -177,7 +177,7 @@ impl<'a> Node<'a> {
         number
     }
 
-    /// A finite number.
+    /// Decodes a finite number.
     pub fn number(&self) -> Option<f64> {
         let number = self.value.as_f64().filter(|n| n.is_finite());
         if number.is_none() {
@@ -186,7 +186,7 @@ impl<'a> Node<'a> {
         number
     }
 
-    /// `true` and `false`; also `yes`, `no`, `on`, `off`, which YAML 1.1 files use, and in the environment
+    /// Decodes `true` or `false`; also `yes`, `no`, `on` and `off`, which YAML 1.1 files use, and in the environment
     /// `1` and `0`.
     pub fn boolean(&self) -> Option<bool> {
         let boolean = match self.scalar().map(|scalar| (scalar.meaning, &scalar.text)) {
@@ -206,7 +206,7 @@ impl<'a> Node<'a> {
         boolean
     }
 
-    /// One of a few words.
+    /// Decodes one of several words.
     pub fn one_of<T: Copy>(&self, what: &str, words: &[(&str, T)]) -> Option<T> {
         let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
         let expected = format!("one of {}", all.join(", "));
@@ -219,7 +219,7 @@ impl<'a> Node<'a> {
         found.map(|(_, value)| *value)
     }
 
-    /// The elements of a list. `what` says what it is: `a list of probes`.
+    /// Returns the elements of a list. `what` describes it: `a list of probes`.
     pub fn list(&self, what: &str) -> Option<Vec<Node<'a>>> {
         let Some(values) = self.value.as_sequence() else {
             let added = self.expected(what);
@@ -231,7 +231,7 @@ impl<'a> Node<'a> {
         Some(values.iter().enumerate().map(|(n, v)| Node::new(self.at.index(n), v, self.diags)).collect())
     }
 
-    /// The elements of a list, or the value itself as the only element.
+    /// Returns the elements of a list, or the value itself as the only element.
     pub fn one_or_list(&self) -> Vec<Node<'a>> {
         match self.value.value {
             TreeValue::List(_) => self.list("a list").unwrap_or_default(),
@@ -239,7 +239,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The entries of a mapping whose keys are the user's own, with each key.
+    /// Returns the entries of a mapping with user-defined keys.
     pub fn entries(&self, what: &str) -> Option<Vec<(&'a Scalar, Node<'a>)>> {
         let TreeValue::Map(fields) = &self.value.value else {
             self.expected(what);
@@ -249,12 +249,12 @@ impl<'a> Node<'a> {
         Some(fields.iter().map(|field| (&field.key, node(field))).collect())
     }
 
-    /// The value as the mapping `section`; every key that is not one of its own is reported.
+    /// Returns the value as a mapping of this section; reports every unknown key.
     pub fn fields(&self, section: &'static Section) -> Option<Fields<'a>> {
         self.fields_and(section, |_| false)
     }
 
-    /// [`Node::fields`], with further keys that are passed over.
+    /// Like [`Node::fields`], but ignores additional keys.
     pub(super) fn fields_and(
         &self,
         section: &'static Section,
@@ -283,12 +283,12 @@ impl<'a> Node<'a> {
     }
 }
 
-/// A number as it is shown.
+/// Shortens a number for a message.
 fn cut(number: &str) -> String {
     number.char_indices().nth(40).map_or(number.to_owned(), |(at, _)| format!("{}...", &number[..at]))
 }
 
-/// How to write text as the number that it looks like.
+/// Suggests how to write text that looks like a number.
 fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
     let digits = text.replace('_', "");
     let number = Some(digits.trim_start_matches('0')).filter(|rest| !rest.is_empty()).unwrap_or("0");
@@ -308,28 +308,28 @@ fn how_to_write(text: &str, is_plain: bool) -> Option<String> {
 }
 
 impl<'a> Fields<'a> {
-    /// The value of `key`, which is one of the known keys, if it is there.
+    /// Returns the value of `key`, which must be a known key, if present.
     pub fn get(&self, key: &str) -> Option<Node<'a>> {
         debug_assert!(self.section.has(key), "{key} is not in the table of known keys");
         Some(Node::new(self.at.key(key), &find(self.map, key)?.value, self.diags))
     }
 
-    /// The place of `key` itself.
+    /// Returns the place of `key` itself.
     fn key_place(&self, key: &str) -> Place {
         self.at.key(key).at(find(self.map, key).and_then(|field| field.key_position))
     }
 
-    /// Whether `key`, one of the known keys, is there.
+    /// Whether `key`, a known key, is present.
     pub fn has(&self, key: &str) -> bool {
         self.get(key).is_some()
     }
 
-    /// Whether `key` is missing, and not only misspelt, which has been reported.
+    /// Whether `key` is missing, rather than misspelled, which has already been reported.
     pub fn lacks(&self, key: &str) -> bool {
         !self.has(key) && !self.misspelt.contains(&key)
     }
 
-    /// The value of a key that must be there; `help` says what to write.
+    /// Returns the value of a mandatory key; `help` says what to write.
     pub fn require(&self, key: &str, help: &str) -> Option<Node<'a>> {
         let node = self.get(key);
         if self.lacks(key) {
@@ -338,7 +338,7 @@ impl<'a> Fields<'a> {
         node
     }
 
-    /// The one of `keys` that is there; none, or more than one, is an error.
+    /// Returns the one of `keys` that is present; it is an error if there is none or more than one.
     pub fn exactly_one(&self, keys: &[&'static str], help: &str) -> Option<(&'static str, Node<'a>)> {
         let mut present = keys.iter().filter_map(|key| Some((*key, self.get(key)?)));
         let listed = || keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
@@ -356,7 +356,7 @@ impl<'a> Fields<'a> {
         Some((key, node))
     }
 
-    /// Reports each of `keys` that is there although it is not valid here, and `reason`.
+    /// Reports each of `keys` that is present as invalid here, for this `reason`.
     pub fn forbid(&self, keys: &[&str], reason: &str) {
         for key in keys.iter().filter(|key| self.has(key)) {
             self.diags.error(&self.key_place(key), format!("`{key}` is not valid here: {reason}"));

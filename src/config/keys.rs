@@ -1,23 +1,23 @@
-//! The settings that can be given as a flag, an environment variable and a key of the file: one table, from
-//! which the command line is built and by which the sources are merged.
+//! The settings that can be given as a flag, an environment variable or a key of the file. The command line is built
+//! from this table, and the sources are merged by it.
 
-/// One setting under its three names.
+/// A setting with its three names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
-    /// In the file, and in [`super::Overrides`].
+    /// The key in the file and in [`super::Overrides`].
     pub name: &'static str,
     pub env: &'static str,
-    /// Without its dashes.
+    /// Without leading dashes.
     pub flag: &'static str,
     pub short: Option<char>,
-    /// What stands behind the flag; `None` for a flag that only switches on.
+    /// The placeholder for the flag's value; `None` for a switch.
     pub value: Option<&'static str>,
     pub help: &'static str,
-    /// As a flag would give it.
+    /// The default, written like a flag's value.
     pub default: Option<&'static str>,
 }
 
-/// The variable that names the configuration file, in the place of `--config`.
+/// The variable that names the configuration file if `--config` is absent.
 pub const CONFIG_ENV: &str = "FIBRE_CONFIG";
 
 const fn key(
@@ -38,7 +38,7 @@ const fn default(key: Key, default: &'static str) -> Key {
     Key { default: Some(default), ..key }
 }
 
-/// Every such setting. The names of the first twelve are those of the Python exporter for FIBRE.
+/// All such settings. The first twelve are named as in the Python exporter for FIBRE.
 #[rustfmt::skip]
 pub const KEYS: &[Key] = &[
     short(key("bitcoind_path", "FIBRE_BITCOIND_PATH", "bitcoind", Some("PATH"),
@@ -78,7 +78,7 @@ pub const KEYS: &[Key] = &[
 ];
 
 impl Key {
-    /// The entry called `name`. Names are fixed in this program, so a wrong one is an error in it.
+    /// Returns the entry called `name`. Names are hard-coded, so a wrong one is a bug.
     pub(super) fn named(name: &str) -> &'static Key {
         match KEYS.iter().find(|key| key.name == name) {
             Some(key) => key,

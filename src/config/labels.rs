@@ -1,4 +1,4 @@
-//! Labels of a metric.
+//! Metric labels.
 
 use std::borrow::Cow;
 
@@ -44,13 +44,13 @@ pub static LABEL: Section = Section {
     one_of: &["const", "value"],
 };
 
-/// The labels of `labels:`, in the order written.
+/// Decodes `labels:`, in the order written.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Label> {
     let entries = node.entries("a mapping of labels, such as `{ peer: peer }`").unwrap_or_default();
     entries.iter().filter_map(|(name, node)| label(&name.text, node)).collect()
 }
 
-/// Constant labels: of a target.
+/// Decodes a target's constant labels.
 pub(super) fn constants(node: &Node<'_>) -> Vec<(String, String)> {
     let entries = node.entries("a mapping of labels, such as `{ site: berlin }`").unwrap_or_default();
     let constant = |(name, node): (&Scalar, Node<'_>)| {
@@ -60,7 +60,7 @@ pub(super) fn constants(node: &Node<'_>) -> Vec<(String, String)> {
     entries.into_iter().filter_map(constant).collect()
 }
 
-/// Reports a name that no label can have here.
+/// Reports an invalid label name.
 fn check_name(name: &str, at: &Place, diags: &Diagnostics) {
     let wrong = if !is_name(name) {
         "use letters, digits and underscores; the first character must not be a digit"
@@ -114,7 +114,7 @@ fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
         node.expected("a mapping from patterns to label values").help("write match: { \"F*\": fibre }");
         return Vec::new();
     }
-    // The keys' own types matter: 5 is a number, "5" is text.
+    // The types of the keys matter: 5 is a number, "5" is text.
     let entries = node.entries("a mapping").unwrap_or_default();
     let pair = |(key, node): (&Scalar, Node<'_>)| {
         let pattern = match key.meaning {
@@ -133,7 +133,7 @@ fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
     entries.into_iter().filter_map(pair).collect()
 }
 
-/// Exact text, `PREFIX*`, or a glob of `*`, `?` and `[...]`.
+/// Parses exact text, `PREFIX*`, or a glob of `*`, `?` and `[...]`.
 fn text_pattern(text: &str) -> Result<Pattern, &'static str> {
     let special = |c| matches!(c, '*' | '?' | '[');
     if !text.contains(special) {

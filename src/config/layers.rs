@@ -1,4 +1,4 @@
-//! Flags over environment over file: which of them gives a setting.
+//! The precedence of sources: flags over environment over file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,35 +10,35 @@ use super::keys::{KEYS, Key};
 use super::place::Place;
 use super::tree::Tree;
 
-/// The environment variables of interest, by name: those that begin with `FIBRE_`.
+/// The relevant environment variables by name: those with the prefix `FIBRE_`.
 pub type Environment = BTreeMap<String, String>;
 
-/// What the command line gives, as text: nothing of it has been checked.
+/// The settings from the command line, as unchecked text.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// The file to read.
+    /// The configuration file.
     pub config: Option<PathBuf>,
     values: BTreeMap<&'static str, String>,
 }
 
 impl Overrides {
-    /// Nothing but a file to read.
+    /// Creates overrides with only a configuration file.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self { config: Some(path.into()), values: BTreeMap::new() }
     }
 
-    /// Sets what the flag of `key` gives; a flag without a value gives `true`.
+    /// Sets the value of a flag; for a switch it is `true`.
     pub fn set(&mut self, key: &Key, text: impl Into<String>) {
         self.values.insert(key.name, text.into());
     }
 
-    /// What the flag of the setting `name` gives.
+    /// Returns the value of the flag for the setting `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
     }
 }
 
-/// Shows which flags were given, not their values: one of them is a password.
+/// Shows which flags were given, but not their values: one of them is a password.
 impl fmt::Debug for Overrides {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let flags: Vec<_> = self.values.keys().collect();
@@ -46,12 +46,12 @@ impl fmt::Debug for Overrides {
     }
 }
 
-/// A setting's value, and who gave it.
+/// A setting's value and its source.
 #[derive(Debug, Clone)]
 pub(super) struct Sourced<T> {
     pub at: Place,
     pub value: T,
-    /// Higher beats lower.
+    /// The precedence of the source; the highest wins.
     pub rank: u8,
 }
 
@@ -59,14 +59,14 @@ pub(super) struct Sourced<T> {
 pub(super) struct Layers<'a> {
     pub overrides: &'a Overrides,
     pub env: &'a Environment,
-    /// `None` without a file, or when the file could not be read.
+    /// `None` without a file, or if it could not be read.
     pub file: Option<Fields<'a>>,
     pub diags: &'a Diagnostics,
 }
 
 impl Layers<'_> {
-    /// Reads the setting `name` from every source that has it, so that each one's errors are found, and
-    /// gives the value of the highest. A key or variable with nothing behind it is not set.
+    /// Reads the setting `name` from every source that has it, so that all errors are found, and returns the value with
+    /// the highest precedence. A key or variable without a value counts as not set.
     pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Sourced<T>> {
         let from_text =
             |at: Place, text: &str, rank| given(&Node::new(at, &Tree::text(text), self.diags), rank, &decode);
@@ -80,19 +80,19 @@ impl Layers<'_> {
         flag.or(env).or(file).flatten()
     }
 
-    /// The setting's value from the highest source that has it, or its default.
+    /// Returns the value with the highest precedence, or the default.
     pub fn read_or_default<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> T {
         self.read(name, &decode).map_or_else(|| self.default(name, &decode), |given| given.value)
     }
 
-    /// The default of a setting that has one, which is written as a flag's value is.
+    /// Returns the default of a setting that has one. It is written like a flag's value.
     pub fn default<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> T {
         let text = Key::named(name).default.unwrap_or_default();
         let value = decode(&Node::new(Place::none(), &Tree::text(text), self.diags));
         value.unwrap_or_else(|| unreachable!("the default of {name} is valid"))
     }
 
-    /// Whether a source has the setting `name`, be it right, wrong or misspelt.
+    /// Whether a source has the setting `name`, whether valid, invalid or misspelled.
     pub fn has(&self, name: &str) -> bool {
         let key = Key::named(name);
         self.overrides.get(name).is_some() || self.variable(key).is_some() || self.file_has(name)
@@ -119,7 +119,7 @@ fn is_empty(value: &Tree) -> bool {
     value.is_null() || value.as_str().is_some_and(str::is_empty)
 }
 
-/// A warning for each variable that looks like a setting and is none.
+/// Returns a warning for each variable that looks like a setting but is not one.
 pub(super) fn unknown_variables(env: &Environment) -> Vec<String> {
     let known: Vec<_> = KEYS.iter().map(|key| key.env).chain([super::keys::CONFIG_ENV]).collect();
     let unknown = env.keys().filter(|name| name.starts_with("FIBRE_") && !known.contains(&name.as_str()));

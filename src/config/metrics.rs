@@ -1,4 +1,4 @@
-//! Metrics of a probe.
+//! The metrics of a probe.
 
 use std::borrow::Cow;
 
@@ -50,7 +50,7 @@ pub static METRIC: Section = Section {
     one_of: &FORM_KEYS,
 };
 
-/// The keys of all forms, and those that a metric has beside them.
+/// The keys of all forms, followed by the other keys of a metric.
 const KEYS: [Key; FORMS.len() + OTHER_KEYS.len()] = {
     let mut keys = [HELP_KEY; FORMS.len() + OTHER_KEYS.len()];
     let mut n = 0;
@@ -107,7 +107,7 @@ const OTHER_KEYS: &[Key] = &[
     SLOW_KEY,
 ];
 
-/// Keys that only some forms have, and what is said where another has one.
+/// Keys that only some forms have, and the error message for the other forms.
 const OPTIONS: &[(&str, &str)] = &[
     ("mode", "only gauges have a mode"),
     ("direction", "only up_down metrics have a direction"),
@@ -116,13 +116,13 @@ const OPTIONS: &[(&str, &str)] = &[
     ("slow", "only events of histograms are kept"),
 ];
 
-/// Whether it lowers.
+/// Whether the metric is decremented.
 const DIRECTIONS: &[(&str, bool)] = &[("up", false), ("down", true)];
 
-/// Whether it is the return.
+/// Whether the metric is updated on return.
 const MOMENTS: &[(&str, bool)] = &[("entry", false), ("return", true)];
 
-/// The metrics of `metrics:`.
+/// Decodes `metrics:`.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Metric> {
     node.list("a list of metrics").unwrap_or_default().iter().filter_map(metric).collect()
 }
@@ -172,7 +172,7 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
     Some(Metric { at, name, help, kind, value, scale, lowers, at_return, when, labels, slow, native, unread })
 }
 
-/// What the form and its options ask for; `None` where one of them is wrong, which has been reported.
+/// Returns the kind given by the form and its options; `None` if one of them is invalid, which has been reported.
 fn kind(form: &Form, fields: &Fields<'_>, name: Option<&str>, value: Option<&Named>) -> Option<MetricKind> {
     let mut options = Options::default();
     if let Some(mode) = fields.get("mode").filter(|_| form.has("mode")) {
@@ -184,14 +184,14 @@ fn kind(form: &Form, fields: &Fields<'_>, name: Option<&str>, value: Option<&Nam
     Some((form.kind)(options))
 }
 
-/// `write counter: NAME, gauge: NAME or ...`.
+/// Formats `write counter: NAME, gauge: NAME or ...`.
 fn help_on_forms() -> String {
     let forms = FORM_KEYS.map(|key| format!("{key}: NAME"));
     let (last, others) = forms.split_last().expect("there are forms");
     format!("write {} or {last}", others.join(", "))
 }
 
-/// The one histogram of a span, whose fields stand in the probe itself; `span` is its name.
+/// Decodes the histogram of a span, whose keys are those of the probe itself; `span` is its name.
 pub(super) fn of_span(fields: &Fields<'_>, span: &Node<'_>) -> Metric {
     let errors = span.diags.len();
     let name = self::name(span);
@@ -221,7 +221,7 @@ fn name(node: &Node<'_>) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The help text; without one, the metric's name as words, since Prometheus wants some text.
+/// Returns the help text, or the metric's name in words if there is none, because Prometheus expects a text.
 fn help(fields: &Fields<'_>, name: Option<&str>) -> String {
     let written = fields.get("help").and_then(|n| n.text());
     match written {
@@ -265,7 +265,7 @@ fn written_bounds(fields: &Fields<'_>, name: Option<&str>, shows_duration: bool)
             Some(limits::DEFAULT_SECONDS.to_vec())
         }
         None => {
-            // Without its name nothing can be said about the histogram's unit.
+            // Without a name the histogram's unit is unknown.
             if name.is_some() {
                 fields
                     .error("`buckets` is missing; only histograms of seconds have default buckets")

@@ -1,7 +1,7 @@
-//! From command line, environment and YAML file to a [`model::Config`], or to all errors at once.
+//! Turns command line, environment and YAML file into a [`model::Config`], or reports all errors at once.
 //!
-//! Nothing is looked up here but the files that the configuration names: no program, no kernel. The stages
-//! after this one report their own errors with the same [`Place`] and [`Diagnostics`].
+//! Nothing but the files that the configuration names is accessed here: no program, no kernel. Later stages report
+//! their own errors with the same [`Place`] and [`Diagnostics`].
 
 mod args;
 pub mod ban;
@@ -55,7 +55,7 @@ use section::{Schema, Section};
 use tree::Position;
 use yaml::Document;
 
-/// The keys at the top of a file: those that have flags, and the others.
+/// The top-level keys of a file: those that have flags, and the others.
 pub static TOP: LazyLock<Section> = LazyLock::new(|| {
     let of_flag = |key: &keys::Key| {
         let form = match key.name {
@@ -132,7 +132,7 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
     }
 });
 
-/// A configuration, and what is worth telling about it although it is not wrong.
+/// A configuration, and warnings about it.
 #[derive(Debug, Clone)]
 pub struct LoadedConfig {
     pub config: Config,
@@ -140,8 +140,8 @@ pub struct LoadedConfig {
     pub warnings: Vec<String>,
 }
 
-/// What could be read of a configuration, and the errors so far. Placeholders stand where something could not be read,
-/// so that the next stage finds its errors in the rest.
+/// The valid part of a configuration, and the errors so far. Placeholders replace whatever could not be read, so that
+/// the next stage finds the errors in the rest.
 #[derive(Debug)]
 pub struct Draft {
     loaded: LoadedConfig,
@@ -149,22 +149,22 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The configuration if nothing is wrong with it, else the errors.
+    /// Returns the configuration if there are no errors, otherwise the errors.
     pub fn finish(self) -> Result<LoadedConfig, Diagnostics> {
         self.errors.into_result(self.loaded)
     }
 
-    /// The settings as far as they could be read.
+    /// Returns the settings as far as they could be read.
     pub fn settings(&self) -> &model::Settings {
         &self.loaded.config.settings
     }
 
-    /// The same, to be set.
+    /// Returns the settings, mutably.
     pub(crate) fn settings_mut(&mut self) -> &mut model::Settings {
         &mut self.loaded.config.settings
     }
 
-    /// Adds what is wrong with something that the configuration names.
+    /// Adds an error about something that the configuration refers to.
     pub fn error(&self, at: &Place, message: impl Into<String>) {
         self.errors.error(at, message);
     }
@@ -174,7 +174,7 @@ impl Draft {
     }
 }
 
-/// This process's environment, as far as it concerns the configuration.
+/// Returns the relevant environment variables of this process.
 pub fn environment() -> Environment {
     let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
         Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
@@ -182,13 +182,13 @@ pub fn environment() -> Environment {
     std::env::vars_os().filter_map(text).filter(|(name, _)| name.starts_with("FIBRE_")).collect()
 }
 
-/// Reads the file that `overrides` or the environment names, if one does, and merges it with both: flags
-/// before environment before file before defaults.
+/// Reads the file named by `overrides` or the environment, if any, and merges it with both. Precedence: flags,
+/// environment, file, defaults.
 pub fn load(overrides: &Overrides, env: &Environment) -> Result<LoadedConfig, Diagnostics> {
     read(overrides, env).finish()
 }
 
-/// [`load`], for the stage that goes on in spite of errors: [`crate::plan::plan_draft`].
+/// Like [`load`], for the stage that continues in spite of errors: [`crate::plan::plan_draft`].
 pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     let named_by_env = env.get(keys::CONFIG_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
     let (path, at, what) = match (&overrides.config, named_by_env) {
@@ -206,7 +206,7 @@ pub fn read(overrides: &Overrides, env: &Environment) -> Draft {
     }
 }
 
-/// [`load`], with the content of the file given: `path` serves messages and relative paths.
+/// Like [`load`], with the content of the file given; `path` is used for messages and relative paths.
 pub fn load_bytes(
     path: impl Into<PathBuf>,
     bytes: Vec<u8>,
@@ -216,7 +216,7 @@ pub fn load_bytes(
     read_bytes(path, bytes, overrides, env).finish()
 }
 
-/// [`read`], with the content of the file given.
+/// Like [`read`], with the content of the file given.
 pub fn read_bytes(
     path: impl Into<PathBuf>,
     bytes: Vec<u8>,
@@ -227,16 +227,16 @@ pub fn read_bytes(
 }
 
 enum FileInput {
-    /// None was asked for.
+    /// No file was requested.
     None,
     Read(PathBuf, Vec<u8>),
-    /// Who asked for it, and why it cannot be read.
+    /// The place that named the file, and why it cannot be read.
     Unreadable(Place, String),
 }
 
 fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft {
     let diags = Diagnostics::new();
-    // What stands in a file that cannot be read is unknown, so nothing is said to be missing then.
+    // The content of an unreadable file is unknown, so nothing is reported as missing.
     let (top, value, complete) = match input {
         FileInput::None => (Place::none(), None, true),
         FileInput::Unreadable(at, err) => {
@@ -262,7 +262,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
         if node.value.is_mapping() {
             return node.fields_and(&TOP, |key| key.starts_with("x-"));
         }
-        // The text may hold anything, so it is not quoted.
+        // The text may contain anything, so it is not quoted.
         node.error("expected `key: value` lines").help("see config.example.yaml");
         None
     });
@@ -276,14 +276,14 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
     Draft { loaded: LoadedConfig { config, warnings: layers::unknown_variables(env) }, errors: diags }
 }
 
-/// The bytes of a file that [`text`] takes, or one more, to tell a file that is just large enough from one that is too large.
+/// Reads up to one byte more than [`text`] accepts, to tell a file of the maximum size from one that is too large.
 fn content(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The text of a file, or what is wrong with it and where.
+/// Converts the content of a file to text, or returns what is wrong with it and where.
 fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
     if bytes.len() > limits::FILE_BYTES {
         return Err((
@@ -309,12 +309,12 @@ fn text(bytes: Vec<u8>) -> Result<String, (Option<Position>, String)> {
     })?;
     match text.find('\0') {
         None => Ok(text),
-        // The parser would take it for the end. UTF-16 without its mark is full of them.
+        // The parser would take it for the end of the text. UTF-16 without a byte order mark is full of them.
         Some(at) => Err((position(&text.as_bytes()[..at]), "a NUL byte: save the file as UTF-8".to_owned())),
     }
 }
 
-/// The target that `bitcoind_path` stands for, and those of `targets:`.
+/// Returns the target implied by `bitcoind_path`, and those of `targets:`.
 fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::Target> {
     let binary = layers.read("bitcoind_path", |n| n.path());
     let pid = layers.read("pid", targets::pid);

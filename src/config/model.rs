@@ -1,8 +1,8 @@
-//! What a configuration says, after its shape has been checked and before anything has been looked up.
+//! The configuration after its syntax has been checked and before anything has been resolved.
 //!
-//! Everything here is plain data. Names are still names (an argument that a metric mentions may not exist,
-//! a profile may be unknown): resolving them is the plan's work, which reports against the [`Place`] that
-//! every part carries.
+//! Everything here is plain data. Names are unresolved (an argument that a metric refers to may not exist, a profile
+//! may be unknown): resolving them is the job of the plan, which reports errors at the [`Place`] that every part
+//! carries.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -18,22 +18,21 @@ pub use crate::kinds::{GaugeKind, MetricKind};
 pub use crate::selectors::Selector;
 use crate::webhook::shown;
 
-/// A whole configuration: file, environment and flags merged.
+/// The whole configuration, merged from file, environment and flags.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub settings: Settings,
     pub targets: Vec<Target>,
-    /// What stands behind `network:`, undecoded: its decoder reads it with [`super::Node`] and
-    /// [`super::Fields`].
+    /// The value of `network:`, undecoded: its decoder reads it with [`super::Node`] and [`super::Fields`].
     pub network: Option<(Place, super::tree::Tree)>,
 }
 
-/// What is not about a target.
+/// Settings that do not belong to a target.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The value of the label `node` on every measured series.
     pub node_name: String,
-    /// Address that both endpoints listen on, unless [`Settings::listen`] says otherwise.
+    /// The address that both endpoints listen on, unless overridden by [`Settings::listen`].
     pub bind: IpAddr,
     pub metrics_port: u16,
     pub health_port: u16,
@@ -46,38 +45,38 @@ pub struct Settings {
     pub limits: Limits,
     pub attach: AttachMode,
     pub keep_privileges: KeepPrivileges,
-    /// Where programs, links and maps stay when the exporter ends; `None`: nowhere.
+    /// Where programs, links and maps are pinned when the exporter ends; `None` if they are not.
     pub pinned: Option<PathBuf>,
     pub slow_events: SlowEvents,
 }
 
-/// Where events of metrics with [`Metric::slow`] are kept.
+/// Where and how events of metrics with [`Metric::slow`] are stored.
 #[derive(Debug, Clone)]
 pub struct SlowEvents {
     pub file: PathBuf,
-    /// Most events.
+    /// The maximum number of events.
     pub rows: u32,
-    /// Largest size of the file.
+    /// The maximum size of the file.
     pub bytes: u64,
     pub age: Duration,
-    /// By the name of a histogram, what [`Metric::slow`] is where it is not written there.
+    /// [`Metric::slow`] by histogram name, for histograms that do not set it themselves.
     pub metrics: Vec<(Named, Slow)>,
-    /// Who is told of them, too.
+    /// The webhook that also receives the events.
     pub webhook: Option<WebhookSettings>,
 }
 
-/// Who is told of slow events. The secret is never printed: `Debug` hides it.
+/// A receiver of slow events. The secret is never printed: `Debug` hides it.
 #[derive(Clone)]
 pub struct WebhookSettings {
     pub at: Place,
     pub(crate) url: Url,
     pub secret: String,
-    /// Who issues the receiver's certificate; if there is nobody, all authorities that the system trusts.
+    /// The authority that issues the receiver's certificate; the system's authorities if `None`.
     pub authority: Option<PathBuf>,
 }
 
 impl WebhookSettings {
-    /// The URL, as far as it is no secret.
+    /// Formats the non-secret part of the URL.
     pub(crate) fn shown(&self) -> String {
         shown(&self.url)
     }
@@ -89,21 +88,21 @@ impl fmt::Debug for WebhookSettings {
     }
 }
 
-/// Which hits a histogram takes for slow, and what is kept of them.
+/// Which hits of a histogram are slow, and what is recorded of them.
 #[derive(Debug, Clone)]
 pub struct Slow {
     pub at: Place,
-    /// Those whose value is above this, in the metric's unit; all, if it is not said.
+    /// Hits with a value above this, in the metric's unit; all hits if `None`.
     pub over: Option<f64>,
-    /// Of these, so many of each hour, the largest.
+    /// Of these, only this many per hour, those with the largest values.
     pub worst: Option<u32>,
-    /// Arguments and built-in values; `None`: all arguments, and the process.
+    /// Arguments and built-in values to record; `None` for all arguments and the process.
     pub fields: Option<Vec<Named>>,
-    /// The argument that events of other probes must have in common with it.
+    /// The argument by which related events of other probes are matched.
     pub key: Option<Named>,
-    /// These probes, which are the target's.
+    /// The probes of related events, which belong to the same target.
     pub with: Vec<(Place, Point)>,
-    /// Also the functions that were running.
+    /// Whether the call stack is recorded.
     pub stack: bool,
 }
 
@@ -115,47 +114,47 @@ pub enum LogLevel {
     Error,
 }
 
-/// Bounds on what the exporter may use.
+/// Resource limits of the exporter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Bytes of the ring buffer, a power of two and a multiple of the page size.
+    /// The size of the ring buffer in bytes, a power of two and a multiple of the page size.
     pub ring_bytes: u32,
-    /// How long a batch of events is let grow before it is drained, in milliseconds.
+    /// How long a batch of events may grow before it is drained, in milliseconds.
     pub ring_poll_ms: u32,
-    /// Series a label with free values may make when it does not say so itself.
+    /// The default maximum number of values per label.
     pub label_values: u32,
-    /// Probe sites that can be attached at once.
+    /// The maximum number of attached probe sites.
     pub sites: u32,
-    /// Spans and calls that can have begun and not ended.
+    /// The maximum number of open spans and calls.
     pub starts: u32,
-    /// What tracing may take of a target before probes are taken out; None if they never are.
+    /// How much of a target's CPU time tracing may take before probes are detached; None if they never are.
     pub overhead: Option<Overhead>,
 }
 
 /// See [`Limits::overhead`].
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Overhead {
-    /// Of the target's CPU time, a part of one.
+    /// A fraction of the target's CPU time.
     pub share: f64,
-    /// Nobody has asked for it: only what lasts, and what matters, is taken out.
+    /// The default, not an explicit setting: probes are detached only if the overhead is sustained and significant.
     pub is_default: bool,
 }
 
 /// How uprobes are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMode {
-    /// One uprobe_multi link per file where the kernel has it, else one perf event per site.
+    /// One uprobe_multi link per file if the kernel supports it, otherwise one perf event per site.
     Auto,
     Multi,
     Perf,
 }
 
-/// What is kept of the exporter's privileges once all is attached.
+/// The privileges that the exporter retains once everything is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepPrivileges {
-    /// What attaching again needs.
+    /// Those needed to attach again.
     Needed,
-    /// Nothing: a file that is replaced, or a probe that a reload adds, needs a restart.
+    /// None: replacing a file, or adding a probe by a reload, requires a restart.
     None,
 }
 
@@ -165,94 +164,94 @@ pub struct Target {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
-    /// Constant labels of every series of this target.
+    /// Constant labels on every series of this target.
     pub labels: Vec<(String, String)>,
-    /// Whether some of the labels could not be read, so that the metrics are not compared with those of other targets.
+    /// Whether some labels could not be read; the metrics are then not compared with those of other targets.
     pub unread_labels: bool,
     pub profiles: Vec<Named>,
     pub probes: Vec<Probe>,
 }
 
-/// A name together with where it was written.
+/// A name and where it was written.
 #[derive(Debug, Clone)]
 pub struct Named {
     pub at: Place,
     pub name: String,
 }
 
-/// One entry of `probes:`.
+/// An entry of `probes:`.
 #[derive(Debug, Clone)]
 pub struct Probe {
     pub at: Place,
     pub on: On,
     pub args: Vec<Arg>,
-    /// What a function returns; 64 bits with a sign if it is not said.
+    /// The type of the return value; if `None`, 64 bits, signed.
     pub returns: Option<IntType>,
-    /// How a function's return is traced.
+    /// How returns of the function are traced.
     pub returns_by: ReturnsBy,
-    /// It is never taken out, whatever it costs.
+    /// Never detach the probe, whatever its overhead.
     pub keep: bool,
     pub metrics: Vec<Metric>,
-    /// Whose addresses are banned.
+    /// Bans for hits of the probe.
     pub bans: Vec<Ban>,
-    /// Template of the line that `verbose` logs: text with `{argument}` in it, whose braces are known to
-    /// match; `{{` and `}}` stand for braces themselves.
+    /// Template of the line logged by `verbose`: text with `{argument}`, whose braces are known to match; `{{` and `}}`
+    /// are literal braces.
     pub log: Option<String>,
-    /// Prefix under which the event is counted in `fibre_exporter_events_processed_total{event_type}`;
-    /// without it the probe's own name is used.
+    /// Prefix under which the event is counted in `fibre_exporter_events_processed_total{event_type}`; defaults to the
+    /// probe's name.
     pub event_type: Option<String>,
-    /// True if it came from a profile: its absence from the file is reported but is not an error.
+    /// Whether it comes from a profile: if the file lacks the probe, that is reported but not an error.
     pub from_profile: bool,
     pub unread: Unread,
 }
 
-/// Whose address is banned by hits of a probe. Times are as they are written, with their places.
+/// A ban for hits of a probe. Durations are as written, with their places.
 #[derive(Debug, Clone)]
 pub struct Ban {
     pub at: Place,
-    /// The argument with the address.
+    /// The argument that holds the address.
     pub address: Named,
     pub when: Vec<Condition>,
-    /// So many hits from an address within a time.
+    /// The number of hits from an address, within `within`.
     pub after: u32,
     pub within: Option<Named>,
     pub ttl: Option<Named>,
     pub max_ttl: Option<Named>,
     pub reason: Option<String>,
-    /// It is put on the blocklist, and not only told.
+    /// Whether the address is put on the blocklist, rather than only reported.
     pub enforce: bool,
 }
 
-/// The parts of a probe that could not be read. Their errors have been reported; a name that may be one of theirs is
-/// not reported as unknown, too. Nothing is unread in a configuration without errors.
+/// The parts of a probe that could not be read. Their errors have been reported; a name that may belong to one of them
+/// is not reported as unknown. Without errors, nothing is unread.
 #[derive(Debug, Clone, Default)]
 pub struct Unread {
-    /// Which probe it is.
+    /// The probe's `on:`.
     pub on: bool,
-    /// Names of arguments.
+    /// Names of invalid arguments.
     pub args: Vec<String>,
-    /// The names of the arguments, too.
+    /// The argument names could not be read either.
     pub all_args: bool,
     pub metrics: bool,
 }
 
-/// How the return of a function is traced.
+/// How returns of a function are traced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ReturnsBy {
-    /// Probes at every instruction that leaves the function.
+    /// By probes on every instruction that leaves the function.
     #[default]
     Exits,
-    /// The kernel replaces the return address on the stack, which is quicker, and ends a program that unwinds through it.
+    /// By replacing the return address on the stack, which is faster but crashes a program that unwinds through it.
     Trampoline,
 }
 
-/// What makes a probe fire.
+/// What triggers a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum On {
     /// `usdt:provider:name`.
     Usdt(Point),
-    /// `function: name`, a glob (`SSL_*`), `name+0x10` or a file offset (`0x1234`). Entry, and return
-    /// too when a metric asks for `retval` or `duration`.
+    /// `function: name`, a glob (`SSL_*`), `name+0x10` or a file offset (`0x1234`). Traces the entry, and also the
+    /// return if a metric uses `retval` or `duration`.
     Function(String),
     /// `span: metric` with `from`, `to` and `by`.
     Span { from: Point, to: Point, by: SpanKey },
@@ -265,11 +264,11 @@ pub enum Point {
     Function(String),
 }
 
-/// What pairs a span's start with its end.
+/// How the end of a span is matched with its start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SpanKey {
     Thread,
-    /// An argument, by name, which both ends carry.
+    /// By an argument that both ends have.
     Arg(String),
 }
 
@@ -278,53 +277,53 @@ pub enum SpanKey {
 pub struct Arg {
     pub at: Place,
     pub name: String,
-    /// In a span it may differ between the ends.
+    /// May differ between the ends of a span.
     pub of: ArgOf,
-    /// Position at the far end of a span, when not `index`.
+    /// The index at the end of a span, if it differs from `index`.
     pub to_index: Option<usize>,
-    /// What the argument points to is read when the function returns, else when it is entered.
+    /// Whether the memory that the argument points to is read on return, rather than on entry.
     pub at_return: bool,
-    /// The argument is the address of a structure; the value is what lies this many bytes into it.
+    /// The argument is the address of a structure, and the value is at this byte offset in it.
     pub offset: Option<i32>,
     pub kind: ArgKind,
     pub unit: Unit,
 }
 
-/// What a named argument is, or is the address of.
+/// The value that a named argument refers to, or its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ArgOf {
-    /// The argument at this position, from 0.
+    /// The argument at this index, from 0.
     Call(usize),
-    /// What the function returns.
+    /// The return value of the function.
     Result,
 }
 
-/// How the bytes of an argument are understood.
+/// How the bytes of an argument are interpreted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ArgKind {
-    /// An integer. `None`: width and sign from the note (functions: 64 bits, signed).
+    /// An integer. `None`: width and sign are those in the note (functions: 64 bits, signed).
     Int(Option<IntType>),
     Bool,
-    /// A C string of at most `max` bytes, the rest cut.
+    /// A C string, truncated to `max` bytes.
     Str {
         max: u32,
     },
-    /// Pointer and a length in another argument, or in what the function returns.
+    /// A pointer to text whose length is another argument or the return value.
     StrLen {
         length: ArgOf,
         max: u32,
     },
-    /// `len` bytes, shown in hexadecimal; `reverse` for block hashes.
+    /// `len` bytes, displayed in hexadecimal; `reverse` is for block hashes.
     Hex {
         len: u32,
         reverse: bool,
     },
-    /// An address in memory, network byte order.
+    /// An address in memory, in network byte order.
     Ipv4,
     Ipv6,
     /// A `struct sockaddr`.
     SockAddr,
-    /// A code address shown as the function's name.
+    /// A code address, displayed as the function's name.
     Symbol,
 }
 
@@ -335,7 +334,7 @@ pub struct IntType {
     pub signed: bool,
 }
 
-/// Unit of an argument; a metric shows seconds and bytes.
+/// The unit of an argument; metrics use seconds and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Unit {
     #[default]
@@ -350,38 +349,38 @@ pub enum Unit {
     Pages,
 }
 
-/// One metric fed by a probe.
+/// A metric updated by a probe.
 #[derive(Debug, Clone)]
 pub struct Metric {
     pub at: Place,
     pub name: String,
-    /// One line, never empty: without a written one, the name as words.
+    /// One line, never empty: defaults to the name in words.
     pub help: String,
     pub kind: MetricKind,
-    /// `None` counts; otherwise the name of an argument or a built-in value.
+    /// The name of an argument or a built-in value; `None` counts hits.
     pub value: Option<Named>,
-    /// Multiplies the value after its unit.
+    /// Factor applied to the value after unit conversion.
     pub scale: Option<f64>,
-    /// Takes away instead of adding; only of [`MetricKind::UpDown`].
+    /// Whether it decrements; only for [`MetricKind::UpDown`].
     pub lowers: bool,
-    /// Computed when the function returns, even if nothing in it is known only then.
+    /// Whether it is updated on return, even if it uses nothing that is only known then.
     pub at_return: bool,
     pub when: Vec<Condition>,
     pub labels: Vec<Label>,
-    /// Which hits are kept whole.
+    /// Which hits are recorded in full.
     pub slow: Option<Slow>,
-    /// A histogram that is a native one, too.
+    /// Whether a histogram is also a native one.
     pub native: bool,
-    /// Whether a part of it could not be read. What can be is resolved for its errors' sake, and the rest is not
-    /// compared with other descriptions of the metric.
+    /// Whether a part could not be read. The rest is still resolved to find its errors, but not compared with other
+    /// definitions of the metric.
     pub unread: bool,
 }
 
-/// One comparison; a metric's conditions must all hold.
+/// A comparison; all conditions of a metric must hold.
 #[derive(Debug, Clone)]
 pub struct Condition {
     pub at: Place,
-    /// Argument or built-in.
+    /// An argument or built-in value.
     pub value: String,
     pub op: Op,
     pub with: Operand,
@@ -404,24 +403,24 @@ pub enum Operand {
     Str(String),
 }
 
-/// One label of a metric.
+/// A label of a metric.
 #[derive(Debug, Clone)]
 pub struct Label {
     pub at: Place,
     pub name: String,
     pub value: LabelValue,
-    /// Tried in the order written; the first that fits names the label's value.
+    /// Patterns and label values; the first match wins.
     pub mapping: Vec<(Pattern, String)>,
-    /// The value when no pattern fits; without it the value itself is shown.
+    /// The value if no pattern matches; if `None`, the original value is used.
     pub default: Option<String>,
-    /// Distinct values shown before the rest is counted under `other`.
+    /// The maximum number of distinct values; further ones are counted as `other`.
     pub limit: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LabelValue {
     Const(String),
-    /// Argument or built-in.
+    /// An argument or built-in value.
     From(String),
 }
 
@@ -431,10 +430,10 @@ pub enum Pattern {
     Exact(String),
     /// `F*`.
     Prefix(String),
-    /// Anything with `*`, `?` or `[` elsewhere.
+    /// A pattern with `*`, `?` or `[` elsewhere.
     Glob(String),
 }
 
-/// Values that need no argument; `retval` and `duration` only where a function returns or a span ends.
+/// Values that need no argument; `retval` and `duration` are only available on return or at the end of a span.
 pub const BUILT_INS: &[&str] =
     &["pid", "tid", "comm", "cgroup", "cpu", "retval", "duration", "function", "caller"];

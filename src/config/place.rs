@@ -1,4 +1,4 @@
-//! Where a piece of configuration was written: a source, a path inside it, and a line and column.
+//! Where a part of the configuration was written: a source, a path inside it, and a line and column.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,19 @@ use std::sync::Arc;
 use super::tree::Position;
 use super::words::quote;
 
-/// A piece of configuration, for messages about it.
+/// The place of a part of the configuration, for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     pub source: Arc<ConfigSource>,
-    /// The way from the top of the source's document; empty for the whole of it.
+    /// The path from the root of the source's document; empty for the root.
     path: Vec<Step>,
     position: Option<Position>,
 }
 
-/// Who gave it.
+/// The source of a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConfigSource {
-    /// A configuration file: its name as given by the user.
+    /// A configuration file, named as given by the user.
     File(PathBuf),
     /// A profile, by name.
     Profile(String),
@@ -27,16 +27,16 @@ pub enum ConfigSource {
     Env(String),
     /// A command-line flag, with its dashes.
     Flag(String),
-    /// Nobody: a default value, or something that is missing altogether.
+    /// No source: a default value, or a missing one.
     Default,
 }
 
-/// One step of a path.
+/// A step of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// To this key of a mapping.
+    /// To a key of a mapping.
     Key(String),
-    /// Into this element of a list, from zero.
+    /// To an element of a list, from zero.
     Index(usize),
 }
 
@@ -45,32 +45,32 @@ impl Place {
         Self { source, path, position }
     }
 
-    /// The top of `source`.
+    /// Returns the root of `source`.
     pub fn top(source: ConfigSource) -> Self {
         Self::new(Arc::new(source), Vec::new(), None)
     }
 
-    /// No place: defaults, and values made in tests.
+    /// Returns no particular place: for defaults, and for values made by tests.
     pub fn none() -> Self {
         Self::top(ConfigSource::Default)
     }
 
-    /// An environment variable.
+    /// Returns the place of an environment variable.
     pub fn env(variable: &str) -> Self {
         Self::top(ConfigSource::Env(variable.to_owned()))
     }
 
-    /// A flag, given with its dashes.
+    /// Returns the place of a flag, given with its dashes.
     pub fn flag(flag: &str) -> Self {
         Self::top(ConfigSource::Flag(flag.to_owned()))
     }
 
-    /// `key`, when this place is a mapping; without a position.
+    /// Returns the place of `key` in this mapping, without a position.
     pub fn key(&self, key: &str) -> Self {
         self.step(Step::Key(key.to_owned()))
     }
 
-    /// The element `index`, when this place is a list; without a position.
+    /// Returns the place of element `index` in this list, without a position.
     pub fn index(&self, index: usize) -> Self {
         self.step(Step::Index(index))
     }
@@ -82,19 +82,19 @@ impl Place {
         Self::new(Arc::clone(&self.source), path, None)
     }
 
-    /// The same with another position.
+    /// Replaces the position.
     pub fn at(self, position: Option<Position>) -> Self {
         Self { position, ..self }
     }
 
-    /// Line and column, of what was written in a text.
+    /// Returns the line and column, if it was written in a text.
     pub fn position(&self) -> Option<Position> {
         self.position
     }
 }
 
 impl ConfigSource {
-    /// The directory that relative paths of this source start from; `None` for the working directory.
+    /// Returns the directory that relative paths of this source are resolved against; `None` for the working directory.
     pub fn dir(&self) -> Option<&Path> {
         match self {
             ConfigSource::File(path) => path.parent(),
@@ -103,7 +103,7 @@ impl ConfigSource {
     }
 }
 
-/// The source's name as messages begin with it.
+/// The name of the source, as at the start of messages.
 impl fmt::Display for ConfigSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -116,7 +116,7 @@ impl fmt::Display for ConfigSource {
     }
 }
 
-/// The path alone: `targets[0].probes[2].metrics[0].buckets`; empty for the whole document.
+/// The path only: `targets[0].probes[2].metrics[0].buckets`; empty for the whole document.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, step) in self.path.iter().enumerate() {

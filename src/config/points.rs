@@ -1,4 +1,4 @@
-//! What a probe is set on, as it is written: `usdt:PROVIDER:NAME` or `function:NAME`.
+//! Probe points as written: `usdt:PROVIDER:NAME` or `function:NAME`.
 
 use super::fields::Node;
 use super::model::Point;
@@ -6,7 +6,7 @@ use super::words::{nearest, quote};
 
 const EXPECTED: &str = "expected usdt:PROVIDER:NAME or function:NAME";
 
-/// `usdt:PROVIDER:NAME` or `function:NAME`.
+/// Decodes `usdt:PROVIDER:NAME` or `function:NAME`.
 pub(super) fn point(node: &Node<'_>) -> Option<Point> {
     let text = node.text_as("a probe")?;
     let wrong = |meant: Option<String>| {
@@ -48,13 +48,13 @@ pub(super) fn point(node: &Node<'_>) -> Option<Point> {
     }
 }
 
-/// What providers and probes are called. Source: names found in the notes of real programs, which have
-/// hyphens besides the characters of C identifiers.
+/// Whether it is a valid name of a provider or probe. Source: names found in the notes of real programs, which contain
+/// hyphens as well as the characters of C identifiers.
 pub(crate) fn is_probe_word(word: &str) -> bool {
     !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "_-.$".contains(c))
 }
 
-/// The name of a function: almost any text, since C++ and Rust names are.
+/// Decodes the name of a function: almost any text, as in C++ and Rust.
 pub(super) fn function(node: &Node<'_>, name: &str) -> Option<String> {
     let name = name.trim();
     if name.chars().any(char::is_control) {

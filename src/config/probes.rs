@@ -12,7 +12,7 @@ use super::section::{Key, Schema, Section, words};
 use super::slow::SLOW_KEY;
 use super::words::quote;
 
-/// What an element of `probes:` can be.
+/// The forms of an element of `probes:`.
 pub(super) const FORMS: &[Schema] = &[Schema::Section(|| &PROBE), Schema::Section(|| &SPAN)];
 
 const POINT: &str = "`usdt:PROVIDER:NAME` or `function:NAME`";
@@ -96,12 +96,12 @@ const RETURNS_BY: &[(&str, ReturnsBy)] =
 
 const HELP: &str = "write on: usdt:PROVIDER:NAME, function: NAME, or span: METRIC with `from` and `to`";
 
-/// The probes of `probes:`.
+/// Decodes `probes:`.
 pub(super) fn decode(node: &Node<'_>, from_profile: bool) -> Vec<Probe> {
     node.list("a list of probes").unwrap_or_default().iter().filter_map(|n| probe(n, from_profile)).collect()
 }
 
-/// The width and sign of what a function returns.
+/// Decodes the width and sign of a function's return value.
 fn returns(node: &Node<'_>) -> Option<IntType> {
     if node.value.as_str().is_some_and(args::is_behind_an_address) {
         node.error("`returns` is the type of a number").help(
@@ -115,12 +115,12 @@ fn returns(node: &Node<'_>) -> Option<IntType> {
 
 fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
     let errors = || node.diags.len();
-    // Which keys are known depends on the form, so the form is looked for first.
+    // The valid keys depend on the form, so it is determined first.
     let is_span = node.value.get("span").is_some();
     let fields = node.fields(if is_span { &SPAN } else { &PROBE })?;
     let on = if is_span { span(&fields) } else { single(&fields) };
     let mut unread = Unread { on: on.is_none(), ..Unread::default() };
-    // What cannot be read may be one.
+    // An invalid `on` may be meant as a function.
     let is_function = !is_span && !matches!(on, Some(On::Usdt(_)));
     let args = fields.get("args").map(|n| args::decode(&n, is_span, is_function, &mut unread));
     let args = args.unwrap_or_default();
@@ -168,7 +168,7 @@ fn probe(node: &Node<'_>, from_profile: bool) -> Option<Probe> {
 fn single(fields: &Fields<'_>) -> Option<On> {
     let (form, node) = fields.exactly_one(&["on", "function"], HELP)?;
     if form == "function" {
-        // An offset in the file, 0x1234, is a number to YAML.
+        // In YAML a file offset such as 0x1234 is a number.
         if let Some(offset) = node.value.as_u64() {
             return Some(On::Function(format!("{offset:#x}")));
         }
@@ -194,7 +194,7 @@ fn span(fields: &Fields<'_>) -> Option<On> {
     Some(On::Span { from: from?, to: to?, by: by? })
 }
 
-/// A log template: text with `{argument}`; `{{` and `}}` stand for braces.
+/// Decodes a log template: text with `{argument}`; `{{` and `}}` are literal braces.
 fn template(node: &Node<'_>) -> Option<String> {
     let text = node.text_as("a line of text")?;
     match check_template(text) {

@@ -1,4 +1,4 @@
-//! Profile files: probes of a known program, in the same language.
+//! Profile files: the probes of a known program, in the same language.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use super::section::{Key, Schema, Section};
 use super::words::quote;
 use super::{probes, yaml};
 
-/// A profile's file.
+/// A profile file.
 pub static PROFILE: Section = Section {
     name: "profile",
     what: "a profile",
@@ -25,19 +25,19 @@ pub static PROFILE: Section = Section {
     one_of: &[],
 };
 
-/// What a profile says. It is expanded into targets by the plan.
+/// A profile. The plan expands it into targets.
 #[derive(Debug, Clone)]
 pub struct Profile {
     pub name: String,
-    /// What it measures, for people, on one line.
+    /// What it measures, as a one-line text for humans.
     pub description: String,
-    /// Where distributions put the program or library.
+    /// Where distributions install the program or library.
     pub binaries: Vec<PathBuf>,
-    /// All marked as coming from a profile.
+    /// The probes, all marked as coming from a profile.
     pub probes: Vec<Probe>,
 }
 
-/// Reads the profile `name` from its text; its errors have places in that text.
+/// Parses the profile `name`; errors refer to places in its text.
 pub fn parse_profile(name: &str, text: &str) -> Result<Profile, Diagnostics> {
     let top = Place::top(ConfigSource::Profile(name.to_owned()));
     let diags = Diagnostics::new();

@@ -1,6 +1,6 @@
-//! Text that is more than text: durations, sizes, names.
+//! Text with further structure: durations, sizes, names.
 
-/// Units of time in seconds, as divisors: `100us` is 100 / 10^6, which is exact where a product is not.
+/// Time units as divisors of a second: `100us` is 100 / 10^6, which is exact where a product is not.
 const DURATIONS: &[(&str, f64)] = &[("ns", 1e9), ("us", 1e6), ("µs", 1e6), ("ms", 1e3), ("s", 1.0)];
 const LONG_DURATIONS: &[(&str, f64)] = &[("min", 60.0), ("h", 3600.0)];
 const SIZES: &[(&str, u64)] = &[
@@ -17,7 +17,7 @@ const SIZES: &[(&str, u64)] = &[
 pub(super) const DURATION_UNITS: &str = "ns, us, ms, s, min, h";
 pub(super) const SIZE_UNITS: &str = "B, KiB, MiB, GiB, kB, MB, GB";
 
-/// A duration such as `100us` or `2.5s`, in seconds.
+/// Parses a duration such as `100us` or `2.5s` to seconds.
 pub(crate) fn duration(text: &str) -> Option<f64> {
     let (number, unit) = number_and_unit(text)?;
     let shorter = DURATIONS.iter().find(|(name, _)| *name == unit).map(|(_, divisor)| number / divisor);
@@ -27,8 +27,8 @@ pub(crate) fn duration(text: &str) -> Option<f64> {
     seconds.is_finite().then_some(seconds)
 }
 
-/// A duration as Go writes it, in seconds: `1h2m3.5s`, `-1.5ms`, `0`.
-/// Source: Go's time.ParseDuration, which also refuses what does not fit into 64 bits of nanoseconds.
+/// Parses a duration in Go's format to seconds: `1h2m3.5s`, `-1.5ms`, `0`. Source: Go's time.ParseDuration, which also
+/// rejects durations that do not fit into 64 bits of nanoseconds.
 pub(crate) fn go_duration(text: &str) -> Option<f64> {
     const UNITS: &[(&str, f64)] = &[
         ("ns", 1e-9),
@@ -57,36 +57,36 @@ pub(crate) fn go_duration(text: &str) -> Option<f64> {
     is_possible.then_some(if text.starts_with('-') { -seconds } else { seconds })
 }
 
-/// A size such as `4MiB`, in bytes. It must be a whole number of them.
+/// Parses a size such as `4MiB` to bytes. It must be a whole number of bytes.
 pub(crate) fn size(text: &str) -> Option<u64> {
     let (number, unit) = number_and_unit(text)?;
     let (_, factor) = SIZES.iter().find(|(name, _)| *name == unit)?;
     let bytes = number * *factor as f64;
-    // Below 2^53 every whole number has its own f64.
+    // Below 2^53 every integer has an exact f64.
     ((0.0..=9e15).contains(&bytes) && bytes.fract() == 0.0).then_some(bytes as u64)
 }
 
-/// Whole KiB, MiB or GiB, as [`size`] reads them.
+/// Formats a size in whole KiB, MiB or GiB, as read by [`size`].
 pub(super) fn show_size(bytes: u64) -> String {
     let unit =
         SIZES.iter().rev().find(|(name, factor)| name.ends_with("iB") && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| format!("{bytes}B"), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
-/// Splits `2.5 s`. Digits, a point and a minus sign only: no exponent, no infinity.
+/// Splits `2.5 s`. Only digits, a decimal point and a minus sign: no exponent, no infinity.
 fn number_and_unit(text: &str) -> Option<(f64, &str)> {
     let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '-'))?;
     let (number, unit) = text.split_at(end);
     Some((number.parse().ok()?, unit.trim_start_matches(' ')))
 }
 
-/// A metric name: `[a-zA-Z_:][a-zA-Z0-9_:]*`.
-/// Source: Prometheus, "Data model", metric names and labels.
+/// Whether it is a valid metric name: `[a-zA-Z_:][a-zA-Z0-9_:]*`. Source: Prometheus, "Data model", metric names and
+/// labels.
 pub(super) fn is_metric_name(name: &str) -> bool {
     is_word(name, |c| c == '_' || c == ':')
 }
 
-/// A label name, argument name or built-in: `[a-zA-Z_][a-zA-Z0-9_]*`.
+/// Whether it is a valid name of a label, argument or built-in value: `[a-zA-Z_][a-zA-Z0-9_]*`.
 pub(super) fn is_name(name: &str) -> bool {
     is_word(name, |c| c == '_')
 }

@@ -1,22 +1,23 @@
-//! The mappings of the language: their keys in tables that the decoders, the JSON schema and the reference share.
+//! The mappings of the configuration language: tables of their keys, shared by the decoders, the JSON schema and the
+//! reference.
 
 use std::borrow::Cow;
 
 /// A mapping with known keys.
 #[derive(Debug)]
 pub struct Section {
-    /// What the schema and the reference call it: `target`.
+    /// The name in the schema and the reference: `target`.
     pub name: &'static str,
-    /// What messages call it: `a target`.
+    /// The name in messages: `a target`.
     pub what: &'static str,
-    /// For the reference.
+    /// The description in the reference.
     pub about: &'static str,
     pub keys: Cow<'static, [Key]>,
-    /// Keys of which exactly one is written, if there are such.
+    /// Keys of which exactly one must be present; empty if there are none.
     pub one_of: &'static [&'static str],
 }
 
-/// One key.
+/// A key of a mapping.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
     pub name: &'static str,
@@ -27,11 +28,11 @@ pub struct Key {
     pub about: &'static str,
 }
 
-/// What may be written behind a key.
+/// The form of a key's value.
 #[derive(Debug, Clone, Copy)]
 pub enum Schema {
     Text,
-    /// Text that numbers and booleans are taken for too, as written.
+    /// Text; numbers and booleans are accepted too, as written.
     LabelText,
     /// The name of an argument or a built-in value.
     Name,
@@ -40,28 +41,28 @@ pub enum Schema {
     Number,
     Duration,
     Size,
-    /// A whole number from the one to the other.
+    /// An integer within these bounds, inclusive.
     Integer(i64, i64),
-    /// One of a few words, in upper or lower case.
+    /// One of several words, case-insensitive.
     Words(fn() -> Vec<&'static str>),
     Section(fn() -> &'static Section),
-    /// A mapping that another part of the program decodes, by its name.
+    /// A mapping that another part of the program decodes, by name.
     Other(&'static str),
     List(&'static Schema),
-    /// One, or a list of them.
+    /// A single value or a list.
     OneOrList(&'static Schema),
-    /// A mapping whose keys are the user's own.
+    /// A mapping with user-defined keys.
     Map(&'static Schema),
     Either(&'static [Schema]),
 }
 
 impl Section {
-    /// The names of its keys.
+    /// Returns the names of its keys.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.keys.iter().map(|key| key.name)
     }
 
-    /// What holds where a key is not written, as its reader reads it.
+    /// Returns the default of a key, parsed by `read`.
     pub(crate) fn default<T>(&self, name: &str, read: impl FnOnce(&'static str) -> Option<T>) -> Option<T> {
         self.keys.iter().find(|key| key.name == name)?.default.and_then(read)
     }
@@ -76,18 +77,18 @@ impl Key {
         Self { name, form, is_required: false, default: None, about }
     }
 
-    /// It must be there.
+    /// Makes the key mandatory.
     pub const fn required(self) -> Self {
         Self { is_required: true, ..self }
     }
 
-    /// What holds where it is not written.
+    /// Sets the default.
     pub const fn or(self, default: &'static str) -> Self {
         Self { default: Some(default), ..self }
     }
 }
 
-/// The words of a decoder's table.
+/// Returns the words of a decoder's table.
 pub fn words<T>(table: &'static [(&'static str, T)]) -> Vec<&'static str> {
     table.iter().map(|(word, _)| *word).collect()
 }

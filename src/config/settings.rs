@@ -1,4 +1,4 @@
-//! What is not about a target: merged, checked against each other, and defaults filled in.
+//! Settings that do not belong to a target: merges them, checks them against each other, and fills in defaults.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -31,12 +31,12 @@ const MODES: &[(&str, AttachMode)] =
 const KEEP: &[(&str, KeepPrivileges)] = &[("needed", KeepPrivileges::Needed), ("none", KeepPrivileges::None)];
 const STATES: &[(&str, bool)] = &[("volatile", false), ("pinned", true)];
 
-/// What becomes of counts when the exporter ends.
+/// The values of `state`.
 pub(super) fn states() -> Vec<&'static str> {
     words(STATES)
 }
 
-/// `ring:`.
+/// The `ring:` section.
 pub static RING: Section = Section {
     name: "ring",
     what: "the ring's settings",
@@ -54,7 +54,7 @@ pub static RING: Section = Section {
     one_of: &[],
 };
 
-/// `limits:`.
+/// The `limits:` section.
 pub static LIMITS: Section = Section {
     name: "limits",
     what: "the limits",
@@ -84,23 +84,23 @@ const fn limit(name: &'static str, range: &RangeInclusive<u32>, about: &'static 
     Key::new(name, Schema::Integer(*range.start() as i64, *range.end() as i64), about)
 }
 
-/// What may be kept of its privileges.
+/// The values of `keep_privileges`.
 pub(super) fn kept_privileges() -> Vec<&'static str> {
     words(KEEP)
 }
 
-/// Ways to attach.
+/// The values of `attach`.
 pub(super) fn attach_modes() -> Vec<&'static str> {
     words(MODES)
 }
 
-/// Levels of the log.
+/// The log levels.
 pub(super) fn levels() -> Vec<&'static str> {
     words(LEVELS)
 }
 
-/// The settings of all sources. With `complete` false a source is missing, so that nothing is given about
-/// what is not there.
+/// Decodes the settings from all sources. If `complete` is false, a source could not be read, so nothing is reported as
+/// missing.
 pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Settings {
     let (metrics_port, health_port) = ports(layers);
     Settings {
@@ -145,7 +145,7 @@ fn is_pinned(file: Option<&Fields<'_>>) -> bool {
     state.is_some_and(|node| node.value.as_str().is_some_and(|word| word.eq_ignore_ascii_case("pinned")))
 }
 
-/// The directory of what stays in the kernel when the exporter ends, if it is to.
+/// Returns the directory for pinned state, if state is pinned when the exporter ends.
 fn pinned(layers: &Layers<'_>, metrics_port: u16) -> Option<PathBuf> {
     let file = layers.file.as_ref()?;
     let directory = file.get("state_directory").map(|node| (node.path(), node));
@@ -162,7 +162,7 @@ fn pinned(layers: &Layers<'_>, metrics_port: u16) -> Option<PathBuf> {
     }
 }
 
-/// Where the exporter with this port keeps its state, unless `state_directory` says otherwise.
+/// Returns the default of `state_directory` for an exporter with this port.
 pub(crate) fn default_state_directory(metrics_port: u16) -> PathBuf {
     PathBuf::from(format!("/sys/fs/bpf/exporter-{metrics_port}"))
 }
@@ -187,7 +187,7 @@ fn ports(layers: &Layers<'_>) -> (u16, u16) {
     };
     let ports = (value(&metrics, "metrics_port"), value(&health, "health_port"));
     if ports.0 == ports.1 {
-        // The defaults differ, so at least one of the two was given.
+        // The defaults differ, so at least one of the two was set.
         let (given, other) = match (&health, &metrics) {
             (Some(given), _) => (given, "metrics_port"),
             (None, Some(given)) => (given, "health_port"),
@@ -223,7 +223,7 @@ fn limits(file: Option<&Fields<'_>>) -> Limits {
     }
 }
 
-/// None also for what has been reported as wrong.
+/// Returns None also for an invalid value, which has been reported.
 fn overhead(node: &Node<'_>, is_pinned: bool) -> Option<Overhead> {
     if node.value.as_str() == Some("off") {
         return None;

@@ -1,4 +1,4 @@
-//! `slow:` of a metric, and `slow_events:`: which hits are slow, and where they are kept.
+//! `slow:` of a metric, and `slow_events:`: which hits are slow, and where they are stored.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -17,14 +17,14 @@ use super::web::read_secret;
 use crate::http_client::Url;
 use crate::webhook::shown;
 
-/// What a metric's `slow:` is.
+/// The `slow:` key of a metric.
 pub(super) const SLOW_KEY: Key = Key::new(
     "slow",
     Schema::Either(&[BOUND, Schema::Section(|| &SLOW)]),
     "Of a histogram: keep every event above this value, whole. `slow: 500ms` is short for `slow: { over: 500ms }`.",
 );
 
-/// `slow:`.
+/// The `slow:` section.
 pub static SLOW: Section = Section {
     name: "slow",
     what: "`slow`",
@@ -61,7 +61,7 @@ pub static SLOW: Section = Section {
     one_of: &[],
 };
 
-/// `slow_events:`.
+/// The `slow_events:` section.
 pub static SLOW_EVENTS: Section = Section {
     name: "slow_events",
     what: "the settings of slow events",
@@ -86,7 +86,7 @@ pub static SLOW_EVENTS: Section = Section {
     one_of: &[],
 };
 
-/// `slow_events: { webhook: ... }`.
+/// The `slow_events: { webhook: ... }` section.
 pub static WEBHOOK: Section = Section {
     name: "webhook",
     what: "a webhook",
@@ -115,7 +115,7 @@ pub static WEBHOOK: Section = Section {
     one_of: &[],
 };
 
-/// `slow:` of the metric that is written in these fields.
+/// Decodes the `slow:` key of a metric.
 pub(super) fn of_metric(fields: &Fields<'_>) -> Option<Slow> {
     slow(&fields.get("slow")?)
 }
@@ -150,7 +150,7 @@ fn slow(node: &Node<'_>) -> Option<Slow> {
     }
     let with = with.iter().filter_map(|n| Some((n.at.clone(), point(n)?))).collect();
     let stack = fields.get("stack").and_then(|n| n.boolean()).unwrap_or(false);
-    // What is wrong has been reported.
+    // Errors have been reported.
     let is_wrong = matches!(over, Some(None)) || matches!(worst, Some(None)) || (over, worst) == (None, None);
     let (over, worst) = (over.flatten(), worst.flatten());
     (!is_wrong).then_some(Slow { at, over, worst, fields: kept, key, with, stack })
@@ -161,7 +161,7 @@ fn names(node: &Node<'_>) -> Vec<Named> {
     node.one_or_list().into_iter().filter_map(named).collect()
 }
 
-/// `slow_events:` of the exporter with this port.
+/// Decodes `slow_events:` for an exporter with this port.
 pub(super) fn decode(file: Option<&Fields<'_>>, metrics_port: u16) -> SlowEvents {
     let fields = file.and_then(|file| file.get("slow_events")).and_then(|n| n.fields(&SLOW_EVENTS));
     let get = |key: &str| fields.as_ref().and_then(|fields| fields.get(key));
@@ -211,7 +211,7 @@ fn webhook(node: &Node<'_>) -> Option<WebhookSettings> {
     Some(WebhookSettings { at: node.at.clone(), url: address, secret: secret?, authority })
 }
 
-/// Where the exporter with this port keeps slow events, unless `slow_events` says otherwise.
+/// Returns the default file of slow events for an exporter with this port.
 pub(crate) fn default_file(metrics_port: u16) -> PathBuf {
     PathBuf::from(format!("/var/lib/fibre-exporter/events-{metrics_port}.db"))
 }

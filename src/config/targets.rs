@@ -1,4 +1,4 @@
-//! Targets: which program, and what to trace in it.
+//! Targets: the program, and what to trace in it.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -85,12 +85,12 @@ pub static TARGET: Section = Section {
 const HELP: &str = "write binary: PATH, process: NAME, cmdline: GLOB, pid: NUMBER, container: NAME, image: NAME, unit: NAME, \
                     pod: NAME or namespace: NAME";
 
-/// The targets of `targets:`.
+/// Decodes `targets:`.
 pub(super) fn decode(node: &Node<'_>) -> Vec<Target> {
     node.list("a list of targets").unwrap_or_default().iter().filter_map(target).collect()
 }
 
-/// The target that `bitcoind_path` is short for.
+/// Returns the target that `bitcoind_path` is short for.
 pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
     let profile = Named { at: at.clone(), name: "fibre".to_owned() };
     Target {
@@ -110,12 +110,12 @@ pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
     }
 }
 
-/// A process id.
+/// Decodes a process id.
 pub(super) fn pid(node: &Node<'_>) -> Option<u32> {
     node.integer("a process id", limits::PID)
 }
 
-/// Reports every target whose name another one has already.
+/// Reports duplicate target names.
 pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: &super::Diagnostics) {
     let mut seen: Vec<&Target> = Vec::new();
     let targets: Vec<&Target> = targets.collect();
@@ -128,7 +128,7 @@ pub(super) fn check_names<'a>(targets: impl Iterator<Item = &'a Target>, diags: 
             )
             .help("give them by `unit`, `container` or `cmdline` instead");
     }
-    // A name that could not be read is empty.
+    // An invalid name is empty.
     for target in targets.into_iter().filter(|target| !target.name.is_empty()) {
         match seen.iter().find(|other| other.name == target.name) {
             Some(other) => {
@@ -174,7 +174,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
     })
 }
 
-/// Which file, and which processes. What cannot be read is reported, and left out.
+/// Decodes the file and process selectors. Invalid ones are reported and left out.
 fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
     let errors = node.diags.len();
     let file = match ["binary", "library"].iter().any(|key| fields.has(key)) {
@@ -195,7 +195,7 @@ fn selector(node: &Node<'_>, fields: &Fields<'_>) -> Selector {
     let is_whole =
         predicates.is_empty() && KEYS.iter().all(|key| fields.lacks(key.name)) && fields.lacks("pid");
     if node.diags.len() > errors || !is_whole {
-        // Nothing is missing, or something could not be read.
+        // Nothing is missing, or an error has been reported.
     } else if matches!(file, FileSelector::Executable) {
         if ["binary", "library"].iter().all(|key| fields.lacks(key)) {
             fields.error("no program is selected").help(HELP);

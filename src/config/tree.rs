@@ -1,26 +1,26 @@
-//! A YAML document as a tree whose nodes know where they were written.
+//! A YAML document as a tree whose nodes have positions.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Line and column in a text, from one. Columns count characters.
+/// A one-based line and column in a text. Columns count characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     pub line: usize,
     pub column: usize,
 }
 
-/// A node. What an alias stands for is the node of its anchor, with the anchor's position: that is the text to mend.
+/// A node. An alias stands for the node of its anchor, with the anchor's position: that is the text to fix.
 #[derive(Clone, PartialEq)]
 pub struct Tree {
-    /// `None` of values that are not from a text.
+    /// `None` for values that do not come from a text.
     pub position: Option<Position>,
     pub value: TreeValue,
-    /// Nodes and bytes of text in it, itself included and aliases unfolded, and the levels below it.
+    /// The number of nodes and bytes of text (including itself, with aliases expanded), and the depth below it.
     pub(super) weight: Weight,
 }
 
-/// What it costs to walk over a tree.
+/// The cost of walking a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Weight {
     pub nodes: usize,
@@ -33,11 +33,11 @@ pub enum TreeValue {
     Scalar(Scalar),
     List(Vec<Arc<Tree>>),
     Map(Vec<Field>),
-    /// It could not be read, which has been reported.
+    /// Could not be read, which has been reported.
     Unread,
 }
 
-/// One key of a mapping with its value.
+/// A key of a mapping with its value.
 #[derive(Clone, PartialEq)]
 pub struct Field {
     pub key: Scalar,
@@ -45,18 +45,18 @@ pub struct Field {
     pub value: Arc<Tree>,
 }
 
-/// Text, and what it means where it was written without quotes.
+/// Text, and its meaning if it was written without quotes.
 #[derive(Clone, PartialEq)]
 pub struct Scalar {
-    /// As written, without quotes and escapes.
+    /// Without quotes and escapes.
     pub text: String,
     /// Whether it was written without quotes.
     pub is_plain: bool,
     pub meaning: Meaning,
 }
 
-/// What a scalar means by YAML 1.2's core schema, but for numbers with a leading zero: they are octal to some readers
-/// and decimal to others, and so are text here.
+/// The meaning of a scalar in YAML 1.2's core schema, except for numbers with a leading zero: some parsers read them as
+/// octal and others as decimal, so they are text here.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Meaning {
     Null,
@@ -67,19 +67,19 @@ pub enum Meaning {
 }
 
 impl Scalar {
-    /// Text in quotes, or from the command line or environment.
+    /// Creates a scalar for text in quotes, or from the command line or environment.
     pub fn text(text: impl Into<String>) -> Self {
         Self { text: text.into(), is_plain: false, meaning: Meaning::Text }
     }
 
-    /// Text as it stands in a file without quotes.
+    /// Creates a scalar for text written without quotes in a file.
     pub fn plain(text: impl Into<String>) -> Self {
         let text = text.into();
         let meaning = meaning(&text);
         Self { text, is_plain: true, meaning }
     }
 
-    /// Equal for keys that are the same key: `0x10` and `16`, `5` and `"5"`.
+    /// Returns the same string for equivalent keys: `0x10` and `16`, `5` and `"5"`.
     pub(super) fn identity(&self) -> String {
         match self.meaning {
             Meaning::Integer(number) => number.to_string(),
@@ -90,7 +90,7 @@ impl Scalar {
 }
 
 impl Tree {
-    /// Text that comes from elsewhere than a file.
+    /// Creates a node for text that does not come from a file.
     pub fn text(text: impl Into<String>) -> Self {
         Self::new(None, TreeValue::Scalar(Scalar::text(text)))
     }
@@ -121,7 +121,7 @@ impl Tree {
         }
     }
 
-    /// Whether nothing was written here.
+    /// Whether it has no value.
     pub fn is_null(&self) -> bool {
         self.meaning() == Some(Meaning::Null)
     }
@@ -138,7 +138,7 @@ impl Tree {
         matches!(self.value, TreeValue::List(_))
     }
 
-    /// Text, which numbers and booleans without quotes are not.
+    /// Returns the text; unquoted numbers and booleans are not text.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {
             TreeValue::Scalar(scalar) if scalar.meaning == Meaning::Text => Some(&scalar.text),
@@ -157,7 +157,7 @@ impl Tree {
         u64::try_from(self.as_integer()?).ok()
     }
 
-    /// Any number.
+    /// Returns the value of any number.
     pub fn as_f64(&self) -> Option<f64> {
         match self.meaning() {
             Some(Meaning::Integer(number)) => Some(number as f64),
@@ -173,7 +173,7 @@ impl Tree {
         }
     }
 
-    /// The value of a key, if this is a mapping that has it.
+    /// Returns the value of a key, if this is a mapping that contains it.
     pub fn get(&self, key: &str) -> Option<&Tree> {
         match &self.value {
             TreeValue::Map(entries) => find(entries, key).map(|entry| &*entry.value),
@@ -182,12 +182,12 @@ impl Tree {
     }
 }
 
-/// The entry of a key.
+/// Finds the entry of a key.
 pub(super) fn find<'e>(entries: &'e [Field], key: &str) -> Option<&'e Field> {
     entries.iter().find(|entry| entry.key.text == key)
 }
 
-/// Leaves out the content: it may be a password.
+/// Omits the content, which may be a password.
 impl fmt::Debug for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tree").field("position", &self.position).field("nodes", &self.weight.nodes).finish()
@@ -214,7 +214,7 @@ fn meaning(text: &str) -> Meaning {
     let is_digit = |c: char| c.is_ascii_digit();
     if !unsigned.is_empty() && unsigned.chars().all(is_digit) {
         let is_ambiguous = unsigned.len() > 1 && unsigned.starts_with('0');
-        // A number that is too large for any setting has to be refused as a number.
+        // A number too large for any setting must still be rejected as a number.
         return match text.parse() {
             _ if is_ambiguous => Meaning::Text,
             Ok(number) => Meaning::Integer(number),

@@ -1,6 +1,6 @@
-//! Words for messages: quoted text, and the name that was probably meant.
+//! Wording of messages: quoted text, and suggestions for misspelled names.
 
-/// `text` in double quotes with control characters escaped, cut to what fits on a line.
+/// Formats `text` in double quotes with control characters escaped, truncated to fit on a line.
 pub fn quote(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
@@ -9,17 +9,18 @@ pub fn quote(text: &str) -> String {
     }
 }
 
-/// ` (did you mean "X"?)` when a candidate is near, else nothing: to be put behind a message.
+/// Returns ` (did you mean "X"?)` if a candidate is near, otherwise nothing: to be appended to a message.
 pub fn did_you_mean<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
     nearest(name, candidates).map(|near| format!(" (did you mean {}?)", quote(near))).unwrap_or_default()
 }
 
-/// The candidate nearest to `name` that is near enough to be what was meant; the first of equals.
+/// Returns the candidate nearest to `name`, if it is near enough to have been meant; the first one if there are
+/// several.
 ///
-/// Near is one change (a letter added, left out, replaced, or swapped with its neighbour) in three letters,
-/// whatever their case.
+/// Near means one change (a letter inserted, deleted, replaced, or swapped with its neighbor) per three letters,
+/// ignoring case.
 pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
-    // Nobody mistypes a longer name than this; comparing is quadratic.
+    // No mistyped name is longer than this; the comparison is quadratic.
     const LONGEST: usize = 128;
     let letters = |text: &str| text.chars().flat_map(char::to_lowercase).take(LONGEST).collect::<Vec<_>>();
     let name = letters(name);
@@ -28,7 +29,7 @@ pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) ->
         let other = letters(candidate);
         let allowed = (name.len().max(other.len()) / 3).max(1);
         let found = distance(&name, &other);
-        // A name of one letter is one change away from every other such name.
+        // A name of one letter is one change away from any other such name.
         if found <= allowed && found < other.len() && best.is_none_or(|(least, _)| found < least) {
             best = Some((found, candidate));
         }
@@ -56,7 +57,7 @@ pub fn nearest_key<'c>(name: &str, keys: &[&'c str]) -> Option<&'c str> {
     })
 }
 
-/// Edit distance with swaps of neighbours (optimal string alignment).
+/// Returns the edit distance with swaps of neighbors (optimal string alignment).
 fn distance(a: &[char], b: &[char]) -> usize {
     let mut before = vec![0; b.len() + 1];
     let mut above: Vec<usize> = (0..=b.len()).collect();

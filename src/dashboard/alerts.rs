@@ -1,7 +1,7 @@
-//! Prometheus rules for what makes the metrics untrue: an exporter that is gone, probes that are not attached, hits
-//! that were lost. What a metric's own value should be, only its user knows.
+//! Prometheus rules for conditions that make the metrics incorrect: an exporter that is down, probes that are not
+//! attached, hits that were lost. Which values a metric should have, only its user knows.
 //!
-//! Every rule is about the exporters with this configuration's node name, each by its instance: two of the same name are
+//! Every rule covers the exporters with this configuration's node name, each by its instance: two of the same name are
 //! told apart, and exporters with another configuration have rules of their own.
 
 mod network;
@@ -14,11 +14,11 @@ use serde::Serialize;
 use super::scheme;
 use crate::plan::{LabelPlan, Plan, ProbePlan};
 
-/// Where each alert is explained, in a section of its name: among the sources, and on every exporter's page.
+/// Where each alert is explained, in a section of its name: in the source tree, and on every exporter's page.
 const SOURCES: &str = "docs/alerts.md";
 pub(crate) const ALERTS: &str = "/alerts";
 
-/// How long an exporter is remembered that is gone.
+/// How long an exporter that has disappeared is still expected.
 const MEMORY: &str = "7d";
 
 #[derive(Serialize)]
@@ -40,7 +40,7 @@ struct Rule {
     lasting: Option<&'static str>,
     labels: Labels,
     annotations: Annotations,
-    /// The exporter that it is about cannot be asked for anything.
+    /// The exporter that the rule is about cannot be queried.
     #[serde(skip)]
     is_gone: bool,
 }
@@ -70,13 +70,13 @@ impl Rule {
         Self { alert, expr, lasting: None, labels: Labels { severity }, annotations, is_gone: false }
     }
 
-    /// It is another exporter that must explain it.
+    /// The runbook must come from another exporter.
     fn of_a_gone_one(mut self) -> Self {
         self.is_gone = true;
         self
     }
 
-    /// Its section in what `base` is the address of. Without one the exporter explains it itself, at the address by which
+    /// Its section of the page at `base`. Without a base, the exporter explains it itself, at the address by which
     /// Prometheus knows it.
     fn runbook(&self, base: Option<&str>, scheme: &str) -> String {
         let page = |instance: &str| format!("{scheme}://{instance}{ALERTS}");
@@ -91,28 +91,29 @@ impl Rule {
         format!("{base}#{}", self.alert.to_lowercase())
     }
 
-    /// Fires only after it has held for so long.
+    /// Makes the rule fire only after it has held for this long.
     fn lasting(mut self, time: &'static str) -> Self {
         self.lasting = Some(time);
         self
     }
 }
 
-/// A rule file, in YAML. `runbooks` is the address of a page whose sections explain the alerts, if not the exporters' own.
+/// Returns a rule file, in YAML. `runbooks` is the address of a page whose sections explain the alerts, if not the
+/// exporters' own page.
 pub fn alerts(plan: &Plan, runbooks: Option<&str>) -> String {
     let mut rules = rules(plan);
     for rule in &mut rules {
         rule.annotations.runbook_url = rule.runbook(runbooks, scheme(plan));
     }
     let rules = Rules { groups: [Group { name: format!("exporter {}", plan.settings.node_name), rules }] };
-    // Strings and lists only: nothing of it can fail.
+    // Only strings and lists, which cannot fail to serialize.
     serde_yaml::to_string(&rules).unwrap_or_default()
 }
 
 fn rules(plan: &Plan) -> Vec<Rule> {
     let node = quoted(&plan.settings.node_name);
     let info = format!("fibre_exporter_info{{node={node}}}");
-    // Of the exporters with this node name.
+    // Restricts an expression to the exporters with this node name.
     let ours = |expr: &str| format!("{expr} and on (job, instance) {info}");
     let mut rules = vec![
         Rule::new(
@@ -186,13 +187,13 @@ fn rules(plan: &Plan) -> Vec<Rule> {
     rules
 }
 
-/// Whether attackers are looked for, by probes or in packets.
+/// Whether attackers are detected, by probes or in packets.
 pub(super) fn detects(plan: &Plan) -> bool {
     plan.probes.iter().any(|probe| !probe.bans.is_empty())
         || plan.network.as_ref().is_some_and(|network| network.detect.is_on())
 }
 
-/// Matchers of the probes that must be in their files; `None` if a program may do without any of them.
+/// Matchers of the probes that must be in their files; `None` if all probes are optional.
 pub(super) fn absence_matters(plan: &Plan) -> Option<String> {
     let own: Vec<&ProbePlan> = plan.probes.iter().filter(|probe| !probe.optional).collect();
     if own.is_empty() {
@@ -203,19 +204,19 @@ pub(super) fn absence_matters(plan: &Plan) -> Option<String> {
     Some(format!("target=~{of}, probe=~{names}"))
 }
 
-/// Those with a label whose values the program chooses.
+/// Metrics with a label whose values the program chooses.
 pub(super) fn metrics_with_free_labels(plan: &Plan) -> BTreeSet<usize> {
     let is_free = |label: &LabelPlan| matches!(label, LabelPlan::From { default: None, .. });
     let actions = plan.probes.iter().flat_map(|probe| &probe.actions);
     actions.filter(|action| action.labels.iter().any(is_free)).map(|action| action.metric).collect()
 }
 
-/// A PromQL string. Its escapes are Go's, of which JSON's are a part.
+/// A PromQL string. Its escapes are those of Go, a superset of JSON's.
 fn quoted(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
-/// A PromQL string with a regular expression that matches these texts only.
+/// A PromQL string with a regular expression that matches only these texts.
 pub(super) fn one_of<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     let mut all: Vec<String> = Vec::new();
     for text in texts {
@@ -233,7 +234,7 @@ pub(super) fn one_of<'a>(texts: impl Iterator<Item = &'a str>) -> String {
     quoted(&all.join("|"))
 }
 
-/// Text that stands for itself in an annotation, which is a template.
+/// Escapes text for an annotation, which is a template.
 fn template_safe(text: &str) -> String {
     text.replace("{{", "{ {")
 }

@@ -5,7 +5,7 @@ use super::{CHOSEN, own, own_increase, own_rate, scheme};
 use crate::kinds::panel::Query;
 use crate::plan::Plan;
 
-/// Of the table of probes, in lines of the grid.
+/// Height of the table of probes, in grid lines.
 const PROBES_HEIGHT: usize = 9;
 
 pub(super) fn show(grid: &mut Grid, plan: &Plan) {

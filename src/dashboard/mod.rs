@@ -1,4 +1,4 @@
-//! The `dashboard` command: what Grafana and Prometheus need to show and to watch a configuration's metrics.
+//! The `dashboard` command: what Grafana and Prometheus need to display and monitor a configuration's metrics.
 
 mod alerts;
 mod health;
@@ -17,12 +17,12 @@ use crate::kinds::panel::Selection;
 use crate::plan::{MetricPlan, Plan};
 use panels::{Grid, by, legend};
 
-/// The variables that narrow a query; the same on every series of an exporter.
+/// Matchers with the dashboard's variables, which apply to every series of an exporter.
 const CHOSEN: &str = r#"job=~"$job", instance=~"$instance""#;
 
-/// Grafana's JSON model, as version 11 exports it (schema 39): a first screen that says whether all is well, then a row
-/// for each target with a panel for each metric, one about packets, and one about the exporter itself. Only the first of
-/// these rows is open.
+/// Returns Grafana's JSON model, as exported by version 11 (schema 39): an overview that says whether all is well, then
+/// a row for each target with a panel for each metric, one about packets, and one about the exporter itself. Only the
+/// first of these rows is expanded.
 pub fn dashboard(plan: &Plan) -> String {
     let mut grid = Grid::default();
     overview::show(&mut grid, plan);
@@ -85,11 +85,12 @@ pub fn dashboard(plan: &Plan) -> String {
         "templating": {"list": variables(plan, !free.is_empty() || plan.network.as_ref().is_some_and(network::ranks))},
         "panels": grid.panels,
     });
-    // Strings, numbers and lists only: nothing of it can fail.
+    // Only strings, numbers and lists, which cannot fail to serialize.
     serde_json::to_string_pretty(&document).unwrap_or_default() + "\n"
 }
 
-/// The same targets, metrics and panels give the same dashboard, so that a new one replaces the old. Grafana takes 40 characters.
+/// The same targets, metrics and panels yield the same identifier, so that a new dashboard replaces the old one.
+/// Grafana accepts 40 characters.
 fn uid(plan: &Plan, grid: &Grid) -> String {
     let targets = plan.targets.iter().map(|target| target.name.as_str());
     let metrics = plan.metrics.iter().map(|metric| metric.name.as_str());
@@ -105,7 +106,7 @@ fn uid(plan: &Plan, grid: &Grid) -> String {
     format!("exporter-{hash:016x}")
 }
 
-/// What happened to the exporters, as lines across all panels.
+/// Events of the exporters, as lines across all panels.
 fn annotations(plan: &Plan) -> Value {
     let annotation = |name: &str, color: &str, expr: String, text: &str, value_is_time: bool| {
         json!({
@@ -136,7 +137,7 @@ fn annotations(plan: &Plan) -> Value {
 }
 
 fn variables(plan: &Plan, ranks: bool) -> Value {
-    // Exporters with such probes, and no others, whatever their targets are called.
+    // Only exporters with such probes, whatever the names of their targets.
     let probes: Vec<&str> = plan
         .targets
         .iter()
@@ -230,7 +231,7 @@ fn variables(plan: &Plan, ranks: bool) -> Value {
     Value::Array(all)
 }
 
-/// A metric's panel, by its kind.
+/// Adds a metric's panel, by its kind.
 fn show(grid: &mut Grid, metric: &MetricPlan, is_free: bool) {
     let labels: Vec<&str> = metric.displayed_labels().collect();
     let (by, legend) = (by(&labels), legend(&labels));
@@ -240,7 +241,7 @@ fn show(grid: &mut Grid, metric: &MetricPlan, is_free: bool) {
     grid.time_series(title, &format!("{}: {}", metric.name, panel.about), panel.unit, &panel.queries);
 }
 
-/// A metric of the exporter's own.
+/// A metric of the exporter itself.
 fn own(metric: &str) -> String {
     format!("fibre_exporter_{metric}{{{CHOSEN}}}")
 }
@@ -253,7 +254,7 @@ fn own_increase(metric: &str, window: &str) -> String {
     format!("increase({}[{window}])", own(metric))
 }
 
-/// How the exporters of this configuration are reached.
+/// The URL scheme of this configuration's exporters.
 fn scheme(plan: &Plan) -> &'static str {
     if plan.settings.web.tls.is_some() { "https" } else { "http" }
 }

@@ -1,15 +1,15 @@
-//! The rows about packets, of what the configuration counts.
+//! The rows about packets, according to what the configuration counts.
 
 use super::CHOSEN;
 use super::panels::Grid;
 use crate::kinds::panel::Query;
 use crate::net::{Count, NetworkConfig};
 
-/// Interfaces of the same name in several network namespaces are told apart.
+/// Labels that tell apart interfaces of the same name in several network namespaces.
 pub(super) const PLACE: &str = "instance, netns, container, interface";
 pub(super) const PLACE_LEGEND: &str = "{{interface}} {{netns}} {{container}}";
 
-/// What narrows queries of series by interface, beside [`CHOSEN`].
+/// The matcher for series by interface, in addition to [`CHOSEN`].
 const INTERFACE: &str = r#"interface=~"$interface""#;
 
 pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
@@ -33,7 +33,7 @@ pub(super) fn show(grid: &mut Grid, config: &NetworkConfig, collapsed: bool) {
     }
 }
 
-/// Whether some panel shows only the greatest.
+/// Whether some panel shows only the largest series.
 pub(super) fn ranks(config: &NetworkConfig) -> bool {
     config.count.cgroups || config.count.processes || config.count.top_sources > 0
 }
@@ -46,17 +46,17 @@ pub(super) fn sum(by: &str, expr: &str) -> String {
     format!("sum by ({by}) ({expr})")
 }
 
-/// Of a series by interface.
+/// The rate of a series by interface.
 pub(super) fn rate(name: &str) -> String {
     format!("rate({name}{{{CHOSEN}, {INTERFACE}}}[$__rate_interval])")
 }
 
-/// Of a series of the whole machine.
+/// The rate of a series of the whole machine.
 pub(super) fn rate_of_all(name: &str) -> String {
     format!("rate({name}{{{CHOSEN}}}[$__rate_interval])")
 }
 
-/// Median and 95th percentile.
+/// Queries for the median and the 95th percentile.
 fn quantiles(name: &str, by: &str, rate: &dyn Fn(&str) -> String, legend: &str) -> [Query; 2] {
     let buckets = sum(&format!("{by}, le"), &rate(&format!("{name}_bucket")));
     [("0.50", "median"), ("0.95", "95 %")]
@@ -105,7 +105,7 @@ fn traffic(grid: &mut Grid, count: &Count, collapsed: bool) {
     }
 }
 
-/// What is odd about packets.
+/// Panels about unusual packets.
 fn packets(grid: &mut Grid, count: &Count) {
     let by = |metric: &str, labels: &str, legend: &str| {
         query(sum(&format!("instance, direction, {labels}"), &rate(metric)), legend)
@@ -156,7 +156,7 @@ fn packets(grid: &mut Grid, count: &Count) {
     );
 }
 
-/// What the kernel does with packets and connections.
+/// Panels about what the kernel does with packets and connections.
 fn stack(grid: &mut Grid, count: &Count) {
     grid.row("Kernel and TCP", true);
     if count.drop_reasons {
@@ -180,7 +180,7 @@ fn stack(grid: &mut Grid, count: &Count) {
     }
 }
 
-/// How TCP connections fare.
+/// Panels about the health of TCP connections.
 fn connections(grid: &mut Grid) {
     let changes = |from: &str, to: &str, what: &str| {
         let narrowed = format!("network_tcp_state_changes_total{{{CHOSEN}, from=~\"{from}\", to=\"{to}\"}}");
@@ -242,7 +242,7 @@ fn connections(grid: &mut Grid) {
     );
 }
 
-/// The bytes of the greatest, received and sent.
+/// Panels of bytes received and sent by the largest owners.
 fn bytes_of_greatest(grid: &mut Grid, metric: &str, who: &str, owner: &str, legend: &str) {
     for (direction, title) in [("ingress", "Received by"), ("egress", "Sent by")] {
         let narrowed = format!("rate({metric}{{{CHOSEN}, direction=\"{direction}\"}}[$__rate_interval])");
@@ -255,7 +255,7 @@ fn bytes_of_greatest(grid: &mut Grid, metric: &str, who: &str, owner: &str, lege
     }
 }
 
-/// Whose packets they are.
+/// Panels by the process that owns the packets.
 fn processes(grid: &mut Grid) {
     grid.row("Processes", true);
     let owner = "instance, process, unit, container, pod, namespace";
@@ -272,7 +272,7 @@ fn processes(grid: &mut Grid) {
     );
 }
 
-/// Where they belong.
+/// Panels by the unit, container or pod that owns the packets.
 fn owners(grid: &mut Grid) {
     let owner = "instance, unit, container, pod, namespace";
     let legend = "{{unit}} {{container}} {{namespace}} {{pod}}";

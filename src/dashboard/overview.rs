@@ -1,16 +1,16 @@
-//! The first screen: is it well? Everything in it is asked for now, so that what is gone shows as gone.
+//! The overview: is everything well? All its queries are instant, so that what has disappeared is shown as such.
 
 use super::panels::{Column, Grid, Stat};
 use super::{CHOSEN, alerts, own, own_increase, scheme};
 use crate::plan::Plan;
 
-/// Rows of exporters that can be seen without scrolling.
+/// Height of the table: the exporters that are visible without scrolling.
 const TABLE_HEIGHT: usize = 7;
 
-/// How an exporter is, by the numbers of [`state`].
+/// The states of an exporter, by the numbers of [`state`].
 const STATES: [&str; 5] = ["OK", "errors", "hits lost", "not attached", "down"];
 
-/// Their colours.
+/// Their colors.
 const STATE_COLORS: [(&str, Option<f64>); 3] = [("green", None), ("orange", Some(1.0)), ("red", Some(3.0))];
 
 pub(super) fn show(grid: &mut Grid, plan: &Plan) {
@@ -95,7 +95,7 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
     table(grid, plan);
 }
 
-/// Probes that should be attached and are not.
+/// Probes that should be attached but are not.
 fn not_attached(plan: &Plan) -> String {
     let state = |matchers: &str| {
         let series = own("probe_state");
@@ -113,7 +113,7 @@ fn not_counted() -> String {
     format!("network_attach_failed{{{CHOSEN}, reason!=\"pending\"}} == 1")
 }
 
-/// The worst that is true of an exporter, as an index of [`STATES`].
+/// The worst state of an exporter, as an index of [`STATES`].
 fn state(plan: &Plan) -> String {
     let mut problems = vec![(4, format!("max by (instance) (up{{{CHOSEN}}}) == 0"))];
     if !plan.targets.is_empty() {
@@ -133,7 +133,7 @@ fn state(plan: &Plan) -> String {
     all.join(" or on (instance) ")
 }
 
-/// A row for each exporter, the worst first.
+/// A row for each exporter, the worst state first.
 fn table(grid: &mut Grid, plan: &Plan) {
     let by_instance = |function: &str, expr: &str| format!("{function} by (instance) ({expr})");
     let plain = |name, expr, unit| Column { name, expr, unit, steps: &[], words: &[] };
@@ -183,7 +183,7 @@ fn table(grid: &mut Grid, plan: &Plan) {
     columns.push(plain("Series", by_instance("sum", &own("series")), "short"));
     let uptime = by_instance("max", &format!("time() - {}", own("start_time_seconds")));
     columns.push(plain("Uptime", uptime, "dtdurations"));
-    // With its value it adds the labels to the row of an exporter, also of one that is gone.
+    // Adds the labels of an exporter to its row, even if it is down.
     let info = format!("last_over_time({}[$__range])", own("info"));
     columns.push(plain("", format!("max by (instance, node, version) ({info})"), "short"));
     grid.table(

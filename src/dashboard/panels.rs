@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use crate::kinds::panel::Query;
 
-/// Columns of a dashboard.
+/// Width of a dashboard, in columns.
 pub(super) const WIDTH: usize = 24;
-/// Labels that are longer than others, and the least width of their columns.
+/// Labels with long values, and the minimum width of their columns.
 const WIDE: [(&str, usize); 4] = [("probe", 220), ("reason", 340), ("node", 140), ("instance", 170)];
 /// Units whose values are words ("a few seconds ago"), and the least width of their columns.
 const WORDY: [&str; 2] = ["dateTimeFromNow", "dtdurations"];
@@ -17,7 +17,7 @@ const PADDING: usize = 24;
 const LEAST: usize = 78;
 const PANEL_WIDTH: usize = 8;
 const PANEL_HEIGHT: usize = 8;
-/// Of a single number; a little less where one more would make another line.
+/// Size of a panel with a single number; a bit narrower where one more would start another line.
 const STAT_WIDTH: usize = 4;
 const STAT_HEIGHT: usize = 4;
 
@@ -25,39 +25,39 @@ const STAT_HEIGHT: usize = 4;
 #[derive(Default)]
 pub(super) struct Grid {
     pub panels: Vec<Value>,
-    /// Panels of the last row, which is collapsed and holds them itself.
+    /// Panels of the last row, if it is collapsed and so holds them itself.
     inside: Option<usize>,
     id: usize,
     x: usize,
     y: usize,
-    /// Of the panels in this line.
+    /// Height of the current line.
     height: usize,
 }
 
-/// What a single number looks like.
+/// A panel with a single number.
 pub(super) struct Stat<'a> {
     pub title: &'a str,
     pub description: &'a str,
     pub unit: &'a str,
     pub expr: String,
-    /// From this number on it is bad; `None` if it cannot be.
+    /// The number from which on it is bad; `None` if it cannot be.
     pub bad_from: Option<f64>,
 }
 
 /// A column of a table.
 pub(super) struct Column<'a> {
-    /// Without one it is not shown, and only its labels are.
+    /// If empty, the column is hidden, and only its labels are shown.
     pub name: &'a str,
     pub expr: String,
     pub unit: &'a str,
-    /// Colours from which number on; the first has none.
+    /// Colors and the values at which they start; the first has none.
     pub steps: &'a [(&'a str, Option<f64>)],
-    /// Words in place of numbers: the first for 0.
+    /// Words shown instead of numbers: the first for 0.
     pub words: &'a [&'a str],
 }
 
 impl Grid {
-    /// Begins a row under what is there. A collapsed one shows only its title until it is opened.
+    /// Starts a row below the existing panels. A collapsed one shows only its title until it is expanded.
     pub fn row(&mut self, title: &str, collapsed: bool) {
         self.end_line();
         self.inside = None;
@@ -73,7 +73,7 @@ impl Grid {
         self.inside = collapsed.then(|| self.panels.len() - 1);
     }
 
-    /// Numbers over time.
+    /// Adds a panel with numbers over time.
     pub fn time_series(&mut self, title: &str, description: &str, unit: &str, queries: &[Query]) {
         let targets: Vec<Value> = ('A'..='Z')
             .zip(queries)
@@ -110,7 +110,7 @@ impl Grid {
         self.push(panel);
     }
 
-    /// Numbers as they are now: those of an exporter which is gone are not shown for ever.
+    /// Adds panels with current numbers: those of an exporter that has disappeared are not shown forever.
     pub fn stats(&mut self, stats: &[Stat<'_>]) {
         let width = if (7..=8).contains(&stats.len()) { STAT_WIDTH - 1 } else { STAT_WIDTH };
         stats.iter().for_each(|stat| self.stat(stat, width));
@@ -148,8 +148,9 @@ impl Grid {
         self.push(panel);
     }
 
-    /// A row for each exporter as it is now. The first column, by which rows are sorted, greatest first, is followed by
-    /// the labels `by` under the names beside them. A label `instance` is a link to the exporter's own page, with `scheme`.
+    /// Adds a table with the current state of each exporter in a row. The first column, by which rows are sorted in
+    /// descending order, is followed by the labels `by` under the names next to them. A label `instance` becomes a link
+    /// to the exporter's own page, with `scheme`.
     pub fn table(
         &mut self,
         title: &str,
@@ -252,7 +253,7 @@ impl Grid {
         self.push(panel);
     }
 
-    /// The next place for a panel of this size.
+    /// Returns the next position for a panel of this size.
     fn place(&mut self, width: usize, height: usize) -> Value {
         if self.x + width > WIDTH {
             self.end_line();
@@ -280,7 +281,7 @@ impl Grid {
     }
 }
 
-/// Numbers without a unit are of things: `increase` makes fractions of them.
+/// Numbers without a unit count things; `increase` turns them into fractions.
 fn decimals(unit: &str) -> Option<u8> {
     (unit == "short").then_some(0)
 }
@@ -301,14 +302,14 @@ pub(super) fn data_source() -> Value {
     json!({"type": "prometheus", "uid": "${datasource}"})
 }
 
-/// What a metric's series are summed by. Two exporters are never added up.
+/// The labels by which a metric's series are summed. Two exporters are never added up.
 pub(super) fn by(labels: &[&str]) -> String {
     let mut all = vec!["instance"];
     all.extend(labels);
     all.join(", ")
 }
 
-/// What tells series apart: their labels, and the exporter, since two may have the same name.
+/// The labels that tell series apart, and the exporter, since two may have the same name.
 pub(super) fn legend(labels: &[&str]) -> String {
     let names = labels.iter().chain(&["instance"]).map(|label| format!("{{{{{label}}}}}"));
     names.collect::<Vec<_>>().join(" ")

@@ -1,11 +1,11 @@
-//! The rows about attackers: who is found, who is blocked, and by whose word.
+//! The rows about attackers: which are detected, which are blocked, and by which source.
 
 use super::CHOSEN;
 use super::network::{PLACE, PLACE_LEGEND, query, rate, sum};
 use super::panels::Grid;
 use crate::net::{BlockConfig, DetectConfig};
 
-/// Who is blocked.
+/// Panels about the blocklist.
 pub(super) fn blocklist(grid: &mut Grid, config: &BlockConfig) {
     let all = |metric: &str| format!("{metric}{{{CHOSEN}}}");
     grid.row("Blocklist", true);
@@ -62,7 +62,7 @@ pub(super) fn blocklist(grid: &mut Grid, config: &BlockConfig) {
     );
 }
 
-/// What other machines say is to be blocked.
+/// Panels about the blocklist's remote sources.
 fn sources(grid: &mut Grid) {
     let all = |metric: &str| format!("{metric}{{{CHOSEN}}}");
     grid.time_series(
@@ -86,7 +86,7 @@ fn sources(grid: &mut Grid) {
     );
 }
 
-/// Who attacks, and what became of it.
+/// Panels about attackers, and what was done about them.
 pub(super) fn detection(grid: &mut Grid, config: Option<&DetectConfig>) {
     let grown = |metric: &str, by: &str| {
         sum(&format!("instance, {by}"), &format!("increase({metric}{{{CHOSEN}}}[$window])"))

@@ -1,4 +1,4 @@
-//! What is done with each event of the ring buffer: metrics that the kernel could not compute, slow events, the verbose log.
+//! Handles each event of the ring buffer: metrics that the kernel could not compute, slow events, the verbose log.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,20 +21,20 @@ use crate::slow::{self, Fields, Related, SlowCounters, SlowRecorder, Wanted};
 use crate::store::UserStore;
 use crate::symbols::{Symbols, UNKNOWN};
 
-/// What is done with each record.
+/// Handles each record.
 pub(super) struct Handler {
     pub(super) plan: Arc<Plan>,
     pub(super) store: Arc<UserStore>,
     pub(super) stats: Arc<DrainStats>,
-    /// What each probe's events are for.
+    /// How the events of each probe are used.
     evaluations: Vec<ProbeEvaluation>,
     verbose: bool,
     symbols: Symbols,
-    /// Of the event at hand, the values that are shown by name.
+    /// The values of the current event that are shown by name.
     names: Vec<(usize, Arc<str>)>,
     scratch: String,
     line: String,
-    /// Who keeps slow events.
+    /// Records slow events.
     recorder: Option<Arc<SlowRecorder>>,
 }
 
@@ -61,10 +61,10 @@ impl Handler {
         }
     }
 
-    /// Called from libbpf's C code, through which no panic may pass: nothing in here panics on any input, and the
-    /// crate that calls it aborts should it happen all the same.
+    /// Called from libbpf's C code, through which no panic may unwind: nothing in here panics on any input, and the
+    /// crate that calls it would abort if it did.
     pub(super) fn record(&mut self, record: &[u8]) {
-        // This thread alone writes it.
+        // Only this thread writes it.
         let events = self.stats.events.load(Ordering::Relaxed);
         self.stats.events.store(events + 1, Ordering::Relaxed);
         let event = match Event::decode(record) {
@@ -114,7 +114,7 @@ impl Handler {
                 Some((slow, event.value(slow.value, false).word().map_or(0, u64::cast_signed)))
             };
             let all = if is_told && !event.is_slow() { Vec::new() } else { found() };
-            // It is kept once, and each histogram that takes it for slow has it as an exemplar.
+            // It is kept once, and becomes an exemplar of each histogram for which it is slow.
             let kept_for = all.first().copied();
             if let Some((slow, value)) = kept_for.or_else(|| first().filter(|_| is_told && event.is_slow())) {
                 let counters = SlowCounters { store: self.store.clone(), slots: selection.slots };
@@ -178,28 +178,28 @@ impl Handler {
     }
 }
 
-/// What is known of a probe's events before the first one comes.
+/// What is known about a probe's events in advance.
 #[derive(Debug)]
 pub(super) struct ProbeEvaluation {
-    /// The actions that are computed here.
+    /// The actions that are computed in user space.
     actions: Vec<ActionLayout>,
-    /// Which values are the kernel's time and the process.
+    /// Indices of the values that are the kernel's time and the process.
     time: Option<usize>,
     pid: Option<usize>,
-    /// Which are the call stack, and the address that the function returns to.
+    /// Indices of the values that are the call stack, and the function's return address.
     stack: Option<usize>,
     return_address: Option<usize>,
-    /// Values that are shown by the name of a function, and whether each is a return address.
+    /// Values that are shown as the name of a function, and whether each is a return address.
     symbols: Vec<(usize, bool)>,
     /// Bit i: value i is text.
     texts: u32,
-    /// What is done with its slow events, if it has some.
+    /// How its slow events are handled, if it has any.
     slow: Option<SlowSelection>,
-    /// By its bans.
+    /// The rules of its bans.
     bans: Vec<Arc<BanRule>>,
 }
 
-/// Of all probes.
+/// The evaluations of all probes.
 pub(super) fn evaluations(plan: &Plan, layout: &Layout, store: &Arc<KernelStore>) -> Vec<ProbeEvaluation> {
     let evaluation = |(number, probe): (usize, &ProbePlan)| {
         let here = |action: &&ActionLayout| action.probe == number && !action.in_kernel;
@@ -224,7 +224,7 @@ pub(super) fn evaluations(plan: &Plan, layout: &Layout, store: &Arc<KernelStore>
     plan.probes.iter().enumerate().map(evaluation).collect()
 }
 
-/// What is kept of a slow event; `time` is the kernel's.
+/// The record of a slow event; `time` is the kernel's.
 fn kept<'a>(
     probe: &ProbePlan,
     target: &str,
@@ -256,7 +256,7 @@ fn kept<'a>(
     }
 }
 
-/// Has the event remembered by the bucket that it is in.
+/// Notes the event as an exemplar of its histogram bucket.
 fn note_exemplar<'a>(
     recorder: &SlowRecorder,
     plan: &Plan,
@@ -272,7 +272,7 @@ fn note_exemplar<'a>(
     let Some(key) = labels_of(metric, action, probe, read) else { return };
     let bounds = kinds::of(&metric.kind).raw_bounds(action.scale);
     let bucket = bounds.partition_point(|bound| *bound < value);
-    // What other events have in common with it says most.
+    // The value that it shares with other events is the most useful one.
     let first = slow.related.as_ref().map(|by| by.key);
     let kept = first.into_iter().chain(slow.kept.iter().copied().filter(|at| Some(*at) != first));
     let fields = fields(probe, &kept.collect::<Vec<_>>(), read);
@@ -281,7 +281,7 @@ fn note_exemplar<'a>(
     recorder.note_exemplar(|all| all.note(&metric.name, key, (bucket, bounds.len() + 1), exemplar));
 }
 
-/// Values by name, as they are kept.
+/// Values by name, as they are recorded.
 fn fields<'a>(probe: &ProbePlan, kept: &[usize], read: &dyn Fn(usize) -> EventValue<'a>) -> Fields {
     Fields(kept.iter().map(|at| (probe.values[*at].name.clone(), shown(probe, *at, read))).collect())
 }
@@ -292,7 +292,7 @@ fn shown<'a>(probe: &ProbePlan, at: usize, read: &dyn Fn(usize) -> EventValue<'a
     text
 }
 
-/// The line that the verbose log has for an event.
+/// Writes an event's line of the verbose log.
 fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> EventValue<'a>, to: &mut String) {
     for part in &probe.log {
         match part {
@@ -300,7 +300,7 @@ fn describe<'a>(probe: &ProbePlan, read: &dyn Fn(usize) -> EventValue<'a>, to: &
             LogPart::Value(index) => {
                 let Some(planned) = probe.values.get(*index) else { continue };
                 let value = read(*index);
-                // Appended to the end: the bound on a label's length must not cut what stands before.
+                // Appended at the end: the limit on a label's length must not truncate the text before it.
                 let mut text = String::new();
                 show_with_unit(&planned.kind, planned.unit, value, &mut text);
                 to.push_str(&text);

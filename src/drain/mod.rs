@@ -1,9 +1,9 @@
-//! The one thread that owns the ring buffer: it drains it in batches, computes what the kernel could not, and writes
-//! the verbose log.
+//! The thread that owns the ring buffer: it drains it in batches, computes what the kernel could not, and writes the
+//! verbose log.
 //!
-//! It sleeps until the kernel wakes it. It asks to be woken by the next event when there is nothing to do, then lets a
-//! batch grow for a while, asking to be woken earlier only if the ring fills up. So nothing runs when nothing happens,
-//! and a busy program pays for a wake-up a hundred times a second at the most, not once for every event.
+//! It sleeps until the kernel wakes it. When there is nothing to do, it asks to be woken by the next event; then it
+//! lets a batch grow for a while, asking to be woken earlier only if the ring fills up. So nothing runs when nothing
+//! happens, and a busy program pays for at most a hundred wake-ups a second, not for one per event.
 
 mod handler;
 mod slow;
@@ -27,16 +27,16 @@ use crate::slow::SlowRecorder;
 use crate::store::{DRAIN_NUMBERS, UserStore};
 use handler::{Handler, evaluations};
 
-/// How long an event may wait that nobody was woken for.
+/// How long an event that did not wake the thread may wait in the ring.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Counts of the drain thread.
+/// Statistics of the drain thread.
 #[derive(Debug, Default)]
 pub struct DrainStats {
     pub events: AtomicU64,
-    /// Records that were no events.
+    /// Records that could not be decoded.
     pub undecodable: AtomicU64,
-    /// Metric updates lost to unreadable values, and to negative amounts.
+    /// Metric updates lost because of unreadable values, and of negative amounts.
     pub unreadable: AtomicU64,
     pub negative: AtomicU64,
     pub batches: AtomicU64,
@@ -59,10 +59,10 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Starts the thread, which hands slow events to the recorder.
+    /// Starts the thread, which passes slow events to the recorder.
     ///
     /// # Errors
-    /// If the ring buffer, its descriptors or the thread cannot be made.
+    /// If the ring buffer, its descriptors or the thread cannot be created.
     pub fn start(
         plan: Arc<Plan>,
         layout: &Layout,
@@ -81,7 +81,7 @@ impl Drain {
         let evaluations = evaluations(&plan, layout, &shared.store);
         let (thread_stats, thread_bell, thread_stop) = (stats.clone(), bell.clone(), stop.clone());
         let work = move || {
-            // Made here: what looks up symbols stays on one thread.
+            // Created here: the symbolizer stays on one thread.
             let handler = Handler::new(plan, evaluations, store, thread_stats, recorder);
             Worker { handler, shared, bell: thread_bell, asked, stop: thread_stop }.run(&ready);
         };
@@ -90,13 +90,13 @@ impl Drain {
         Ok(Self { requests, bell, stop, stats, thread: Some(thread) })
     }
 
-    /// Waits until all events that are in the ring now have been counted, or for `limit`; whether they have been.
+    /// Waits up to `limit` until all events that are now in the ring have been counted; returns whether they have been.
     pub fn catch_up(&self, limit: Duration) -> bool {
         let (done, wait) = sync_channel(1);
         self.requests.try_send(done).is_ok() && ring(&self.bell).is_ok() && wait.recv_timeout(limit).is_ok()
     }
 
-    /// Whether the thread works: it answers within `limit`, or is kept from answering by events that it counts.
+    /// Whether the thread is working: it answers within `limit`, or is counting events that keep it from answering.
     pub fn is_alive(&self, limit: Duration) -> bool {
         let before = self.stats.events.load(Ordering::Relaxed);
         self.catch_up(limit) || self.stats.events.load(Ordering::Relaxed) != before
@@ -131,7 +131,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Reports through `ready` whether it could start.
+    /// Runs the thread. Reports through `ready` whether it could start.
     fn run(mut self, ready: &SyncSender<io::Result<()>>) {
         let plan = self.handler.plan.clone();
         let poll = Duration::from_millis(plan.settings.limits.ring_poll_ms.into());
@@ -157,13 +157,13 @@ impl Worker {
         };
         let _ = ready.send(Ok(()));
         let control = &self.shared.control;
-        // A probe reads the request before it submits its event. One that read it just before it was made wakes nobody,
-        // so where events can come, there is an end to the waiting.
+        // A probe reads the wake request before it submits its event. A probe that read it just before it was set does
+        // not wake the thread, so where events are possible, the wait has a timeout.
         let emits = plan.probes.iter().any(|probe| probe.emit.is_some() || !probe.slow.is_empty());
         let longest = emits.then_some(LONGEST);
         let drain = || {
             let before = stats.events.load(Ordering::Relaxed);
-            // It only fails if a callback does.
+            // Fails only if a callback does.
             let _ = ring.consume();
             for (number, stat) in stats.all().into_iter().enumerate() {
                 store.drain_number(number).store(stat.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -178,7 +178,7 @@ impl Worker {
             }
             if !some {
                 control.wake(wake::WAKE_FIRST, 0);
-                // What came between the drain and the request woke nobody.
+                // Events submitted between the drain and the request have not woken the thread.
                 if drain() == 0 && wait(&epoll, longest, &self.bell) {
                     continue;
                 }
@@ -192,7 +192,7 @@ impl Worker {
     }
 }
 
-/// Edge-triggered: the ring counts as readable as long as anything is in it, and it is left to fill on purpose.
+/// Edge-triggered: the ring is readable as long as it contains anything, and it is left to fill up on purpose.
 fn watch(bell: &OwnedFd, shared: &Shared) -> io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
@@ -201,11 +201,11 @@ fn watch(bell: &OwnedFd, shared: &Shared) -> io::Result<OwnedFd> {
     Ok(epoll)
 }
 
-/// Waits for the ring or the bell; whether the bell was rung.
+/// Waits for the ring or the bell; returns whether the bell was rung.
 fn wait(epoll: &OwnedFd, timeout: Option<Duration>, bell: &OwnedFd) -> bool {
     let timeout = timeout.and_then(|timeout| rustix::event::Timespec::try_from(timeout).ok());
     let mut events = [const { std::mem::MaybeUninit::uninit() }; 2];
-    // Interrupted or not, the caller looks at everything again.
+    // Interrupted or not, the caller checks everything again.
     let _ = epoll::wait(epoll, &mut events, timeout.as_ref());
     rustix::io::read(bell, &mut [0u8; 8]).is_ok()
 }

@@ -1,4 +1,4 @@
-//! What is done with a probe's slow events.
+//! Handling of a probe's slow events.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::layout::SlowLayout;
 use crate::plan::ProbePlan;
 use crate::slow::{Event, SlowCounters, SlowRecorder, Worst, end_of_hour};
 
-/// Where slow events of a probe are counted, and which of them are kept.
+/// Where a probe's slow events are counted, and which of them are kept.
 #[derive(Debug)]
 pub(super) struct SlowSelection {
-    /// First of the slots, see [`SlowLayout::user`].
+    /// The first slot, see [`SlowLayout::user`].
     pub slots: u32,
-    /// If only the worst of an hour are kept: these, and where the kernel is told.
+    /// If only the worst events of an hour are kept: these, and where the kernel reads their threshold.
     worst: Option<(Worst, Floor)>,
 }
 
@@ -29,15 +29,15 @@ impl SlowSelection {
     pub fn new(layout: &SlowLayout, probe: &ProbePlan, store: &Arc<KernelStore>) -> Self {
         let worst = probe.slow.iter().find_map(|slow| slow.worst).zip(layout.floor);
         let worst = worst.map(|(most, first)| {
-            // An earlier exporter's, who knew other events.
+            // The threshold of an earlier run, which ranked other events.
             store.set(first + floor_slot::FLOOR_UNTIL.0, 0);
             (Worst::new(most), Floor { store: store.clone(), first })
         });
         Self { slots: layout.user, worst }
     }
 
-    /// Has the event recorded that the probe had at this time of the kernel's clock, unless it is outdone. Without a recorder the
-    /// kernel is told all the same, and sends no more than it would with one.
+    /// Records the probe's event at this time of the kernel's clock, unless it does not rank among the worst. The
+    /// kernel gets the threshold even without a recorder, so that it sends no more events than with one.
     pub fn record(
         &mut self,
         time: u64,

@@ -1,4 +1,4 @@
-//! The names of code by its address, for what a running process executes.
+//! Function names by address, for the code that a running process executes.
 
 use std::ops::Range;
 
@@ -11,13 +11,13 @@ use super::symbol_table::{Kind, Symbol};
 use super::symbols::symbols;
 use super::unwind::frame_at;
 
-/// The functions of a file by their addresses. It is made from an [`Image`], and keeps nothing else of it.
+/// The functions of a file by address. Built from an [`Image`], of which nothing else is retained.
 #[derive(Debug, Default)]
 pub struct AddressNames {
     segments: Vec<Segment>,
-    /// In order of their beginning.
+    /// Sorted by start address.
     functions: Vec<Function>,
-    /// All symbols, one behind the other.
+    /// All symbols, concatenated.
     names: String,
 }
 
@@ -32,18 +32,18 @@ struct Segment {
 struct Function {
     begin: u64,
     end: u64,
-    /// The farthest end of those up to this one.
+    /// The highest end of all functions up to and including this one.
     reach: u64,
     name: Range<usize>,
 }
 
-/// Functions without a size whose ends are looked for. Real files have a few.
+/// The maximum number of functions without a size whose ends are determined. Real files have a few.
 const UNSIZED_MAX: usize = 4096;
-/// Functions that are looked at: more overlap nowhere but in a file that was made to take time.
+/// The maximum number of functions examined per lookup. Only a maliciously crafted file has more that overlap.
 const LOOKED_AT: usize = 4096;
 
 impl AddressNames {
-    /// Of all that names the image's functions.
+    /// Built from every source of function names in the image.
     pub fn of(image: &Image<'_>) -> AddressNames {
         let code = image.loads().filter(|segment| executable(segment));
         let segments: Vec<Segment> = code
@@ -83,8 +83,8 @@ impl AddressNames {
         found
     }
 
-    /// Where a function ends whose symbol does not say: where its unwind information does, or where the next symbol begins. Where
-    /// only some functions have symbols, the next one may be far away.
+    /// Returns the end of a function whose symbol has no size: as its unwind information says, or else where the next
+    /// symbol begins. Where only some functions have symbols, the next one may be far away.
     fn end_of(&self, image: &Image<'_>, symbol: &Symbol<'_>, next: Option<&Symbol<'_>>) -> Option<u64> {
         if let Some(frame) = frame_at(image, symbol.vaddr).filter(|frame| frame.start == symbol.vaddr) {
             return Some(frame.end);
@@ -94,7 +94,8 @@ impl AddressNames {
         (!image.is_stripped()).then(|| next.map_or(end, |next| next.vaddr.min(end)))
     }
 
-    /// The function whose code is at this offset of the file, as its source calls it, with parameters; None if that is not known.
+    /// Returns the function whose code is at this file offset, as its source names it, with parameters; `None` if
+    /// unknown.
     pub fn name(&self, offset: u64) -> Option<String> {
         let vaddr = self.segments.iter().find_map(|segment| {
             let into = offset.checked_sub(segment.offset).filter(|into| *into < segment.bytes)?;
@@ -107,7 +108,7 @@ impl AddressNames {
         Some(shown(self.names.get(function.name.clone())?))
     }
 
-    /// About how many bytes of memory it takes.
+    /// Returns roughly how many bytes of memory this uses.
     pub fn bytes(&self) -> usize {
         self.names.len() + self.functions.len() * size_of::<Function>()
     }
@@ -119,9 +120,10 @@ impl Segment {
     }
 }
 
-/// What the source calls the function of this symbol; what the compiler made of it is called the same.
+/// Returns the source's name of a symbol's function. Copies that the compiler made of a function get the function's
+/// name.
 fn shown(symbol: &str) -> String {
-    // Old Rust symbols end in a hash.
+    // Legacy Rust symbols end in a hash.
     let is_rust = symbol.starts_with("_R") || symbol.contains("17h");
     let signature = if is_rust { Signature::Parameters } else { Signature::Whole };
     let plain = || clone_of(symbol).map_or(symbol, |clone| clone.base).to_owned();

@@ -1,10 +1,11 @@
-//! Where a `ret` is seen coming: places that are cheaper to probe than the `ret` itself.
+//! Instructions that lead to a `ret` and are cheaper to probe than the `ret` itself.
 //!
-//! The kernel must single-step a `ret`, which takes up to twenty times as long as a jump, which it emulates. Where every way to
-//! a `ret` begins with a jump, taken or not, after which straight code follows that only gives back the stack and registers,
-//! the jumps tell of the return as well: most functions that check their stack for an overflow end so, and many that leave
-//! early. The return address is then a known number of bytes above the stack pointer. It is not guessed at: nothing may come to
-//! the code in between in another way, by an indirect jump, a handler for exceptions, or from a call.
+//! The kernel must single-step a `ret`, which takes up to twenty times as long as a jump, which it emulates. Where
+//! every path to a `ret` begins with a jump, taken or not, followed by straight-line code that only releases the stack
+//! and restores registers, the jumps mark the return just as well: most functions that check their stack for an
+//! overflow end like this, as do many that return early. The return address is then at a known distance above the stack
+//! pointer. Nothing is guessed: the code in between must not be reachable in any other way, by an indirect jump, an
+//! exception handler, or from a call.
 
 use std::collections::BTreeSet;
 
@@ -15,43 +16,44 @@ use iced_x86::{
 use super::Image;
 use super::body::{Body, Condition, Jump, is_write, writes};
 
-/// The most instructions between such a jump and the `ret`.
+/// The maximum number of instructions between such a jump and the `ret`.
 const LONGEST: usize = 24;
-/// The most jumps that stand for one `ret`: a call may pass all of them.
+/// The maximum number of jumps that stand for one `ret`: a call may pass all of them.
 const JUMPS_MAX: usize = 2;
-/// Where the C library keeps what functions check their stacks by, in the segment of a thread's own.
+/// The offset of the stack protector's guard value in a thread's own segment, as the C library lays it out.
 const GUARD: u64 = 0x28;
 
-/// A jump after which control surely comes to a `ret`.
+/// A jump after which control is certain to reach a `ret`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Approach {
     pub vaddr: u64,
-    /// The processor's condition (0 overflow to 15 greater) under which it leads there; None if it always does.
+    /// The processor's condition code (0 overflow to 15 greater) under which control leads to the `ret`; `None` if it
+    /// always does.
     pub when: Option<u8>,
-    /// How far above the stack pointer the return address is.
+    /// The distance of the return address above the stack pointer.
     pub above: i32,
-    /// Whether the result, and all memory that the caller sees, is as it is at the `ret`.
+    /// Whether the result, and all memory that the caller sees, is already the same as at the `ret`.
     pub is_final: bool,
 }
 
-/// All of a function's code, and where control comes to in it.
+/// All of a function's code, and the places in it that control can reach.
 pub(super) struct Code<'c, 'a> {
     pub image: &'c Image<'a>,
     /// All direct jumps. There must be no others.
     pub jumps: &'c [Jump],
-    /// Addresses that control may come to otherwise.
+    /// Addresses that control may reach by other means.
     pub landings: &'c BTreeSet<u64>,
-    /// Instructions that control is known to come to: all else may be data.
+    /// Instructions that control is known to reach: everything else may be data.
     pub reached: &'c BTreeSet<u64>,
 }
 
 impl Code<'_, '_> {
-    /// What to probe in the place of a `ret` of this stretch; None if it must be the `ret`.
+    /// Returns what to probe in place of a `ret` of this stretch; `None` if the `ret` itself must be probed.
     pub fn approaches(&self, body: &Body, ret: u64) -> Option<Vec<Approach>> {
         let (mut at, mut above, mut is_final) = (ret, 0, true);
         let mut found = Vec::new();
         for _ in 0..LONGEST {
-            // A jump over the prefix of an instruction comes there as well.
+            // A jump past an instruction's prefix leads here as well.
             let inside = at + 1..body.after(at);
             if self.landings.contains(&at) || self.jumps.iter().any(|jump| inside.contains(&jump.target)) {
                 return None;
@@ -95,7 +97,7 @@ impl Code<'_, '_> {
             Condition::If(code) => Some(code),
             Condition::Untold => return None,
         };
-        // In a loop it may be hit many times for one return.
+        // In a loop, it may be hit many times per return.
         let turns = |jump: &Jump| jump.at >= vaddr && jump.target <= vaddr;
         let is_hit_often = self.jumps.iter().any(turns) && !self.checks_stack(body, vaddr);
         if is_hit_often || !self.reached.contains(&vaddr) {
@@ -104,7 +106,7 @@ impl Code<'_, '_> {
         Some(Approach { vaddr, when, above, is_final })
     }
 
-    /// Whether the jump is that of a check for an overflow of the stack, which is the last thing that a function does.
+    /// Returns whether the jump belongs to the stack protector's check, which is the last thing that a function does.
     fn checks_stack(&self, body: &Body, jump: u64) -> bool {
         let before = std::iter::successors(body.before(jump), |at| body.before(*at)).take(2);
         before.filter_map(|at| self.decode(at)).any(|now| {
@@ -121,12 +123,13 @@ impl Code<'_, '_> {
 }
 
 struct Effect {
-    /// How far the stack pointer rises.
+    /// How much the instruction raises the stack pointer.
     rise: i32,
     keeps_result: bool,
 }
 
-/// What an instruction does on the way to a `ret`; None if that is not known for certain, or it may call something.
+/// Returns the effect of an instruction on the way to a `ret`; `None` if it is not known for certain, or if the
+/// instruction may call something.
 fn effect_of(now: &Instruction) -> Option<Effect> {
     if now.flow_control() != FlowControl::Next || now.is_privileged() || now.mnemonic() == Mnemonic::Hlt {
         return None;

@@ -1,5 +1,5 @@
-//! Code that a program checks by a checksum of its own memory when it starts, as FIPS 140 asks of cryptographic modules. A breakpoint
-//! in it is a change, after which the program ends.
+//! Code that a program verifies by a checksum of its own memory at startup, as FIPS 140 demands of cryptographic
+//! modules. A breakpoint in such code changes it, and the program then exits.
 
 use object::elf;
 use object::read::elf::SectionHeader;
@@ -7,14 +7,14 @@ use object::read::elf::SectionHeader;
 use super::headers::{Headers, LE};
 use super::symbol_table::SymbolTable;
 
-/// What the names of the symbols around the code of BoringSSL and AWS-LC end in.
+/// Suffixes of the symbols that delimit the code of BoringSSL and AWS-LC.
 const BORINGSSL: [&str; 2] = ["BORINGSSL_bcm_text_start", "BORINGSSL_bcm_text_end"];
-/// Where Go since 1.24 says which of its code that is.
+/// The section in which Go 1.24 and later record where this code is.
 const GO: &[u8] = b".go.fipsinfo";
-/// Where in there is the address of the code; behind it that of its end.
+/// The offset of the code's start address in that section; its end address follows.
 const GO_CODE: u64 = 16 + 32 + 8;
 
-/// The addresses of such code.
+/// The address range of such code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CheckedCode {
     start: u64,
@@ -22,7 +22,7 @@ pub(super) struct CheckedCode {
 }
 
 impl CheckedCode {
-    /// None if the file has none that it tells of.
+    /// Returns `None` if the file declares no such code.
     pub fn of(headers: &Headers<'_>) -> Option<CheckedCode> {
         let [start, end] = of_go(headers).or_else(|| of_boringssl(headers))?;
         (start < end).then_some(CheckedCode { start, end })

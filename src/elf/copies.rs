@@ -1,5 +1,5 @@
-//! What a symbol does not tell of the function that it names: copies and parts that the compiler made, code that several
-//! functions share, functions that call each other under one name, and entries that are jumped to.
+//! What a symbol does not reveal about the function that it names: copies and parts made by the compiler, code shared
+//! by several functions, functions of the same name that call each other, and entries that are jumped to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,12 +9,12 @@ use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, thunk
 use super::symbol_table::{Kind, Symbol};
 use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
-/// Functions that are decoded at most; larger ones are not looked into.
+/// The size of the largest function that is decoded.
 const DECODED_MAX: u64 = 256 << 10;
-/// Names that a remark lists.
+/// How many names a remark lists.
 const LISTED: usize = 4;
 
-/// What the user should know of the functions that a name was found to mean.
+/// Returns what the user should know about the functions found for a name.
 pub(super) fn remarks_on(
     index: &SymbolIndex<'_>,
     pattern: &str,
@@ -82,7 +82,7 @@ pub(super) fn remarks_on(
     remarks
 }
 
-/// What is to be known of each function by itself, whatever pattern it was found by.
+/// Returns what the user should know about each function individually, whatever pattern found it.
 pub(super) fn remarks_on_each(index: &SymbolIndex<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> Vec<String> {
     let mut remarks = Vec::new();
     let begins_with_untold_loop = |symbol: &&Symbol<'_>| {
@@ -113,8 +113,8 @@ pub(super) fn remarks_on_each(index: &SymbolIndex<'_>, found: &BTreeMap<u64, Sym
 }
 
 impl SymbolIndex<'_> {
-    /// Where the function jumps to its first instruction, if it begins with a loop; None if it does not, or if that is not known
-    /// for certain.
+    /// Returns the jumps of the function to its first instruction, if it begins with a loop; `None` if it does not, or
+    /// if that is not known for certain.
     pub fn turns(&self, function: &FunctionSite) -> Option<Vec<Passage>> {
         if !is_jumped_to(self, function.entry, function.size) {
             return None;
@@ -123,14 +123,14 @@ impl SymbolIndex<'_> {
     }
 }
 
-/// Whether the source has another name for it, not only the file another symbol.
+/// Returns whether the source has another name for it, rather than just the file another symbol.
 fn differs(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> bool {
     let trimmed = |name: &str| name.trim_start_matches('_').to_owned();
     let plain = |name: &str| demangle(name, Signature::Parameters).unwrap_or_else(|| trimmed(name));
     found.get(&symbol.vaddr).is_some_and(|known| plain(known.name) != plain(symbol.name))
 }
 
-/// The first of the names, and how many more there are.
+/// Formats the first few names, and how many more there are.
 pub(super) fn listed(names: &[&str]) -> String {
     let displayed: Vec<String> = names
         .iter()
@@ -147,7 +147,7 @@ pub(super) fn listed(names: &[&str]) -> String {
     }
 }
 
-/// What calls and jumps in a function lead to by way of a slot that the loader fills, as `-fno-plt` has them.
+/// Returns the slots, filled in by the loader, through which a function calls and jumps, as with `-fno-plt`.
 fn slots(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<u64> {
     let leads_on = |flow| matches!(flow, FlowControl::IndirectCall | FlowControl::IndirectBranch);
     instructions(image, symbol)
@@ -174,7 +174,7 @@ fn instructions_at<'a>(
     std::iter::from_fn(move || decoder.can_decode().then(|| decoder.decode()))
 }
 
-/// The targets of direct jumps and calls in a function, with whether each is a call.
+/// Returns the targets of direct jumps and calls in a function, and whether each is a call.
 fn targets(image: &Image<'_>, symbol: &Symbol<'_>) -> Vec<(u64, bool)> {
     targets_at(image, symbol.vaddr, symbol.size)
 }
@@ -192,8 +192,8 @@ fn targets_at(image: &Image<'_>, vaddr: u64, size: u64) -> Vec<(u64, bool)> {
         .collect()
 }
 
-/// Whether a jump inside the function, or in what the compiler moved away from it, goes to the instruction that is probed. Go's do
-/// when the stack has grown, and are probed behind that.
+/// Returns whether a jump inside the function, or in a part that the compiler moved elsewhere, leads to the probed
+/// instruction. Go functions jump back there when the stack has grown, and are probed after that check.
 fn is_jumped_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
     if let Some(known) = index.jumped_to.borrow().get(&entry) {
         return *known;
@@ -214,7 +214,7 @@ fn is_jumped_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
     is
 }
 
-/// Whether a jump table of the function leads to its first instruction.
+/// Returns whether a jump table of the function leads to its first instruction.
 fn is_switched_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
     let image = index.image();
     let is_indirect = |now: Instruction| now.flow_control() == FlowControl::IndirectBranch;
@@ -223,8 +223,8 @@ fn is_switched_to(index: &SymbolIndex<'_>, entry: u64, size: u64) -> bool {
         && index.code().turns(entry, size).is_ok_and(|turns| !turns.is_empty())
 }
 
-/// Of functions that one name means, takes out those that call or go on in another of them: a deleting destructor that
-/// calls the complete one, or a thunk, which would count each such call twice.
+/// Removes, from functions with the same name, those that call or jump to another one of them: a deleting destructor
+/// that calls the complete one, or a thunk. Such calls would be counted twice.
 pub(super) fn drop_chained(
     index: &SymbolIndex<'_>,
     found: &mut BTreeMap<u64, Symbol<'_>>,
@@ -270,7 +270,7 @@ pub(super) fn drop_chained(
                     .any(|slot| is_other(index.image().pointer_at(slot), index.stub(slot)))
         };
         let chained: Vec<Symbol<'_>> = group.iter().copied().filter(|symbol| into_another(symbol)).collect();
-        // Were each to call the other, none would be left.
+        // If each calls another one, none would be left.
         if chained.len() == group.len() {
             continue;
         }
@@ -282,14 +282,14 @@ pub(super) fn drop_chained(
     }
 }
 
-/// One symbol for the complete and the base variant: without virtual base classes they are the same code, and a library calls
-/// it by either.
+/// Returns the same symbol for the complete and the base variant: without virtual base classes they are the same code,
+/// and a library calls it by either.
 fn complete(name: &str) -> String {
     name.replacen("D2E", "D1E", 1).replacen("C2E", "C1E", 1)
 }
 
-/// What the linker's jump at this address leads to. A library calls functions that it exports by such jumps, since a program
-/// may have others of the same names.
+/// Returns the target of the linker's stub at this address. A library calls functions that it exports through such
+/// stubs, since a program may override them.
 fn stub_name<'a>(index: &SymbolIndex<'a>, vaddr: u64) -> Option<&'a str> {
     let code = index.image().code_at(vaddr, 16)?;
     let mut decoder = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE);
@@ -303,8 +303,8 @@ fn stub_name<'a>(index: &SymbolIndex<'a>, vaddr: u64) -> Option<&'a str> {
     index.stub(jump.ip_rel_memory_address())
 }
 
-/// Whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before the end of
-/// its nested name, or what GCC has the others jump to when it saves space, `C4` and `D4`.
+/// Returns whether a symbol is one of the variants of a constructor or destructor: `C1`, `C2`, `D0`, `D1`, `D2` before
+/// the end of its nested name, or `C4` and `D4`, the shared code to which GCC's other variants jump to save space.
 fn is_structor(name: &str) -> bool {
     const KINDS: [&str; 11] = ["C1E", "C2E", "C3E", "C4E", "D0E", "D1E", "D2E", "D4E", "C1I", "C2I", "C4I"];
     name.starts_with("_ZN") && KINDS.iter().any(|kind| name.contains(kind))

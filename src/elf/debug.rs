@@ -1,4 +1,4 @@
-//! Where the symbols of a stripped program may be.
+//! Where the symbols of a stripped program may be found.
 
 use std::path::{Path, PathBuf};
 
@@ -6,9 +6,9 @@ use super::headers::{Headers, bounded_str};
 
 const DEBUG_ROOT: &str = "/usr/lib/debug";
 
-/// The places where a separate debug file of the program at `path` may be, the likeliest first: by its
-/// build-id, then by the name in its `.gnu_debuglink` section, as GDB looks for them. Nothing is opened; a
-/// file found there is to be parsed and given to [`super::Image::with_debug_symbols`], which checks that it fits.
+/// Returns where a separate debug file of the program at `path` may be, the likeliest first: by its build ID, then by
+/// the name in its `.gnu_debuglink` section, in the order in which GDB searches. Nothing is opened; the caller parses a
+/// file found there and passes it to [`super::Image::with_debug_symbols`], which checks that it matches.
 pub fn debug_file_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
     let mut candidates = Vec::new();
     if let Some(id) = image.build_id().filter(|id| (2..=64).contains(&id.len())) {
@@ -23,14 +23,14 @@ pub fn debug_file_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
     candidates
 }
 
-/// The place of a debug file by its build-id, which is not empty.
+/// Returns the path of a debug file by its build ID, which is not empty.
 fn by_build_id(id: &[u8]) -> PathBuf {
     let hex: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
     Path::new(DEBUG_ROOT).join(".build-id").join(&hex[..2]).join(format!("{}.debug", &hex[2..]))
 }
 
-/// The file name in `.gnu_debuglink`, and the checksum of that file's contents. A path there would lead out of the
-/// directories that are looked at.
+/// Returns the file name in `.gnu_debuglink`, and the checksum of that file's contents. A path instead of a name is
+/// rejected: it would lead out of the searched directories.
 pub(super) fn debuglink<'a>(image: &Headers<'a>) -> Option<(&'a str, u32)> {
     let data = image.section_data(image.section(b".gnu_debuglink")?)?;
     let name = std::str::from_utf8(bounded_str(data, 0)?).ok()?;
@@ -39,8 +39,8 @@ pub(super) fn debuglink<'a>(image: &Headers<'a>) -> Option<(&'a str, u32)> {
     is_name.then_some((name, u32::from_le_bytes(*checksum)))
 }
 
-/// The path in `.gnu_debugaltlink`, and the build-id, of the file with what this one's debug information has in common with that of
-/// others.
+/// Returns the path in `.gnu_debugaltlink`, and the build ID, of the file that holds the debug information which this
+/// file shares with others.
 pub(super) fn altlink<'a>(image: &Headers<'a>) -> Option<(&'a str, &'a [u8])> {
     let data = image.section_data(image.section(b".gnu_debugaltlink")?)?;
     let name = bounded_str(data, 0)?;
@@ -48,16 +48,17 @@ pub(super) fn altlink<'a>(image: &Headers<'a>) -> Option<(&'a str, &'a [u8])> {
     Some((std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?, id))
 }
 
-/// The places where the file may be that the debug information in the file at `path` shares with others, as GDB looks for it. What is
-/// found there is to be given to [`super::SymbolIndex::with_shared_debug`], which checks that it fits. Empty if there is none.
+/// Returns where the file may be that holds the debug information which the file at `path` shares with others, in the
+/// order in which GDB searches. The caller passes a file found there to [`super::SymbolIndex::with_shared_debug`],
+/// which checks that it matches. Empty if there is no such file.
 pub fn shared_debug_candidates(image: &Headers<'_>, path: &Path) -> Vec<PathBuf> {
     let Some((name, id)) = altlink(image) else { return Vec::new() };
-    // An absolute path stays what it is.
+    // An absolute path is left unchanged.
     let beside = path.parent().map(|directory| directory.join(name));
     beside.into_iter().chain([by_build_id(id)]).collect()
 }
 
-/// The checksum that `.gnu_debuglink` has of a debug file's contents.
+/// Computes the checksum of a debug file's contents that `.gnu_debuglink` records.
 pub(super) fn crc32(bytes: &[u8]) -> u32 {
     let mut crc = flate2::Crc::new();
     crc.update(bytes);

@@ -1,4 +1,4 @@
-//! Debug information (DWARF) of a file, unpacked once, and how to find one's way in it.
+//! The debug information (DWARF) of a file, decompressed once, and its navigation.
 
 use std::borrow::Cow;
 use std::cell::{OnceCell, RefCell};
@@ -17,13 +17,13 @@ use super::packed::{contents, is_there};
 pub(super) type Slice<'a> = EndianSlice<'a, LittleEndian>;
 pub(super) type Entry<'a> = DebuggingInformationEntry<Slice<'a>>;
 
-/// What the compiler tells of a program's functions besides their names.
+/// The compiler's description of a program's functions, beyond their names.
 pub struct DebugInfo<'a> {
     sections: DwarfSections<Cow<'a, [u8]>>,
-    /// Of the file that has what this one's has in common with that of others.
+    /// The sections of the file that holds the debug information shared with other files.
     shared: Option<DwarfSections<Cow<'a, [u8]>>>,
     lacks_shared: bool,
-    /// How many copies of each function were inlined into others, by its symbol.
+    /// How many copies of each function were inlined into others, by symbol.
     pub(super) inlined: OnceCell<HashMap<Box<[u8]>, usize>>,
     units: OnceCell<Units>,
     functions: RefCell<HashMap<usize, Rc<Functions>>>,
@@ -32,30 +32,30 @@ pub struct DebugInfo<'a> {
 /// Entries of functions in one unit, by the address of their first instruction.
 type Functions = HashMap<u64, Vec<UnitOffset>>;
 
-/// Where the units are in the debug information, and where the code is that they describe. Places in the shared file count on
-/// behind the end of the program's own.
+/// The offsets of the units in the debug information, and the address ranges of the code that they describe. Offsets
+/// into the shared file continue after the end of the program's own debug information.
 #[derive(Debug, Default)]
 pub(super) struct Units {
     pub offsets: Vec<DebugInfoOffset>,
-    /// In order of their beginning.
+    /// Sorted by start address.
     spans: Vec<Span>,
-    /// Types that have units of their own, by their signatures.
+    /// Types that have units of their own, by signature.
     types: HashMap<u64, DebugInfoOffset>,
-    /// Units of which the file has only the skeleton.
+    /// The number of units of which the file has only the skeleton.
     split: usize,
 }
 
-/// Code of one unit.
+/// A range of code of one unit.
 #[derive(Debug)]
 struct Span {
     begin: u64,
     end: u64,
-    /// The farthest end of those up to this one.
+    /// The highest end of all spans up to and including this one.
     reach: u64,
     unit: usize,
 }
 
-/// Why a file's debug information is not read, or not all of it.
+/// Why a file's debug information is not read, or only partially.
 pub(super) const UNREADABLE: &str =
     "its debug information is damaged, or compressed in a way that is not known";
 const SHARED: &str = "parts of its debug information are in a file that it shares with others (.gnu_debugaltlink, made by dwz), \
@@ -64,10 +64,10 @@ const SPLIT: &str =
     "its debug information is in files of its own (.dwo or .dwp, made by -gsplit-dwarf), which are not read";
 
 impl<'a> DebugInfo<'a> {
-    /// None if the file has none.
+    /// Returns `None` if the file has none.
     ///
     /// # Errors
-    /// With the reason if it cannot be read.
+    /// Why it cannot be read.
     pub(super) fn of(
         image: &Image<'a>,
         shared: Option<&Image<'a>>,
@@ -90,7 +90,7 @@ impl<'a> DebugInfo<'a> {
         }))
     }
 
-    /// What of the debug information is elsewhere, so that what it tells is not all.
+    /// Returns which debug information is elsewhere, so that this is incomplete.
     pub fn lacks(&self) -> impl Iterator<Item = &'static str> {
         [(self.lacks_shared, SHARED), (self.units().split > 0, SPLIT)]
             .into_iter()
@@ -103,7 +103,8 @@ impl<'a> DebugInfo<'a> {
         Finder { own: own_bytes(&dwarf), dwarf, units: offsets, types, opened: RefCell::default() }
     }
 
-    /// The entries of functions that begin at this address. Those of a folded function's aliases are among them.
+    /// Returns the entries of functions that begin at this address, including those of functions whose identical code
+    /// was folded into one.
     pub(super) fn functions_at(&self, finder: &Finder<'_>, vaddr: u64) -> Vec<DebugInfoOffset> {
         let spans = &self.units().spans;
         let after = spans.partition_point(|span| span.begin <= vaddr);
@@ -136,7 +137,7 @@ impl<'a> DebugInfo<'a> {
             let mut units = Units::default();
             let dwarf = self.dwarf();
             let mut headers = dwarf.units();
-            // After a damaged header nothing is known.
+            // After a damaged header, nothing is known.
             while let Ok(Some(header)) = headers.next() {
                 let Some(offset) = header.offset().to_debug_info_offset(&header) else { continue };
                 let number = units.offsets.len();
@@ -170,7 +171,7 @@ impl<'a> DebugInfo<'a> {
 }
 
 impl Units {
-    /// Adds those of the shared file, which has no code.
+    /// Adds the units of the shared file, which has no code.
     fn add_shared(&mut self, shared: &Dwarf<Slice<'_>>, own: usize) {
         let mut headers = shared.units();
         while let Ok(Some(header)) = headers.next() {
@@ -186,10 +187,10 @@ impl Units {
     }
 }
 
-/// The sections of a file's debug information.
+/// Loads the sections of a file's debug information.
 fn sections<'a>(image: &Image<'a>) -> Result<DwarfSections<Cow<'a, [u8]>>, &'static str> {
     let section = |id: SectionId| match id {
-        // Never asked for here.
+        // Not used here.
         SectionId::DebugMacro | SectionId::DebugMacinfo | SectionId::DebugAranges => {
             Ok(Cow::Borrowed(&[][..]))
         }
@@ -198,7 +199,7 @@ fn sections<'a>(image: &Image<'a>) -> Result<DwarfSections<Cow<'a, [u8]>>, &'sta
     DwarfSections::load(section).map_err(|_| UNREADABLE)
 }
 
-/// How many bytes of entries are not the shared file's.
+/// Returns how many bytes of the debug information are the program's own rather than the shared file's.
 fn own_bytes(dwarf: &Dwarf<Slice<'_>>) -> usize {
     dwarf.debug_info.reader().len()
 }
@@ -209,7 +210,7 @@ impl std::fmt::Debug for DebugInfo<'_> {
     }
 }
 
-/// The code that an entry describes.
+/// Returns the code ranges that an entry describes.
 fn ranges<'a>(
     dwarf: &Dwarf<Slice<'a>>,
     unit: &Unit<Slice<'a>>,
@@ -228,7 +229,7 @@ fn functions(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<Slice<'_>>) -> gimli::Result<
     while let Some(entry) = entries.next_dfs()? {
         if entry.tag() == gimli::DW_TAG_subprogram
             && let Some(mut ranges) = ranges(dwarf, unit, entry)
-            // Where its cold part is elsewhere the first range is the beginning.
+            // If its cold part is elsewhere, the first range contains the entry.
             && let Some(range) = ranges.next()?
         {
             found.entry(range.begin).or_default().push(entry.offset());
@@ -237,18 +238,18 @@ fn functions(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<Slice<'_>>) -> gimli::Result<
     Ok(found)
 }
 
-/// Finds entries by their place in the debug information.
+/// Finds entries by their offset in the debug information.
 pub(super) struct Finder<'d> {
     pub dwarf: Dwarf<Slice<'d>>,
     units: &'d [DebugInfoOffset],
     types: &'d HashMap<u64, DebugInfoOffset>,
-    /// Those used last.
+    /// Recently used units.
     opened: RefCell<HashMap<usize, Rc<OpenUnit<'d>>>>,
-    /// Places from here on are in the shared file.
+    /// Offsets from here on are in the shared file.
     own: usize,
 }
 
-/// A unit, and where its file begins among all places.
+/// A unit, and the base of its file among all offsets.
 pub(super) struct OpenUnit<'d> {
     unit: Unit<Slice<'d>>,
     base: usize,
@@ -267,13 +268,13 @@ impl OpenUnit<'_> {
         self.placed(offset.to_debug_info_offset(&self.unit.header)?)
     }
 
-    /// The place of what is here in the unit's own file.
+    /// Converts an offset in the unit's own file.
     fn placed(&self, offset: DebugInfoOffset) -> Option<DebugInfoOffset> {
         offset.0.checked_add(self.base).map(DebugInfoOffset)
     }
 }
 
-/// An entry, with the unit that it is in.
+/// An entry, with the unit that contains it.
 #[derive(Clone)]
 pub(super) struct Node<'d> {
     pub unit: Rc<OpenUnit<'d>>,
@@ -282,9 +283,9 @@ pub(super) struct Node<'d> {
 }
 
 impl<'d> Finder<'d> {
-    /// Units that are kept open.
+    /// The maximum number of units that are open at a time.
     const OPENED_MAX: usize = 16;
-    /// Children of an entry that are looked at.
+    /// The maximum number of an entry's children that are examined.
     const CHILDREN_MAX: usize = 4096;
 
     fn numbered(&self, number: usize) -> Option<Rc<OpenUnit<'d>>> {
@@ -306,17 +307,17 @@ impl<'d> Finder<'d> {
         Some(unit)
     }
 
-    /// The units, in turn.
+    /// Iterates over the units.
     pub fn all_units(&self) -> impl Iterator<Item = Rc<OpenUnit<'d>>> {
         (0..self.units.len()).filter_map(|number| self.numbered(number))
     }
 
-    /// The debug information that a unit is in.
+    /// Returns the debug information that contains a unit.
     pub fn dwarf_of(&self, unit: &OpenUnit<'d>) -> &Dwarf<Slice<'d>> {
         self.dwarf.sup().filter(|_| unit.base > 0).unwrap_or(&self.dwarf)
     }
 
-    /// The entry at this place.
+    /// Returns the entry at this offset.
     pub fn node(&self, at: DebugInfoOffset) -> Option<Node<'d>> {
         let after = self.units.partition_point(|offset| *offset <= at);
         let unit = self.numbered(after.checked_sub(1)?)?;
@@ -325,7 +326,7 @@ impl<'d> Finder<'d> {
         Some(Node { unit, entry, at })
     }
 
-    /// The entry that an attribute points to.
+    /// Returns the entry that an attribute refers to.
     pub fn follow(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<Node<'d>> {
         match node.entry.attr_value(attribute) {
             Some(AttributeValue::DebugTypesRef(signature)) => self.node(*self.types.get(&signature.0)?),
@@ -333,7 +334,7 @@ impl<'d> Finder<'d> {
         }
     }
 
-    /// Where in the debug information an attribute of the entry points.
+    /// Returns the offset that an attribute of the entry refers to.
     pub fn reference(
         &self,
         unit: &OpenUnit<'d>,
@@ -348,7 +349,7 @@ impl<'d> Finder<'d> {
         }
     }
 
-    /// The entries directly below this one.
+    /// Returns the direct children of this entry.
     pub fn children(&self, node: &Node<'d>) -> Vec<Node<'d>> {
         let mut found = Vec::new();
         let Ok(mut entries) = node.unit.entries_at_offset(node.entry.offset()) else { return found };
@@ -366,14 +367,14 @@ impl<'d> Finder<'d> {
         found
     }
 
-    /// The text that is an attribute's value.
+    /// Returns an attribute's string value.
     pub fn text(&self, node: &Node<'d>, attribute: gimli::DwAt) -> Option<&'d [u8]> {
         let value = node.entry.attr_value(attribute)?;
         Some(self.dwarf_of(&node.unit).attr_string(&**node.unit, value).ok()?.slice())
     }
 
-    /// The symbol of a described function: its linkage name, its declaration's, or the name itself where the language has no
-    /// other.
+    /// Returns the symbol of a described function: its linkage name, its declaration's, or the plain name if the
+    /// language has no other.
     pub fn symbol(&self, at: DebugInfoOffset) -> Option<&'d [u8]> {
         let mut name = None;
         for node in self.declarations(self.node(at)?) {
@@ -385,8 +386,8 @@ impl<'d> Finder<'d> {
         name
     }
 
-    /// The entry of a function, and those that it instantiates or defines: from an instance by its declaration to the class's,
-    /// no farther.
+    /// Iterates over the entry of a function and those that it instantiates or defines: from an instance through its
+    /// declaration to the class's, and no further.
     pub fn declarations(&self, function: Node<'d>) -> impl Iterator<Item = Node<'d>> {
         let next = |node: &Node<'d>| {
             self.follow(node, gimli::DW_AT_specification)

@@ -1,4 +1,4 @@
-//! What can be wrong with a file, with a probe in it, and with one argument of a probe.
+//! What can be wrong with a file, with a probe in it, or with one argument of a probe.
 
 use std::fmt;
 
@@ -13,17 +13,17 @@ pub enum ElfError {
     BigEndian,
     /// Built for another processor; the number is the header's `e_machine`.
     Machine(u16),
-    /// An object file, a core dump or something else that is not run; the number is the header's `e_type`.
+    /// An object file, a core dump or something else that is not executable; the number is the header's `e_type`.
     NotLinked(u16),
-    /// A table does not fit the file.
+    /// A table that is inconsistent with the file.
     Malformed { what: &'static str, reason: String },
-    /// A `.note.stapsdt` entry does not follow its format; the offset is into the file.
+    /// A `.note.stapsdt` entry that violates its format; the offset is into the file.
     BadNote { offset: u64, reason: &'static str },
-    /// The file holds no USDT probes.
+    /// The file has no USDT probes.
     NoNotes,
-    /// Nothing leads to the USDT probes that the file may hold.
+    /// The file has no section headers, without which its USDT probes, if any, cannot be found.
     NoSections,
-    /// What runs is made from the file when it starts.
+    /// The code is unpacked from the file only when it starts.
     Packed,
 }
 
@@ -80,12 +80,12 @@ impl fmt::Display for ElfError {
 
 impl std::error::Error for ElfError {}
 
-/// Why one argument of a probe cannot be read. Concerns nobody who does not use that argument.
+/// Why one argument of a probe cannot be read. Irrelevant unless that argument is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FormError {
-    /// The argument as its note writes it.
+    /// The argument as written in its note.
     pub text: String,
-    /// The reason, to follow a colon.
+    /// The reason, phrased to follow a colon.
     pub reason: String,
 }
 
@@ -103,24 +103,24 @@ impl fmt::Display for FormError {
 
 impl std::error::Error for FormError {}
 
-/// Why a probe or a function gives no sites in a file.
+/// Why a probe or a function has no sites in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SiteError {
-    /// The file itself.
+    /// The file itself is unusable.
     Elf(ElfError),
     /// The file has USDT probes, but not this one; `near` holds `provider:name`, the nearest first.
     NoProbe { provider: String, name: String, near: Vec<String> },
-    /// No function of that name; `near` holds the nearest names, `stripped` says that there is no `.symtab`.
+    /// There is no function of that name; `near` holds the closest names, `unnamed` why functions may have no names.
     NoFunction { pattern: String, near: Vec<String>, unnamed: Option<Unnamed> },
-    /// The name is there, but nothing that a probe can be set on.
+    /// The name exists, but not for anything that can be probed.
     NotProbeable { name: String, reason: &'static str },
-    /// The program chooses at its start which code this is; `implementations` holds names, or offsets in the file.
+    /// The program chooses the code at startup; `implementations` holds names, or file offsets.
     Ifunc { name: String, implementations: Vec<String> },
-    /// The pattern is not one.
+    /// The pattern is invalid.
     BadPattern { pattern: String, reason: String },
-    /// An address that the file's loaded segments do not hold.
+    /// An address outside the file's loaded segments.
     Unmapped { what: String, vaddr: u64 },
-    /// An offset that is not the first byte of an instruction: a probe there would corrupt the program.
+    /// An offset that is not at the start of an instruction: a probe there would corrupt the program.
     InsideInstruction { what: String, before: u64, after: u64 },
     /// A separate debug file that belongs to another build of the program.
     OtherBuild,
@@ -130,7 +130,7 @@ pub enum SiteError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unnamed {
     Stripped,
-    /// It is stripped, and what it has of names in itself cannot be unpacked.
+    /// It is stripped, and its embedded symbols cannot be decompressed.
     Packed,
 }
 
@@ -203,7 +203,7 @@ impl std::error::Error for SiteError {
     }
 }
 
-/// `; the nearest are a, b` or nothing.
+/// Formats as `; the nearest are a, b`, or as nothing.
 struct Near<'a>(&'a [String]);
 
 impl fmt::Display for Near<'_> {

@@ -1,18 +1,18 @@
-//! What a way out of a function is.
+//! The ways in which control leaves a function.
 
 use std::ops::Range;
 
 use super::Form;
 use super::approach::Approach;
 
-/// How a function is left.
+/// All ways in which a function is left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exits {
-    /// In order of address.
+    /// Sorted by address.
     pub exits: Vec<Exit>,
-    /// In order of address.
+    /// Sorted by address.
     pub passages: Vec<Passage>,
-    /// Functions that it ends in, whose exits are its own.
+    /// Functions that it tail-calls, whose exits count as its own.
     pub followed: Vec<u64>,
     /// Whether its unwind table names a handler: cleanups, or a catch.
     pub has_handler: bool,
@@ -25,30 +25,31 @@ pub struct Exit {
     pub kind: ExitKind,
     /// Whether calls of other functions pass here too.
     pub shared: bool,
-    /// The processor's condition (0 overflow to 15 greater) under which it leaves; None if it always does.
+    /// The processor's condition code (0 overflow to 15 greater) under which it leaves; `None` if it always does.
     pub when: Option<u8>,
-    /// Of a `ret`: jumps that can be probed in its place, and cost less. None if there are none.
+    /// For a `ret`: jumps that can be probed in its place at a lower cost; empty if there are none.
     pub approaches: Vec<Approach>,
 }
 
-/// An instruction at which the same call goes on elsewhere, which its probes must know.
+/// An instruction at which the same call continues elsewhere, which the probes of the call must take into account.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Passage {
     pub vaddr: u64,
     pub kind: PassageKind,
-    /// The processor's condition under which it is one; None if it always is.
+    /// The processor's condition code under which it is a passage; `None` if it always is.
     pub when: Option<u8>,
-    /// Of an indirect jump: where its target is found, and the one by which it is one.
+    /// For an indirect jump: where its target is found, and the target for which it is a passage.
     pub target: Option<(Form, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PassageKind {
-    /// A jump to the function's own entry: what is entered there is no other call.
+    /// A jump to the function's own entry: reaching the entry this way is not another call.
     LoopBack,
-    /// A jump to a function that the call ends in.
+    /// A jump to a function that the call ends in (a tail call).
     TailJump,
-    /// Where such a function is entered, by whomever. A call that has not come by its jump was left before: by an exception.
+    /// The entry of such a function, reached by any of its callers. A recorded call at the same stack position that did
+    /// not get here by its own jump was left earlier, by an exception.
     CalleeEntry,
 }
 
@@ -56,26 +57,27 @@ pub enum PassageKind {
 pub enum ExitKind {
     /// A `ret`.
     Return,
-    /// A jump to a function that cannot be followed: it returns in this one's stead, unseen.
+    /// A jump to a function that cannot be followed: it returns in this one's place, unseen.
     TailCall,
-    /// A jump whose target is known only when it is taken. Outside of these stretches of code it is a tail call.
+    /// A jump whose target is known only when it is taken. If the target is outside these stretches of code, it is a
+    /// tail call.
     Decided { target: Form, inside: Vec<Range<u64>> },
 }
 
 impl Exit {
-    /// Whether it is hit when nothing is left, too. What jumps to where one fixed pointer says is rarely anything but a call of
-    /// another file's function.
+    /// Returns whether it is also hit when the function is not left. A jump through a fixed pointer is nearly always a
+    /// call of another file's function.
     pub(super) fn is_costly(&self) -> bool {
         matches!(&self.kind, ExitKind::Decided { target, .. } if !matches!(target, Form::Static { .. }))
     }
 }
 
 impl Exits {
-    /// Whether every exit is a `ret`, where the function's result is known.
+    /// Returns whether every exit is a `ret`, where the function's result is known.
     pub fn all_return(&self) -> bool {
         self.exits.iter().all(|exit| exit.kind == ExitKind::Return)
     }
 }
 
-/// Why no exits are known, to follow a colon.
+/// Why no exits are known, phrased to follow a colon.
 pub type NoExits = String;

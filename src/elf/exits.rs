@@ -1,10 +1,11 @@
 //! Where a function is left: every `ret`, and every jump to code that is not its own.
 //!
-//! A function is more than one stretch of code. What the compiler thought unlikely lies elsewhere (`f.cold`), and a call at the
-//! very end is a jump (a tail call): the callee then returns in the function's stead, from the same place on the stack. So code
-//! that a direct jump leads to is taken in, whatever it is, until no direct jump leads out; a `ret` anywhere in it that finds
-//! the stack where the function was entered is the function's return. Nothing is guessed: code that does not decode to its
-//! end, or a jump that cannot be told, is a reason to refuse.
+//! A function can be more than one stretch of code. What the compiler considered unlikely is placed elsewhere
+//! (`f.cold`), and a call at the very end becomes a jump (a tail call): the callee then returns in the function's
+//! place, from the same position on the stack. The target of every direct jump is therefore included, whatever it is,
+//! until no direct jump leads out; a `ret` anywhere in that code at which the stack is as it was on entry is the
+//! function's return. Nothing is guessed: code that cannot be fully decoded, or a jump whose target cannot be
+//! determined, causes an error.
 
 use super::code::Functions;
 use super::exit::{Exits, NoExits, Passage, PassageKind};
@@ -12,10 +13,10 @@ use super::search::Search;
 use super::{Arch, golang};
 
 impl<'a> Functions<'a> {
-    /// Finds the exits of the function that is entered at `entry`; `size` is what its symbol says, or 0.
+    /// Finds the exits of the function that is entered at `entry`; `size` is its symbol's size, or 0.
     ///
     /// # Errors
-    /// If they cannot be told for certain, with the reason.
+    /// Why they cannot be determined with certainty.
     pub fn exits(&self, entry: u64, size: u64) -> Result<Exits, NoExits> {
         if self.image.arch() != Arch::X86_64 {
             return Err("exits are only supported in x86-64 code".to_string());
@@ -33,11 +34,11 @@ impl<'a> Functions<'a> {
         self.search(entry, size)?.exits()
     }
 
-    /// Where the function jumps to its own first instruction, as a loop does that begins there: who comes by these makes no
-    /// other call.
+    /// Finds the jumps of the function to its own first instruction, made by a loop that begins there: arriving by one
+    /// of them is not another call.
     ///
     /// # Errors
-    /// If they cannot be told for certain, with the reason.
+    /// Why they cannot be determined with certainty.
     pub fn turns(&self, entry: u64, size: u64) -> Result<Vec<Passage>, NoExits> {
         if self.image.arch() != Arch::X86_64 || self.image.pclntab().is_some() {
             return Err(

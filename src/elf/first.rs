@@ -1,8 +1,8 @@
-//! Where a function is probed so that each call passes once, with its arguments where the caller left them.
+//! Where to probe a function so that each call passes exactly once, with its arguments where the caller left them.
 //!
-//! That is its first instruction, where the kernel takes a probe there. Some it does not (with a lock prefix, some vector
-//! instructions), or must not (a five-byte nop); then a later one serves as well, if nothing but what runs from the
-//! first on comes there.
+//! This is its first instruction if the kernel accepts a probe there. On some it does not (a lock prefix, some vector
+//! instructions), or must not have one (a five-byte nop); a later instruction then serves as well, if it can be reached
+//! only by running from the first instruction on.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Register};
 
@@ -12,8 +12,8 @@ use super::shape::ENDBR64;
 use super::{Arch, Image, Site, SiteShape};
 
 impl Functions<'_> {
-    /// Where a function that begins here is probed: `endbr64` and a push, at the push; and behind what no probe can be set at.
-    /// The entry itself where there is no better place.
+    /// Returns where a function that begins at `entry` is probed: on the push of `endbr64; push`, and otherwise after
+    /// any leading instructions that cannot be probed. The entry itself if there is no better place.
     pub(super) fn probed_entry(&self, entry: u64) -> u64 {
         let first = self.behind_landing_pad(entry);
         let is_unfit = Site::at(&self.image, first).is_some_and(|site| !site.shape.takes_probe());
@@ -25,19 +25,20 @@ impl Functions<'_> {
         body.and_then(|body| self.first_probeable(&body, first)).unwrap_or(first)
     }
 
-    /// Where whoever calls a function passes with the return address on top of the stack, and never again.
+    /// Returns where every call of a function passes exactly once, with the return address on top of the stack.
     pub(super) fn passed_by_all(&self, body: &Body) -> Option<u64> {
         self.first_probeable(body, self.behind_landing_pad(body.range.start))
     }
 
-    /// `endbr64` and a push are probed at the push, which costs less.
+    /// Returns the address of the push of `endbr64; push`, where a probe costs less; otherwise `entry`.
     fn behind_landing_pad(&self, entry: u64) -> u64 {
         let next = entry.wrapping_add(ENDBR64.len() as u64);
         let is_push = || Site::at(&self.image, next).is_some_and(|site| site.shape == SiteShape::Push);
         if self.is_first(next, entry) && is_push() { next } else { entry }
     }
 
-    /// The first instruction from `entry` on that a probe can be set at, and that is reached once and from the entry only.
+    /// Returns the first instruction from `entry` on that can be probed, and that is reached only once and only from
+    /// the entry.
     fn first_probeable(&self, body: &Body, entry: u64) -> Option<u64> {
         const LOOKED_AT: usize = 4;
         let mut at = entry;
@@ -59,7 +60,7 @@ impl Functions<'_> {
     }
 }
 
-/// Whether control goes from this instruction only to the next, with the stack and the arguments where they were.
+/// Returns whether control continues only with the next instruction, the stack and the arguments being unchanged.
 fn keeps_arguments(image: &Image<'_>, vaddr: u64) -> bool {
     let code = image.code_at(vaddr, 15).unwrap_or(&[]);
     let now = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).decode();

@@ -15,12 +15,12 @@ use super::symbols::symbols;
 use super::unwind::frame_at;
 use super::{Arch, Convention, Cost, FunctionSite, Image, Site, SiteError, SiteShape, SymbolIndex};
 
-/// What a pattern asks for.
+/// The parsed form of a pattern.
 #[derive(Debug, PartialEq, Eq)]
 enum Pattern<'a> {
     /// A file offset.
     Offset(u64),
-    /// A name or glob, and the distance from the function's entry.
+    /// A name or glob, and an offset from the function's entry.
     Name(&'a str, u64),
 }
 
@@ -47,13 +47,13 @@ impl SymbolIndex<'_> {
         self.remarked(pattern, false).map(|(sites, _)| sites)
     }
 
-    /// The entries of the functions that the pattern names; none if it names nothing.
+    /// Returns the entries of the functions that the pattern matches; empty if there are none.
     pub fn entries(&self, pattern: &str) -> Vec<u64> {
         matching(self, pattern.trim()).map(|found| found.by_address.into_keys().collect()).unwrap_or_default()
     }
 
-    /// How many copies of the functions that the pattern names were inlined into others, where debug information tells: a probe
-    /// sees none of them.
+    /// Returns how many copies of the functions that the pattern matches were inlined into others, according to debug
+    /// information: a probe sees none of them.
     pub fn inlined_copies(&self, pattern: &str) -> usize {
         let Some(debug_info) = self.debug_info() else { return 0 };
         let Some(selected) = matching(self, pattern).ok().filter(|selected| selected.exact) else { return 0 };
@@ -61,10 +61,11 @@ impl SymbolIndex<'_> {
         symbols.into_iter().map(|symbol| debug_info.inlined_copies(symbol)).sum()
     }
 
-    /// As [`SymbolIndex::sites`], with what the user should know of the choice: sentences without a full stop.
+    /// Like [`SymbolIndex::sites`], with remarks that the user should know about the selection: sentences without a
+    /// full stop.
     ///
     /// # Errors
-    /// As there.
+    /// As [`SymbolIndex::sites`].
     pub fn remarked_sites(&self, pattern: &str) -> Result<(Vec<FunctionSite>, Vec<String>), SiteError> {
         self.remarked(pattern, true)
     }
@@ -97,7 +98,7 @@ fn named(
                         specialised: is_specialised(symbol, name),
                         ..site
                     }),
-                    // A glob takes what it can.
+                    // A glob skips functions that cannot be probed.
                     Err(error) if found.exact => return Err(error),
                     Err(_) => {}
                 }
@@ -162,13 +163,12 @@ fn function_site(
     })
 }
 
-/// Whether the symbol names a copy that was specialised, and the user the function.
+/// Returns whether the symbol names a specialized copy, while the user named the function.
 fn is_specialised(symbol: &Symbol<'_>, pattern: &str) -> bool {
     symbol.name != pattern && clone_of(symbol.name).is_some_and(|clone| clone.kind == CloneKind::Specialised)
 }
 
-/// Makes sure that a function can begin where a symbol without a type, or one that is not the program's own, says that one
-/// does.
+/// Checks that a function can begin at a symbol that has no type, or that is not from the program's own tables.
 fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
     let is_label = symbol.kind == Kind::Label;
     if !is_label && !symbol.from_debug_symbols {
@@ -190,7 +190,8 @@ fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteE
     Ok(())
 }
 
-/// The symbol, with its version where the name alone means other code, too: of another version, or an IFUNC of it.
+/// Returns the symbol's name, with its version if the name alone could also mean other code: of another version, or an
+/// IFUNC.
 fn versioned(symbol: &Symbol<'_>, index: &SymbolIndex<'_>) -> String {
     let is_other = |other: &Symbol<'_>| {
         other.defined
@@ -214,7 +215,8 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
         return at_go_entry(image, table.layout, &function, entry);
     }
     if entry.is_go && image.pclntab().is_none() && image.arch() == Arch::X86_64 {
-        // Perhaps of a Go that is newer than this program. Its stack check may be known; how it is called is not.
+        // Possibly built by a Go that is newer than this program. Its stack check may be recognizable; its calling
+        // convention is unknown.
         let end = symbol.vaddr.saturating_add(symbol.size.max(1));
         let function = Function { name: symbol.name, entry: symbol.vaddr, end, is_assembly: false };
         let entry = at_go_entry(image, Layout::Go1_16, &function, entry)?;
@@ -251,7 +253,7 @@ fn convention(index: &SymbolIndex<'_>, name: &str) -> Convention {
     }
 }
 
-/// The place in a Go function that each call passes once.
+/// Returns the place in a Go function that each call passes exactly once.
 fn at_go_entry(
     image: &Image<'_>,
     layout: Layout,
@@ -268,7 +270,7 @@ fn at_go_entry(
     let entry = golang::entry(image, layout, function).map_err(unfit)?;
     let site = |vaddr| Site::at(image, vaddr).ok_or_else(|| unfit("its code is not in the file"));
     let after = site(entry.vaddr)?;
-    // The jump is emulated. What follows it is a push since Go 1.21; before, it is single-stepped.
+    // The jump is emulated. The instruction after it is a push since Go 1.21; before, it is one that is single-stepped.
     let (site, if_above) = match entry.jump {
         Some(jump) if after.cost() == Cost::SingleStepped => (site(jump)?, true),
         _ => (after, false),
@@ -276,7 +278,7 @@ fn at_go_entry(
     Ok(FunctionSite { site, convention: entry.convention, if_above, ..symbol })
 }
 
-/// A place `into` bytes after a function's entry.
+/// Returns the place `into` bytes after a function's entry.
 fn inside(index: &SymbolIndex<'_>, symbol: &Symbol<'_>, into: u64) -> Result<FunctionSite, SiteError> {
     if into == 0 {
         return at_entry(index, symbol);
@@ -317,10 +319,10 @@ fn at_offset(index: &SymbolIndex<'_>, pattern: &str, offset: u64) -> Result<Func
     })
 }
 
-/// The farthest into a function that instructions are counted.
+/// The largest offset into a function up to which it is decoded.
 const DECODED_MAX: u64 = 16 << 20;
 
-/// Makes sure that an instruction begins `into` bytes after a function's entry.
+/// Checks that an instruction begins `into` bytes after a function's entry.
 fn check_boundary(image: &Image<'_>, symbol: &Symbol<'_>, into: u64, what: &str) -> Result<(), SiteError> {
     let inside = |before, after| SiteError::InsideInstruction { what: what.to_owned(), before, after };
     let unclear = SiteError::NotProbeable {

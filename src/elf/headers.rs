@@ -1,4 +1,4 @@
-//! The headers of an ELF file and the maps between its addresses and its offsets.
+//! The headers of an ELF file, and the mappings between its addresses and its offsets.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,20 +15,20 @@ use super::raw_notes::{RawNote, RawNotes};
 
 pub(super) const LE: LittleEndian = LittleEndian;
 
-/// Longest symbol name looked at. Real ones reach a few thousand bytes; without a limit, a table
-/// of many names that share one endless string would cost the square of the file's size.
+/// The longest symbol name that is read. Real ones reach a few thousand bytes; without a limit, a table of many names
+/// that share one very long string would cost the square of the file's size.
 const NAME_MAX: usize = 1 << 16;
-/// Bytes of a page of memory, of programs for x86-64.
+/// The page size in bytes that programs for x86-64 use.
 pub(super) const PAGE: u64 = 4096;
 
-/// The processors whose argument forms and instructions are known.
+/// The supported architectures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arch {
     X86_64,
     Aarch64,
 }
 
-/// The parsed headers of a linked 64-bit little-endian program or shared library, over its bytes.
+/// The parsed headers of a linked 64-bit little-endian program or shared library, together with its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers<'a> {
     bytes: &'a [u8],
@@ -42,13 +42,13 @@ pub struct Headers<'a> {
 /// A semaphore that has to be looked after in each process, see [`Headers::semaphore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Semaphore {
-    /// In the file.
+    /// Its offset in the file.
     pub offset: u64,
     /// Offset in the file of the first page of code.
     pub code_offset: u64,
-    /// From where that page is mapped to the semaphore.
+    /// The distance from where that page is mapped to the semaphore.
     pub distance: u64,
-    /// Offset of the code that a loader runs when it has mapped all of the file, before anything else of it; 0 if there is none.
+    /// Offset of the first code of the file that a loader runs once it has mapped all of the file; 0 if there is none.
     #[serde(default)]
     pub first_code: u64,
     /// Two writable segments load its page, as LLVM's linker lays out the data that becomes read-only after relocation beside the
@@ -63,14 +63,14 @@ fn is_on_shared_page() -> bool {
 }
 
 impl<'a> Headers<'a> {
-    /// Reads the headers.
+    /// Parses the headers.
     ///
     /// A file without section headers is accepted (it has segments, but no notes and no symbols).
     pub fn parse(bytes: &'a [u8]) -> Result<Headers<'a>, ElfError> {
         Headers::read(bytes, false)
     }
 
-    /// As [`Headers::parse`]; files that are not linked are accepted.
+    /// Like [`Headers::parse`], but also accepts files that are not linked.
     pub(super) fn of_any_type(bytes: &'a [u8]) -> Result<Headers<'a>, ElfError> {
         Headers::read(bytes, true)
     }
@@ -80,7 +80,7 @@ impl<'a> Headers<'a> {
         if !ident.starts_with(&elf::ELFMAG) {
             return Err(ElfError::NotElf);
         }
-        // Said before the header is cast, so that a 32-bit file is called that and not damaged.
+        // Checked before the header is cast, so that a 32-bit file is reported as such rather than as damaged.
         if ident[4] == elf::ELFCLASS32.0 {
             let machine = bytes.get(18..).and_then(<[u8]>::first_chunk).map_or(0, |m| u16::from_le_bytes(*m));
             return Err(ElfError::Class32(machine));
@@ -115,30 +115,30 @@ impl<'a> Headers<'a> {
         Ok(headers)
     }
 
-    /// The processor that the program was built for.
+    /// Returns the architecture that the program was built for.
     pub fn arch(&self) -> Arch {
         self.arch
     }
 
-    /// Whether the program can be loaded at any address: position-independent, or a shared library.
+    /// Returns whether the program can be loaded at any address: it is position-independent, or a shared library.
     pub fn is_pie(&self) -> bool {
         self.pie
     }
 
-    /// The build-id, which names this build in debug packages and tells whether two files are the same
-    /// build. None when the linker wrote none.
+    /// Returns the build ID, which identifies this build in debug packages and tells whether two files are the same
+    /// build. `None` if the linker wrote none.
     pub fn build_id(&self) -> Option<Vec<u8>> {
         self.loaded_notes()
             .find(|n| n.owner == b"GNU" && n.kind == elf::NT_GNU_BUILD_ID.0)
             .map(|n| n.desc.to_vec())
     }
 
-    /// The file offset of the byte that is loaded at `vaddr` (an address as in the file's own headers),
-    /// through the `PT_LOAD` segment that holds it. None for an address outside all of them, or in the
-    /// zero-filled tail of one, which the file does not hold.
+    /// Returns the file offset of the byte that is loaded at `vaddr` (an address as in the file's own headers), through
+    /// the `PT_LOAD` segment that contains it. `None` for an address outside all segments, or in the zero-filled tail
+    /// of one, which is not in the file.
     ///
-    /// Segments shift addresses against offsets by different amounts, so code and data (a semaphore) each
-    /// need their own.
+    /// The difference between addresses and offsets varies by segment, so code and data (a semaphore) must be converted
+    /// separately.
     pub fn file_offset(&self, vaddr: u64) -> Option<u64> {
         self.loads().find_map(|s| {
             let into = vaddr.checked_sub(s.p_vaddr(LE))?;
@@ -147,7 +147,7 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Whether the address is in memory that is loaded without being in the file: zeros.
+    /// Returns whether the address is in zero-filled memory, which is loaded but not in the file.
     pub(super) fn is_zero_filled(&self, vaddr: u64) -> bool {
         self.loads().any(|s| {
             let into = vaddr.checked_sub(s.p_vaddr(LE));
@@ -184,7 +184,7 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Where the function is that a loader calls first, before constructors.
+    /// Returns the offset of the function that a loader calls first, before constructors.
     fn first_code(&self) -> Option<u64> {
         let dynamic = self.dynamic();
         let (_, vaddr) = dynamic.iter().find(|(tag, _)| *tag == elf::DT_INIT)?;
@@ -192,8 +192,8 @@ impl<'a> Headers<'a> {
         (!is_writable).then_some(offset)
     }
 
-    /// The file offset of the code that is loaded at `vaddr`, and whether the program may write to it there. None where no
-    /// executable segment of the file holds the address.
+    /// Returns the file offset of the code that is loaded at `vaddr`, and whether the program may write to it there.
+    /// `None` if no executable segment of the file contains the address.
     pub(super) fn code_offset(&self, vaddr: u64) -> Option<(u64, bool)> {
         let (segment, into) = self.code_segment(vaddr)?;
         let offset = segment.p_offset(LE).checked_add(into)?;
@@ -201,7 +201,7 @@ impl<'a> Headers<'a> {
         is_there.then(|| (offset, segment.p_flags(LE).contains(elf::PF_W)))
     }
 
-    /// The address at which the byte at `offset` of the file is loaded as code. The inverse of
+    /// Returns the address at which the byte at `offset` of the file is loaded as code. The inverse of
     /// [`Headers::file_offset`] for executable segments.
     pub fn code_vaddr(&self, offset: u64) -> Option<u64> {
         self.loads().filter(|s| executable(s)).find_map(|s| {
@@ -210,8 +210,8 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Up to `max` bytes of code from `vaddr`, fewer at the end of its segment. None where no executable
-    /// segment of the file holds the address.
+    /// Returns up to `max` bytes of code from `vaddr`, fewer at the end of its segment. `None` if no executable segment
+    /// of the file contains the address.
     pub fn code_at(&self, vaddr: u64, max: usize) -> Option<&'a [u8]> {
         let (segment, into) = self.code_segment(vaddr)?;
         let start = usize::try_from(segment.p_offset(LE).checked_add(into)?).ok()?;
@@ -220,7 +220,7 @@ impl<'a> Headers<'a> {
         Some(&tail[..max.min(left).min(tail.len())])
     }
 
-    /// The executable segment whose part of the file holds the address, and how far into it that is.
+    /// Returns the executable segment whose part of the file contains the address, and the offset of the address in it.
     fn code_segment(&self, vaddr: u64) -> Option<(&'a ProgramHeader64<LittleEndian>, u64)> {
         self.loads().filter(|s| executable(s)).find_map(|s| {
             let into = vaddr.checked_sub(s.p_vaddr(LE))?;
@@ -232,20 +232,20 @@ impl<'a> Headers<'a> {
         !self.sections.is_empty()
     }
 
-    /// What the file loads, each segment by its address.
+    /// Iterates over the loaded segments: the address and the bytes of each.
     pub(super) fn loaded_segments(&self) -> impl Iterator<Item = (u64, &'a [u8])> + use<'a> {
         let bytes = self.bytes;
         self.loads().filter_map(move |s| Some((s.p_vaddr(LE), s.data(LE, bytes).ok()?)))
     }
 
-    /// What the file loads from this address on.
+    /// Returns the bytes that the file loads from this address on.
     pub(super) fn loaded_from(&self, vaddr: u64) -> Option<&'a [u8]> {
         self.loaded_segments().find_map(|(start, data)| {
             data.get(usize::try_from(vaddr.checked_sub(start)?).ok()?..).filter(|rest| !rest.is_empty())
         })
     }
 
-    /// The pointer that is at this address when the program runs, relative to where it was loaded.
+    /// Returns the pointer that is at this address when the program runs, relative to its load address.
     pub(super) fn pointer_at(&self, vaddr: u64) -> Option<u64> {
         if let Some(relocated) = self.relocations().find(|r| r.r_offset.get(LE) == vaddr) {
             return Some(relocated.r_addend.get(LE) as u64);
@@ -256,7 +256,8 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Where in the program there are pointers to this address, as [`Headers::pointer_at`] reads them.
+    /// Iterates over the addresses of pointers to this address, found in the same places where [`Headers::pointer_at`]
+    /// reads them.
     pub(super) fn pointers_to(&self, vaddr: u64) -> impl Iterator<Item = u64> {
         let relocated = self.relocations().filter(move |r| r.r_addend.get(LE) as u64 == vaddr);
         let in_place = self.loaded_segments().flat_map(move |(start, data)| {
@@ -267,12 +268,12 @@ impl<'a> Headers<'a> {
         relocated.map(|r| r.r_offset.get(LE)).chain(in_place)
     }
 
-    /// What the pointers point to that the loader fills in.
+    /// Iterates over the targets of pointers that the loader fills in.
     pub(super) fn pointed_to(&self) -> impl Iterator<Item = u64> + use<'a> {
         self.relocations().map(|r| r.r_addend.get(LE) as u64)
     }
 
-    /// Pointers that the loader fills in, of a program that can be loaded anywhere.
+    /// Iterates over the pointers that the loader fills in, in a program that can be loaded anywhere.
     fn relocations(&self) -> impl Iterator<Item = &'a Rela64<LittleEndian>> + use<'a> {
         let kind = match self.arch {
             Arch::X86_64 => elf::R_X86_64_RELATIVE,
@@ -282,7 +283,7 @@ impl<'a> Headers<'a> {
         self.relocation_table().unwrap_or_default().iter().filter(is_relative)
     }
 
-    /// What `DT_RELA` and `DT_RELASZ` tell of.
+    /// Returns the table that `DT_RELA` and `DT_RELASZ` describe.
     fn relocation_table(&self) -> Option<&'a [Rela64<LittleEndian>]> {
         let mut dynamic = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_DYNAMIC);
         let entries = dynamic.find_map(|s| s.dynamic(LE, self.bytes).ok()?)?;
@@ -295,7 +296,7 @@ impl<'a> Headers<'a> {
         slice_from_bytes(data, data.len() / size_of::<Rela64<LittleEndian>>()).ok().map(|(table, _)| table)
     }
 
-    /// The dynamic section: tags and values.
+    /// Returns the dynamic section: tags and values.
     pub(super) fn dynamic(&self) -> Vec<(elf::DynamicTag, u64)> {
         let table = self.segments.iter().find_map(|s| s.dynamic(LE, self.bytes).ok().flatten());
         table.unwrap_or(&[]).iter().map(|entry| (entry.d_tag.get(LE), entry.d_val.get(LE))).collect()
@@ -307,12 +308,12 @@ impl<'a> Headers<'a> {
         self.pie && (!self.has_interpreter() || has_name())
     }
 
-    /// Whether the file names a program that loads it.
+    /// Returns whether the file names an interpreter that loads it.
     pub(super) fn has_interpreter(&self) -> bool {
         self.segments.iter().any(|s| s.p_type(LE) == elf::PT_INTERP)
     }
 
-    /// Bytes that are loaded at an address, code or data. None where the file does not hold them all.
+    /// Returns bytes that are loaded at an address, code or data. `None` if the file does not contain all of them.
     pub(super) fn bytes_at<const N: usize>(&self, vaddr: u64) -> Option<[u8; N]> {
         let start = usize::try_from(self.file_offset(vaddr)?).ok()?;
         self.bytes.get(start..)?.first_chunk().copied()
@@ -322,7 +323,8 @@ impl<'a> Headers<'a> {
         self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_LOAD)
     }
 
-    /// Bytes in memory from the first to the last that is loaded, in whole pages: some loaders ask for all of that at once.
+    /// Returns the distance in memory from the first to the last loaded byte, in whole pages: some loaders map all of
+    /// it at once.
     pub fn load_span(&self) -> u64 {
         let first = self.loads().map(|segment| segment.p_vaddr(LE) / PAGE * PAGE).min().unwrap_or(0);
         let end = |segment: &ProgramHeader64<_>| segment.p_vaddr(LE).saturating_add(segment.p_memsz(LE));
@@ -338,18 +340,18 @@ impl<'a> Headers<'a> {
         self.sections
     }
 
-    /// The versions of the symbols that other files link against.
+    /// Returns the versions of the dynamic symbols.
     pub(super) fn versions(&self) -> Option<VersionTable<'a, FileHeader64<LittleEndian>>> {
         let sections = SectionTable::new(self.sections, StringTable::default());
         sections.versions(LE, self.bytes).ok().flatten()
     }
 
-    /// The first section of that name.
+    /// Returns the first section of that name.
     pub(super) fn section(&self, name: &[u8]) -> Option<&'a SectionHeader64<LittleEndian>> {
         self.sections_named(name).next()
     }
 
-    /// All sections of that name.
+    /// Iterates over all sections of that name.
     pub(super) fn sections_named<'h>(
         &'h self,
         name: &'h [u8],
@@ -371,7 +373,7 @@ impl<'a> Headers<'a> {
         self.sections.get(index as usize)
     }
 
-    /// The bytes of a section; None when they lie outside the file. Empty for a section without contents.
+    /// Returns the bytes of a section; `None` if they lie outside the file. Empty for a section without contents.
     pub(super) fn section_data(&self, section: &SectionHeader64<LittleEndian>) -> Option<&'a [u8]> {
         section.data(LE, self.bytes).ok()
     }
@@ -380,21 +382,22 @@ impl<'a> Headers<'a> {
         self.loaded_notes().any(|note| note.owner == owner)
     }
 
-    /// The well-formed notes that identify the build, from sections (a separate debug file keeps those and
-    /// lets its segments go stale) and from segments.
+    /// Iterates over the well-formed notes that identify the build, from sections (which remain valid in a separate
+    /// debug file, whereas its segments do not) and from segments.
     fn loaded_notes(&self) -> impl Iterator<Item = RawNote<'a>> + '_ {
         let from_sections = self.sections.iter().filter(|s| s.sh_type(LE) == elf::SHT_NOTE);
         let from_sections = from_sections.filter_map(|s| Some((self.section_data(s)?, s.sh_addralign(LE))));
         let from_segments = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_NOTE);
         let from_segments = from_segments.filter_map(|s| Some((s.data(LE, self.bytes).ok()?, s.p_align(LE))));
-        // Identifying notes come first in their section; the limit keeps thousands of headers that all point
-        // at the same bytes from multiplying the work.
+        // Identifying notes come first in their section; the limit prevents thousands of headers that all refer to the
+        // same bytes from multiplying the work.
         let blocks = from_sections.chain(from_segments).take(64);
         blocks.flat_map(|(data, align)| RawNotes::new(data, align).map_while(Result::ok).take(16))
     }
 }
 
-/// Whether UPX made the file: its own header follows the program headers, with its mark after a checksum.
+/// Returns whether the file was packed by UPX: the packer's own header follows the program headers, with its magic
+/// after a checksum.
 fn is_packed(bytes: &[u8], header: &FileHeader64<LittleEndian>, segments: usize) -> bool {
     let after =
         header.e_phoff.get(LE).saturating_add((segments * size_of::<ProgramHeader64<LittleEndian>>()) as u64);
@@ -406,8 +409,8 @@ pub(super) fn executable(segment: &ProgramHeader64<LittleEndian>) -> bool {
     segment.p_flags(LE).contains(elf::PF_X)
 }
 
-/// The string that starts at `offset` of a string table, without its NUL. None when it does not end within
-/// the table or is longer than any real name.
+/// Returns the string that starts at `offset` of a string table, without its NUL. `None` if it does not end within the
+/// table or is longer than any real name.
 pub(super) fn bounded_str(table: &[u8], offset: u32) -> Option<&[u8]> {
     let tail = table.get(offset as usize..)?;
     let tail = &tail[..tail.len().min(NAME_MAX)];

@@ -1,7 +1,7 @@
-//! Places in a program's code that no process ever runs.
+//! Places in a program's code that no process ever executes.
 //!
-//! A process maps whole pages: after the last byte of a code segment there is what the linker filled its page with, and
-//! between the sections in it there is fill too. A probe there is never hit, but is there: see `kernel::attach`.
+//! A process maps whole pages: after the last byte of a code segment, its page contains the linker's padding, and so do
+//! gaps between its sections. A probe there is never hit, but exists: see `kernel::attach`.
 
 use std::ops::Range;
 
@@ -12,15 +12,16 @@ use super::Image;
 use super::headers::{LE, PAGE, executable};
 use super::probeable::{Verdict, verdict};
 
-/// Fill between two sections is shorter than any alignment that linkers use; more is something else.
+/// Padding between two sections is shorter than the largest alignment that linkers use; anything longer is something
+/// else.
 const LONGEST_FILL: u64 = 64;
 
-/// As many as anybody can need: one for each semaphore.
+/// The maximum ever needed: one for each semaphore.
 const MOST: usize = 256;
 
 impl Image<'_> {
-    /// File offsets in executable pages at which no instruction is ever run, and no data is read, and that the kernel takes a
-    /// probe at.
+    /// Returns file offsets in executable pages at which no instruction is ever executed and no data read, and at which
+    /// the kernel accepts a probe.
     pub fn idle_code(&self) -> Vec<u64> {
         let bytes_left = |offset: u64| {
             let start = usize::try_from(offset).ok()?;
@@ -46,7 +47,7 @@ impl Image<'_> {
         })
     }
 
-    /// What lies between the sections of a code segment.
+    /// Iterates over the offsets between the sections of a code segment.
     fn fill(&self) -> impl Iterator<Item = u64> {
         let mut code: Vec<Range<u64>> = self
             .sections()

@@ -1,4 +1,4 @@
-//! What an IFUNC may stand for. Its symbol is that of code that chooses, once at program start.
+//! The implementations of an IFUNC. Its symbol is that of the code that chooses one, once, at program start.
 
 use std::collections::BTreeSet;
 
@@ -9,17 +9,18 @@ use super::copies::instructions;
 use super::symbol_table::Symbol;
 use super::unwind::frame_at;
 
-/// The addresses of the functions among which the code of an IFUNC chooses: where addresses that it takes are functions' own.
+/// Returns the addresses of the functions from which the code of an IFUNC chooses: those addresses it takes that are
+/// the start of a function.
 pub(super) fn implementations(image: &Image<'_>, ifunc: &Symbol<'_>) -> BTreeSet<u64> {
     let is_function = |vaddr: &u64| frame_at(image, *vaddr).is_some_and(|frame| frame.start == *vaddr);
     instructions(image, ifunc).filter_map(|one| address(image, &one)).filter(is_function).collect()
 }
 
-/// The address that an instruction takes of what is elsewhere in the file.
+/// Returns the address of something elsewhere in the file that an instruction takes.
 fn address(image: &Image<'_>, one: &Instruction) -> Option<u64> {
     match one.mnemonic() {
         Mnemonic::Lea if one.is_ip_rel_memory_operand() => Some(one.ip_rel_memory_address()),
-        // Through a slot that the loader fills.
+        // Through a slot that the loader fills in.
         Mnemonic::Mov | Mnemonic::Cmove | Mnemonic::Cmovne if one.is_ip_rel_memory_operand() => {
             image.pointer_at(one.ip_rel_memory_address())
         }

@@ -1,4 +1,4 @@
-//! A program or library with all that names its functions.
+//! A program or library, with every source of function names.
 
 use std::ops::Deref;
 
@@ -11,7 +11,7 @@ use super::pclntab::{Pclntab, is_marked};
 use super::symbol_table::SymbolTable;
 use super::{ElfError, SiteError};
 
-/// A linked 64-bit little-endian program or shared library: its [`Headers`], and tables of symbols from elsewhere.
+/// A linked 64-bit little-endian program or shared library: its [`Headers`], and symbol tables from elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub struct Image<'a> {
     headers: Headers<'a>,
@@ -29,7 +29,7 @@ impl<'a> Deref for Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// Reads the headers.
+    /// Parses the headers.
     ///
     /// A file without section headers is accepted (it has segments, but no notes and no symbols).
     pub fn parse(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
@@ -38,7 +38,7 @@ impl<'a> Image<'a> {
         Ok(Image { headers, debug_symbols: None, pclntab, checked })
     }
 
-    /// Reads the headers of a file that has nothing but debug information, which dwz makes of what several files share.
+    /// Parses the headers of a file that contains only debug information, which dwz extracts from several files.
     pub fn of_debug_information(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
         let headers = Headers::of_any_type(bytes)?;
         Ok(Image { headers, debug_symbols: None, pclntab: None, checked: None })
@@ -46,9 +46,9 @@ impl<'a> Image<'a> {
 
     /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
     ///
-    /// It must be known to be of this build: by the same build-id, or, where the program has none, by the checksum
-    /// of the file's contents in the program's `.gnu_debuglink`. Symbols of another build would place probes inside
-    /// instructions.
+    /// The file must be proven to belong to this build: by the same build ID or, if the program has none, by the
+    /// checksum of the file's contents in the program's `.gnu_debuglink`. Symbols of another build would place probes
+    /// inside instructions.
     pub fn with_debug_symbols(self, debug: &Image<'a>) -> Result<Image<'a>, SiteError> {
         let same = match self.build_id() {
             Some(id) => debug.build_id().as_ref() == Some(&id),
@@ -61,24 +61,24 @@ impl<'a> Image<'a> {
         Ok(Image { debug_symbols: SymbolTable::of(debug, elf::SHT_SYMTAB), checked, ..self })
     }
 
-    /// Adds the symbols that the program carries in itself, compressed; `embedded` is what
-    /// [`super::embedded_symbols`] gave.
+    /// Adds the compressed symbols that are embedded in the program; `embedded` is the result of
+    /// [`super::embedded_symbols`].
     pub fn with_embedded_symbols(self, embedded: &Image<'a>) -> Image<'a> {
         Image { debug_symbols: SymbolTable::of(embedded, elf::SHT_SYMTAB), ..self }
     }
 
-    /// Whether only the symbols that other files link against are left: neither the file nor a debug file added
-    /// to it names the other functions.
+    /// Returns whether only the dynamic symbols are left: neither the file nor a debug file added to it names the other
+    /// functions.
     pub fn is_stripped(&self) -> bool {
         self.debug_symbols.is_none() && self.section_of_type(elf::SHT_SYMTAB).is_none()
     }
 
-    /// Whether the program checks the code there when it starts, so that it must not be changed.
+    /// Returns whether the program verifies the code there at startup, so that it must not be changed.
     pub(super) fn is_checked(&self, vaddr: u64) -> bool {
         self.checked.is_some_and(|code| code.holds(vaddr))
     }
 
-    /// The table that names a Go program's functions.
+    /// Returns the table that names a Go program's functions.
     pub(super) fn pclntab(&self) -> Option<Pclntab<'a>> {
         self.pclntab
     }
@@ -88,7 +88,7 @@ impl<'a> Image<'a> {
     }
 }
 
-/// Whether the Go toolchain built the program. Go moves its stacks, so a probe on a function's return would
+/// Returns whether the Go toolchain built the program. Go moves its stacks, so a probe on a function's return would
 /// crash it, and Go functions do not follow the C calling convention.
 pub fn go_binary(image: &Image<'_>) -> bool {
     image.pclntab().is_some() || is_marked(image)

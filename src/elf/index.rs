@@ -1,4 +1,4 @@
-//! The names of a file, put in order once for all that is asked of them.
+//! An index of a file's names, built once for all lookups.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
@@ -16,30 +16,30 @@ use super::{
     Convention, DebugInfo, FunctionSite, Functions, Image, NonLocalExit, go_binary, non_local_exits,
 };
 
-/// The symbols of a file, found by name, by demangled name and by address.
+/// The symbols of a file, indexed by name, demangled name and address.
 ///
-/// Looking up one name costs about the same whatever the number of symbols. What only some questions need (demangled names, unwind
-/// tables) is read when the first of these is asked.
+/// Looking up a name costs about the same whatever the number of symbols. Anything that only some lookups need
+/// (demangled names, unwind tables) is computed when first used.
 pub struct SymbolIndex<'a> {
     image: Image<'a>,
     is_go: bool,
     symbols: Vec<Symbol<'a>>,
-    /// By name; copies that the compiler made also by the name of their function.
+    /// By name; copies made by the compiler also by the name of their function.
     by_name: Lookup,
-    /// Functions by address; each with the farthest end of those up to it.
+    /// Functions by address, each with the highest end of all functions up to it.
     by_address: Vec<(u32, u64)>,
     /// Functions by the identifiers in their mangled names.
     by_identifier: OnceCell<Lookup>,
-    /// Names without parameters as the source has them.
+    /// Source names without parameters.
     plain: Vec<OnceCell<Option<Box<str>>>>,
-    /// See [`SymbolIndex::canonical`]: without parameters and with.
+    /// See [`SymbolIndex::canonical`]; without and with parameters.
     canonical: [Vec<OnceCell<Box<[u64]>>>; 2],
-    /// Functions by what the source calls them, for those that have an identifier in common.
+    /// Functions by source name, for groups that share an identifier.
     demangled: RefCell<HashMap<(Group, bool), Rc<Demangled>>>,
     code: OnceCell<Functions<'a>>,
     non_local_exit: OnceCell<Option<NonLocalExit>>,
     stubs: OnceCell<HashMap<u64, &'a str>>,
-    /// Whether functions jump to their first instruction, of those of which it was asked.
+    /// Whether a function jumps to its first instruction: a cache by entry.
     pub(super) jumped_to: RefCell<HashMap<u64, bool>>,
     debug_file: Option<Image<'a>>,
     shared_debug: Option<Image<'a>>,
@@ -49,13 +49,13 @@ pub struct SymbolIndex<'a> {
 /// Functions by the hash of their canonical name.
 type Demangled = HashMap<u64, Vec<u32>>;
 
-/// Some of a file's functions with mangled names.
+/// A subset of a file's functions with mangled names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Group {
     All,
     /// Those that contain the identifier with this hash.
     Identifier(u64),
-    /// Those whose own path is abbreviated: it has fewer identifiers than the source's name.
+    /// Those whose own path is abbreviated, so that it has fewer identifiers than the source name.
     Abbreviated,
 }
 
@@ -101,28 +101,28 @@ impl<'a> SymbolIndex<'a> {
         }
     }
 
-    /// With a separate debug file, which is known to be of this build.
+    /// Adds a separate debug file, which is known to belong to this build.
     pub fn with_debug_file(self, debug_file: Option<Image<'a>>) -> SymbolIndex<'a> {
         SymbolIndex { debug_file, ..self }
     }
 
-    /// With a file of debug information that the program, or its debug file, shares with others; see
-    /// [`super::shared_debug_candidates`]. One that does not fit is not used.
+    /// Adds a file of debug information that the program, or its debug file, shares with others; see
+    /// [`super::shared_debug_candidates`]. A file that does not match is ignored.
     pub fn with_shared_debug(self, shared_debug: Option<Image<'a>>) -> SymbolIndex<'a> {
         SymbolIndex { shared_debug, ..self }
     }
 
-    /// The file.
+    /// Returns the file.
     pub fn image(&self) -> &Image<'a> {
         &self.image
     }
 
-    /// Whether the Go toolchain built the file.
+    /// Returns whether the Go toolchain built the file.
     pub fn is_go(&self) -> bool {
         self.is_go
     }
 
-    /// The code of the file, with what says where its functions begin and end.
+    /// Returns the code of the file, with the tables that tell where its functions begin and end.
     pub fn code(&self) -> &Functions<'a> {
         self.code.get_or_init(|| Functions::of(&self.image))
     }
@@ -132,12 +132,12 @@ impl<'a> SymbolIndex<'a> {
         self.non_local_exit.get_or_init(|| non_local_exits(&self.image)).as_ref()
     }
 
-    /// The file's debug information, or that of its debug file.
+    /// Returns the debug information of the file, or of its debug file.
     pub fn debug_info(&self) -> Option<&DebugInfo<'a>> {
         self.read_debug_info()?.as_ref().ok()
     }
 
-    /// Why the debug information does not tell all that it could: sentences without a full stop.
+    /// Returns why the debug information is incomplete: sentences without a full stop.
     pub fn debug_info_lacks(&self) -> Vec<&'static str> {
         match self.read_debug_info() {
             Some(Ok(debug_info)) => debug_info.lacks().collect(),
@@ -146,7 +146,7 @@ impl<'a> SymbolIndex<'a> {
         }
     }
 
-    /// What debug information tells of a function's parameters.
+    /// Returns the description of a function's parameters in the debug information.
     pub fn parameters(&self, function: &FunctionSite) -> Option<Parameters> {
         if function.convention != Convention::SystemV || !function.at_entry {
             return None;
@@ -164,7 +164,7 @@ impl<'a> SymbolIndex<'a> {
             .as_ref()
     }
 
-    /// Symbols of this name, without its version, and copies of the function of this name.
+    /// Iterates over the symbols of this name, ignoring versions, and the copies of the function of this name.
     pub(super) fn named(&self, name: &str) -> impl Iterator<Item = &Symbol<'a>> {
         let found = self.by_name.with(hash(name)).iter().map(|(_, number)| self.symbol(*number));
         found.filter(move |symbol| {
@@ -172,16 +172,16 @@ impl<'a> SymbolIndex<'a> {
         })
     }
 
-    /// The functions that begin at this address.
+    /// Iterates over the functions that begin at this address.
     pub(super) fn functions_at(&self, vaddr: u64) -> impl Iterator<Item = &Symbol<'a>> {
         let first = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr < vaddr);
         let from_first = self.by_address[first..].iter().map(|(number, _)| self.symbol(*number));
         from_first.take_while(move |symbol| symbol.vaddr == vaddr)
     }
 
-    /// The function whose code holds the address; of several the one that begins last.
+    /// Returns the function whose code contains the address; of several, the one that begins last.
     pub(super) fn function_around(&self, vaddr: u64) -> Option<&Symbol<'a>> {
-        /// Functions that are looked at: more overlap nowhere but in a file that was made to take time.
+        /// The maximum number of functions examined per lookup. Only a maliciously crafted file has more that overlap.
         const LOOKED_AT: usize = 4096;
         let after = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr <= vaddr);
         let before = self.by_address[..after].iter().rev().take(LOOKED_AT);
@@ -194,7 +194,7 @@ impl<'a> SymbolIndex<'a> {
         Some(aliases.fold(first, |best, symbol| if symbol.global && !best.global { symbol } else { best }))
     }
 
-    /// The name of a C++ or Rust function as the source has it, without parameters.
+    /// Returns the source name of a C++ or Rust function, without parameters.
     pub(super) fn source_name(&self, symbol: &Symbol<'_>) -> Option<String> {
         let first = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr < symbol.vaddr);
         let here = self.by_address[first..].iter().map(|(number, _)| *number);
@@ -205,12 +205,12 @@ impl<'a> SymbolIndex<'a> {
         }
     }
 
-    /// Functions with their names as the source has them, without parameters; None for a plain name.
+    /// Iterates over the functions and their source names, without parameters; `None` if the name is not mangled.
     pub(super) fn plain_names(&self) -> impl Iterator<Item = (&Symbol<'a>, Option<&str>)> {
         self.by_address.iter().map(|(number, _)| (self.symbol(*number), self.plain(*number)))
     }
 
-    /// As [`SymbolIndex::plain_names`], of those that can have a name with these words.
+    /// Like [`SymbolIndex::plain_names`], but demangles only symbols whose name can contain these words.
     pub(super) fn plain_names_with(
         &self,
         words: &RequiredWords,
@@ -221,7 +221,7 @@ impl<'a> SymbolIndex<'a> {
         })
     }
 
-    /// The functions that the source calls so: whole ones, with parameters if `signature`, else without.
+    /// Returns the functions with this source name, with parameters if `signature` is set. Fragments are excluded.
     pub(super) fn called(&self, name: &str, signature: bool) -> Vec<&Symbol<'a>> {
         let wanted = hash(&canonical(name));
         let identifiers = self.by_identifier();
@@ -241,7 +241,7 @@ impl<'a> SymbolIndex<'a> {
         found.sort_unstable();
         found.dedup();
         let found: Vec<_> = found.into_iter().map(|number| self.symbol(number)).collect();
-        // `f[abi:cxx11](int)` is `f(int)`, too, unless there is such a one; `f<3u>` is `f<3>`.
+        // `f[abi:cxx11](int)` also matches `f(int)`, unless an exact match exists; `f<3u>` matches `f<3>`.
         let is_exact = |symbol: &&Symbol<'a>| {
             [Signature::Parameters, Signature::Whole]
                 .iter()
@@ -254,7 +254,7 @@ impl<'a> SymbolIndex<'a> {
         if exact.is_empty() { found } else { exact }
     }
 
-    /// Whether the file refers to a C++ or Rust function of this name in another one.
+    /// Returns whether the file imports a C++ or Rust function of this name from another file.
     pub(super) fn imports(&self, name: &str) -> bool {
         let wanted = canonical(name);
         let is_called = |symbol: &Symbol<'_>| {
@@ -264,7 +264,7 @@ impl<'a> SymbolIndex<'a> {
         self.symbols.iter().any(|symbol| !symbol.defined && symbol.name.starts_with('_') && is_called(symbol))
     }
 
-    /// Names of what the program chooses at its start.
+    /// Iterates over the names of functions whose implementation the program chooses at startup.
     pub(super) fn ifuncs(&self) -> impl Iterator<Item = &'a str> {
         self.symbols
             .iter()
@@ -272,7 +272,7 @@ impl<'a> SymbolIndex<'a> {
             .map(|symbol| symbol.name)
     }
 
-    /// What the linker's jumps through this slot lead to: the symbol of a relocation.
+    /// Returns the target of the linker's stub that jumps through this slot: the symbol of a relocation.
     pub(super) fn stub(&self, slot: u64) -> Option<&'a str> {
         self.stubs.get_or_init(|| relocated(&self.image)).get(&slot).copied()
     }
@@ -286,7 +286,8 @@ impl<'a> SymbolIndex<'a> {
         self.plain[number as usize].get_or_init(name).as_deref()
     }
 
-    /// Functions with a mangled name that are no fragments, by identifier; those with an abbreviated path by the empty one.
+    /// Returns the functions with a mangled name, except fragments, by identifier; those with an abbreviated path also
+    /// by the empty identifier.
     fn by_identifier(&self) -> &Lookup {
         self.by_identifier.get_or_init(|| {
             let mut found = Vec::new();
@@ -305,7 +306,7 @@ impl<'a> SymbolIndex<'a> {
         all.filter(|(_, symbol)| symbol.name.starts_with('_') && !is_fragment(symbol.name))
     }
 
-    /// Hashes of the canonical forms of what the source calls a function; none for a plain name.
+    /// Returns the hashes of the canonical forms of a function's source name; empty if the name is not mangled.
     fn canonical(&self, number: u32, signature: bool) -> Vec<u64> {
         let hashes = self.canonical[usize::from(signature)][number as usize].get_or_init(|| {
             let Some(plain) = self.plain(number) else { return Box::default() };
@@ -351,7 +352,7 @@ impl std::fmt::Debug for SymbolIndex<'_> {
     }
 }
 
-/// Numbers by the hash of a text, in order of both. What is found may have another text of the same hash.
+/// Symbol numbers by the hash of a text, sorted by both. A result may have a different text of the same hash.
 #[derive(Debug)]
 struct Lookup(Vec<(u64, u32)>);
 

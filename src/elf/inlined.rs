@@ -1,4 +1,4 @@
-//! Copies of functions that the compiler put into others.
+//! Copies of functions that the compiler inlined into others.
 
 use std::collections::HashMap;
 
@@ -7,14 +7,14 @@ use gimli::DebugInfoOffset;
 use super::debug_info::{DebugInfo, Finder};
 
 impl DebugInfo<'_> {
-    /// How many copies of the function with this symbol were inlined into others.
+    /// Returns how many copies of the function with this symbol were inlined into others.
     pub fn inlined_copies(&self, symbol: &str) -> usize {
         let all = self.inlined.get_or_init(|| inlined(&self.finder()).unwrap_or_default());
         all.get(symbol.as_bytes()).copied().unwrap_or(0)
     }
 }
 
-/// Inlined copies by symbol.
+/// Counts the inlined copies by symbol.
 fn inlined(finder: &Finder<'_>) -> gimli::Result<HashMap<Box<[u8]>, usize>> {
     let mut copies: HashMap<DebugInfoOffset, usize> = HashMap::new();
     for unit in finder.all_units() {
@@ -27,7 +27,7 @@ fn inlined(finder: &Finder<'_>) -> gimli::Result<HashMap<Box<[u8]>, usize>> {
             }
         }
     }
-    // Those of one unit come together, so that each is opened once.
+    // Grouped by unit, so that each is opened once.
     let mut copies: Vec<_> = copies.into_iter().collect();
     copies.sort_unstable();
     let mut by_symbol: HashMap<Box<[u8]>, usize> = HashMap::new();

@@ -1,12 +1,12 @@
-//! MiniDebugInfo: the names of a stripped program's own functions, compressed and in the program itself, as Fedora and its kin
-//! have them.
+//! MiniDebugInfo: the names of a stripped program's own functions, compressed and embedded in the program, as on Fedora
+//! and related distributions.
 
 use super::Image;
 
-/// The largest symbol file that is unpacked. That of a whole browser has 10 MiB.
+/// The largest symbol file that is decompressed. That of a whole browser has 10 MiB.
 const UNPACKED_MAX: u64 = 64 << 20;
 
-/// The ELF file in `.gnu_debugdata`, unpacked. None if there is none, it is damaged, or it is too large.
+/// Returns the decompressed ELF file in `.gnu_debugdata`. `None` if there is none, it is damaged, or it is too large.
 pub fn embedded_symbols(image: &Image<'_>) -> Option<Vec<u8>> {
     let packed = image.section_data(image.section(b".gnu_debugdata")?)?;
     let size = unpacked_size(packed).filter(|size| *size <= UNPACKED_MAX)?;
@@ -16,8 +16,8 @@ pub fn embedded_symbols(image: &Image<'_>) -> Option<Vec<u8>> {
     Some(unpacked)
 }
 
-/// What an xz file unpacks to, by the headers of its chunks: a decoder makes no more of them, whatever the file's index
-/// says.
+/// Returns the decompressed size of an xz file according to the headers of its chunks: a decoder produces no more than
+/// that, whatever the file's index says.
 fn unpacked_size(xz: &[u8]) -> Option<u64> {
     let header = xz.first_chunk::<12>().filter(|header| header.starts_with(b"\xfd7zXZ\0"))?;
     let check: usize = match header[7] & 0x0f {

@@ -1,10 +1,10 @@
 //! From the bytes of a program to the places where probes are set.
 //!
-//! Everything here is a pure function of bytes: nothing is opened, nothing asks the kernel. The bytes are
-//! not trusted: no input makes these functions panic, and time and memory are bounded by the file's size.
+//! Everything here is a pure function of bytes: no file is opened, and the kernel is not involved. The bytes are
+//! untrusted: no input makes these functions panic, and time and memory are bounded by the file's size.
 //!
-//! [`Image`] holds the headers, [`notes()`] the USDT notes, [`parse_args`] the argument forms in them;
-//! [`usdt_sites`] and [`function_sites`] join these into [`Site`]s.
+//! [`Image`] holds the headers, [`notes()`] returns the USDT notes, [`parse_args`] parses the argument forms in them;
+//! [`usdt_sites`] and [`function_sites`] combine these into [`Site`]s.
 
 mod address_names;
 mod approach;

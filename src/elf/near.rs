@@ -1,13 +1,14 @@
-//! The names nearest to one that is not there.
+//! Suggestions of similar names for one that does not exist.
 
-/// How many names to offer.
+/// How many names are suggested.
 const OFFERED: usize = 3;
-/// Longer names are not compared: the work is the product of two lengths.
+/// Longer names are not compared: the work is the product of both lengths.
 const LENGTH_MAX: usize = 80;
-/// Comparisons at most, for a file with a hostile number of names.
+/// The maximum number of comparisons, in case a file has a hostile number of names.
 const COMPARED_MAX: usize = 100_000;
 
-/// Up to three of `names` that differ least from `wanted`, and then those that contain it; nearest first.
+/// Returns up to three of `names`: those that differ least from `wanted`, followed by names that contain it; closest
+/// first.
 pub(super) fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> Vec<String> {
     let wanted = wanted.to_ascii_lowercase();
     if wanted.is_empty() || wanted.len() > LENGTH_MAX {
@@ -38,7 +39,7 @@ pub(super) fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> 
     best.into_iter().map(|(_, name)| name).collect()
 }
 
-/// Levenshtein's distance in bytes.
+/// Returns the Levenshtein distance in bytes.
 fn distance(a: &[u8], b: &[u8]) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, &x) in a.iter().enumerate() {

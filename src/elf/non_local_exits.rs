@@ -1,7 +1,8 @@
-//! Whether a program leaves functions without returning from them: by exceptions, `longjmp`, or by going on on another stack.
+//! Whether a program leaves functions without returning from them: by exceptions, `longjmp`, or by continuing on
+//! another stack.
 //!
-//! The kernel's own way to trace a return replaces the return address on the stack. Whatever looks at that address, or does not
-//! come by it, ends the program then.
+//! The kernel's own way of tracing a return replaces the return address on the stack. Code that inspects that address,
+//! or bypasses it, then crashes the program.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use object::elf;
 use super::Image;
 use super::symbols::symbols;
 
-/// Names of functions by which frames are left, and of what only code with such frames refers to.
+/// Names of functions that leave frames, and of symbols that only code with such frames refers to.
 const NON_LOCAL_EXITS: &[(&str, &str)] = &[
     ("_Unwind_RaiseException", "exceptions"),
     ("_Unwind_Resume", "exceptions"),
@@ -52,7 +53,7 @@ const NON_LOCAL_EXITS: &[(&str, &str)] = &[
 /// A way in which a program leaves functions without returning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NonLocalExit {
-    /// The symbol that shows it.
+    /// The symbol that reveals it.
     pub symbol: &'static str,
     /// `exceptions`, `coroutines`, ...
     pub what: &'static str,
@@ -64,7 +65,7 @@ impl fmt::Display for NonLocalExit {
     }
 }
 
-/// What a file has of them, imported or in itself. None if it has none that its symbols show.
+/// Returns the non-local exits that a file imports or defines. `None` if its symbols reveal none.
 pub fn non_local_exits(image: &Image<'_>) -> Option<NonLocalExit> {
     let found = symbols(image)
         .filter_map(|symbol| NON_LOCAL_EXITS.iter().position(|(name, _)| *name == symbol.name))
@@ -73,7 +74,7 @@ pub fn non_local_exits(image: &Image<'_>) -> Option<NonLocalExit> {
     Some(NonLocalExit { symbol, what })
 }
 
-/// Whether the file is a program, and not a library that others load.
+/// Returns whether the file is a program rather than a library that others load.
 pub fn is_program(image: &Image<'_>) -> bool {
     let dynamic = image.dynamic();
     let flags = dynamic.iter().find(|(tag, _)| *tag == elf::DT_FLAGS_1).map_or(0, |(_, value)| *value);

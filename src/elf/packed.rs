@@ -1,4 +1,4 @@
-//! Sections by their contents, which linkers and `objcopy` compress in several ways.
+//! The contents of sections, which linkers and `objcopy` compress in several ways.
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -11,16 +11,16 @@ use ruzstd::decoding::StreamingDecoder;
 use super::Image;
 use super::headers::LE;
 
-/// A larger section is not read.
+/// Larger sections are not read.
 const BYTES_MAX: u64 = 1 << 30;
 
-/// Whether there is a section of this name, compressed by older binutils (`.zdebug_info`) or not.
+/// Returns whether a section of this name exists, including one compressed by older binutils (`.zdebug_info`).
 pub(super) fn is_there(image: &Image<'_>, name: &[u8]) -> bool {
     image.section(name).is_some() || old_name(name).is_some_and(|old| image.section(&old).is_some())
 }
 
-/// A section's bytes, unpacked; empty if there is none. None if it is damaged, too large or packed in a way that is not
-/// known.
+/// Returns a section's decompressed bytes; empty if there is no such section. `None` if it is damaged, too large, or
+/// compressed in an unsupported way.
 pub(super) fn contents<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
     let Some(section) = image.section(name) else { return old_section(image, name) };
     let data = image.section_data(section)?;
@@ -38,7 +38,8 @@ pub(super) fn contents<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8
     }
 }
 
-/// As older binutils compressed it: `.zdebug_info` is `ZLIB`, the size with the highest byte first, and the contents.
+/// Returns a section compressed by older binutils: `.zdebug_info` starts with `ZLIB` and the big-endian size, followed
+/// by the contents.
 fn old_section<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8]>> {
     let Some(section) = old_name(name).and_then(|old| image.section(&old)) else {
         return Some(Cow::Borrowed(&[]));

@@ -1,29 +1,31 @@
-//! Whether Linux takes a probe on an instruction, how it then runs the instruction, and whether that is right.
+//! Whether Linux accepts a probe on an instruction, how it then executes the instruction, and whether it does so
+//! correctly.
 //!
-//! The kernel judges an instruction by tables of opcodes (arch/x86/kernel/uprobes.c), when it sets the breakpoint into
-//! the memory of a process: with no process there, it takes any place and drops it later without a word. The rules here
-//! are those of Linux 6.1 to 6.18; `tests/kernel/attach/` holds them against the running kernel, form by form.
+//! The kernel checks an instruction against tables of opcodes (arch/x86/kernel/uprobes.c) when it inserts the
+//! breakpoint into the memory of a process: without a process, it accepts any place and later drops the probe silently.
+//! The rules here are those of Linux 6.1 to 6.18; `tests/kernel/attach/` verifies them against the running kernel, form
+//! by form.
 //!
-//! It also takes instructions that it then gets wrong. Its checks look at one opcode byte, whatever opcode map that
-//! belongs to, so a vector instruction whose byte is that of a jump is "emulated" as that jump: skipped. A traced
-//! program computes something else, or dies. No probe is set on these.
+//! The kernel also accepts instructions that it then handles incorrectly. Its checks consider one opcode byte,
+//! whichever opcode map that belongs to, so a vector instruction whose byte is that of a jump is "emulated" as that
+//! jump: skipped. A traced program computes wrong results, or crashes. No probe is set on these.
 
 use iced_x86::{Decoder, DecoderOptions};
 
-/// What becomes of a probe on an instruction.
+/// The outcome of a probe on an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It fires, and the kernel does what the instruction does, in the trap.
+    /// It fires, and the kernel emulates the instruction within the trap.
     Emulated,
-    /// It fires, and the processor runs a copy of the instruction, with a second trap.
+    /// It fires, and the processor executes a copy of the instruction, with a second trap.
     SingleStepped,
-    /// The kernel takes no probe there.
+    /// The kernel accepts no probe there.
     Refused(&'static str),
-    /// The kernel takes it, and the program then computes something else, or dies.
+    /// The kernel accepts it, but the program then computes wrong results, or crashes.
     Harmful(&'static str),
 }
 
-/// The opcodes that may not be probed, of the first opcode byte after prefixes. All that begin with 0x0f may.
+/// Opcodes that must not be probed, by the first opcode byte after prefixes. All that begin with 0x0f are allowed.
 #[rustfmt::skip]
 const BAD_OPCODES: [u8; 40] = [
     0x06, 0x07, 0x0e, 0x16, 0x17, 0x1e, 0x1f, 0x27, 0x2f, 0x37, 0x3f, 0x60, 0x61, 0x62, 0x6c, 0x6d, 0x6e, 0x6f,
@@ -31,13 +33,13 @@ const BAD_OPCODES: [u8; 40] = [
     0xf1, 0xf4, 0xfa, 0xfb,
 ];
 
-/// The parts of an instruction that the kernel looks at.
+/// The parts of an instruction that the kernel examines.
 #[derive(Debug, Default)]
 struct Parts<'a> {
     prefixes: &'a [u8],
     rex: Option<u8>,
     encoding: Encoding,
-    /// From the opcode on.
+    /// The bytes from the opcode on.
     opcode: &'a [u8],
 }
 
@@ -45,13 +47,13 @@ struct Parts<'a> {
 enum Encoding {
     #[default]
     Legacy,
-    /// VEX or EVEX: the opcode byte belongs to a map that the prefix names.
+    /// VEX or EVEX: the opcode byte belongs to a map that the prefix selects.
     Vector,
     Xop,
     Rex2,
 }
 
-/// Judges the instruction that `code` begins with.
+/// Judges the instruction at the start of `code`.
 pub fn verdict(code: &[u8]) -> Verdict {
     let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
     let Some(bytes) = code.get(..instruction.len()).filter(|_| !instruction.is_invalid()) else {
@@ -76,7 +78,7 @@ pub fn verdict(code: &[u8]) -> Verdict {
     }
 }
 
-/// FMA4 and the permutations of XOP in VEX encoding, and SSE4a.
+/// Returns whether the instruction is FMA4, an XOP permutation in VEX encoding, or SSE4a.
 fn is_amd_only(bytes: &[u8], parts: &Parts<'_>) -> bool {
     let vex3 = bytes.starts_with(&[0xc4]) && bytes.get(1).is_some_and(|map| map & 0x1f == 3);
     match parts.opcode {
@@ -93,7 +95,7 @@ fn parts(bytes: &[u8]) -> Parts<'_> {
         [0xc5, ..] => (None, Encoding::Vector, 2),
         [0xc4, ..] => (None, Encoding::Vector, 3),
         [0x62, ..] => (None, Encoding::Vector, 4),
-        // pop has a register field of 0 where XOP has its map, which is 8 or more.
+        // `pop` has a register field of 0 where XOP has its map, which is at least 8.
         [0x8f, map, ..] if map & 0x1f >= 8 => (None, Encoding::Xop, 3),
         [0xd5, ..] => (None, Encoding::Rex2, 2),
         [rex @ 0x40..=0x4f, ..] => (Some(*rex), Encoding::Legacy, 1),
@@ -102,7 +104,7 @@ fn parts(bytes: &[u8]) -> Parts<'_> {
     Parts { prefixes, rex, encoding, opcode: rest.get(skip..).unwrap_or_default() }
 }
 
-/// Follows `uprobe_init_insn`, `branch_setup_xol_ops` and `push_setup_xol_ops`.
+/// Mirrors `uprobe_init_insn`, `branch_setup_xol_ops` and `push_setup_xol_ops`.
 fn legacy(parts: &Parts<'_>, opcode: u8, rest: &[u8]) -> Verdict {
     if BAD_OPCODES.contains(&opcode) {
         return Verdict::Refused(reason(opcode));
@@ -134,7 +136,7 @@ fn legacy(parts: &Parts<'_>, opcode: u8, rest: &[u8]) -> Verdict {
     }
 }
 
-/// A vector instruction, judged by an opcode byte that means something else in the map that the kernel's tables are of.
+/// Judges a vector instruction by its opcode byte, which means something else in the opcode map of the kernel's tables.
 fn vector(opcode: u8, rest: &[u8]) -> Verdict {
     if BAD_OPCODES.contains(&opcode) {
         return Verdict::Refused(
@@ -190,7 +192,7 @@ mod tests {
             (&[0x0f, 0x1f, 0x44, 0, 0], SingleStepped),
             (&[0xc3], SingleStepped),
             (&[0x64, 0x48, 0x8b, 0x04, 0x25, 0x28, 0, 0, 0], SingleStepped),
-            // vpaddb, vmovdqa load (6f) apart
+            // vpaddb; unlike the vmovdqa load (6f)
             (&[0xc5, 0xe9, 0xfc, 0xc1], SingleStepped),
         ] {
             assert_eq!(verdict(code), expected, "{code:02x?}");
@@ -201,8 +203,8 @@ mod tests {
     fn what_is_refused_or_harmful() {
         let refused = |code: &[u8]| matches!(verdict(code), Verdict::Refused(_));
         let harmful = |code: &[u8]| matches!(verdict(code), Verdict::Harmful(_));
-        // lock addq, notrack jmp *%rax, the ten-byte nop with %cs, hlt, int3, int $0x80, in, jmp with 66, and vpxor, whose
-        // byte is that of out; and what is no instruction, or ends too soon.
+        // lock addq, notrack jmp *%rax, the ten-byte nop with %cs, hlt, int3, int $0x80, in, jmp with prefix 66, and
+        // vpxor, whose byte is that of out; also invalid and truncated instructions.
         for code in [
             &[0xf0, 0x48, 0x83, 0x05, 1, 2, 3, 0, 1][..],
             &[0x3e, 0xff, 0xe0],

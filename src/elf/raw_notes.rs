@@ -1,8 +1,8 @@
-//! Notes of any kind: owner, type and description, one after the other.
+//! Notes of any kind: a sequence of owner, type and description.
 
 /// A note of any kind.
 pub(super) struct RawNote<'a> {
-    /// Where it starts in the section or segment.
+    /// Its offset in the section or segment.
     pub at: usize,
     /// The owner's name without its NUL.
     pub owner: &'a [u8],
@@ -10,7 +10,7 @@ pub(super) struct RawNote<'a> {
     pub desc: &'a [u8],
 }
 
-/// Walks a block of notes; stops after the first malformed one, which it gives as (offset, reason).
+/// Iterates over a block of notes; stops after the first malformed one, which it returns as (offset, reason).
 pub(super) struct RawNotes<'a> {
     data: &'a [u8],
     at: usize,
@@ -18,7 +18,7 @@ pub(super) struct RawNotes<'a> {
 }
 
 impl<'a> RawNotes<'a> {
-    /// `align` is the section's or segment's: 8 only where it says so, else 4, as binutils has it.
+    /// `align` is the alignment of the section or segment: 8 is honored, anything else means 4, as in binutils.
     pub fn new(data: &'a [u8], align: u64) -> RawNotes<'a> {
         RawNotes { data, at: 0, align: if align == 8 { 8 } else { 4 } }
     }
@@ -58,7 +58,7 @@ impl<'a> Iterator for RawNotes<'a> {
     }
 }
 
-/// The caller has checked that the bytes are there.
+/// The caller has checked the bounds.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
 }

@@ -1,4 +1,4 @@
-//! Which functions of a file a name or a pattern means.
+//! Which functions of a file a name or a pattern matches.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,18 +10,18 @@ use super::near::nearest;
 use super::symbol_table::{Kind, Symbol, versioned, versioned_pattern};
 use super::{Image, SiteError, SymbolIndex, golang};
 
-/// The functions that a pattern means.
+/// The functions that a pattern matches.
 #[derive(Debug)]
 pub(super) struct Selected<'a> {
     pub by_address: BTreeMap<u64, Symbol<'a>>,
-    /// The pattern is a whole name rather than a glob.
+    /// Whether the pattern is a whole name rather than a glob.
     pub exact: bool,
-    /// Why functions of the name are not among them, one sentence each.
+    /// Why functions of that name were left out, one sentence each.
     pub left_out: Vec<String>,
 }
 
 impl Selected<'_> {
-    /// What the user should know of the choice: sentences without a full stop.
+    /// Returns what the user should know about the selection: sentences without a full stop.
     pub fn remarks(&self, index: &SymbolIndex<'_>, pattern: &str) -> Vec<String> {
         let mut remarks = self.left_out.clone();
         remarks.extend(match self.exact {
@@ -32,11 +32,11 @@ impl Selected<'_> {
     }
 }
 
-/// The functions that a pattern means.
+/// Returns the functions that a pattern matches.
 ///
-/// A symbol's own name goes before names as the source has them, and these before globs. A name means all whole copies
-/// of the function that the compiler made under names of their own. Fragments that it moved elsewhere are found only by
-/// their symbols: as the function, they would count some of its calls twice.
+/// Symbols take precedence over source names, and these over globs. A name includes all whole copies of the function
+/// that the compiler made under other names. Fragments that it moved elsewhere are found only by their symbols: counted
+/// as the function, they would count some of its calls twice.
 pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Selected<'a>, SiteError> {
     let no_function = match of_symbol(index, pattern) {
         Ok(Some(selected)) => {
@@ -44,7 +44,7 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
             return Ok(Selected { by_address, ..selected });
         }
         Err(error) if matches!(error, SiteError::Ifunc { .. }) => return Err(error),
-        // A function of C++ may be called like a variable, or like a function that the file only refers to.
+        // A C++ function may have the same name as a variable, or as a function that the file only imports.
         Err(error) => Some(error),
         Ok(None) => None,
     };
@@ -66,7 +66,7 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     if pattern.contains(['*', '?']) {
         found = globbed(index, name, is_meant);
         if found.is_empty() && version.is_some() {
-            // A name may have an `@` in it, too.
+            // A name may contain an `@`, too.
             found = globbed(index, pattern, |_| true);
         }
         left_out.extend(without_ifuncs(index, name));
@@ -81,7 +81,7 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
     Ok(Selected { by_address: without_wrappers(index.image(), found), exact: false, left_out })
 }
 
-/// The functions of a symbol's name; None if there is no such symbol.
+/// Returns the functions with a symbol's name; `None` if there is no such symbol.
 fn of_symbol<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Option<Selected<'a>>, SiteError> {
     let (name, version) = versioned(pattern);
     let mut found = BTreeMap::new();
@@ -93,8 +93,8 @@ fn of_symbol<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Option<Select
         if is_part || version.is_some_and(is_other) {
             continue;
         }
-        // An IFUNC may keep a plain function of its name for programs linked long ago (memcpy in glibc). A
-        // probe there would look right and see nothing.
+        // Besides an IFUNC, a plain function of the same name may exist for programs linked long ago (memcpy in glibc).
+        // A probe there would look right but never fire.
         if symbol.kind == Kind::Ifunc && symbol.defined {
             return implemented(index, pattern, symbol).map(Some);
         }
@@ -115,8 +115,8 @@ fn of_symbol<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Option<Select
     }
 }
 
-/// The functions of which a program chooses one at its start for an IFUNC, where only it leads to them: those that a compiler
-/// made of one in the source (`target_clones`).
+/// Returns the functions from which a program chooses one at startup for an IFUNC, if they are variants that the
+/// compiler generated from a single source function (`target_clones`) and are reached only through the IFUNC.
 fn implemented<'a>(
     index: &SymbolIndex<'a>,
     pattern: &str,
@@ -141,7 +141,7 @@ fn implemented<'a>(
     Ok(Selected { by_address, exact: true, left_out: vec![told.to_owned()] })
 }
 
-/// Which of the names that a glob matches stand for something that the program chooses at its start.
+/// Returns a remark on the names matching a glob whose implementation the program chooses at startup.
 fn without_ifuncs(index: &SymbolIndex<'_>, pattern: &str) -> Option<String> {
     let names: BTreeSet<&str> = index.ifuncs().filter(|name| glob(pattern, name)).collect();
     let names: Vec<&str> = names.into_iter().collect();
@@ -150,7 +150,7 @@ fn without_ifuncs(index: &SymbolIndex<'_>, pattern: &str) -> Option<String> {
     })
 }
 
-/// The functions whose symbols or names a glob matches.
+/// Returns the functions whose symbols or source names match a glob.
 fn globbed<'a>(
     index: &SymbolIndex<'a>,
     pattern: &str,
@@ -164,7 +164,7 @@ fn globbed<'a>(
             continue;
         }
         let matches = |name: &str| glob(pattern, name) || glob(&wanted, &canonical(name));
-        // Parameters are written out only for a pattern that has some.
+        // Parameters are demangled only for a pattern that contains some.
         let signatures = || {
             let of = |signature| demangle(symbol.name, signature);
             let wanted: &[Signature] = match plain {
@@ -181,9 +181,9 @@ fn globbed<'a>(
     found
 }
 
-/// A call from Go code to assembly, or back, may go through a function that puts the arguments elsewhere. A stripped
-/// program names both alike, another gives one of them the suffix `.abi0`; the wrapper is left out, so that such a call
-/// counts once.
+/// Removes Go's ABI wrappers. A call from Go code to assembly, or back, may go through a function that rearranges the
+/// arguments. In a stripped program both have the same name, otherwise one of them has the suffix `.abi0`; the wrapper
+/// is left out, so that such a call counts once.
 fn without_wrappers<'a>(
     image: &Image<'a>,
     mut found: BTreeMap<u64, Symbol<'a>>,
@@ -204,7 +204,7 @@ fn without_wrappers<'a>(
 
 const IMPORTED: &str = "this file only imports it; use the shared library that defines it as the binary";
 
-/// Why no probe can be set on what a symbol names.
+/// Returns why a symbol cannot be probed.
 fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
     match symbol {
         Symbol { defined: false, .. } => Some(IMPORTED),
@@ -213,7 +213,7 @@ fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
     }
 }
 
-/// Why no function matches.
+/// Returns the error for a pattern that matches no function.
 pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
     let image = index.image();
     let names = index.plain_names().map(|(symbol, plain)| plain.unwrap_or(symbol.name).to_owned());
@@ -223,7 +223,7 @@ pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
     SiteError::NoFunction { pattern: pattern.to_owned(), near: nearest(pattern, names), unnamed }
 }
 
-/// Of several names for one address, the exported one, then the one with the fewest leading underscores.
+/// Of several names for one address, prefers the exported one, then the one with the fewest leading underscores.
 fn keep_best<'a>(found: &mut BTreeMap<u64, Symbol<'a>>, symbol: Symbol<'a>) {
     let rank = |s: &Symbol<'a>| {
         let underscores = s.name.len() - s.name.trim_start_matches('_').len();

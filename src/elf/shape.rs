@@ -1,41 +1,40 @@
-//! What a probe costs where it is set, judged from the instruction there.
+//! What a probe costs at a place, judged from the instruction there.
 //!
-//! The kernel puts a breakpoint on the instruction. A few kinds it then emulates; any other it runs out of
-//! line with a second trap, which costs about ten times as much. Measured on x86_64, Linux 6.18.
+//! The kernel puts a breakpoint on the instruction. It then emulates a few kinds of instructions; any other is executed
+//! out of line with a second trap, which costs about ten times as much. Measured on x86_64, Linux 6.18.
 
 use std::fmt;
 
 use super::Arch;
 use super::probeable::{Verdict, verdict};
 
-/// What the code at a site is.
+/// The kind of code at a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SiteShape {
-    /// A nop of one byte (or two, or aarch64's): what `sys/sdt.h` leaves at a USDT probe.
+    /// A nop of one byte (or two, or aarch64's), which `sys/sdt.h` emits for a USDT probe.
     Nop,
-    /// The one-byte nop before a five-byte nop. The probe belongs on the first: on the second, Linux 6.18
-    /// replaces the breakpoint by a call, which overwrites the red zone of a leaf function.
+    /// The one-byte nop before a five-byte nop. The probe belongs on the first: on the second, Linux 6.18 replaces the
+    /// breakpoint with a call, which overwrites the red zone of a leaf function.
     NopNop5,
-    /// The one-byte nop before a ten-byte nop. The probe belongs on the first: on the second the kernel
-    /// takes none.
+    /// The one-byte nop before a ten-byte nop. The probe belongs on the first: on the second, the kernel rejects it.
     NopNop10,
-    /// A five-byte nop alone.
+    /// A five-byte nop on its own.
     Nop5,
-    /// A push of a register, as many functions begin.
+    /// A push of a register, as at the start of many functions.
     Push,
     /// A landing pad of control-flow enforcement that is not followed by a push.
     Endbr64,
-    /// Anything else; `cheap` when the kernel emulates it (jumps and calls).
+    /// Anything else; `cheap` if the kernel emulates it (jumps and calls).
     Other { cheap: bool },
-    /// The kernel takes no probe here, for this reason.
+    /// The kernel accepts no probe here, for this reason.
     Refused(&'static str),
-    /// The kernel takes a probe here, and the program then computes something else, or dies.
+    /// The kernel accepts a probe here, but the program then computes wrong results, or crashes, for this reason.
     Harmful(&'static str),
-    /// In a segment that the program may write to. The kernel takes a probe here, and sets it in no process.
+    /// In a segment that is writable for the program. The kernel accepts a probe here, but inserts it into no process.
     Writable,
 }
 
-/// What a hit costs the traced program.
+/// The cost of a hit for the traced program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cost {
     /// One trap, about 0.6 microseconds.
@@ -50,11 +49,11 @@ const NOP5: &[u8] = &[0x0f, 0x1f, 0x44, 0x00, 0x00];
 const NOP10: &[u8] = &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0x00];
 pub(super) const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
 
-/// How many bytes from a site [`SiteShape::of`] looks at, at most.
+/// The maximum number of bytes at a site that [`SiteShape::of`] examines.
 pub(super) const LOOK_AT: usize = 16;
 
 impl SiteShape {
-    /// Judges the code at a site: the bytes from there on.
+    /// Judges the code at a site, given the bytes from there on.
     pub fn of(arch: Arch, code: &[u8]) -> SiteShape {
         match arch {
             Arch::X86_64 => x86_64(code),
@@ -72,7 +71,7 @@ impl SiteShape {
         }
     }
 
-    /// Why no probe can be set here, whatever the place; None if one can be.
+    /// Returns why no probe can be set here, regardless of the place; `None` if one can be.
     pub fn unprobeable(self) -> Option<String> {
         match self {
             SiteShape::Refused(reason) => Some(format!("the kernel cannot probe its instruction: {reason}")),
@@ -88,21 +87,21 @@ impl SiteShape {
         }
     }
 
-    /// Whether a probe can be set here without harm.
+    /// Returns whether a probe can be set here without harm.
     pub fn takes_probe(self) -> bool {
         self.unprobeable().is_none() && !self.is_replaced_by_call()
     }
 
-    /// Whether a probe exactly here makes Linux 6.18 replace the instruction by a call. That writes below the stack pointer, where
-    /// a leaf function keeps its data, and leads to a mapping of the process that its children do not get: they
-    /// end there.
+    /// Returns whether a probe at exactly this place makes Linux 6.18 replace the instruction with a call. That call
+    /// writes below the stack pointer, where a leaf function stores its data, and leads to a mapping that child
+    /// processes do not inherit: they crash there.
     pub fn is_replaced_by_call(self) -> bool {
         self == SiteShape::Nop5
     }
 }
 
 impl fmt::Display for Cost {
-    /// One sentence for a person.
+    /// Formats as a sentence for humans.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Cost::Cheap => "the kernel emulates the probed instruction: a hit costs less than 1 us",

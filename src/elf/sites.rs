@@ -13,12 +13,11 @@ use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, n
 pub struct Site {
     /// Offset in the file of the instruction to probe.
     pub offset: u64,
-    /// Offset in the file of the semaphore that the kernel is to count up while the probe is set; 0 for
-    /// none.
+    /// Offset in the file of the semaphore that the kernel increments while the probe is set; 0 if there is none.
     pub ref_ctr_offset: u64,
-    /// Address of the instruction as in the file's headers. [`Form::Static`] is relative to it.
+    /// Address of the instruction according to the file's headers. [`Form::Static`] is relative to it.
     pub vaddr: u64,
-    /// One entry for each argument of a USDT probe; none for a function.
+    /// One entry for each argument of a USDT probe; empty for a function.
     pub args: Vec<Result<ArgForm, FormError>>,
     pub shape: SiteShape,
 }
@@ -26,18 +25,18 @@ pub struct Site {
 /// A function, or a place in one, where a probe is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FunctionSite {
-    /// The symbol; with `+0x10` after it for a place inside the function, and only `0x1234` for a file
-    /// offset that no symbol covers.
+    /// The symbol; followed by `+0x10` for a place inside the function; just `0x1234` for a file offset that no symbol
+    /// covers.
     pub name: String,
-    /// The name as its C++ or Rust source has it, without parameters; None for a plain name.
+    /// The name as in its C++ or Rust source, without parameters; `None` if the symbol is not mangled.
     pub demangled: Option<String>,
-    /// Bytes of code; 0 when unknown.
+    /// Bytes of code; 0 if unknown.
     pub size: u64,
     pub site: Site,
     /// Whether the probe is at the function's entry: only there are its arguments in the calling
     /// convention's registers, and only there can its return be traced.
     pub at_entry: bool,
-    /// Address of the function's entry; of a place that no symbol covers its own.
+    /// Address of the function's entry; for a place that no symbol covers, its own address.
     pub entry: u64,
     /// Whether the site is known to be the first byte of an instruction. False only for a file offset that
     /// no symbol covers; a probe inside an instruction would corrupt the program.
@@ -46,9 +45,10 @@ pub struct FunctionSite {
     pub is_go: bool,
     /// Where the function's arguments are at its entry.
     pub convention: Convention,
-    /// A copy that the compiler made for some callers, and that the pattern does not name itself.
+    /// Whether this is a copy that the compiler specialized for some callers, and that the pattern does not itself
+    /// name.
     pub specialised: bool,
-    /// Whether the site is a "jump if below or equal" that is taken only if the call begins anew after it.
+    /// Whether the site is a "jump if below or equal" that is taken only if the call then starts over.
     pub if_above: bool,
 }
 
@@ -57,11 +57,11 @@ pub struct FunctionSite {
 pub enum Convention {
     /// As in C.
     SystemV,
-    /// Since Go 1.17: the words of all arguments, one after the other, in nine registers, and R14 is the goroutine.
+    /// Go 1.17 and later: the words of all arguments, one after the other, in nine registers; R14 is the goroutine.
     GoRegisters,
-    /// Before, and for assembly since then: arguments on the stack.
+    /// Earlier Go versions, and assembly ever since: arguments on the stack.
     GoStack,
-    /// Go code of which neither is certain.
+    /// Go code for which neither is certain.
     Unknown,
     /// The words of arguments, but floating point, in ten registers.
     OCaml,
@@ -72,12 +72,12 @@ pub enum Convention {
 const CHECKED: &str = "the program may check this code by a checksum when it starts (FIPS 140), and ends if a breakpoint is in it";
 
 impl Site {
-    /// What a hit here costs the traced program.
+    /// Returns the cost of a hit for the traced program.
     pub fn cost(&self) -> Cost {
         self.shape.cost()
     }
 
-    /// A site without arguments or semaphore. None where the file holds no code for the address.
+    /// Returns a site without arguments or semaphore. `None` if the file contains no code for the address.
     pub(crate) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
         let code = image.code_at(vaddr, LOOK_AT)?;
         let (offset, is_writable) = image.code_offset(vaddr)?;
@@ -90,18 +90,18 @@ impl Site {
     }
 }
 
-/// All sites of one USDT probe, in the order of their notes. The compiler makes several of one probe in the
-/// source by inlining, and each may hold the arguments elsewhere.
+/// Returns all sites of one USDT probe, in the order of their notes. Inlining duplicates a probe of the source, and the
+/// arguments may be in different places at each site.
 ///
-/// Variables that arguments name are looked up in the image's symbols; an argument whose variable is not
-/// found becomes an error of that argument only.
+/// Variables named by arguments are looked up in the image's symbols; a variable that is not found causes an error for
+/// that argument only.
 pub fn usdt_sites(image: &Image<'_>, provider: &str, name: &str) -> Result<Vec<Site>, SiteError> {
     let all = notes(image)?;
     let mut sites = Vec::new();
     let mut seen = HashSet::new();
     for note in all.iter().filter(|n| n.provider == provider && n.name == name) {
         let site = usdt_site(image, note)?;
-        // Set twice in one place, a probe would count every hit twice.
+        // Set twice at the same place, a probe would count every hit twice.
         if seen.insert(site.offset) {
             sites.push(site);
         }
@@ -115,7 +115,8 @@ pub fn usdt_sites(image: &Image<'_>, provider: &str, name: &str) -> Result<Vec<S
     Ok(sites)
 }
 
-/// Whether arguments of the program's USDT probes are in variables that it does not name: debug symbols may.
+/// Returns whether arguments of the program's USDT probes are in variables that its own symbols do not name; debug
+/// symbols may.
 pub fn lacks_variables(image: &Image<'_>) -> bool {
     if !image.is_stripped() {
         return false;
@@ -127,7 +128,7 @@ pub fn lacks_variables(image: &Image<'_>) -> bool {
     variables(image, &names).values().any(Result::is_err)
 }
 
-/// The variable that an argument names.
+/// Returns the variable that an argument names.
 fn named(arg: &Result<ArgForm, FormError>) -> Option<&str> {
     match arg {
         Ok(ArgForm { form: Form::Symbol { name, .. } | Form::Absolute { name, .. }, .. }) => Some(name),
@@ -140,7 +141,7 @@ fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
     let site = Site::at(image, note.location);
     let mut site = site.ok_or_else(|| SiteError::Unmapped { what: what("site"), vaddr: note.location })?;
     if note.semaphore != 0 {
-        // Without its semaphore the program would never reach the probe.
+        // Without its semaphore, the program would never reach the probe.
         if image.is_zero_filled(note.semaphore) {
             let name = format!("{}:{}", note.provider, note.name);
             let reason = "its semaphore is in .bss, which is cleared at program start, so the kernel cannot keep \
@@ -154,13 +155,13 @@ fn usdt_site(image: &Image<'_>, note: &Note) -> Result<Site, SiteError> {
     Ok(site)
 }
 
-/// Where in the file the semaphore is; None if there is none, or no place for it.
+/// Returns the file offset of the semaphore; `None` if there is none, or if it is not in the file.
 fn semaphore(image: &Image<'_>, note: &Note) -> Option<u64> {
     image.file_offset(note.semaphore).filter(|&offset| note.semaphore != 0 && offset != 0)
 }
 
-/// Gives functions that begin with a USDT probe that probe's semaphore: the kernel keeps one for each place, and refuses
-/// whoever comes to the same place with another, or with none.
+/// Assigns to functions that begin with a USDT probe that probe's semaphore: the kernel supports only one per place,
+/// and rejects a further probe at the same place with a different one, or with none.
 pub(super) fn share_semaphores(image: &Image<'_>, functions: &mut [FunctionSite]) {
     use SiteShape::{Nop, Nop5, NopNop5, NopNop10};
     let is_nop = |site: &Site| matches!(site.shape, Nop | Nop5 | NopNop5 | NopNop10);
@@ -173,7 +174,7 @@ pub(super) fn share_semaphores(image: &Image<'_>, functions: &mut [FunctionSite]
     }
 }
 
-/// Puts addresses in the place of symbols.
+/// Replaces symbols by addresses.
 fn resolve_variables(image: &Image<'_>, sites: &mut [Site]) {
     let args = sites.iter().flat_map(|site| &site.args);
     let names: BTreeSet<String> = args.filter_map(named).map(str::to_owned).collect();

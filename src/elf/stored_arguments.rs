@@ -1,5 +1,5 @@
-//! Where a function that was compiled without optimisation stores its arguments: its debug information only tells of what it has
-//! stored, not of the registers that it took them from.
+//! Where a function that was compiled without optimization stores its arguments: its debug information describes only
+//! the stored copies, not the registers that they came from.
 
 use std::collections::HashMap;
 
@@ -8,17 +8,17 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use super::Image;
 use super::body::writes;
 
-/// The most instructions before a function's own code: some for each argument.
+/// The maximum number of instructions before a function's own code: a few for each argument.
 const LONGEST: usize = 128;
-/// The most bytes of these.
+/// The maximum size of these instructions in bytes.
 const BYTES: usize = 1024;
 
-/// Registers with words of arguments.
+/// Registers that hold argument words.
 const ARGUMENTS: [Register; 6] =
     [Register::RDI, Register::RSI, Register::RDX, Register::RCX, Register::R8, Register::R9];
 
-/// The words of arguments that the function which begins at `entry` stores before it does anything else, by their distance from the
-/// frame pointer.
+/// Returns the argument words that the function beginning at `entry` stores before it does anything else, by their
+/// offset from the frame pointer.
 pub(super) fn stored_arguments(image: &Image<'_>, entry: u64) -> HashMap<i64, usize> {
     let code = image.code_at(entry, BYTES).unwrap_or(&[]);
     let all = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter();
@@ -29,7 +29,7 @@ pub(super) fn stored_arguments(image: &Image<'_>, entry: u64) -> HashMap<i64, us
         if let Some(offset) = stored_at(&now) {
             stored.entry(offset).or_insert_with(|| held.get(&source?).copied());
         } else if is_cut(&now) {
-            // What is left of it is the same argument.
+            // The remaining bits are still the same argument.
         } else if let (Some(word), true) = (source.and_then(|from| held.get(&from).copied()), is_copy(&now)) {
             held.insert(now.op0_register().full_register(), word);
         } else {
@@ -39,13 +39,13 @@ pub(super) fn stored_arguments(image: &Image<'_>, entry: u64) -> HashMap<i64, us
     stored.into_iter().filter_map(|(offset, word)| Some((offset, word?))).collect()
 }
 
-/// The general register that an instruction reads as its second operand.
+/// Returns the general-purpose register that an instruction reads as its second operand.
 fn source_register(now: &Instruction) -> Option<Register> {
     let is_register = now.op_count() == 2 && now.op1_kind() == OpKind::Register;
     is_register.then(|| now.op1_register().full_register()).filter(|register| register.is_gpr64())
 }
 
-/// Where a `mov` puts something, by its distance from the frame pointer.
+/// Returns the destination of a `mov` to the stack, as an offset from the frame pointer.
 fn stored_at(now: &Instruction) -> Option<i64> {
     let is_store = now.mnemonic() == Mnemonic::Mov
         && now.op0_kind() == OpKind::Memory
@@ -54,13 +54,13 @@ fn stored_at(now: &Instruction) -> Option<i64> {
     is_store.then(|| now.memory_displacement64() as i64)
 }
 
-/// Whether the first operand is a register that gets what the second one, a register, holds.
+/// Returns whether the first operand is a register that receives the value of the second one, a register.
 fn is_copy(now: &Instruction) -> bool {
     now.op0_kind() == OpKind::Register
         && matches!(now.mnemonic(), Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd)
 }
 
-/// Whether bits are taken from what a register holds, as of a truth value all but one.
+/// Returns whether the instruction clears some bits of a register: for a boolean, all but one.
 fn is_cut(now: &Instruction) -> bool {
     now.mnemonic() == Mnemonic::And
         && now.op0_kind() == OpKind::Register

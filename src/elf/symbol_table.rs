@@ -1,4 +1,4 @@
-//! Symbol tables, as one section each.
+//! Symbol tables, each from a single section.
 
 use object::LittleEndian;
 use object::SymbolIndex;
@@ -8,7 +8,8 @@ use object::read::elf::{SectionHeader, Sym};
 
 use super::headers::{Headers, LE, bounded_str};
 
-/// Bytes of all names of a table. More are only in one that was made to take time, with many names that share one string.
+/// The maximum total length of a table's names. Only a maliciously crafted file exceeds it, with many names that share
+/// one string.
 const NAMES_MAX: usize = 1 << 30;
 
 /// One defined or undefined symbol.
@@ -16,31 +17,32 @@ const NAMES_MAX: usize = 1 << 30;
 pub(super) struct Symbol<'a> {
     /// Without its version.
     pub name: &'a str,
-    /// `GLIBC_2.14` of `memcpy@@GLIBC_2.14`.
+    /// `GLIBC_2.14` for `memcpy@@GLIBC_2.14`.
     pub version: Option<&'a str>,
     pub vaddr: u64,
-    /// Bytes; 0 when the table does not say.
+    /// Bytes; 0 if the table does not say.
     pub size: u64,
     pub kind: Kind,
-    /// False for what the file imports from another.
+    /// False for a symbol that the file imports from another one.
     pub defined: bool,
     pub global: bool,
-    /// Whether it is of a debug file, or of the symbols packed into the program, and not of the program's own tables.
+    /// Whether the symbol is from a debug file, or from the symbols embedded in the program, rather than from the
+    /// program's own tables.
     pub from_debug_symbols: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Function,
-    /// A function chosen when the program starts.
+    /// A function whose implementation is chosen when the program starts.
     Ifunc,
     ThreadLocal,
-    /// A place without a type, as assembler leaves it.
+    /// A place without a type, as assembly code defines it.
     Label,
     Other,
 }
 
-/// The entries of a symbol table section and the strings that they point into.
+/// The entries of a symbol table section, and the string table to which they refer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SymbolTable<'a> {
     entries: &'a [Sym64<LittleEndian>],
@@ -48,8 +50,8 @@ pub(super) struct SymbolTable<'a> {
 }
 
 impl<'a> SymbolTable<'a> {
-    /// None when there is no such section or it does not fit the file. Of a file without sections, what the dynamic loader
-    /// reads.
+    /// Reads the table. `None` if there is no such section or it is inconsistent with the file. For a file without
+    /// sections, the table that the dynamic loader uses.
     pub fn of(headers: &Headers<'a>, kind: elf::SectionType) -> Option<SymbolTable<'a>> {
         if kind == elf::SHT_DYNSYM && !headers.has_sections() {
             return SymbolTable::dynamic(headers);
@@ -73,22 +75,22 @@ impl<'a> SymbolTable<'a> {
         Some(SymbolTable { entries, strings: &strings[..size.unwrap_or(strings.len()).min(strings.len())] })
     }
 
-    /// Whether this is somewhere among the names: much quicker than to look at each.
+    /// Returns whether this text occurs anywhere among the names: much faster than checking each.
     pub fn has_text(self, text: &[u8]) -> bool {
         memchr::memmem::find(self.strings, text).is_some()
     }
 
-    /// The symbols in the table's order.
+    /// Iterates over the symbols in table order.
     pub fn symbols(self) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
         self.numbered().map(|(_, symbol)| symbol)
     }
 
-    /// The name of the symbol with this number.
+    /// Returns the name of the symbol with this number.
     pub fn name_of(self, number: usize) -> Option<&'a str> {
         std::str::from_utf8(bounded_str(self.strings, self.entries.get(number)?.st_name(LE))?).ok()
     }
 
-    /// The symbols with their numbers in the table.
+    /// Iterates over the symbols with their numbers in the table.
     pub fn numbered(self) -> impl Iterator<Item = (SymbolIndex, Symbol<'a>)> + use<'a> {
         let mut room = NAMES_MAX;
         self.entries.iter().enumerate().filter_map(move |(number, entry)| {
@@ -100,7 +102,7 @@ impl<'a> SymbolTable<'a> {
                 elf::STT_FUNC => Kind::Function,
                 elf::STT_GNU_IFUNC => Kind::Ifunc,
                 elf::STT_TLS => Kind::ThreadLocal,
-                // These name places of the source and of the file, not of the program.
+                // These name source files and sections rather than places in the program.
                 elf::STT_FILE | elf::STT_SECTION => return None,
                 elf::STT_NOTYPE => Kind::Label,
                 _ => Kind::Other,
@@ -120,13 +122,14 @@ impl<'a> SymbolTable<'a> {
     }
 }
 
-/// A name without its version, and the version, as `nm` writes both: `memcpy@@GLIBC_2.14`. Other languages have names with an `@`
-/// in them, as Crystal's `*Array(Int32)@Array(T)#push<Int32>:Array(Int32)`.
+/// Splits a name into the name without its version, and the version, as `nm` writes both: `memcpy@@GLIBC_2.14`. In
+/// other languages, names themselves may contain an `@`, for example Crystal's
+/// `*Array(Int32)@Array(T)#push<Int32>:Array(Int32)`.
 pub(super) fn versioned(name: &str) -> (&str, Option<&str>) {
     split_version(name, b"_.-+")
 }
 
-/// The same of a pattern, either part of which may be a glob: `mem*@GLIBC_2.*`.
+/// Does the same for a pattern, either part of which may be a glob: `mem*@GLIBC_2.*`.
 pub(super) fn versioned_pattern(pattern: &str) -> (&str, Option<&str>) {
     split_version(pattern, b"_.-+*?")
 }
@@ -143,8 +146,8 @@ fn split_version<'n>(name: &'n str, marks: &[u8]) -> (&'n str, Option<&'n str>) 
     }
 }
 
-/// How many symbols there are in the table that goes with a GNU hash table: buckets name the first of each chain, and a chain's
-/// last has the lowest bit set.
+/// Returns the number of symbols in the table that belongs to a GNU hash table: buckets refer to the first symbol of
+/// each chain, and a chain's last one has the lowest bit set.
 fn hashed(table: &[u8]) -> Option<u32> {
     const HEADER: usize = 4;
     let [buckets, first, bloom] = [0, 1, 2].map(|number| word_at(table, number));

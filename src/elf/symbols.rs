@@ -1,4 +1,4 @@
-//! The names that a program, its debug symbols and its Go table give to addresses.
+//! The names that a program, its debug symbols and its Go table assign to addresses.
 
 use std::collections::HashMap;
 
@@ -9,8 +9,9 @@ use super::headers::LE;
 use super::pclntab::Pclntab;
 use super::symbol_table::{Kind, Symbol, SymbolTable};
 
-/// Every named symbol: of `.symtab`, of the separate debug file if there is one, of `.dynsym`; and of the table by which a
-/// Go program names its own functions, where the first two are missing: they tell functions apart that it names alike.
+/// Iterates over every named symbol: from `.symtab`, from the separate debug file if there is one, and from `.dynsym`.
+/// If the first two are missing, those from the table by which a Go program names its own functions follow; otherwise
+/// that table is not used, because symbols distinguish functions to which it gives the same name.
 pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>> + use<'a> {
     let [own, exported] = [elf::SHT_SYMTAB, elf::SHT_DYNSYM].map(|kind| SymbolTable::of(image, kind));
     let own = own.into_iter().flat_map(SymbolTable::symbols);
@@ -39,7 +40,8 @@ pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>>
     }))
 }
 
-/// The addresses of variables, in one pass over the tables. Err says why there is none, to follow a colon.
+/// Returns the addresses of variables, in one pass over the tables. `Err` is the reason why there is none, phrased to
+/// follow a colon.
 pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n str, Result<u64, String>> {
     let missing = |name| match image.is_stripped() {
         true => {
@@ -64,7 +66,7 @@ pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n
     found.into_iter().map(|(name, place)| (name, place.unwrap_or_else(|| Err(missing(name))))).collect()
 }
 
-/// The symbols whose addresses the loader writes, by where it does.
+/// Returns the symbols whose addresses the loader writes, by the address of the slot.
 pub(super) fn relocated<'a>(image: &Image<'a>) -> HashMap<u64, &'a str> {
     const ENTRY: usize = 24;
     let Some(table) = SymbolTable::of(image, elf::SHT_DYNSYM) else { return HashMap::new() };

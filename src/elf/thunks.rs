@@ -1,17 +1,18 @@
-//! Code that jumps to the address in a register, on behalf of who jumps to it: what compilers make of an indirect jump so that
-//! the processor does not guess its target (`-mindirect-branch=thunk`, `-mretpoline`).
+//! Code that jumps to the address in a register on behalf of its caller: compilers generate it for an indirect jump to
+//! prevent the processor from speculating on its target (`-mindirect-branch=thunk`, `-mretpoline`).
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::body::register;
 use super::{Image, Reg};
 
-/// How far such code reaches.
+/// The maximum size of such code.
 const LONGEST: u64 = 64;
 
-/// The register that the code there jumps by; None if it is something else.
+/// Returns the register to whose address the code there jumps; `None` if it is other code.
 ///
-/// Either `call 1f`, what the processor is to guess, and `1: mov %REG,(%rsp); ret`; or `lfence; jmp *%REG`.
+/// The code is either `call 1f`, a trap for the processor's speculation, and `1: mov %REG,(%rsp); ret`; or `lfence; jmp
+/// *%REG`.
 pub(super) fn jumps_by(image: &Image<'_>, vaddr: u64) -> Option<Reg> {
     let mut code = from(image, vaddr)?;
     let first = code.next()?;

@@ -1,8 +1,8 @@
-//! Unwind tables: where each function's code lies, and where its frame is.
+//! Unwind tables: where each function's code is, and where its frame is.
 //!
-//! The compiler writes an entry for every piece of code with a frame of its own, also into programs that were stripped: it is
-//! what exceptions, debuggers and profilers go by. Here it tells how far a function reaches, whether it names a handler for
-//! exceptions, and, for each instruction, whether the return address is on top of the stack.
+//! The compiler writes an entry for every piece of code with a frame of its own, and stripping does not remove it:
+//! exceptions, debuggers and profilers depend on it. Here it tells how far a function extends, whether it has an
+//! exception handler, and, for each instruction, whether the return address is on top of the stack.
 
 use std::ops::Range;
 
@@ -20,15 +20,15 @@ use super::headers::LE;
 pub(super) struct Frame {
     pub start: u64,
     pub end: u64,
-    /// Whether it names a table of handlers: cleanups or catches that unwinding runs here.
+    /// Whether the entry refers to a table of handlers: cleanups or catches that run here during unwinding.
     pub has_handler: bool,
-    /// How far above the stack pointer the caller's frame is when the first instruction runs; None if it is found otherwise.
-    /// 8 in a function that is called: its return address is on top of the stack.
+    /// How far above the stack pointer the caller's frame is at the first instruction; `None` if the table locates it
+    /// by another register. 8 in a function that is entered by a call: its return address is on top of the stack.
     pub at_start: Option<i64>,
     /// Offset of the entry in its section.
     offset: usize,
     in_debug_frame: bool,
-    /// Where its table of handlers is; None if it has none, or it is found by a pointer.
+    /// The address of its table of handlers; `None` if it has none, or if the reference is indirect.
     handlers: Option<u64>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Unwind<'a> {
 }
 
 impl<'a> Unwind<'a> {
-    /// Reads `.eh_frame` and `.debug_frame`. What is damaged is left out.
+    /// Reads `.eh_frame` and `.debug_frame`. Damaged entries are skipped.
     pub fn of(image: &Image<'a>) -> Unwind<'a> {
         let mut bases = BaseAddresses::default();
         let address = |name| image.section(name).map(|section| section.sh_addr(LE));
@@ -74,13 +74,14 @@ impl<'a> Unwind<'a> {
         self.frames.iter()
     }
 
-    /// The entry whose code holds this address.
+    /// Returns the entry whose code contains this address.
     pub fn covering(&self, vaddr: u64) -> Option<&Frame> {
         let after = self.frames.partition_point(|frame| frame.start <= vaddr);
         self.frames[..after].last().filter(|frame| vaddr < frame.end)
     }
 
-    /// Where exceptions that come through the code of this range go on in a function; None if a table does not tell.
+    /// Returns where a function continues after exceptions that unwind through the code of this range; `None` if a
+    /// table is not understood.
     pub fn landing_pads(&self, image: &Image<'_>, range: &Range<u64>) -> Option<Vec<u64>> {
         let from = self.frames.partition_point(|frame| frame.end <= range.start);
         let frames = self.frames[from..].iter().take_while(|frame| frame.start < range.end);
@@ -94,8 +95,8 @@ impl<'a> Unwind<'a> {
         Some(pads)
     }
 
-    /// How far above the stack pointer the caller's frame is, by address from which that holds; None where it is found by
-    /// another register.
+    /// Returns how far above the stack pointer the caller's frame is, with the address from which each value is valid;
+    /// `None` where the frame is located by another register.
     pub fn rows(&self, frame: &Frame) -> Vec<(u64, Option<i64>)> {
         let rows = match frame.in_debug_frame {
             true => rows(&self.debug_frame, &self.bases, frame.offset),
@@ -105,7 +106,7 @@ impl<'a> Unwind<'a> {
     }
 }
 
-/// The places where exceptions come to, of the code that begins at `start`; None if the table is not of the usual form.
+/// Returns the landing pads of the code that begins at `start`; `None` if the table is not of the usual form.
 fn landing_pads(mut table: Slice<'_>, start: u64) -> gimli::Result<Option<Vec<u64>>> {
     let (base, types) = (table.read_u8()?, table.read_u8()?);
     if base != DW_EH_PE_omit.0 {
@@ -137,8 +138,8 @@ fn landing_pads(mut table: Slice<'_>, start: u64) -> gimli::Result<Option<Vec<u6
     Ok(Some(pads))
 }
 
-/// The code around an address that one entry of `.eh_frame` describes, by the index that the linker made of them: without
-/// reading them all.
+/// Returns the range around an address that one entry of `.eh_frame` describes, using the linker's index of the
+/// entries: the others are not read.
 pub(super) fn frame_at(image: &Image<'_>, vaddr: u64) -> Option<Range<u64>> {
     let section = |name| {
         let section = image.section(name)?;

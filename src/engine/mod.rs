@@ -1,7 +1,7 @@
-//! The probes that are at work: those that were loaded together, and several such sets as one.
+//! The active probes: sets that were loaded together, and several such sets as one.
 //!
-//! A reload loads a set of its own for the probes that are new, and leaves the others where they are: their counts, links and
-//! starts are not touched.
+//! A reload loads a new set for the new probes, and leaves the others alone: their counts, links and open starts are
+//! not touched.
 
 mod retired;
 mod takeover;
@@ -23,7 +23,7 @@ use crate::slow::SlowRecorder;
 use crate::store::UserStore;
 use crate::targets::{Attaching, ProbeManager, StartState, TargetsStatus};
 
-/// Probes that were loaded together, and what counts their events. Dropping it detaches everything.
+/// Probes that were loaded together, and the consumers of their events. Dropping it detaches everything.
 #[derive(Debug)]
 pub(crate) struct Engine {
     plan: Arc<Plan>,
@@ -33,15 +33,16 @@ pub(crate) struct Engine {
     shared: Shared,
     prices: SharedPrices,
     status: Arc<TargetsStatus>,
-    /// Where its maps and links are, if they stay when the exporter ends.
+    /// Where its maps and links are, if they outlive the exporter.
     pins: Option<Arc<EnginePins>>,
 }
 
 impl Engine {
-    /// Loads the probes of a plan and attaches what can be attached now, or goes on where an earlier exporter left off.
+    /// Loads the probes of a plan and attaches what can be attached now, or continues where an earlier exporter left
+    /// off.
     ///
     /// # Errors
-    /// If the kernel refuses the programs, or there is no thread.
+    /// If the kernel refuses the programs, or a thread cannot be created.
     pub fn start(
         plan: Plan,
         attaching: &Attaching,
@@ -69,7 +70,7 @@ impl Engine {
         Ok(Self { plan, manager, drain, counters, shared, prices, status, pins })
     }
 
-    /// As [`Engine::start`], in an engine of its own of the directory, if there is one.
+    /// As [`Engine::start`], with a new engine in the directory, if there is one.
     fn start_in(
         plan: Plan,
         attaching: &Attaching,
@@ -91,7 +92,7 @@ impl Engine {
     }
 }
 
-/// What is computed from events, in memory that outlives the exporter.
+/// The store of metrics computed from events, in memory that outlives the exporter.
 fn kept_store(layout: &Layout, probes: usize, pins: &EnginePins) -> Result<UserStore, PinError> {
     let user = &layout.user;
     let numbers = UserStore::numbers(user.slots, probes);
@@ -104,22 +105,22 @@ fn pin_error(err: PinError) -> KernelError {
     KernelError { what: err.what, source: std::io::Error::other(err.reason).into(), next: err.next }
 }
 
-/// All probes of a configuration, wherever they were loaded.
+/// All probes of a configuration, whichever engine they are in.
 #[derive(Debug)]
 pub(crate) struct Engines {
     pub plan: Arc<Plan>,
-    /// Those that have a probe of the plan come first.
+    /// Engines with a probe of the plan come first.
     all: Vec<Arc<Engine>>,
     probe_refs: Vec<ProbeRef>,
-    /// By engine, its probes that are not the plan's any more.
+    /// For each engine, its probes that are no longer in the plan.
     left_out: Vec<Vec<usize>>,
-    /// What is left of engines that have ended.
+    /// The counts of engines that have been dropped.
     retired: RetiredCounts,
-    /// Where what they have in the kernel stays when the exporter ends.
+    /// Where kernel objects are pinned so that they outlive the exporter.
     directory: Option<Arc<StateDirectory>>,
 }
 
-/// Probes that are taken out together, by their numbers in the plan: at least one.
+/// Probes that are shed together, by their indices in the plan: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub target: usize,
@@ -157,7 +158,7 @@ impl Engines {
         Self { plan, all, probe_refs, left_out, retired, directory }
     }
 
-    /// Those of another plan: what is the same stays, the rest is loaded and attached. Nothing is taken out yet.
+    /// Changes to another plan: identical probes stay, the others are loaded and attached. Nothing is detached yet.
     ///
     /// # Errors
     /// If the kernel refuses the programs.
@@ -190,7 +191,7 @@ impl Engines {
         Ok(Self::of(Arc::new(plan), all, probe_refs, self.retired.clone(), self.directory.clone()))
     }
 
-    /// How many probes are the same as in another, and were not touched.
+    /// The number of probes that are shared with `old`, and were not touched.
     pub fn kept_of(&self, old: &Self) -> usize {
         let is_of_old = |probe_ref: &&ProbeRef| {
             old.all.iter().any(|engine| Arc::ptr_eq(engine, &self.all[probe_ref.engine]))
@@ -198,7 +199,7 @@ impl Engines {
         self.probe_refs.iter().filter(is_of_old).count()
     }
 
-    /// Takes out what the plan has not, and lets go of engines that have nothing left to do.
+    /// Detaches probes that are no longer in the plan, and drops engines that have no probes left.
     #[must_use]
     pub fn settled(&self) -> Self {
         std::thread::scope(|scope| {
@@ -227,29 +228,29 @@ impl Engines {
         )
     }
 
-    /// Engines with a probe of the plan. The first one stays, to have somebody who counts time.
+    /// The number of engines with a probe of the plan. The first one always stays, to keep accounting for time.
     fn used(&self) -> usize {
         self.probe_refs.iter().map(|probe_ref| probe_ref.engine + 1).max().unwrap_or(0).max(1)
     }
 
-    /// For the table of series.
+    /// The stores and probe references, for the table of series.
     pub fn stores(&self) -> (Vec<CounterStore>, Vec<ProbeRef>) {
         (self.all.iter().map(|engine| engine.counters.clone()).collect(), self.probe_refs.clone())
     }
 
-    /// When counting began, in seconds since 1970.
+    /// When counting began, as a Unix time in seconds.
     pub fn since(&self) -> f64 {
         self.retired.since
     }
 
-    /// Waits until all events that are in the rings now have been counted, or for so long.
+    /// Waits up to `timeout` until all events that are now in the rings have been counted.
     pub fn catch_up(&self, timeout: Duration) {
         for engine in &self.all {
             engine.drain.catch_up(timeout);
         }
     }
 
-    /// Whether the threads that drain rings work.
+    /// Whether the threads that drain the rings are working.
     pub fn is_alive(&self, timeout: Duration) -> bool {
         self.all.iter().all(|engine| engine.drain.is_alive(timeout))
     }
@@ -258,19 +259,19 @@ impl Engines {
         self.all.first().map(|engine| engine.manager.attach_kind())
     }
 
-    /// How the plan's probes and targets are doing.
+    /// The state of the plan's probes and targets.
     pub fn status(&self) -> TargetsStatus {
         let here = self.all.iter().map(|engine| (engine.plan.clone(), engine.status.clone()));
         let parts: Vec<_> = here.chain(self.retired.status.iter().cloned()).collect();
         TargetsStatus::of_parts(&self.plan, &parts, &self.probe_refs)
     }
 
-    /// Whether no share is known, and no probe taken out: told without a copy of all that is known.
+    /// Whether no share is known and no probe is shed: determined without copying the whole state.
     pub fn are_at_rest(&self) -> bool {
         self.all.iter().all(|engine| engine.status.is_at_rest())
     }
 
-    /// What can be taken out for itself: probes that have their links in common, in one target.
+    /// What can be shed separately: probes of one target that share their links.
     pub fn entries(&self) -> Vec<Entry> {
         let mut entries: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
         for (number, (probe, probe_ref)) in self.plan.probes.iter().zip(&self.probe_refs).enumerate() {
@@ -280,25 +281,25 @@ impl Engines {
         entries.into_iter().map(|((target, ..), probes)| Entry { target, probes }).collect()
     }
 
-    /// Takes an entry out for a while, for this reason.
+    /// Detaches an entry temporarily, for this reason.
     pub fn shed(&self, entry: &Entry, reason: &str) {
         let (engine, probes) = self.there(entry);
         engine.manager.shed(probes.map(|probe| (probe, reason.to_string())).collect());
     }
 
-    /// Puts it back.
+    /// Attaches it again.
     pub fn restore(&self, entry: &Entry) {
         let (engine, probes) = self.there(entry);
         engine.manager.restore(probes.collect());
     }
 
-    /// The engine of an entry, and its probes' numbers there.
+    /// The engine of an entry, and its probes' indices there.
     fn there(&self, entry: &Entry) -> (&Engine, impl Iterator<Item = usize>) {
         let engine = self.probe_refs[entry.probes[0]].engine;
         (&self.all[engine], entry.probes.iter().map(|probe| self.probe_refs[*probe].probe))
     }
 
-    /// Seconds that the hits of a probe have cost until now.
+    /// Seconds that the hits of a probe have cost so far.
     pub fn cost(&self, probe: usize) -> f64 {
         let probe_ref = self.probe_refs[probe];
         let engine = &self.all[probe_ref.engine];

@@ -1,4 +1,4 @@
-//! What is counted of all engines together, also of those that have ended.
+//! Counts of all engines together, including those that have been dropped.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::plan::Plan;
 use crate::store::Store;
 use crate::targets::TargetsStatus;
 
-/// Numbers that must not go down when probes end.
+/// Numbers that must not decrease when probes are removed.
 #[derive(Debug, Clone, Default)]
 pub(super) struct RetiredCounts {
-    /// When counting began, in seconds since 1970; an earlier exporter's, if this one goes on with its counts.
+    /// When counting began, as a Unix time in seconds; an earlier exporter's, if this one continues its counts.
     pub(super) since: f64,
     pub(super) losses: Losses,
     pub(super) events: BTreeMap<String, u64>,
@@ -26,7 +26,7 @@ pub(super) struct RetiredCounts {
 }
 
 impl Engines {
-    /// What all threads that drain rings have counted.
+    /// The sum of the statistics of all drain threads.
     pub fn drain_stats(&self) -> DrainStats {
         let sum = DrainStats::default();
         for stats in self.all.iter().map(|engine| engine.drain.stats()).chain(&self.retired.drain) {
@@ -43,7 +43,7 @@ impl Engines {
         sum
     }
 
-    /// Of probes that are no more.
+    /// The counts, including those of probes that are no longer in the plan.
     pub(super) fn retired(&self) -> RetiredCounts {
         let mut retired = self.retired.clone();
         for (engine, gone) in self.all.iter().zip(&self.left_out) {
@@ -92,7 +92,7 @@ impl Counts for Engines {
         let CounterStore { layout, kernel, user } = &self.all[at.engine].counters;
         let slots = layout.slow.iter().find(|slow| slow.probe == at.probe)?;
         let here = |slot: u32| user.total(slots.user + slot);
-        // What came of them is read first: none is missing then, and one more may wait.
+        // Outcomes are read before the total, so that no event is missing; at worst some still seem to be waiting.
         let (kept, outdone) = (here(SLOW_KEPT), here(SLOW_OUTDONE) + here(SLOW_DISPLACED));
         let in_ring = kernel.total(slots.kernel + slow_slot::SLOW_LOST.0);
         let lost = [in_ring, here(SLOW_REFUSED), here(SLOW_UNWRITTEN)];

@@ -1,4 +1,4 @@
-//! Handing the probes over to the next exporter, and taking them over from the previous one.
+//! Hands the probes over to the next exporter, and takes them over from the previous one.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,15 +18,15 @@ use crate::plan::{InconsistentPlan, SavedPlan};
 use crate::slow::SlowRecorder;
 use crate::targets::{Attaching, EngineRecord, StartState};
 
-/// Why what an earlier exporter has left is not taken over.
+/// Why the state of an earlier exporter is not taken over.
 #[derive(Debug)]
 pub(crate) enum TakeoverError {
     Pins(PinError),
     Kernel(KernelError),
     Plan(InconsistentPlan),
-    /// The exporter of this version has left it.
+    /// It was left by an exporter of this version.
     Version(String),
-    /// A setting that tables depend on has changed.
+    /// This setting, on which tables depend, has changed.
     Setting(&'static str),
     /// This engine has no document.
     Incomplete(String),
@@ -77,13 +77,13 @@ impl From<InconsistentPlan> for TakeoverError {
     }
 }
 
-/// What is written down of all engines together, for the next exporter.
+/// What is saved about all engines together, for the next exporter.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     #[serde(flatten)]
     stamp: VersionStamp,
     plan: SavedPlan,
-    /// Of each probe, its engine and its number there.
+    /// For each probe, its engine and its index there.
     probe_refs: Vec<(String, usize)>,
     losses: Losses,
     events: BTreeMap<String, u64>,
@@ -91,7 +91,7 @@ struct Record {
     since: f64,
 }
 
-/// One engine, as an earlier exporter has left it.
+/// Resumes one engine that an earlier exporter has left.
 fn resume(
     pins: EnginePins,
     settings: &Settings,
@@ -109,8 +109,8 @@ fn resume(
 }
 
 impl Engines {
-    /// Those that an earlier exporter has left in the directory, with what its series had of probes that are no more; `None` if
-    /// there are none.
+    /// Takes over the engines that an earlier exporter has left in the directory, and the contributions to its series
+    /// by probes that no longer exist; `None` if there are none.
     ///
     /// # Errors
     /// Why they cannot be taken over.
@@ -163,7 +163,7 @@ impl Engines {
         Ok(Some((engines, record.carried)))
     }
 
-    /// Writes down what the next exporter needs to know.
+    /// Saves what the next exporter needs.
     pub fn save(&self, carried: Vec<CarriedSeries>) {
         let Some(directory) = &self.directory else { return };
         let name = |probe_ref: &ProbeRef| {

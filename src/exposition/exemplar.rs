@@ -1,21 +1,21 @@
-//! Exemplars: of a histogram's bucket, one event that fell in it.
+//! Exemplars: one sample event per histogram bucket.
 
 use std::collections::HashMap;
 
 use super::labels::{labels, push_label};
 
-/// What names and values of its labels may have together, in characters.
+/// The limit for the names and values of an exemplar's labels together, in characters.
 ///
 /// From: <https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars>.
 const CHARACTERS: usize = 128;
 
-/// Series that have exemplars; beyond, those go whose latest is the oldest.
+/// The maximum number of series with exemplars; beyond it, the series whose latest exemplar is the oldest is evicted.
 const SERIES: usize = 1000;
 
-/// An event that stands for its bucket.
+/// An event that represents its bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exemplar {
-    /// As [`push_label`] makes it.
+    /// Formatted by [`push_label`].
     pub(super) labels: String,
     pub(super) value: f64,
     /// In seconds since 1970.
@@ -23,7 +23,7 @@ pub struct Exemplar {
 }
 
 impl Exemplar {
-    /// With those of the labels that there is room for, the first ones first. `time` is in seconds since 1970.
+    /// Keeps the labels that fit, in order. `time` is in seconds since 1970.
     pub fn new<'a>(all: impl Iterator<Item = (&'a str, &'a str)>, value: f64, time: f64) -> Self {
         let (mut shown, mut room) = (String::new(), CHARACTERS);
         for (name, text) in all {
@@ -37,15 +37,15 @@ impl Exemplar {
     }
 }
 
-/// The latest exemplar of each bucket, for some series of histograms.
+/// The latest exemplar of each bucket, for a bounded number of histogram series.
 #[derive(Debug, Clone, Default)]
 pub struct Exemplars {
-    /// By the metric's name and the key of the series, see [`super::Head::key`].
+    /// Keyed by the metric's name and the series key, see [`super::Head::key`].
     series: HashMap<(String, String), Vec<Option<Exemplar>>>,
 }
 
 impl Exemplars {
-    /// Remembers the event, which fell in this one of so many buckets.
+    /// Records the exemplar in bucket `bucket` of `buckets`.
     pub fn note(&mut self, metric: &str, key: String, (bucket, buckets): (usize, usize), exemplar: Exemplar) {
         let latest = |all: &[Option<Exemplar>]| {
             all.iter().flatten().map(|one| one.time).max_by(f64::total_cmp).unwrap_or_default()
@@ -58,7 +58,7 @@ impl Exemplars {
             }
         }
         let all = self.series.entry(series).or_default();
-        // Another configuration can have other buckets.
+        // A reload may change the buckets.
         if all.len() != buckets {
             *all = vec![None; buckets];
         }
@@ -67,7 +67,7 @@ impl Exemplars {
         }
     }
 
-    /// Those of a series' buckets, as many as there are; or none.
+    /// Returns the exemplars of a series, one entry per bucket, or an empty slice.
     pub fn of(&self, metric: &str, key: &str, buckets: usize) -> &[Option<Exemplar>] {
         if self.series.is_empty() {
             return &[];

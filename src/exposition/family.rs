@@ -1,4 +1,4 @@
-//! The model that every format is written from.
+//! The data model that all formats are written from.
 
 use std::borrow::Cow;
 use std::sync::OnceLock;
@@ -8,20 +8,20 @@ use super::native::Native;
 use super::sample::{Kind, Number, Sample, SampleValue};
 use super::{Format, openmetrics, text};
 
-/// What of a family does not change from scrape to scrape.
+/// The part of a family that does not change from scrape to scrape.
 #[derive(Debug)]
 pub struct Head {
     pub(super) name: Cow<'static, str>,
     pub(super) help: Cow<'static, str>,
     pub(super) kind: Kind,
     pub(super) text: text::Parts,
-    /// Its series began with 0 when the exporter did.
+    /// Its series started at 0 when the exporter started.
     pub(super) is_counted_here: bool,
-    /// Of a counter: OpenMetrics has another family of a name that it would have there.
+    /// Counters only: the family name or the `_created` name that OpenMetrics would use is another metric's name.
     pub(super) is_homonym: bool,
-    /// Of a histogram that is a native one, too.
+    /// Set if a histogram is exposed as a native histogram, too.
     pub(super) native: Option<Native>,
-    /// Made when the format is first asked for.
+    /// Built on first use of the format.
     openmetrics: OnceLock<openmetrics::Parts>,
 }
 
@@ -41,8 +41,8 @@ impl Head {
         }
     }
 
-    /// Beside families with other names: in OpenMetrics the counter `x_total` is of the family `x`, which can be another's name, and the
-    /// time of creation of `x` has the name `x_created`.
+    /// Checks for name collisions with other families: in OpenMetrics the counter `x_total` belongs to the family `x`,
+    /// which may be another family's name, and the creation time of `x` is named `x_created`.
     pub fn beside(mut self, is_taken: impl Fn(&str) -> bool) -> Self {
         let family = openmetrics::family_name(&self.name, &self.kind).unwrap_or(&self.name);
         let is_created_taken =
@@ -52,7 +52,7 @@ impl Head {
         self
     }
 
-    /// With this, a histogram whose bounds are such is a native one, too.
+    /// If `native` is set, exposes the histogram as a native one too, provided its bounds fit a schema.
     pub fn native_if(mut self, native: bool) -> Self {
         self.native = match &self.kind {
             Kind::Histogram(bounds) if native => Native::of(bounds),
@@ -80,7 +80,7 @@ impl Head {
         &self.kind
     }
 
-    /// Buckets of one series, that beyond all bounds included; 0 unless it is a histogram.
+    /// The number of buckets per series, including +Inf; 0 unless it is a histogram.
     pub fn buckets(&self) -> usize {
         match &self.kind {
             Kind::Histogram(bounds) => bounds.len() + 1,
@@ -88,9 +88,9 @@ impl Head {
         }
     }
 
-    /// What is kept of a series from scrape to scrape, so that a line costs little more than its bytes. `labels` is
-    /// `a="x",b="y"`, as [`push_label`] makes it. Of a histogram the key is just this; of others it is all that stands
-    /// before the number in a line of text.
+    /// The part of a series that is cached between scrapes, so that writing a line costs little more than copying its
+    /// bytes. `labels` is formatted as `a="x",b="y"` by [`push_label`]. For a histogram the key is exactly that; for
+    /// other kinds it is everything before the number in a line of the text format.
     pub fn key(&self, labels: &str) -> String {
         match &self.kind {
             Kind::Histogram(_) => labels.to_string(),
@@ -99,7 +99,7 @@ impl Head {
         }
     }
 
-    /// The labels in a key.
+    /// Extracts the labels from a key.
     pub fn labels<'a>(&self, key: &'a str) -> &'a str {
         match &self.kind {
             Kind::Histogram(_) => key,
@@ -110,22 +110,22 @@ impl Head {
     }
 }
 
-/// A family that is made anew at every scrape.
+/// A family that is rebuilt at every scrape.
 #[derive(Debug)]
 pub struct Family {
     head: Head,
-    /// Key, and the number or a histogram's sum.
+    /// The key, with the value or the histogram's sum.
     series: Vec<(String, Number)>,
-    /// Of all series, buckets after buckets.
+    /// The bucket counts of all series, concatenated.
     counts: Vec<u64>,
     scratch: String,
 }
 
-/// Labels of a series, and others that follow them.
+/// Labels of one series.
 type Labels<'a> = [(&'static str, &'a str)];
 
 impl Family {
-    /// A family without series yet.
+    /// Creates a family without series.
     pub fn new(name: &'static str, kind: Kind, help: &'static str) -> Self {
         Self {
             head: Head::new(name, help, kind),
@@ -135,7 +135,8 @@ impl Family {
         }
     }
 
-    /// Its series are somebody else's, who may have begun to count long before the exporter: no time of creation is told.
+    /// Marks its series as counted by something else, which may have started long before the exporter: no creation time
+    /// is exposed.
     pub fn counted_elsewhere(mut self) -> Self {
         self.head.is_counted_here = false;
         self
@@ -153,12 +154,12 @@ impl Family {
         self.series.is_empty()
     }
 
-    /// Adds a series of a counter or gauge.
+    /// Adds a counter or gauge series.
     pub fn number(&mut self, labels: &Labels<'_>, value: impl Into<Number>) {
         self.number_of(&[], labels, value);
     }
 
-    /// Adds a series of a counter or gauge that belongs to something, whose labels `of` come first.
+    /// Adds a counter or gauge series of an entity, whose labels `of` come first.
     pub fn number_of(
         &mut self,
         of: &[(&'static str, String)],
@@ -169,7 +170,7 @@ impl Family {
         self.series.push((key, value.into()));
     }
 
-    /// Adds a series of a histogram, as [`SampleValue::Histogram`] has it.
+    /// Adds a histogram series; `counts` and `sum` are as in [`SampleValue::Histogram`].
     pub fn histogram_of(
         &mut self,
         of: &[(&'static str, String)],
@@ -205,7 +206,7 @@ impl Family {
         })
     }
 
-    /// Appends it in this format; without series, nothing.
+    /// Appends the family in this format, or nothing if it has no series.
     pub fn write(&self, format: Format, to: &mut Vec<u8>) {
         format.write(&self.head, self.samples(), to);
     }
@@ -216,12 +217,12 @@ impl Family {
 pub struct Families(Vec<Family>);
 
 impl Families {
-    /// Begins a family of gauges.
+    /// Adds a gauge family.
     pub fn gauge(&mut self, name: &'static str, help: &'static str) -> &mut Family {
         self.family(Family::new(name, Kind::Gauge, help))
     }
 
-    /// Begins a family of counters.
+    /// Adds a counter family.
     pub fn counter(&mut self, name: &'static str, help: &'static str) -> &mut Family {
         self.family(Family::new(name, Kind::Counter, help))
     }
@@ -235,7 +236,7 @@ impl Families {
         self.0.iter()
     }
 
-    /// Appends all that have series.
+    /// Appends all families that have series.
     pub fn write(&self, format: Format, to: &mut Vec<u8>) {
         self.0.iter().for_each(|family| family.write(format, to));
     }

@@ -1,6 +1,6 @@
-//! Labels as text: how they are kept from scrape to scrape, and how both text formats have them.
+//! Labels as text, as cached between scrapes and as written by both text formats.
 
-/// Appends `name="value"`, and a comma before it unless it is the first.
+/// Appends `name="value"`, preceded by a comma unless it is the first label.
 pub fn push_label(name: &str, value: &str, to: &mut String) {
     if !to.is_empty() {
         to.push(',');
@@ -18,7 +18,7 @@ pub fn push_label(name: &str, value: &str, to: &mut String) {
     to.push('"');
 }
 
-/// The labels in `a="x",b="y"`, as [`push_label`] makes it.
+/// Parses labels formatted as `a="x",b="y"` by [`push_label`].
 pub fn labels(mut text: &str) -> Vec<(&str, String)> {
     let mut labels = Vec::new();
     while let Some((name, rest)) = text.split_once("=\"") {

@@ -1,7 +1,7 @@
-//! Metric families and the formats that they are served in.
+//! Metric families and the formats they are served in.
 //!
-//! Everything that is exposed is a [`Head`] and its [`Sample`]s: measured series, the exporter's own, the network's. A
-//! [`Format`] turns these into bytes, so a new format is one more module here and nothing elsewhere. Pure.
+//! Everything exposed is a [`Head`] and its [`Sample`]s: probe metrics, the exporter's own metrics, network metrics. A
+//! [`Format`] serializes these, so adding a format takes one more module here and no changes elsewhere. Pure.
 
 mod exemplar;
 mod family;
@@ -22,19 +22,19 @@ pub use negotiate::negotiate;
 pub(crate) use openmetrics::{created_name, family_name};
 pub use sample::{Kind, Number, Sample, SampleValue};
 
-/// A format that Prometheus reads.
+/// A format that Prometheus can scrape.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Format {
     /// The text format, version 0.0.4.
     Text,
-    /// OpenMetrics 1.0. Counting began at `created`, in seconds since 1970.
+    /// OpenMetrics 1.0. `created` is when counting started, in seconds since 1970.
     OpenMetrics { created: f64 },
-    /// Protocol buffers, each with its length before it.
+    /// Length-delimited protocol buffers.
     Protobuf { created: f64 },
 }
 
 impl Format {
-    /// Appends one family; one without samples is left out.
+    /// Appends one family; a family without samples is omitted.
     pub fn write<'a>(self, head: &Head, samples: impl Iterator<Item = Sample<'a>>, to: &mut Vec<u8>) {
         match self {
             Format::Text => text::write(&head.text, samples, to),
@@ -43,12 +43,12 @@ impl Format {
         }
     }
 
-    /// Whether it has room for exemplars.
+    /// Whether the format supports exemplars.
     pub fn has_exemplars(self) -> bool {
         !matches!(self, Format::Text)
     }
 
-    /// Appends what stands behind the last family.
+    /// Appends what follows the last family.
     pub fn finish(self, to: &mut Vec<u8>) {
         match self {
             Format::Text | Format::Protobuf { .. } => {}

@@ -1,8 +1,8 @@
-//! Which metrics a client asks for.
+//! The metrics that a client selects.
 
 use super::Head;
 
-/// Names of families or of their series; all are meant if there are none.
+/// Names of families or of their series; an empty list selects all.
 #[derive(Debug, Default)]
 pub struct Names(Vec<String>);
 
@@ -11,7 +11,7 @@ impl Names {
         Self(names)
     }
 
-    /// Whether a family is meant.
+    /// Whether a family is selected.
     pub fn want(&self, head: &Head) -> bool {
         let is_meant = |name: &String| {
             name == head.name()

@@ -1,31 +1,32 @@
-//! Native histograms: the buckets of a classic one whose bounds are those of a schema.
+//! Native histograms, derived from a classic histogram whose bounds match a schema.
 //!
 //! Model: <https://prometheus.io/docs/specs/native_histograms/>.
 
-/// Which schema it is. Bucket number `index` has values up to 2^(index / 2^schema).
+/// The schema of a native histogram. Bucket `index` holds values up to 2^(index / 2^schema).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Native {
     schema: i32,
-    /// The number of the bucket that the first bound ends.
+    /// The index of the bucket whose upper bound is the first bound.
     first: i32,
-    /// Values up to here are in the bucket of zero.
+    /// Values up to this count towards the zero bucket.
     zero_threshold: f64,
 }
 
-/// The buckets of one series, as the format has them.
+/// The buckets of one series, as encoded in the format.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct NativeBuckets {
     pub schema: i32,
     pub zero_threshold: f64,
     pub zero_count: u64,
-    /// Of runs of buckets: how many there are between it and the last one, or 0; and how many it has.
+    /// Runs of consecutive buckets: the gap since the previous run (for the first run, its starting index), and the
+    /// run's length.
     pub spans: Vec<(i32, u32)>,
-    /// Of each bucket, what it has more than the last one.
+    /// The difference of each bucket's count to the previous bucket's.
     pub deltas: Vec<i64>,
 }
 
 impl Native {
-    /// `None` of bounds that no schema has.
+    /// Returns `None` if the bounds match no schema.
     pub fn of(bounds: &[f64]) -> Option<Self> {
         let [first, second, ..] = bounds else { return None };
         let schema = -(second / first).log2().log2();
@@ -39,13 +40,13 @@ impl Native {
         fits.then(|| Self { schema: schema.round() as i32, first: index as i32, zero_threshold: *first })
     }
 
-    /// What these counts are, of each bucket alone, the last one beyond all bounds: those are taken for infinite.
+    /// Converts per-bucket counts. The last count is of values above all bounds, which are taken to be infinite.
     pub fn read(&self, counts: &[u64]) -> NativeBuckets {
         let (beyond, within) = counts.split_last().unwrap_or((&0, &[]));
         let (zero, within) = within.split_first().unwrap_or((&0, &[]));
         let mut all = within.to_vec();
         let mut spans = Vec::new();
-        // Without the ends that are empty.
+        // Empty buckets at either end are trimmed.
         let filled = |count: &u64| *count > 0;
         if let (Some(from), Some(to)) = (all.iter().position(filled), all.iter().rposition(filled)) {
             all = within[from..=to].to_vec();
@@ -54,7 +55,7 @@ impl Native {
             all.clear();
         }
         if *beyond > 0 {
-            // Behind the bucket that ends with the largest number.
+            // The bucket after the one whose upper bound is the largest finite number.
             let infinite = (1024 << self.schema) + 1;
             let next = spans.first().map_or(0, |(offset, length)| offset + *length as i32);
             spans.push((infinite - next, 1));
@@ -104,10 +105,10 @@ mod tests {
             (zero_count, spans, deltas)
         };
         assert_eq!(read(&[0, 0, 0, 0, 0]), (0, vec![], vec![]));
-        // Bucket 1 is up to 2, bucket 3 up to 8.
+        // Bucket 1 ends at 2, bucket 3 at 8.
         assert_eq!(read(&[7, 5, 0, 2, 0]), (7, vec![(1, 3)], vec![5, -5, 2]));
         assert_eq!(read(&[0, 0, 3, 0, 0]), (0, vec![(2, 1)], vec![3]));
-        // What is beyond is infinite: bucket 1024 ends with the largest number.
+        // Values above all bounds count as infinite: bucket 1024 ends at the largest finite number.
         assert_eq!(read(&[0, 0, 3, 0, 4]), (0, vec![(2, 1), (1025 - 3, 1)], vec![3, 1]));
         assert_eq!(read(&[0, 0, 0, 0, 4]), (0, vec![(1025, 1)], vec![4]));
     }

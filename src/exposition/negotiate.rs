@@ -1,15 +1,15 @@
-//! Which format a client wants: the `Accept` header of Prometheus and others.
+//! Format negotiation by the `Accept` header of Prometheus and other clients.
 
 use std::borrow::Cow;
 
 use super::Format;
 
-/// How names with other characters than letters, digits and underscores are to be written. There are none such here, so
-/// all ways are the same; the client is told the one that it asked for.
+/// Escaping schemes for metric names with characters other than letters, digits and underscores. No name here has any,
+/// so all schemes give the same result; the response echoes the one requested.
 const ESCAPING: &[&str] = &["allow-utf-8", "underscores", "dots", "values"];
 
-/// The format that `accept` likes best of those that there are, and its content type; the text format where it
-/// likes none. Counting began at `created`, in seconds since 1970.
+/// Returns the supported format that `accept` prefers and its content type, or the text format if it accepts none of
+/// them. `created` is when counting started, in seconds since 1970.
 pub fn negotiate(accept: Option<&str>, created: f64) -> (Format, Cow<'static, str>) {
     let mut best: Option<(f32, Format, String)> = None;
     for part in accept.unwrap_or_default().split(',') {
@@ -26,7 +26,7 @@ pub fn negotiate(accept: Option<&str>, created: f64) -> (Format, Cow<'static, st
 
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What one of the ranges in the header stands for, with its weight.
+/// Parses one media range of the header: its weight, the format it selects and the content type.
 fn offer(part: &str, created: f64) -> Option<(f32, Format, String)> {
     let mut pieces = part.split(';').map(str::trim);
     let range = pieces.next()?.to_ascii_lowercase();

@@ -1,7 +1,7 @@
-//! OpenMetrics 1.0: the text format with units, times of creation and an end.
+//! OpenMetrics 1.0: the text format with units, creation times and an end marker.
 //!
-//! Series have the same names as in the text format. A counter must end in `_total` in this format, so one that does not
-//! is of no known type here; nor is one whose family, its name without that, is another metric's name.
+//! Series have the same names as in the text format. In this format a counter must end in `_total`, so other counters
+//! have type unknown here, as have counters whose family name (the name without `_total`) is another metric's name.
 //!
 //! Format: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 
@@ -10,14 +10,14 @@ use std::fmt::Write;
 use super::sample::{Kind, Sample, SampleValue};
 use super::text;
 
-/// Units that a name can end in.
+/// Units that a name may end in.
 const UNITS: &[&str] = &["seconds", "bytes", "ratio"];
 
-/// What the answer ends with.
+/// The end of the exposition.
 pub const END: &[u8] = b"# EOF\n";
 
-/// The family that a metric's series are of. That of a counter is called as the counter without `_total`; `None` of one
-/// that does not end so.
+/// Returns the family name of a metric. For a counter it is the name without `_total`, or `None` if the name does not
+/// end in that.
 pub(crate) fn family_name<'a>(name: &'a str, kind: &Kind) -> Option<&'a str> {
     match kind {
         Kind::Counter => name.strip_suffix("_total"),
@@ -25,7 +25,7 @@ pub(crate) fn family_name<'a>(name: &'a str, kind: &Kind) -> Option<&'a str> {
     }
 }
 
-/// The name of the times of creation, of a metric that has them.
+/// Returns the name of the creation time series, for metrics that have one.
 pub(crate) fn created_name(name: &str, kind: &Kind) -> Option<String> {
     match kind {
         Kind::Counter | Kind::Histogram(_) => Some(format!("{}_created", family_name(name, kind)?)),
@@ -33,20 +33,20 @@ pub(crate) fn created_name(name: &str, kind: &Kind) -> Option<String> {
     }
 }
 
-/// A family's text that never changes.
+/// The invariant text of a family.
 #[derive(Debug)]
 pub struct Parts {
     intro: String,
     samples: text::Parts,
-    /// What comes before the labels of a time of creation; `None` of kinds that have none.
+    /// The name of the creation time series; `None` for kinds without one.
     created: Option<String>,
-    /// What comes before the labels in a key.
+    /// The name that a key starts with.
     name: String,
 }
 
 impl Parts {
-    /// With a time of creation where `is_counted_here`, in kinds that have one. Without a family of its own, the name of a counter is
-    /// that of its series.
+    /// Adds a creation time if `is_counted_here`, for kinds that have one. A counter without a family of its own uses
+    /// its series' name as the family name.
     pub fn new(name: &str, help: &str, kind: &Kind, is_counted_here: bool, has_own_family: bool) -> Self {
         let own = family_name(name, kind).filter(|family| has_own_family || *family == name);
         let (family, word) = own.map_or((name, "unknown"), |family| (family, kind.word()));
@@ -65,7 +65,7 @@ impl Parts {
     }
 }
 
-/// Appends a family; one without samples is left out. `created` is in seconds since 1970.
+/// Appends a family; a family without samples is omitted. `created` is in seconds since 1970.
 pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, created: f64, to: &mut Vec<u8>) {
     let mut first = true;
     for sample in samples {
@@ -81,7 +81,7 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, creat
         let Some(name) = &parts.created else { continue };
         to.extend_from_slice(name.as_bytes());
         match sample.value {
-            // The key has the name, the braces and a blank.
+            // The key is the name, the braces and a space.
             SampleValue::Number(_) => {
                 to.extend_from_slice(sample.key.get(parts.name.len()..).unwrap_or(" ").as_bytes())
             }
@@ -97,7 +97,8 @@ pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, creat
     }
 }
 
-/// As Go writes it shortest, with a point or an exponent: the canonical form of a bound.
+/// Formats a number like Go's shortest representation, always with a decimal point or an exponent: the canonical form
+/// of a bound.
 fn go_float(number: f64) -> String {
     let scientific = format!("{number:e}");
     let Some((mantissa, exponent)) = scientific.split_once('e') else { return scientific };
@@ -151,7 +152,7 @@ mod tests {
         let taken = |name: &str| ["hits", "calls_created", "h_created"].contains(&name);
         let number = SampleValue::Number(7u64.into());
         let counter = |name: &'static str| Head::new(name, "", Kind::Counter).beside(taken);
-        // A gauge `hits` is the family of that name.
+        // The gauge `hits` already has that family name.
         assert_eq!(written(&counter("hits_total"), "", number), "# TYPE hits_total unknown\nhits_total 7\n");
         assert_eq!(
             written(&counter("calls_total"), "", number),

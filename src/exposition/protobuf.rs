@@ -1,4 +1,4 @@
-//! Protocol buffers: each family a message `io.prometheus.client.MetricFamily` with its length before it.
+//! Protocol buffers: each family is a length-delimited `io.prometheus.client.MetricFamily` message.
 //!
 //! Format: <https://github.com/prometheus/client_model/blob/master/io/prometheus/client/metrics.proto>.
 
@@ -8,7 +8,7 @@ use super::labels::labels;
 use super::native::NativeBuckets;
 use super::sample::{Kind, Sample, SampleValue};
 
-/// Field numbers and the values of enumerations in the definition.
+/// Field numbers from the `.proto` definition.
 mod field {
     pub const FAMILY_NAME: u32 = 1;
     pub const FAMILY_HELP: u32 = 2;
@@ -20,7 +20,7 @@ mod field {
     pub const METRIC_HISTOGRAM: u32 = 7;
     pub const LABEL_NAME: u32 = 1;
     pub const LABEL_VALUE: u32 = 2;
-    /// Of a gauge and a counter.
+    /// The value of a gauge or counter.
     pub const NUMBER: u32 = 1;
     pub const COUNTER_CREATED: u32 = 3;
     pub const HISTOGRAM_COUNT: u32 = 1;
@@ -44,7 +44,7 @@ mod field {
     pub const TIME_NANOSECONDS: u32 = 2;
 }
 
-/// Appends a family; one without samples is left out. `created` is in seconds since 1970.
+/// Appends a family; a family without samples is omitted. `created` is in seconds since 1970.
 pub fn write<'a>(head: &Head, samples: impl Iterator<Item = Sample<'a>>, created: f64, to: &mut Vec<u8>) {
     let mut family = Message::default();
     family.text(field::FAMILY_NAME, &head.name);
@@ -126,7 +126,7 @@ fn time(seconds: f64) -> Message {
     time
 }
 
-/// A message's fields, encoded.
+/// The encoded fields of a message.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -170,12 +170,12 @@ impl Message {
         }
     }
 
-    /// A number that is small on either side of 0.
+    /// Appends a signed integer in zigzag encoding.
     fn signed(&mut self, field: u32, value: i64) {
         self.integer(field, ((value << 1) ^ (value >> 63)).cast_unsigned());
     }
 
-    /// Labels as they are in a key.
+    /// Appends the labels of a key.
     fn labels(&mut self, field: u32, all: &str) {
         for (name, value) in labels(all) {
             let mut label = Message::default();

@@ -1,17 +1,17 @@
-//! Samples, and the kinds of metric that they are of.
+//! Samples and metric kinds.
 
 use super::exemplar::Exemplar;
 
-/// The kind of metric that Prometheus is told.
+/// The kind of a metric, as exposed to Prometheus.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     Counter,
     Gauge,
-    /// Upper bounds, ascending, +Inf not among them.
+    /// Upper bounds in ascending order, without +Inf.
     Histogram(Vec<f64>),
 }
 
-/// One series at one moment.
+/// The value of one series at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sample<'a> {
     /// See [`super::Head::key`].
@@ -21,14 +21,14 @@ pub struct Sample<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum SampleValue<'a> {
-    /// Of counters and gauges.
+    /// The value of a counter or gauge.
     Number(Number),
-    /// `counts` of each bucket alone, one more than there are bounds: the last is beyond all.
-    /// `exemplars` are of the same buckets, or none at all.
+    /// `counts` are per bucket (not cumulative) and one more than the bounds: the last is for values above all bounds.
+    /// `exemplars` are for the same buckets, or empty.
     Histogram { counts: &'a [u64], sum: Number, exemplars: &'a [Option<Exemplar>] },
 }
 
-/// Whole numbers are exact, whatever their size.
+/// A number; integers of any size are exact.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Number {
     Int(i128),
@@ -36,7 +36,7 @@ pub enum Number {
 }
 
 impl Kind {
-    /// What Prometheus calls it.
+    /// The name of the kind in the exposition formats.
     pub fn word(&self) -> &'static str {
         match self {
             Kind::Counter => "counter",
@@ -45,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// What the names of its series end with, beside those with the name of the metric itself.
+    /// The suffixes of its series' names, besides the metric's plain name.
     pub fn suffixes(&self) -> &'static [&'static str] {
         match self {
             Kind::Counter | Kind::Gauge => &[],
@@ -55,7 +55,7 @@ impl Kind {
 }
 
 impl Number {
-    /// As near as a real number comes.
+    /// Converts to the nearest `f64`.
     pub fn as_real(self) -> f64 {
         match self {
             Number::Int(number) => number as f64,

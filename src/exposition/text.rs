@@ -1,7 +1,7 @@
 //! The Prometheus text format, version 0.0.4.
 //!
-//! What does not change from scrape to scrape (names, labels, bounds) is kept as text and copied, so a line costs little
-//! more than its bytes, and nothing is allocated once the output buffer has grown.
+//! Everything that does not change from scrape to scrape (names, labels, bounds) is stored as text and copied, so a
+//! line costs little more than its bytes, and nothing is allocated once the output buffer has grown.
 //!
 //! Format: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
 
@@ -10,14 +10,14 @@ use std::fmt::Write;
 use super::exemplar::Exemplar;
 use super::sample::{Kind, Number, Sample, SampleValue};
 
-/// A family's text that never changes.
+/// The invariant text of a family.
 #[derive(Debug)]
 pub struct Parts {
     /// `# HELP` and `# TYPE` lines.
     intro: String,
     /// Histogram: `name_bucket{`.
     bucket: String,
-    /// Histogram: `,le="0.1"} ` for each bucket, +Inf the last.
+    /// Histogram: `,le="0.1"} ` for each bucket, +Inf last.
     bounds: Vec<String>,
     /// Histogram: `name_sum` and `name_count`.
     sum: String,
@@ -29,7 +29,7 @@ impl Parts {
         Self::with_bounds(name, help, kind, |bound| bound.to_string())
     }
 
-    /// With bounds written so.
+    /// Formats the bounds with `show`.
     pub fn with_bounds(name: &str, help: &str, kind: &Kind, show: impl Fn(f64) -> String) -> Self {
         let help = help.trim().replace('\\', "\\\\").replace('\n', "\\n");
         let mut intro = String::new();
@@ -58,7 +58,7 @@ impl Parts {
         }
     }
 
-    /// `labels` is without braces; `exemplars` are those of the buckets, or none.
+    /// Appends a histogram series. `labels` come without braces; `exemplars` has one entry per bucket, or is empty.
     pub fn histogram(
         &self,
         labels: &str,
@@ -68,7 +68,7 @@ impl Parts {
         to: &mut Vec<u8>,
     ) {
         let mut total = 0u64;
-        // Without other labels, `le` has no comma before it.
+        // Without other labels, `le` is not preceded by a comma.
         let skip = usize::from(labels.is_empty());
         let exemplars = exemplars.iter().map(Option::as_ref).chain(std::iter::repeat(None));
         for ((count, bound), exemplar) in counts.iter().zip(&self.bounds).zip(exemplars) {
@@ -94,7 +94,7 @@ impl Parts {
     }
 }
 
-/// Appends a family; one without samples is left out.
+/// Appends a family; a family without samples is omitted.
 pub fn write<'a>(parts: &Parts, samples: impl Iterator<Item = Sample<'a>>, to: &mut Vec<u8>) {
     let mut first = true;
     for sample in samples {
@@ -116,7 +116,7 @@ pub fn write_sample(parts: &Parts, sample: &Sample<'_>, to: &mut Vec<u8>) {
     }
 }
 
-/// The number, and the end of its line.
+/// Appends a number and a line feed.
 fn end(number: Number, to: &mut Vec<u8>) {
     // Writing to memory cannot fail.
     let _ = match number {
@@ -131,14 +131,14 @@ fn end(number: Number, to: &mut Vec<u8>) {
     };
 }
 
-/// Puts the exemplar at the end of the last line.
+/// Appends an exemplar to the last line.
 fn end_with(exemplar: &Exemplar, to: &mut Vec<u8>) {
     to.pop();
     let Exemplar { labels, value, time } = exemplar;
     let _ = std::io::Write::write_fmt(to, format_args!(" # {{{labels}}} {value} {time:.6}\n"));
 }
 
-/// What most numbers are, two digits at a time and in one copy.
+/// Fast path for the most common numbers: two digits at a time and a single copy.
 fn end_digits(mut number: u64, to: &mut Vec<u8>) {
     let mut text = [b'\n'; 21];
     let mut at = text.len() - 1;
@@ -147,7 +147,7 @@ fn end_digits(mut number: u64, to: &mut Vec<u8>) {
         text[at..at + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
         number /= 100;
     }
-    // One digit is left, or is all there is.
+    // One digit is left, or the number is 0.
     if number > 0 || at == text.len() - 1 {
         at -= 1;
         text[at] = b'0' + number as u8;

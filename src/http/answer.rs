@@ -1,4 +1,4 @@
-//! From a request to its answer.
+//! Turns requests into responses.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -27,35 +27,35 @@ use super::watch::Watch;
 use super::watched::WatchedBody;
 use super::{HTML, Level, PLAIN_TEXT, Report, coding, notify};
 
-/// What every connection of one listener answers with.
+/// The state shared by all connections of one listener.
 pub(super) struct Answerer {
     pub(super) router: Router,
     pub(super) security: Arc<Security>,
-    /// Whether clients are those of [`super::EndpointKind::Control`].
+    /// Whether the endpoint is an [`super::EndpointKind::Control`].
     pub(super) is_control: bool,
     pub(super) limits: Arc<Limits>,
     pub(super) stats: Arc<HttpStats>,
     pub(super) report: Report,
-    /// One permit for each handler that may run.
+    /// One permit per handler that may run at once.
     pub(super) handlers: Arc<Semaphore>,
     pub(super) budget: Arc<Budget>,
     pub(super) limiter: Limiter,
 }
 
-/// An answer whose status is settled and whose body is ready to send.
+/// A response whose status is settled and whose body is ready to send.
 struct Answer {
-    /// As counted: a path of the table, or `other`.
+    /// The route label of the request counters: a path in the table, or `other`.
     route: &'static str,
     status: StatusCode,
     content_type: Cow<'static, str>,
     body: Bytes,
     coding: Option<Coding>,
-    /// What follows instead of the body.
+    /// Sent instead of the body.
     events: Option<EventStream>,
     extra: Option<(header::HeaderName, HeaderValue)>,
 }
 
-/// Bytes of a request's body that are read.
+/// The maximum size of a request body, in bytes.
 const MAX_BODY: usize = 4096;
 
 impl Answer {
@@ -69,7 +69,7 @@ impl Answer {
         self
     }
 
-    /// For a method that the route does not have.
+    /// The response to a method that the route does not support.
     fn wrong_method(route: &'static str, allowed: &str) -> Self {
         let (but, last) = allowed.rsplit_once(", ").unwrap_or(("", allowed));
         let text = if but.is_empty() {
@@ -84,7 +84,7 @@ impl Answer {
 }
 
 impl Answerer {
-    /// Answers one request from `peer`. The request's body is read for those who may write only.
+    /// Responds to one request from `peer`. The body is read only for routes with [`Access::Writer`].
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
@@ -168,7 +168,8 @@ impl Answerer {
                         .with(header::RETRY_AFTER, "5")
                     }
                 };
-                // Who is known to nobody is a stranger, too.
+                // If credentials are configured, an unauthenticated client is a stranger: it is not recorded, even on
+                // an open route.
                 if secured.auth.is_none() || watch.is_trusted() {
                     note_visit(route, &request, peer.address, secured.auth.is_some(), began, &answer);
                 }
@@ -209,7 +210,7 @@ impl Answerer {
             }
             watch.trust();
         }
-        // From here on the name that a client gives is right, where one is asked for.
+        // From here on a user name in the request is authentic, if the route requires credentials.
         let user = auth.as_ref().and_then(|_| request.headers.get(header::AUTHORIZATION)).and_then(user_of);
         let caller = match peer.local.filter(|_| self.is_control) {
             Some(local) => Caller::Local(local),
@@ -241,8 +242,8 @@ impl Answerer {
         };
         let preferred = coding::preferred(&request.headers);
         let handler = route.handler.clone();
-        // The semaphore is never closed. The permit goes with the handler, which runs to its end even when
-        // nobody waits for it any more.
+        // The semaphore is never closed. The permit moves into the handler, which runs to completion even after the
+        // request has timed out.
         let permit = self.handlers.clone().acquire_owned().await;
         let made = tokio::task::spawn_blocking(move || {
             let _permit = permit;
@@ -291,8 +292,8 @@ impl Answerer {
 }
 
 impl Answerer {
-    /// Takes a token of the client's, where there is a limit. A stranger is told from who is known before any password is
-    /// checked, so that guessing costs the guesser only.
+    /// Takes one of the client's tokens, if there is a rate limit. Known clients are told apart from strangers before
+    /// any password is verified, so that guessing costs only the guesser.
     fn is_within_rate(&self, request: &Parts, peer: IpAddr, watch: &Watch, secured: &Secured) -> bool {
         let Some(rate) = secured.rate else { return true };
         let is_known = match &secured.auth {
@@ -302,7 +303,7 @@ impl Answerer {
         self.limiter.allows(rate, peer, is_known, Instant::now())
     }
 
-    /// What those get who may read and not write.
+    /// The response to users without write access.
     fn refuse_reader(
         &self,
         route: &Route,
@@ -320,7 +321,7 @@ impl Answerer {
         Some(Answer::text(route.path, StatusCode::FORBIDDEN, text))
     }
 
-    /// The connection is closed after it: whoever guesses begins anew each time.
+    /// The connection is closed afterwards, so that each guess needs a new connection.
     fn unauthorized(&self, route: &Route, peer: IpAddr) -> Answer {
         count(&self.stats.unauthorized);
         notify(&self.report, Level::Debug, format!("{peer}: authentication failed for {}", route.path));
@@ -329,7 +330,7 @@ impl Answerer {
     }
 }
 
-/// Notes who asked, unless that was refused.
+/// Records the visitor, unless the request was refused.
 fn note_visit(
     route: &Route,
     request: &Parts,
@@ -348,7 +349,7 @@ fn note_visit(
     visitors.note(peer, user, agent, began.elapsed(), answer.body.len(), answer.status.as_u16());
 }
 
-/// What is wrong with the header `Host` (RFC 9112, section 3.2).
+/// Returns what is wrong with the `Host` header (RFC 9112, section 3.2).
 fn wrong_host(request: &Parts) -> Option<&'static str> {
     let is_part = |letter: &u8| letter.is_ascii_graphic() && !b"/\\?#@,<>\"".contains(letter);
     let mut hosts = request.headers.get_all(header::HOST).iter();
@@ -365,7 +366,7 @@ fn may_control(peer: LocalPeer) -> bool {
     peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
 }
 
-/// What a page may do: load what comes from here, and nothing else; be shown in no other page.
+/// Restrictions on a page: it may only load resources from this server and may not be embedded in another page.
 static PAGE_HEADERS: [(header::HeaderName, HeaderValue); 3] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -391,7 +392,7 @@ fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
     }
     let content_type = match answer.content_type {
         Cow::Borrowed(text) => HeaderValue::from_static(text),
-        // Ours too, put together from a client's words that we know.
+        // Also generated here, from known parts of the client's request.
         Cow::Owned(text) => HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(PLAIN_TEXT)),
     };
     headers.insert(header::CONTENT_TYPE, content_type);

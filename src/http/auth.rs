@@ -1,8 +1,8 @@
 //! Basic authentication (RFC 7617).
 //!
-//! What is configured and what is presented are compared as keyed digests of equal size, in constant time,
-//! so neither a prefix nor a length shows in how long an answer takes. User and password are always both
-//! compared. With a bcrypt hash the same holds for the user name: the hash is evaluated whoever asks.
+//! Configured and presented values are compared in constant time as keyed digests of equal size, so the response time
+//! reveals neither a prefix nor a length. User and password are always both compared. With bcrypt the response time
+//! does not reveal whether a user exists either: a hash is evaluated even for an unknown user.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -19,34 +19,34 @@ use subtle::ConstantTimeEq;
 use super::error::HttpError;
 use super::turns::Turns;
 
-/// Longer `Authorization` headers are refused unread.
+/// Longer `Authorization` headers are rejected without parsing.
 const MAX_HEADER: usize = 2048;
-/// The most expensive bcrypt hash that is taken: about 20 seconds for an evaluation.
+/// The highest accepted bcrypt cost: an evaluation takes about 20 seconds.
 const MAX_COST: u32 = 18;
-/// Remembered results of bcrypt: right ones of each user, and wrong ones.
+/// The number of cached bcrypt results: correct ones per user, and wrong ones in total.
 const REMEMBERED: usize = 64;
 
-/// The users and the passwords that give access. Cheap to clone; holds no password in the clear, and `Debug`
-/// shows neither passwords nor users.
+/// The users and passwords that grant access. Cheap to clone; holds no password in plain text, and `Debug` shows
+/// neither passwords nor users.
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
 struct Inner {
-    /// Random at each start, so that the digests are worth nothing elsewhere.
+    /// Random at each start, so that the digests are useless elsewhere.
     key: hmac::Key,
     /// At least one.
     users: Vec<Arc<User>>,
-    /// Pairs that bcrypt has found wrong.
+    /// Pairs that bcrypt rejected.
     wrong: Mutex<Recent>,
-    /// One evaluation at a time: a flood of guesses costs one core at most.
+    /// Allows one evaluation at a time: a flood of guesses costs one core at most.
     turns: Arc<Turns>,
 }
 
-/// One user. Kept when the others change, with what is known of its password.
+/// One user. It survives changes to other users, together with its cached results.
 struct User {
     name: hmac::Tag,
     password: Password,
-    /// Pairs with this user that bcrypt has found right.
+    /// This user's pairs that bcrypt accepted.
     right: Mutex<Recent>,
 }
 
@@ -62,12 +62,12 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Takes users and their passwords. A password that begins with `$2a$`, `$2b$` or `$2y$` is a bcrypt hash,
-    /// as `htpasswd -nB` prints it; any other is meant literally. Users that `previous` had with the same passwords stay
-    /// known: who has authenticated need not do it again.
+    /// Creates credentials from users and their passwords. A password that starts with `$2a$`, `$2b$` or `$2y$` is a
+    /// bcrypt hash, as printed by `htpasswd -nB`; any other is plain text. Users that `previous` had with the same
+    /// password keep their cached results, so that clients need not be verified again.
     ///
     /// # Errors
-    /// [`HttpError::Credentials`] when there is no user, or for the reasons of [`check_user`].
+    /// [`HttpError::Credentials`] if there is no user, or for the reasons given at [`check_user`].
     pub fn new<'a>(
         users: impl IntoIterator<Item = (&'a str, &'a str)>,
         previous: Option<&Credentials>,
@@ -100,13 +100,13 @@ impl Credentials {
         Ok(Self(Arc::new(Inner { key, users: all, wrong: Mutex::default(), turns })))
     }
 
-    /// Whether a header gives access by what is known already, at no cost.
+    /// Whether a header grants access according to cached results, without evaluating a hash.
     pub(super) fn knows(&self, header: Option<&HeaderValue>) -> bool {
         header.and_then(parse).is_some_and(|presented| self.lookup(&presented).1 == Some(true))
     }
 
-    /// True when an `Authorization` header from `peer` gives access. Waits, off the reactor, for bcrypt where a
-    /// hash is configured and this pair has not been seen.
+    /// Whether an `Authorization` header from `peer` grants access. If the user has a bcrypt hash and the pair is not
+    /// cached, waits for the evaluation, which runs on a blocking thread.
     pub(super) async fn accept(&self, header: Option<&HeaderValue>, peer: IpAddr) -> bool {
         let Some(presented) = header.and_then(parse) else { return false };
         let inner = &self.0;
@@ -115,11 +115,11 @@ impl Credentials {
             return result;
         }
         let Some(turn) = inner.turns.take(peer).await else { return false };
-        // Another request may have brought the same pair while this one waited.
+        // Another request may have verified the same pair while this one waited.
         if let (_, Some(result)) = self.lookup(&presented) {
             return result;
         }
-        // The turn goes with the evaluation, which runs to its end even when nobody waits for it any more.
+        // The turn moves into the evaluation, which runs to completion even if the request is dropped meanwhile.
         let credentials = self.clone();
         let evaluated = tokio::task::spawn_blocking(move || {
             let _turn = turn;
@@ -128,7 +128,7 @@ impl Credentials {
         evaluated.await.unwrap_or(false)
     }
 
-    /// Takes long. The result is known from then on.
+    /// Evaluates bcrypt, which is slow, and caches the result.
     fn evaluate(&self, found: &UserMatch, presented: &Presented) -> bool {
         let inner = &self.0;
         let user = &inner.users[found.user];
@@ -139,7 +139,7 @@ impl Credentials {
         result
     }
 
-    /// The user that is meant, and the result as far as it is known.
+    /// Returns the matching user and the result, if it is already known.
     fn lookup(&self, presented: &Presented) -> (UserMatch, Option<bool>) {
         let inner = &self.0;
         let found = inner.find(&presented.user);
@@ -160,15 +160,15 @@ impl Credentials {
     }
 }
 
-/// Whose password is compared, and whether that is who asks.
+/// The user whose password is compared, and whether its name matches the presented one.
 struct UserMatch {
     user: usize,
     is_that: bool,
 }
 
 impl Inner {
-    /// All users are compared. For a name that nobody has, one of the users stands in, for this name always the
-    /// same, so that it takes as long as for some user that there is.
+    /// Compares against all users. For an unknown name one of the users stands in, always the same one for the same
+    /// name, so that it takes as long as for a user that exists.
     fn find(&self, name: &[u8]) -> UserMatch {
         let name = hmac::sign(&self.key, name);
         let stand_in =
@@ -183,7 +183,7 @@ impl Inner {
     }
 
     fn pair(&self, presented: &Presented) -> hmac::Tag {
-        // The user has no colon, so the pair is unambiguous.
+        // A user name contains no colon, so the pair is unambiguous.
         hmac::sign(&self.key, &[&presented.user[..], b":", &presented.password[..]].concat())
     }
 }
@@ -198,7 +198,7 @@ impl Password {
     }
 }
 
-/// Whether a password is meant as a bcrypt hash, valid or not.
+/// Whether a password has the form of a bcrypt hash, valid or not.
 pub fn is_hash(password: &str) -> bool {
     ["$2a$", "$2b$", "$2y$"].iter().any(|prefix| password.starts_with(prefix))
 }
@@ -207,11 +207,11 @@ fn refused(text: impl Into<String>) -> HttpError {
     HttpError::Credentials(text.into())
 }
 
-/// Whether a user name and its password, or the hash of it, can be used.
+/// Checks that a user name and its password or bcrypt hash can be used.
 ///
 /// # Errors
-/// [`HttpError::Credentials`] when either is empty, when the user holds a colon (basic authentication
-/// cannot send one), or when a bcrypt hash is malformed or too expensive.
+/// [`HttpError::Credentials`] if either is empty, if the user contains a colon (basic authentication cannot transmit
+/// one), or if a bcrypt hash is malformed or too expensive.
 pub fn check_user(user: &str, password: &str) -> Result<(), HttpError> {
     if user.is_empty() || password.is_empty() {
         return Err(refused("the metrics user and password must not be empty"));
@@ -246,8 +246,8 @@ fn lock(results: &Mutex<Recent>) -> std::sync::MutexGuard<'_, Recent> {
     results.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The latest pairs of one result, by their digests. Right and wrong ones are kept apart, so that any number of wrong
-/// guesses cannot push a right pair out.
+/// The latest pairs with one result, as digests. Correct and wrong pairs are cached separately, so that wrong guesses
+/// can never evict a correct pair.
 #[derive(Default)]
 struct Recent {
     known: HashSet<Vec<u8>>,
@@ -272,19 +272,19 @@ impl Recent {
     }
 }
 
-/// The name that a header gives, right or wrong.
+/// The user name in a header, whether or not the password is correct.
 pub(super) fn user_of(header: &HeaderValue) -> Option<String> {
     parse(header).map(|presented| String::from_utf8_lossy(&presented.user).into_owned())
 }
 
-/// What a client says.
+/// The credentials that a client presents.
 #[derive(Debug, PartialEq, Eq)]
 struct Presented {
     user: Vec<u8>,
     password: Vec<u8>,
 }
 
-/// User and password out of `Basic BASE64(user:password)`; `None` for anything else.
+/// Parses user and password from `Basic BASE64(user:password)`; returns `None` for anything else.
 fn parse(header: &HeaderValue) -> Option<Presented> {
     let header = header.as_bytes();
     if header.len() > MAX_HEADER {

@@ -1,21 +1,21 @@
-//! The memory that answers take while their clients read them.
+//! The memory held by responses while clients read them.
 //!
-//! A page of many series is tens of megabytes, and a client that reads slowly keeps its copy for as long as it is
-//! allowed to. So a listener has a budget of bytes for all answers together: past it, answers that are not being read
-//! are given up, and if that does not make room, the new one is refused.
+//! A page of many series is tens of megabytes, and a client that reads slowly holds its copy for as long as the
+//! timeouts allow. So a listener has a byte budget for all responses together: when it is exceeded, stalled responses
+//! are aborted, and if that does not free enough, the new response is refused.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// A connection whose answer can be given up.
+/// A connection whose response can be aborted.
 pub(super) trait Evictable: Send + Sync {
-    /// Whether its client does not read the answer.
+    /// Whether its client has stopped reading the response.
     fn is_stalled(&self) -> bool;
 
-    /// Ends the connection.
+    /// Closes the connection.
     fn evict(&self);
 }
 
-/// Bytes of all answers of one listener that are being sent.
+/// The byte budget for all responses of one listener that are being sent.
 pub(super) struct Budget {
     limit: usize,
     held: Mutex<Held>,
@@ -33,7 +33,7 @@ struct Holder {
     connection: Weak<dyn Evictable>,
 }
 
-/// What one answer takes, given back when dropped.
+/// The share of one response, released when dropped.
 pub(super) struct Charge {
     budget: Arc<Budget>,
     id: u64,
@@ -50,8 +50,8 @@ impl Budget {
         Arc::new(Self { limit, held: Mutex::default() })
     }
 
-    /// Room for an answer of `bytes` on this connection, or `None` if there is none. A single
-    /// answer has room whatever its size.
+    /// Reserves `bytes` for a response on this connection, or returns `None` if there is no room. A single response
+    /// always has room, whatever its size.
     pub(super) fn charge<C: Evictable + 'static>(
         self: &Arc<Self>,
         connection: &Arc<C>,
@@ -59,7 +59,7 @@ impl Budget {
     ) -> Option<Charge> {
         let mut held = self.lock();
         while held.total() > 0 && held.total().saturating_add(bytes) > self.limit {
-            // Its connection gives the charge back too, which then does nothing.
+            // Its connection releases the charge too, which then has no effect.
             let evicted = held.take_largest_stalled()?;
             evicted.evict();
         }

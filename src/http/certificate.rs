@@ -1,13 +1,13 @@
-//! What a certificate says of itself (RFC 5280): from when to when it is valid, and for which names.
+//! Certificate metadata (RFC 5280): the validity period and the names.
 
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
-/// A certificate that ends sooner than this is warned of.
+/// Certificates that expire within this time cause a warning.
 const RENEWAL: i64 = 30 * DAY;
 const DAY: i64 = 24 * 3600;
 
-/// What is of interest in a server's own certificate. Times are seconds since 1970.
+/// The relevant metadata of the server's own certificate. Times are seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CertificateInfo {
     not_before: i64,
@@ -17,7 +17,7 @@ pub(super) struct CertificateInfo {
 }
 
 impl CertificateInfo {
-    /// Of a certificate in DER; `None` if it cannot be parsed.
+    /// Parses a DER certificate; returns `None` if it is malformed.
     pub(super) fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
         let names = |extension: &ParsedExtension<'_>| match extension {
@@ -32,7 +32,7 @@ impl CertificateInfo {
         })
     }
 
-    /// What clients will refuse it for, or soon will, as sentences about the certificate in `display`.
+    /// The reasons why clients reject the certificate or soon will, as sentences that name it by `display`.
     pub(super) fn warnings(&self, display: &str, now: i64) -> Vec<String> {
         let mut warnings = self.validity(display, now).into_iter().collect::<Vec<_>>();
         if !self.is_v3 {
@@ -49,7 +49,7 @@ impl CertificateInfo {
         warnings
     }
 
-    /// What is wrong with the time that it is valid for.
+    /// Returns what is wrong with the validity period.
     pub(super) fn validity(&self, display: &str, now: i64) -> Option<String> {
         let left = self.not_after - now;
         if now < self.not_before {

@@ -1,4 +1,4 @@
-//! TLS of connections that this program opens: whom it trusts, and the certificate that it shows.
+//! TLS for outgoing connections: the trusted authorities and the client certificate.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,26 +14,27 @@ use super::system_authorities::system_authorities;
 use super::tls::Fingerprint;
 use super::tls_error::TlsError;
 
-/// Files of a client; they are read again when they change.
+/// The TLS files of a client, which are reloaded when they change.
 pub struct ClientTls {
-    /// Who must have issued the server's certificate; without it, somebody whom the system trusts.
+    /// The authority that must have issued the server's certificate; the system's authorities if `None`.
     authority: Option<Pem>,
-    /// Certificate and key to show.
+    /// The client certificate and its key.
     identity: Option<(Pem, Pem)>,
     loaded: Mutex<Option<(Fingerprint, Arc<ClientConfig>)>>,
 }
 
 impl ClientTls {
-    /// With an authority other than the system's, and a certificate with its key, if there are such.
+    /// Uses `authority` instead of the system's authorities, and `identity` as the client certificate and key, where
+    /// given.
     pub fn new(authority: Option<PathBuf>, identity: Option<(PathBuf, PathBuf)>) -> Self {
         let identity = identity.map(|(certificate, key)| (Pem::File(certificate), Pem::File(key)));
         Self { authority: authority.map(Pem::File), identity, loaded: Mutex::new(None) }
     }
 
-    /// The configuration for the next connection.
+    /// Returns the configuration for the next connection.
     ///
     /// # Errors
-    /// [`HttpError::Tls`] if a file is missing or does not hold what it should.
+    /// [`HttpError::Tls`] if a file is missing or its content is invalid.
     pub fn current(&self) -> Result<Arc<ClientConfig>, HttpError> {
         let authority = self.authority.clone().unwrap_or_else(system_authorities);
         let pems = [Some(&authority)]
@@ -52,7 +53,7 @@ impl ClientTls {
     fn read(&self, authority: &Pem) -> Result<ClientConfig, TlsError> {
         let mut roots = RootCertStore::empty();
         let certificates = authority.certificates("authorities' certificates")?;
-        // The system's own list may have one that is too strange.
+        // The system's bundle may contain certificates that cannot be parsed.
         let (_, refused) = roots.add_parsable_certificates(certificates);
         if roots.is_empty() || (refused > 0 && self.authority.is_some()) {
             return Err(TlsError::Authority { path: authority.name().to_owned() });
@@ -73,7 +74,7 @@ impl ClientTls {
             source,
         })?;
         let pair = CertifiedKey::new(chain, key);
-        // Of a certificate that cannot be looked into, of version 1 say, the server decides.
+        // A certificate that cannot be checked (X.509 version 1, for example) is left to the server to judge.
         if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = pair.keys_match() {
             let certificate = certificate.name().to_owned();
             return Err(TlsError::Mismatch { certificate, key: key_path() });

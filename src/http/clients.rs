@@ -1,4 +1,4 @@
-//! Client certificates: whether one is asked for, who must have issued it, and which names it may have.
+//! Client certificates: whether one is requested, who must have issued it, and which names are allowed.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,33 +19,33 @@ use super::pem::Pem;
 use super::system_authorities::system_authorities;
 use super::tls_error::TlsError;
 
-/// What is asked of clients.
+/// The requirements on client certificates.
 #[derive(Clone, Default)]
 pub struct Clients {
     pub demand: Demand,
-    /// Who must have issued a certificate that is verified; without it, somebody whom the system trusts.
+    /// The authority that must have issued a verified certificate; the system's authorities if `None`.
     pub authority: Option<Pem>,
-    /// A certificate must have one of these names; any will do if there are none.
+    /// The certificate must have one of these names; an empty list allows any.
     pub allowed_names: Vec<String>,
 }
 
-/// Whether there must be a certificate, and whether it is verified.
+/// Whether a client certificate is required, and whether it is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Demand {
     #[default]
     None,
-    /// Any certificate, or none.
+    /// An optional certificate, not verified.
     Request,
-    /// Any certificate.
+    /// A required certificate, not verified.
     RequireAny,
-    /// A verified certificate, or none.
+    /// An optional certificate, verified if presented.
     VerifyIfGiven,
-    /// A verified certificate.
+    /// A required certificate, verified.
     RequireAndVerify,
 }
 
 impl Demand {
-    /// Whether a certificate tells who the client is.
+    /// Whether a certificate authenticates the client.
     pub(super) fn verifies(self) -> bool {
         matches!(self, Demand::VerifyIfGiven | Demand::RequireAndVerify)
     }
@@ -57,7 +57,7 @@ impl Demand {
 
 pub(super) type SharedVerifier = Arc<dyn ClientCertVerifier>;
 
-/// What decides on client certificates; `None` if none are asked for. The strings are warnings.
+/// Returns the verifier of client certificates, or `None` if none are requested, and warnings.
 pub(super) fn verifier(
     clients: &Clients,
     provider: &Arc<CryptoProvider>,
@@ -78,7 +78,7 @@ pub(super) fn verifier(
         let authority = clients.authority.clone().unwrap_or_else(system_authorities);
         trusted = authority.certificates("client authorities' certificates")?;
         let mut roots = RootCertStore::empty();
-        // The system's own list may have one that is too strange.
+        // The system's bundle may contain certificates that cannot be parsed.
         let (_, refused) = roots.add_parsable_certificates(trusted.iter().cloned());
         if roots.is_empty() || (refused > 0 && clients.authority.is_some()) {
             return Err(TlsError::Authority { path: authority.name().to_owned() });
@@ -99,17 +99,17 @@ pub(super) fn verifier(
 #[derive(Debug)]
 struct Verifier {
     demand: Demand,
-    /// Verifies chains, where certificates are verified.
+    /// Verifies chains, if certificates are verified.
     chains: Option<SharedVerifier>,
-    /// Certificates that are trusted, each for itself too.
+    /// The trusted certificates, each of which is also accepted as a client certificate itself.
     trusted: Vec<CertificateDer<'static>>,
     allowed_names: Vec<String>,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    /// Whether the certificate is one of those that are trusted: self-signed ones are used so, which openssl marks as
-    /// authorities, and which do not pass as the end of a chain for that.
+    /// Whether the certificate itself is one of the trusted ones. Self-signed client certificates are used this way:
+    /// openssl marks them as CAs, and for that reason chain verification rejects them as end entities.
     fn is_trusted_itself(&self, certificate: &CertificateDer<'_>, now: UnixTime) -> Result<bool, Error> {
         if !self.trusted.iter().any(|trusted| trusted.as_ref() == certificate.as_ref()) {
             return Ok(false);
@@ -142,7 +142,7 @@ impl Verifier {
     }
 }
 
-/// The subject alternative names of a certificate that exporter-toolkit compares.
+/// Returns the subject alternative names that exporter-toolkit compares.
 fn names_of(certificate: &CertificateDer<'_>) -> Option<Vec<String>> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let extensions = certificate.extensions().iter();
@@ -211,7 +211,7 @@ impl ClientCertVerifier for Verifier {
     }
 }
 
-/// Now, for comparison with the times of certificates.
+/// The current time in seconds since 1970, for comparison with certificate validity.
 pub(super) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
@@ -240,7 +240,7 @@ mod tests {
         params.signed_by(&KeyPair::generate().unwrap(), issuer).unwrap().der().clone()
     }
 
-    /// Whether a certificate passes.
+    /// Whether a certificate is accepted.
     fn passes(demand: Demand, authority: &str, names: &[&str], certificate: &CertificateDer<'_>) -> bool {
         let clients = Clients {
             demand,

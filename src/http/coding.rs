@@ -1,4 +1,4 @@
-//! Which compression a client takes (RFC 9110, 12.5.3), and the compression itself.
+//! Response compression: negotiation (RFC 9110, 12.5.3) and encoding.
 
 use std::io::Write;
 
@@ -8,10 +8,10 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// Bodies below this many bytes fit into one packet and are sent as they are.
+/// Bodies below this size in bytes fit into one packet and are sent uncompressed.
 const WORTH_IT: usize = 1024;
 
-/// A coding of an answer's body.
+/// A content coding of the response body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Coding {
     Gzip,
@@ -19,7 +19,7 @@ pub(super) enum Coding {
 }
 
 impl Coding {
-    /// What `Content-Encoding` calls it.
+    /// The name in `Content-Encoding`.
     pub(super) fn name(self) -> &'static str {
         match self {
             Coding::Gzip => "gzip",
@@ -27,7 +27,7 @@ impl Coding {
         }
     }
 
-    /// `body` in this coding. Call it on a thread that may block.
+    /// Compresses `body`. Must be called on a thread that may block.
     pub(super) fn compress(self, body: &[u8]) -> Bytes {
         match self {
             Coding::Gzip => gzip(body),
@@ -36,8 +36,8 @@ impl Coding {
     }
 }
 
-/// What the request's `Accept-Encoding` prefers, unless that is no coding. Of several that it likes as much, gzip, which
-/// takes less time here.
+/// Returns the coding that the request's `Accept-Encoding` prefers, or `None` for no compression. Between equal weights
+/// gzip wins, which is faster here.
 pub(super) fn preferred(headers: &HeaderMap) -> Option<Coding> {
     let (mut gzip, mut zstd, mut identity, mut any) = (None, None, None, None);
     for value in headers.get_all(ACCEPT_ENCODING) {
@@ -61,8 +61,8 @@ pub(super) fn preferred(headers: &HeaderMap) -> Option<Coding> {
     (weight > 0 && weight >= identity.unwrap_or(0)).then_some(coding)
 }
 
-/// A weight in thousandths. One that cannot be read counts as 0: the encoding is then not used, which every
-/// client understands.
+/// Parses a weight, in thousandths. A malformed one counts as 0, so the coding is not used; every client understands an
+/// uncompressed response.
 fn weight(parameter: &str) -> u16 {
     let Some((name, value)) = parameter.trim().split_once('=') else { return 0 };
     match value.trim().parse::<f32>() {
@@ -71,13 +71,13 @@ fn weight(parameter: &str) -> u16 {
     }
 }
 
-/// True when a body of `length` bytes should be compressed for a client that takes it.
+/// Whether a body of `length` bytes is worth compressing.
 pub(super) fn worth_it(length: usize) -> bool {
     length >= WORTH_IT
 }
 
-/// `body` in gzip format. Level 1: a page of metrics shrinks about tenfold at the least cost, and the levels
-/// above cost several times as much for little more.
+/// Compresses `body` with gzip. Level 1: a page of metrics shrinks about tenfold at the lowest cost, and higher levels
+/// cost several times as much for little gain.
 fn gzip(body: &[u8]) -> Bytes {
     let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 6), Compression::fast());
     // Writing to a Vec cannot fail.

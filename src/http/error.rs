@@ -1,4 +1,4 @@
-//! What can go wrong before anything is served.
+//! Errors that occur while setting up the server.
 
 use std::fmt;
 use std::io;
@@ -7,24 +7,24 @@ use std::path::PathBuf;
 
 use super::tls_error::TlsError;
 
-/// Why the endpoint cannot be set up. Its text is a whole sentence for the operator.
+/// Why the endpoint cannot be set up. Displayed as a whole sentence for the operator.
 #[derive(Debug)]
 pub enum HttpError {
-    /// A listener's address cannot be had.
+    /// A listener's address cannot be bound.
     Bind { address: SocketAddr, source: io::Error },
-    /// A host to listen on is not known.
+    /// A host to listen on cannot be resolved.
     Host { host: String, source: io::Error },
-    /// A Unix socket cannot be had.
+    /// A Unix socket cannot be bound.
     BindUnix { path: PathBuf, source: io::Error },
-    /// A socket of the service manager cannot be used.
+    /// A socket passed by the service manager cannot be used.
     Inherited(io::Error),
-    /// A bound listener cannot be handed to the runtime.
+    /// A bound listener cannot be registered with the runtime.
     Listener(io::Error),
-    /// A part of the server came to an end by itself: a fault in the exporter, or in its reports' receiver.
+    /// A part of the server ended unexpectedly: a bug in the exporter or in its report callback.
     Stopped,
-    /// The certificate or the key cannot be used.
+    /// The certificate or the key is unusable.
     Tls(TlsError),
-    /// The user name or the password cannot be used; the text does not hold them.
+    /// A user name or password is unusable; the message does not contain them.
     Credentials(String),
 }
 

@@ -1,9 +1,9 @@
-//! What an operator should know about the address that was chosen.
+//! Warnings about the chosen listen address.
 
 use std::net::IpAddr;
 
-/// Warnings, each a whole sentence, about serving on `bind` with or without credentials and TLS. Empty for
-/// a loopback address, and for any other address with both.
+/// Returns warnings, as whole sentences, about serving on `bind` with or without credentials and TLS. Empty for a
+/// loopback address, and for any other address with both.
 pub fn exposure_warnings(bind: IpAddr, has_auth: bool, has_tls: bool) -> Vec<String> {
     let bind = bind.to_canonical();
     if bind.is_loopback() {

@@ -1,49 +1,50 @@
-//! How long and how many.
+//! Timeouts and size limits.
 
 use std::time::Duration;
 
-/// Time and number limits of one listener. Every wait on a client has one of these deadlines, so that a
-/// client which stops sending or receiving holds its place for a bounded time only.
+/// Timeouts and limits of one listener. Every wait for a client has one of these deadlines, so that a client that stops
+/// sending or receiving holds its slot for a bounded time.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// From accepting a connection to the end of its TLS handshake.
     pub handshake: Duration,
-    /// From a request's first byte (or, for the first request, from the connection's beginning) to the end
-    /// of its headers.
+    /// From the first byte of a request (for the first request: from the start of the connection) to the end of its
+    /// headers.
     pub header: Duration,
-    /// For authenticating a request and producing its answer; a request that takes longer gets a 503.
+    /// For authenticating a request and producing the response; a request that takes longer gets a 503.
     pub handler: Duration,
-    /// From an answer's first byte to its last being taken by the client's side.
+    /// From the start of a response until the client's side has received all of it.
     pub write: Duration,
-    /// How long an answer may make no progress before its connection can be thrown out for a newcomer.
+    /// How long a response may make no progress before its connection may be evicted for a new one.
     pub stall: Duration,
-    /// How long a connection may wait for its next request.
+    /// How long a connection may wait for the next request.
     pub idle: Duration,
-    /// How long answers in progress may go on after shutdown was asked for.
+    /// How long responses in progress may continue after shutdown was requested.
     pub drain: Duration,
-    /// How long a connection is safe from eviction, so that a flood cannot evict it before it has said anything.
+    /// How long a new connection is protected from eviction, so that a flood cannot evict it before it has sent
+    /// anything.
     pub grace: Duration,
-    /// How long a newcomer waits for a place while there is none.
+    /// How long a new connection waits for a slot.
     pub admission: Duration,
-    /// Newcomers of one listener that may wait for a place.
+    /// The maximum number of new connections of one listener that wait for a slot.
     pub max_waiting: usize,
-    /// Connections of one listener.
+    /// The maximum number of connections of one listener.
     pub max_connections: usize,
-    /// Connections of one listener from one peer: an IPv4 address, or an IPv6 network of 64 bits.
+    /// The maximum number of connections of one listener from one peer: an IPv4 address or an IPv6 /64 network.
     pub max_per_peer: usize,
-    /// Handlers of one listener that run at once; further requests wait.
+    /// The maximum number of concurrent handlers of one listener; further requests wait.
     pub max_handlers: usize,
-    /// Bytes of all answers of one listener that are being sent; a single one may have more.
+    /// The maximum total size of one listener's responses being sent; a single response may exceed it.
     pub max_answer_bytes: usize,
-    /// Bytes of a request's line and headers.
+    /// The maximum size of a request's request line and headers.
     pub max_header_bytes: usize,
-    /// How often the files of the certificate, the key and the passwords are looked at for a change.
+    /// How often the certificate, key and password files are checked for changes.
     pub reload: Duration,
 }
 
 impl Limits {
-    /// How long the client of a stream may take nothing. Less than the kernel's own limit, which is that of an answer, so that it
-    /// is known why the connection ends.
+    /// How long the client of a stream may receive nothing. Shorter than the kernel's own timeout, which is that of a
+    /// response, so that the reason why the connection ends is known.
     pub(super) fn stream(&self) -> Duration {
         self.write / 2
     }

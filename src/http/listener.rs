@@ -1,4 +1,4 @@
-//! Listening sockets: TCP and Unix, opened here or by the service manager.
+//! Listening sockets, TCP and Unix, opened here or by the service manager.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
@@ -17,10 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use super::error::HttpError;
 use super::route::LocalPeer;
 
-/// Connections that may wait to be accepted.
+/// The backlog of connections not yet accepted.
 const BACKLOG: i32 = 128;
 
-/// A socket that listens.
+/// A listening socket.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
@@ -28,8 +28,8 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// Listens on an address. Port 0 takes a free port. An address that no interface has yet, as while the machine starts, is
-    /// listened on all the same, for when one has it: see [`has_address`].
+    /// Listens on an address. Port 0 selects a free port. An address that no interface has yet (during boot, for
+    /// example) is bound anyway and works once an interface has it: see [`has_address`].
     ///
     /// # Errors
     /// [`HttpError::Bind`], whose text names the address and says what to do.
@@ -47,10 +47,11 @@ impl Listener {
     /// Listens on the address of a host, or on all addresses of this machine.
     ///
     /// # Errors
-    /// As [`Listener::bind`], or if nobody knows the host.
+    /// See [`Listener::bind`]; also if the host cannot be resolved.
     pub fn bind_host(host: Option<&str>, port: u16) -> Result<Self, HttpError> {
         let Some(host) = host else {
-            // IPv4 too, or alone where this machine has no IPv6. A port that somebody else has is not served by half.
+            // Dual-stack, or IPv4 only if this machine has no IPv6. If the port is in use, binding fails rather than
+            // falling back to IPv4 alone.
             return match Self::bind((Ipv6Addr::UNSPECIFIED, port).into()) {
                 Err(HttpError::Bind { source, .. }) if source.kind() != io::ErrorKind::AddrInUse => {
                     Self::bind((Ipv4Addr::UNSPECIFIED, port).into())
@@ -65,10 +66,10 @@ impl Listener {
         Self::bind(*found.first().ok_or_else(none)?)
     }
 
-    /// Listens on all IPv6 addresses of this machine, and on none of IPv4.
+    /// Listens on all IPv6 addresses of this machine, but not on IPv4.
     ///
     /// # Errors
-    /// As [`Listener::bind`].
+    /// See [`Listener::bind`].
     pub fn bind_ipv6(port: u16) -> Result<Self, HttpError> {
         let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         let listener = bind_by(address, |socket| socket.set_only_v6(true));
@@ -76,7 +77,7 @@ impl Listener {
         listener.map(Listener::Tcp).map_err(|source| HttpError::Bind { address, source })
     }
 
-    /// Listens on a Unix socket. One that nobody listens on any more is replaced.
+    /// Listens on a Unix socket. A stale socket file without a listener is replaced.
     ///
     /// # Errors
     /// [`HttpError::BindUnix`].
@@ -94,8 +95,8 @@ impl Listener {
         Ok(Listener::Unix(listener))
     }
 
-    /// As [`Listener::bind_unix`], on a socket that no other user can open, in a directory that is made if it is not there.
-    /// To be called before there are threads.
+    /// Like [`Listener::bind_unix`], but the socket is accessible to its owner only, and a missing directory is
+    /// created. Must be called before threads are spawned.
     ///
     /// # Errors
     /// [`HttpError::BindUnix`].
@@ -104,17 +105,17 @@ impl Listener {
             let made = fs::create_dir(directory);
             made.map_err(|source| HttpError::BindUnix { path: path.to_owned(), source })?;
         }
-        // The file never has another mode, not even at first.
+        // The file never has another mode, not even briefly.
         let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
         let listener = Self::bind_unix(path);
         rustix::process::umask(before);
         listener
     }
 
-    /// Takes a socket that somebody else has opened.
+    /// Takes over a socket that another process opened.
     ///
     /// # Errors
-    /// [`HttpError::Inherited`] if it is not one that listens for streams.
+    /// [`HttpError::Inherited`] if it is not a listening stream socket.
     pub fn inherited(socket: OwnedFd) -> Result<Self, HttpError> {
         let socket = Socket::from(socket);
         let listens =
@@ -129,12 +130,13 @@ impl Listener {
         }
     }
 
-    /// Who can connect, as far as the address tells; `None` for a Unix socket, whose file's permissions tell.
+    /// Returns the listening address, which determines who can connect; `None` for a Unix socket, where the file's
+    /// permissions do.
     pub fn address(&self) -> Option<IpAddr> {
         self.socket_address().map(|address| address.ip())
     }
 
-    /// The same with the port.
+    /// Returns the listening address with its port.
     pub fn socket_address(&self) -> Option<SocketAddr> {
         match self {
             Listener::Tcp(listener) => listener.local_addr().ok(),
@@ -143,7 +145,7 @@ impl Listener {
     }
 }
 
-/// As it stands in an URL, or the path of a Unix socket.
+/// The address as in a URL, or the path of a Unix socket.
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -163,7 +165,7 @@ fn path_of(listener: &UnixListener) -> Option<PathBuf> {
     Some(listener.local_addr().ok()?.as_pathname()?.to_owned())
 }
 
-/// By IP_FREEBIND, see ip(7).
+/// Binds with IP_FREEBIND, see ip(7).
 fn bind_freely(address: SocketAddr) -> io::Result<TcpListener> {
     bind_by(address, |socket| match address {
         SocketAddr::V4(_) => socket.set_freebind_v4(true),
@@ -180,12 +182,12 @@ fn bind_by(address: SocketAddr, prepare: impl FnOnce(&Socket) -> io::Result<()>)
     Ok(socket.into())
 }
 
-/// Whether an interface of this machine has the address, or it means all of them.
+/// Whether an interface of this machine has the address, or it is the unspecified address.
 pub fn has_address(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// A [`Listener`] of the reactor's.
+/// A [`Listener`] registered with the reactor.
 pub(super) enum Accepting {
     Tcp(tokio::net::TcpListener),
     Unix(tokio::net::UnixListener),
@@ -199,7 +201,7 @@ impl Accepting {
         })
     }
 
-    /// The next connection, and who it is from.
+    /// Accepts the next connection and returns its peer.
     pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Accepting::Tcp(listener) => {
@@ -216,12 +218,12 @@ impl Accepting {
     }
 }
 
-/// Who is at the other end of a connection.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Peer {
-    /// Clients of a Unix socket are this machine's.
+    /// The loopback address for clients of a Unix socket.
     pub(super) address: IpAddr,
-    /// Of a Unix socket: who opened its other end.
+    /// Unix sockets only: the process that opened the other end.
     pub(super) local: Option<LocalPeer>,
 }
 
@@ -232,16 +234,16 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// Sends what is there at once, and gives up after so long on what the client's side does not take.
+    /// Sends data without delay, and times out if the client's side does not take it for `write`.
     pub(super) fn prepare(&self, write: Duration) {
         if let Stream::Tcp(stream) = self {
             let _ = stream.set_nodelay(true);
-            // What the kernel still holds of an answer after the connection was closed goes as fast.
+            // Also limits how long the kernel keeps unsent data of a response after the connection was closed.
             let _ = SockRef::from(stream).set_tcp_user_timeout(Some(write));
         }
     }
 
-    /// The first byte, which stays to be read; `None` at the end.
+    /// Peeks at the first byte; returns `None` at the end of the stream.
     pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
         let mut first = [0];
         let n = match self {

@@ -1,11 +1,11 @@
-//! The HTTP end: listeners, TLS, basic authentication, limits, and a table of routes.
+//! The HTTP layer: listeners, TLS, basic authentication, limits, and a table of routes.
 //!
-//! Nothing here knows what the routes serve. A caller binds its [`Listener`]s (before it gives up
-//! privileges), makes one [`Router`] per listener, and runs [`serve`] until its shutdown future resolves.
+//! Nothing here knows what the routes serve. A caller binds its [`Listener`]s (before it drops privileges), creates one
+//! [`Router`] per listener, and runs [`serve`] until its shutdown future resolves.
 //!
-//! The way of a connection: `server` accepts it and `slots` finds it a place (throwing out an unfinished
-//! connection where all places are taken), `watch` keeps its deadlines, hyper reads a request, and `answer`
-//! authenticates it, runs the route's handler on a blocking thread and compresses what it gave.
+//! The life of a connection: `server` accepts it and `slots` assigns it a slot (evicting another connection if all are
+//! taken), `watch` enforces its deadlines, hyper parses a request, and `answer` authenticates it, runs the route's
+//! handler on a blocking thread and compresses the result.
 
 use std::sync::Arc;
 
@@ -53,33 +53,33 @@ pub use stream::Broadcast;
 pub use tls::{Fingerprint, Tls, TlsOptions, is_tls13_suite};
 pub use visitors::{Visitor, Visitors};
 
-/// Content type of plain text, also used for every error's body.
+/// The content type of plain text, also used for the body of every error.
 pub const PLAIN_TEXT: &str = "text/plain; charset=utf-8";
-/// Content type of JSON.
+/// The content type of JSON.
 pub const JSON: &str = "application/json";
-/// Content type of a stream of events.
+/// The content type of an event stream.
 pub const EVENTS: &str = "text/event-stream";
-/// Content type of a page: what it may load and do is restricted to what comes from here.
+/// The content type of a page, which may load resources from this server only.
 pub const HTML: &str = "text/html; charset=utf-8";
 
-/// How much a [`Notice`] matters.
+/// The severity of a [`Notice`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Level {
-    /// Of use when a connection is being investigated; a stranger can cause any number of these.
+    /// Useful for debugging a connection; strangers can cause any number of these.
     Debug,
     Info,
     Warning,
     Error,
 }
 
-/// One thing that happened while serving, for the log. Never holds a secret.
+/// An event of the server, for the log. Never contains a secret.
 #[derive(Debug, Clone)]
 pub struct Notice {
     pub level: Level,
     pub text: String,
 }
 
-/// Where notices go. Called from the reactor's threads: it must not block for long.
+/// Receives notices. Called from reactor threads, so it must not block for long.
 pub type Report = Arc<dyn Fn(Notice) + Send + Sync>;
 
 fn notify(report: &Report, level: Level, text: impl Into<String>) {

@@ -1,4 +1,4 @@
-//! Certificates and keys as PEM, from files or as text.
+//! Certificates and keys in PEM format, from files or as text.
 
 use std::fs;
 use std::io;
@@ -11,14 +11,14 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use super::mistaken;
 use super::tls_error::TlsError;
 
-/// No certificate chain, key or list of authorities comes near this many bytes.
+/// The maximum file size in bytes; no certificate chain, key or list of authorities comes near it.
 const MAX_FILE: u64 = 4 << 20;
 
-/// Text in PEM format.
+/// A source of PEM data.
 #[derive(Clone)]
 pub enum Pem {
     File(PathBuf),
-    /// The text, and what messages call it.
+    /// The PEM text, and its name in messages.
     Text {
         name: PathBuf,
         text: String,
@@ -26,7 +26,7 @@ pub enum Pem {
 }
 
 impl Pem {
-    /// The file, or what stands for one in messages.
+    /// Returns the file's path, or the name in messages.
     pub fn name(&self) -> &Path {
         match self {
             Pem::File(path) => path,
@@ -52,7 +52,7 @@ impl Pem {
         }
     }
 
-    /// All certificates in it: a chain, or authorities. At least one.
+    /// Returns all certificates, at least one: a chain, or authorities.
     pub(super) fn certificates(&self, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let bytes = self.read(what)?;
         let path = || self.name().to_owned();
@@ -65,11 +65,11 @@ impl Pem {
         Ok(chain)
     }
 
-    /// The private key in it, and what is unwise about its file.
+    /// Returns the private key, and warnings about its file.
     pub(super) fn key(&self) -> Result<(PrivateKeyDer<'static>, Vec<String>), TlsError> {
         let bytes = self.read("private key")?;
         let path = || self.name().to_owned();
-        // The second form is that of OpenSSL before 1.0, inside a section of the ordinary name.
+        // The second form is that of OpenSSL before 1.0, within a section of the usual name.
         if contains(&bytes, "-----BEGIN ENCRYPTED PRIVATE KEY-----")
             || contains(&bytes, "Proc-Type: 4,ENCRYPTED")
         {
@@ -80,7 +80,7 @@ impl Pem {
             source => TlsError::Pem { path: path(), source },
         })?;
         let mut warnings = Vec::new();
-        // Reading by the group is an ordinary way to give a service its key.
+        // Read permission for the group is a common way to give a service its key.
         if let Some(mode) =
             self.file().and_then(|path| fs::metadata(path).ok()).map(|data| data.mode() & 0o777)
             && mode & 0o027 != 0

@@ -1,27 +1,27 @@
-//! The rate limit: a token bucket for each client.
+//! The rate limit: a token bucket per client.
 //!
-//! A client is an address, and one whose credentials or certificate are known already is another client than the
-//! strangers of the same address: they cannot use up what a scraper behind that address may ask for.
+//! A client is an address. Clients whose credentials or certificate are already known are kept apart from strangers at
+//! the same address, who therefore cannot use up the allowance of a scraper behind that address.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Clients that are remembered. One that is forgotten begins with a full bucket, so the others are not harmed by those
-/// who come from many addresses.
+/// The maximum number of buckets. A client whose bucket was dropped starts with a full one, so clients that use many
+/// addresses do not harm the others.
 const CLIENTS: usize = 4096;
 
-/// How many requests a client may make.
+/// The request rate allowed per client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// A token is added this often. Not zero.
+    /// The time per new token. Not zero.
     pub interval: Duration,
-    /// Most tokens that there can be, and how many there are at first.
+    /// The capacity of a bucket, which starts full.
     pub burst: u32,
 }
 
-/// The buckets of one listener, or of something else that clients ask for.
+/// The token buckets of one listener, or of another resource that clients request.
 #[derive(Default)]
 pub struct Limiter {
     buckets: Mutex<HashMap<(IpAddr, bool), Bucket>>,
@@ -33,7 +33,7 @@ struct Bucket {
 }
 
 impl Limiter {
-    /// Takes a token of the client, if it has one.
+    /// Takes one of the client's tokens, if there is one.
     pub fn allows(&self, rate: Rate, peer: IpAddr, is_known: bool, now: Instant) -> bool {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let full = f64::from(rate.burst);
@@ -59,7 +59,7 @@ impl Bucket {
     }
 }
 
-/// Makes room: of those whose buckets are full again, or else of the one that has been quiet for the longest time.
+/// Makes room: drops buckets that are full again, or else the fullest one.
 fn forget(buckets: &mut HashMap<(IpAddr, bool), Bucket>, rate: Rate, now: Instant) {
     buckets.retain(|_, bucket| {
         bucket.refill(rate, now);

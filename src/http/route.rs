@@ -1,4 +1,4 @@
-//! The table of routes, and which of them a request is for.
+//! The route table and request matching.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -12,73 +12,74 @@ use super::PLAIN_TEXT;
 use super::stream::Broadcast;
 use super::visitors::Visitors;
 
-/// Produces a route's answer. It runs on a thread that may block, several at once; a panic in it gives the
-/// client a 500 and nobody else anything.
+/// Produces a route's response. Runs on threads that may block, possibly several at once; after a panic the client gets
+/// a 500 and other clients are not affected.
 pub type Handler = Arc<dyn Fn(&RequestInfo) -> Reply + Send + Sync>;
 
-/// Who may ask for a route.
+/// The access control of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Anyone who can connect.
     Open,
-    /// Who presents the credentials, where any are configured.
+    /// Requires the credentials, if any are configured.
     Credentials,
-    /// Who presents the credentials. Where none are configured, there is no such route.
+    /// Requires the credentials. If none are configured, the route does not exist.
     Known,
-    /// Who presents the credentials; where none are configured, who asks from this machine. No page of a browser.
+    /// Requires the credentials, or a client on this machine if none are configured. Rejects requests from browser
+    /// pages.
     Operator,
-    /// Who presents the credentials of a user who may write, or asks on the control socket; no page of a browser. Where no
-    /// credentials are configured, there is no such route.
+    /// Requires the credentials of a user with write access, or the control socket; rejects requests from browser
+    /// pages. If no credentials are configured, the route does not exist.
     Writer,
 }
 
-/// One row of the table: all there is to say about a path.
+/// A row of the table.
 pub struct Route {
-    /// The whole path, beginning with a slash; with `/*` at its end, every path that goes on from there.
+    /// The full path, with a leading slash; a trailing `/*` matches all paths below it.
     pub path: &'static str,
-    /// A few words for where routes are listed; parts of a page, which have none, are left out there.
+    /// A short description for the list of routes; empty for parts of a page, which are not listed.
     pub about: &'static str,
     pub access: Access,
-    /// The method that is served; with GET goes HEAD.
+    /// The allowed method; GET implies HEAD.
     pub method: Method,
-    /// Content type of the handler's answers.
+    /// The content type of the handler's responses.
     pub content_type: &'static str,
-    /// Where it is noted who asks.
+    /// Records the clients of the route.
     pub visitors: Option<Arc<Visitors>>,
     pub handler: Handler,
 }
 
-/// What a handler may know of a request.
+/// The parts of a request that a handler sees.
 #[derive(Debug, Clone)]
 pub struct RequestInfo {
-    /// What follows the question mark, undecoded.
+    /// The part after the question mark, not decoded.
     pub query: Option<String>,
-    /// What it would like to get (the headers `Accept`).
+    /// The `Accept` headers.
     pub accept: Option<String>,
-    /// What stands in the place of the path's `*`, undecoded.
+    /// The part matched by the path's `*`, not decoded.
     pub below: String,
     pub caller: Caller,
-    /// Of a route with [`Access::Writer`]; that of others is not read.
+    /// The body, which is read only for routes with [`Access::Writer`].
     pub body: Bytes,
 }
 
-/// Who asks.
+/// The origin of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Caller {
-    /// Over the network: the name, where credentials were asked for, and the address.
+    /// A client on the network: the user name, if credentials were required, and the address.
     Remote(Option<String>, IpAddr),
-    /// On the control socket.
+    /// A client of the control socket.
     Local(LocalPeer),
 }
 
-/// The process at the other end of a Unix socket, as the kernel knows it.
+/// The process at the other end of a Unix socket, as reported by the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocalPeer {
     pub uid: u32,
     pub pid: Option<i32>,
 }
 
-/// For the log: names are quoted, so that none can look like something else.
+/// For the log: names are quoted, so that none can be mistaken for something else.
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -90,19 +91,19 @@ impl fmt::Display for Caller {
     }
 }
 
-/// A handler's answer.
+/// A handler's response.
 #[derive(Debug, Clone)]
 pub struct Reply {
     pub status: StatusCode,
     pub body: Bytes,
-    /// Instead of the route's.
+    /// Overrides the route's content type.
     pub content_type: Option<Cow<'static, str>>,
-    /// What goes on instead of the body.
+    /// Sent instead of the body.
     pub stream: Option<Arc<Broadcast>>,
 }
 
 impl Reply {
-    /// 200 with a body.
+    /// Creates a 200 response with a body.
     pub fn ok(body: impl Into<Bytes>) -> Self {
         Self::new(StatusCode::OK, body)
     }
@@ -111,35 +112,35 @@ impl Reply {
         Self { status, body: body.into(), content_type: None, stream: None }
     }
 
-    /// 200 with events, as long as the client listens.
+    /// Creates a 200 response that streams events for as long as the client listens.
     pub fn events(stream: Arc<Broadcast>) -> Self {
         Self { stream: Some(stream), ..Self::ok("") }
     }
 
-    /// The same with a content type of its own.
+    /// Overrides the content type.
     pub fn typed(self, content_type: Cow<'static, str>) -> Self {
         Self { content_type: Some(content_type), ..self }
     }
 }
 
-/// The routes of one listener. `/` is served too, as a page that lists them, unless the table has it.
+/// The routes of one listener. Unless the table has it, `/` is served as a page that lists the routes.
 pub struct Router {
     routes: Vec<Route>,
     index: String,
 }
 
-/// What the table says about a request.
+/// The result of matching a request against the table.
 pub(super) enum RouteMatch<'a> {
     Route(&'a Route),
     /// The list of routes.
     Index(&'a str),
-    /// The path is known, the method is not served; the route's path is given, and what is served.
+    /// The path exists, but not with this method: the route's path and the allowed methods.
     WrongMethod(&'static str, String),
     Nothing,
 }
 
 impl Router {
-    /// Makes a table; `title` heads the page that lists its routes.
+    /// Creates a table; `title` is the heading of the page that lists the routes.
     pub fn new(title: &str, routes: Vec<Route>) -> Self {
         let mut index = format!("{title}\n\n");
         for route in routes.iter().filter(|route| route.is_listed()) {
@@ -148,7 +149,8 @@ impl Router {
         Self { routes, index }
     }
 
-    /// `has_writers`: whether there can be somebody who may use routes with [`Access::Writer`] and [`Access::Known`].
+    /// Finds the route of a request. `has_writers`: whether anyone can be authorized for routes with [`Access::Writer`]
+    /// and [`Access::Known`].
     pub(super) fn find(&self, method: &Method, path: &str, has_writers: bool) -> RouteMatch<'_> {
         let is_served =
             |served: &Method| method == served || (served == Method::GET && method == Method::HEAD);
@@ -170,7 +172,7 @@ impl Router {
         }
     }
 
-    /// The body of a 404: what could have been asked for. The path that was asked for is not repeated.
+    /// The body of a 404: the available paths. The requested path is not repeated.
     pub(super) fn not_found(&self) -> String {
         let told = self.routes.iter().filter(|route| route.is_listed());
         let paths: Vec<&str> = told.map(|route| route.path).collect();
@@ -179,7 +181,7 @@ impl Router {
 }
 
 impl Route {
-    /// A path that is asked for with GET, by who presents the credentials.
+    /// Creates a GET route that requires the credentials.
     pub fn get(
         path: &'static str,
         about: &'static str,
@@ -197,24 +199,24 @@ impl Route {
         }
     }
 
-    /// The same for others.
+    /// Changes the access control.
     #[must_use]
     pub fn open_to(self, access: Access) -> Self {
         Self { access, ..self }
     }
 
-    /// The same with another method.
+    /// Changes the method.
     #[must_use]
     pub fn with_method(self, method: Method) -> Self {
         Self { method, ..self }
     }
 
-    /// Whether it is told of where routes are listed. Those of writers are not there for everybody.
+    /// Whether the route is listed. Routes for writers are not available to everyone.
     fn is_listed(&self) -> bool {
         !self.about.is_empty() && self.access != Access::Writer
     }
 
-    /// What a path has in the place of the `*`; empty where there is none. `None` if it is another path.
+    /// Returns the part of a path that the `*` matches, or "" if the route has none. `None` if the path does not match.
     pub(super) fn below<'p>(&self, path: &'p str) -> Option<&'p str> {
         match self.path.strip_suffix('*') {
             Some(base) => path.strip_prefix(base).filter(|below| !below.is_empty()),
@@ -222,7 +224,7 @@ impl Route {
         }
     }
 
-    /// The content type of an answer: its own or the route's, or plain text for an error it reports.
+    /// Returns the content type of a response: its own or the route's, or plain text for an error.
     pub(super) fn content_type_of(&self, reply: &Reply) -> Cow<'static, str> {
         match &reply.content_type {
             _ if !reply.status.is_success() => PLAIN_TEXT.into(),

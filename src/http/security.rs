@@ -1,4 +1,4 @@
-//! Who may ask, how connections are secured, and what else responses have: all of it can change while the server runs.
+//! Access control, TLS and additional response headers, all of which can change while the server runs.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -9,23 +9,23 @@ use super::auth::Credentials;
 use super::rate::Rate;
 use super::tls::Tls;
 
-/// What holds for the next connection and the next request.
+/// The settings for the next connection and the next request.
 #[derive(Default)]
 pub struct Security {
     secured: RwLock<Secured>,
     changed: Notify,
 }
 
-/// What is configured.
+/// The configured settings.
 #[derive(Default, Clone)]
 pub struct Secured {
-    /// Who may ask for routes with [`super::Access::Credentials`]; without it, everybody.
+    /// The credentials for routes with [`super::Access::Credentials`]; if `None`, anyone may use them.
     pub auth: Option<Credentials>,
-    /// Names of those users who may also ask for routes with [`super::Access::Writer`].
+    /// The users who may also use routes with [`super::Access::Writer`].
     pub writers: Arc<[String]>,
-    /// All endpoints speak TLS only; without it, HTTP only.
+    /// If set, all endpoints speak TLS only; otherwise plain HTTP only.
     pub tls: Option<Arc<Tls>>,
-    /// Headers of every response.
+    /// Headers added to every response.
     pub headers: Arc<[(HeaderName, HeaderValue)]>,
     pub rate: Option<Rate>,
 }
@@ -35,18 +35,18 @@ impl Security {
         Self { secured: RwLock::new(secured), changed: Notify::new() }
     }
 
-    /// From now on.
+    /// Replaces the settings.
     pub fn set(&self, secured: Secured) {
         *self.secured.write().unwrap_or_else(PoisonError::into_inner) = secured;
         self.changed.notify_one();
     }
 
-    /// As it is now.
+    /// Returns the current settings.
     pub fn now(&self) -> Secured {
         self.secured.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Until it is set again; for one to wait.
+    /// Waits until the settings are replaced. For a single waiter.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }

@@ -1,4 +1,4 @@
-//! Listeners and connections.
+//! The server: accepts connections and serves them.
 
 use std::future::Future;
 use std::io;
@@ -31,53 +31,53 @@ use super::watch::{CloseReason, Phase, Watch};
 use super::watched::Watched;
 use super::{Level, Report, notify};
 
-/// How long a listener that cannot give connections (no descriptors left, say) is left alone.
+/// How long to pause after accepting a connection failed (because no descriptors are left, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Requests of HTTP/2 that a client may take back before they are looked at.
+/// The maximum number of HTTP/2 requests that a client may reset before they are processed.
 const MAX_RESET: usize = 8;
 
-/// How often a certificate that ends soon is warned of, after its loading.
+/// The interval of warnings about a certificate that expires soon, after the one when it was loaded.
 const WARN_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
-/// One listener and what is served on it.
+/// A listener and what it serves.
 pub struct Endpoint {
     pub listener: Listener,
     pub router: Router,
-    /// Kept by the caller too, who reads it.
+    /// Shared with the caller, who reads it.
     pub stats: Arc<HttpStats>,
     pub kind: EndpointKind,
 }
 
-/// Who an endpoint is for.
+/// The intended clients of an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointKind {
-    /// Whoever the [`Security`] lets in.
+    /// Clients admitted by the [`Security`].
     Public,
-    /// Processes of root and of the exporter's own user, on a Unix socket: the kernel tells who they are. Nothing else is asked of
-    /// them.
+    /// Processes of root and of the exporter's own user, on a Unix socket: the kernel tells who they are. They need no
+    /// other authorization.
     Control,
 }
 
-/// What all endpoints have in common.
+/// Options shared by all endpoints.
 #[derive(Default)]
 pub struct ServerOptions {
     pub security: Arc<Security>,
     pub limits: Limits,
-    /// Called every [`Limits::reload`]: may look whether the security should change, and change it.
+    /// Called every [`Limits::reload`] to update the security if necessary.
     pub refresh: Option<Refresh>,
 }
 
-/// Runs on a thread that may block. False if there is nothing that it could look at before the security is set the next time.
+/// Runs on a thread that may block. Returns false if there is nothing to check until the security is set again.
 pub type Refresh = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// Serves all endpoints until `shutdown` resolves. Then no more connections are taken, answers in progress
-/// have [`Limits::drain`] to end, and the rest is cut off. A handler that still runs then goes on in the
-/// runtime's blocking pool: the caller bounds that with `Runtime::shutdown_timeout`.
+/// Serves all endpoints until `shutdown` resolves. Then no more connections are accepted, responses in progress may
+/// take [`Limits::drain`] to finish, and the rest is aborted. A handler still running by then continues in the
+/// runtime's blocking pool; the caller bounds that with `Runtime::shutdown_timeout`.
 ///
 /// # Errors
-/// [`HttpError::Listener`] when a listener cannot be handed to the runtime, [`HttpError::Stopped`] when a
-/// part of the server failed; nothing that a client does.
+/// [`HttpError::Listener`] if a listener cannot be registered with the runtime, [`HttpError::Stopped`] if a part of the
+/// server failed. Never because of a client.
 pub async fn serve(
     endpoints: Vec<Endpoint>,
     options: ServerOptions,
@@ -85,7 +85,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), HttpError> {
     let limits = Arc::new(options.limits);
-    // Nothing is ever sent: the sender's end is the signal.
+    // Nothing is ever sent: dropping the sender is the signal.
     let (running, stopped) = signal::channel(());
     let mut servers = JoinSet::new();
     let stats: Vec<_> = endpoints.iter().map(|endpoint| endpoint.stats.clone()).collect();
@@ -117,7 +117,7 @@ pub async fn serve(
     Ok(())
 }
 
-/// Refreshes the security, loads the certificate again whenever its files have changed, and warns each day of one that ends soon.
+/// Refreshes the security, reloads the certificate when its files change, and warns once a day if it expires soon.
 pub(super) async fn follow(
     security: Arc<Security>,
     refresh: Option<Refresh>,
@@ -152,10 +152,10 @@ pub(super) async fn follow(
             _ = stopped.changed() => return,
         }
         if let Some(refresh) = refresh.clone() {
-            // It tells by itself what came of it.
+            // It reports the outcome itself.
             may_refresh = tokio::task::spawn_blocking(move || refresh()).await.unwrap_or(true);
         }
-        // Another one may have been configured meanwhile.
+        // Another certificate may have been configured meanwhile.
         let Some(tls) = security.tls() else { continue };
         let again = tls.clone();
         let display = tls.name();
@@ -201,7 +201,7 @@ impl Server {
                     };
                     connections.spawn(newcomer.run(stream));
                 }
-                // The client went away before its turn.
+                // The client disconnected before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     if !failing {
@@ -220,7 +220,7 @@ impl Server {
     }
 }
 
-/// A connection that has been accepted and has no place yet.
+/// An accepted connection that has no slot yet.
 struct PendingConnection {
     server: Arc<Server>,
     slots: Arc<Slots>,
@@ -249,7 +249,7 @@ impl PendingConnection {
     }
 }
 
-/// One connection, from its acceptance to its end.
+/// A connection that has a slot, until it ends.
 struct Connection {
     server: Arc<Server>,
     slot: Arc<Slot>,
@@ -287,7 +287,7 @@ impl Connection {
         }
     }
 
-    /// HTTP, on a stream that is ready for it.
+    /// Speaks HTTP/1 on a stream that is ready for it.
     async fn speak<S: AsyncRead + AsyncWrite + Unpin>(mut self, stream: S) {
         self.watch.enter_header();
         let (answerer, watch, peer, slot) = (&self.server.answerer, &self.watch, self.peer, &self.slot);
@@ -301,15 +301,16 @@ impl Connection {
         let io = TokioIo::new(Watched { stream, watch: watch.clone() });
         let mut connection = pin!(
             http1::Builder::new()
-                // The watch has both of its cases.
+                // The watch enforces this timeout and the one for idle connections.
                 .header_read_timeout(None)
-                // Who has asked and says no more (`nc -N`) still wants an answer.
+                // A client that closes its sending side after the request (`nc -N`) still expects a response.
                 .half_close(true)
                 .max_header_size(answerer.limits.max_header_bytes)
                 .serve_connection(io, service)
         );
         tokio::select! {
-            // An error here is the client's: a malformed request, which hyper has answered, or a broken connection.
+            // An error here is caused by the client: a malformed request, to which hyper has responded, or a broken
+            // connection.
             ended = connection.as_mut() => return self.count_malformed(ended),
             reason = watch.close_reason() => return self.count_timeout(reason),
             _ = self.stopped.changed() => {},
@@ -320,7 +321,7 @@ impl Connection {
         }
     }
 
-    /// HTTP/2, one request at a time: what limits connections limits requests, too.
+    /// Speaks HTTP/2 with one request at a time, so that the limits on connections limit requests, too.
     async fn speak_http2<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(mut self, stream: S) {
         self.watch.enter_frames();
         let limits = self.server.answerer.limits.clone();
@@ -342,13 +343,13 @@ impl Connection {
             http2::Builder::new(TokioExecutor::new())
                 .max_concurrent_streams(1)
                 .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-                // Streams that a client has reset before they were looked at: more end the connection.
+                // Streams that a client resets before they are processed: beyond this number the connection ends.
                 .max_pending_accept_reset_streams(MAX_RESET)
                 .max_local_error_reset_streams(MAX_RESET)
                 .serve_connection(io, service)
         );
         tokio::select! {
-            // An error here is the client's.
+            // An error here is caused by the client.
             _ = connection.as_mut() => return,
             reason = watch.close_reason() => match reason {
                 CloseReason::LastAnswer => {}
@@ -358,7 +359,7 @@ impl Connection {
         }
         if watch.answering() {
             connection.as_mut().graceful_shutdown();
-            // Whoever does not take it has no longer than for other answers.
+            // The timeout is the same as for other responses.
             let _ = timeout(limits.write, connection).await;
         }
     }
@@ -379,7 +380,7 @@ impl Connection {
             CloseReason::Timeout(Phase::Header) => count(&stats.header_timeouts),
             CloseReason::Timeout(Phase::Writing) => count(&stats.write_timeouts),
             CloseReason::Timeout(Phase::Streaming) => count(&stats.streams_dropped),
-            // Ordinary ends: of a connection that was kept, and of one that was counted when it lost its place.
+            // Normal ends: idle connections, and evicted ones, which were counted on eviction.
             CloseReason::Timeout(Phase::Idle | Phase::Checking | Phase::Handling)
             | CloseReason::Evicted
             | CloseReason::LastAnswer => {}
@@ -387,7 +388,7 @@ impl Connection {
     }
 }
 
-/// The TLS handshake. A client that speaks plain HTTP is told so, in plain HTTP.
+/// Performs the TLS handshake. A client that speaks plain HTTP gets an error response in plain HTTP.
 async fn secure(
     mut stream: Stream,
     tls: &Tls,
@@ -396,7 +397,7 @@ async fn secure(
     let first = stream.peek().await?;
     watch.heard();
     if first.is_some_and(|first| first.is_ascii_uppercase()) {
-        // Closing with bytes unread would take the answer back.
+        // Closing with unread data would reset the connection and discard the response.
         let _ = stream.read(&mut [0; 4096]).await?;
         let text = "this port requires HTTPS: use an https:// URL\n";
         let head = "HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8";

@@ -1,15 +1,16 @@
-//! The places for connections of one listener, and who loses one when they are all taken.
+//! The connection slots of one listener, and the choice of the connection to evict when all are taken.
 //!
-//! A newcomer gets a place at once wherever one can be made. When its peer holds as many as a peer may, one of that peer's own connections is evicted; when the listener is full, one of the
-//! peer's that holds the most. Only a connection which is not being served can be evicted, and the work done
-//! to check a password does not count as being served. So strangers, however many, cost other peers nothing and
-//! their own peer only the oldest of them.
+//! A new connection gets a slot at once if one can be freed. If its peer already holds the maximum per peer, one of
+//! that peer's own connections is evicted; if the listener is full, one of the peer that holds the most. Only
+//! connections that are not being served can be evicted, and checking a password does not count as being served. So
+//! strangers, however many, cost other peers nothing, and their own peer only its oldest strangers.
 //!
-//! A connection cannot be evicted in its first moments, or a client that connects anew as soon as it is evicted would
-//! evict everybody else before they have said a word. Newcomers wait that long where nothing else can be evicted.
+//! A connection cannot be evicted during its first moments; otherwise a client that reconnects as soon as it is evicted
+//! would evict everyone else before they have sent anything. New connections wait that long if nothing else can be
+//! evicted.
 //!
-//! Who has authenticated is not a stranger: such a connection is evicted only if there is no other, and peers that
-//! have authenticated before come after the others when one has to go.
+//! Authenticated connections are evicted only if there are no others, and among the rest, peers that authenticated
+//! before are evicted last.
 
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
@@ -23,27 +24,27 @@ use tokio::time::timeout;
 use super::limits::Limits;
 use super::watch::{EvictionClass, Watch};
 
-/// How often a newcomer that waits looks for a place.
+/// How often a waiting connection retries to get a slot.
 const RETRY: Duration = Duration::from_millis(10);
 
 pub(super) struct Slots {
     limits: Arc<Limits>,
     places: Mutex<Occupants>,
-    /// Told when a place is given back.
+    /// Notified when a slot is released.
     freed: Notify,
-    /// Newcomers that wait for a place, the oldest first. Dropping one's end sends it away.
+    /// Connections waiting for a slot, oldest first. Dropping an entry refuses the connection.
     waiting: Mutex<VecDeque<oneshot::Sender<Infallible>>>,
 }
 
-/// Peers that have authenticated which are remembered, for each listener.
+/// The maximum number of authenticated peers remembered per listener.
 const KNOWN_PEERS: usize = 64;
 
 #[derive(Default)]
 struct Occupants {
-    /// Numbers connections in the order they came.
+    /// The next connection number; connections are numbered in order of arrival.
     next: u64,
     taken: HashMap<u64, Occupant>,
-    /// Peers that have authenticated, the latest last.
+    /// Peers that have authenticated, latest last.
     known: VecDeque<IpAddr>,
 }
 
@@ -52,13 +53,13 @@ struct Occupant {
     watch: Arc<Watch>,
 }
 
-/// What became of a newcomer.
+/// The outcome for a new connection.
 pub(super) enum Admission {
     Admitted { slot: Slot, watch: Arc<Watch>, evicted: bool },
     Refused,
 }
 
-/// A place, given back when dropped.
+/// A slot, released when dropped.
 pub(super) struct Slot {
     slots: Arc<Slots>,
     id: u64,
@@ -66,7 +67,7 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    /// Notes that the peer has authenticated.
+    /// Remembers that the peer has authenticated.
     pub(super) fn remember_peer(&self) {
         let known = &mut self.slots.lock().known;
         known.retain(|peer| *peer != self.peer);
@@ -89,8 +90,8 @@ impl Slots {
         Arc::new(Self { limits, places: Mutex::default(), freed: Notify::new(), waiting: Mutex::default() })
     }
 
-    /// As [`Slots::admit`], but waits for a place: for as long as [`Limits::admission`], or until too many newer ones
-    /// wait too.
+    /// Like [`Slots::admit`], but waits for a slot: up to [`Limits::admission`], or until too many newer connections
+    /// are waiting.
     pub(super) async fn admit_or_wait(self: &Arc<Self>, address: IpAddr) -> Admission {
         let admission = self.admit(address);
         if matches!(admission, Admission::Admitted { .. }) {
@@ -104,7 +105,7 @@ impl Slots {
         }
     }
 
-    /// What resolves when this newcomer must wait no longer.
+    /// Enters the queue of waiting connections. The receiver resolves when this one must stop waiting.
     fn queue(&self) -> oneshot::Receiver<Infallible> {
         let (end, sent_away) = oneshot::channel();
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,7 +120,7 @@ impl Slots {
     async fn wait(self: &Arc<Self>, address: IpAddr) -> Admission {
         let deadline = Instant::now() + self.limits.admission;
         loop {
-            // Nobody tells when somebody's grace is over.
+            // There is no notification for the end of a grace period.
             let _ = timeout(RETRY, self.freed.notified()).await;
             let admission = self.admit(address);
             if matches!(admission, Admission::Admitted { .. }) || Instant::now() >= deadline {
@@ -128,7 +129,7 @@ impl Slots {
         }
     }
 
-    /// Finds a place for a connection from `address`.
+    /// Finds a slot for a connection from `address`.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Admission {
         let peer = peer_of(address);
         let mut places = self.lock();
@@ -144,7 +145,7 @@ impl Slots {
         match victim {
             Some(None) => return Admission::Refused,
             Some(Some(id)) => {
-                // Its task gives the place back too, which then does nothing.
+                // Its task releases the slot too, which then has no effect.
                 if let Some(place) = places.taken.remove(&id) {
                     place.watch.evict();
                 }
@@ -164,10 +165,10 @@ impl Slots {
 }
 
 impl Occupants {
-    /// The connection to evict for one of `newcomer`: of the peer that holds the most (or `only_own`), the one that has done least, and
-    /// of those the oldest. One that has authenticated only if there is no other, and one of a peer that has
-    /// authenticated before only after those of all other peers. `None` when all of them are being served or too
-    /// young.
+    /// Chooses the connection to evict in favor of `newcomer`: from the peer that holds the most (or `only_own`), the
+    /// one that has done the least, then the oldest. Authenticated connections are chosen only if there are no others,
+    /// and connections of peers that authenticated before only after those of all other peers. `None` if all are being
+    /// served or too young.
     fn victim(&self, newcomer: IpAddr, only_own: bool) -> Option<u64> {
         let known = |peer: &IpAddr| self.known.contains(peer);
         let welcome = known(&newcomer);
@@ -184,7 +185,7 @@ impl Occupants {
             .min_by_key(|&(place, standing, id)| {
                 let trusted = standing == EvictionClass::Trusted;
                 let held = std::cmp::Reverse(held[&place.peer]);
-                // One that is safe is waited for, rather than to evict one that has authenticated.
+                // Better to wait for the end of a grace period than to evict an authenticated connection.
                 (trusted, safe(place), known(&place.peer), held, standing, id)
             })
             .filter(|(place, _, _)| !safe(place))
@@ -192,7 +193,8 @@ impl Occupants {
     }
 }
 
-/// Whom an address belongs to: itself, or the IPv6 network of 64 bits that one machine can have to itself.
+/// Returns the peer that an address belongs to: the address itself, or its IPv6 /64 network, which a single machine can
+/// own entirely.
 fn peer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
@@ -298,7 +300,7 @@ mod tests {
         scraper.watch.trust();
         drop(WatchedBody::whole(Bytes::new(), &scraper.watch));
         scraper.watch.flushed();
-        // Guesses from the scraper's own address, whose passwords are being checked all the time.
+        // Guesses from the scraper's own address; their passwords are being checked all the time.
         let mut guesses = Vec::new();
         for _ in 0..20 {
             let guess =
@@ -307,7 +309,7 @@ mod tests {
             guess.watch.enter_checking();
             guesses.push(guess);
         }
-        // And from as many other addresses as there are places.
+        // And connections from more other addresses than there are slots.
         let others: Vec<_> =
             (0..20).map(|n| connect(&slots, &format!("10.0.1.{n}")).expect("a place")).collect();
         others.iter().for_each(|other| other.watch.heard());

@@ -1,7 +1,7 @@
-//! Server-sent events: what is made once, every so often, for all who listen, as long as somebody does.
+//! Server-sent events: each event is made once, at an interval, for all listeners, as long as there are any.
 //!
-//! A listener that reads slowly gets the latest event when it reads again, and not those between, so that nothing piles up
-//! for it. One that takes nothing at all is closed ([`super::watch::Phase::Streaming`]).
+//! A slow listener gets the latest event when it reads again and skips those in between, so nothing queues up for it. A
+//! listener that receives nothing at all is closed ([`super::watch::Phase::Streaming`]).
 
 use std::convert::Infallible;
 use std::fmt;
@@ -15,18 +15,18 @@ use hyper::body::{Body, Bytes, Frame};
 use tokio::sync::watch::{Receiver, Sender, channel};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-/// Makes an event's data: one line of text.
+/// Makes the data of an event: one line of text.
 type Make = Box<dyn Fn() -> String + Send + Sync>;
 
-/// Events for all who listen.
+/// Events for all listeners.
 pub struct Broadcast {
     every: Duration,
-    /// Those who may listen at once.
+    /// The maximum number of concurrent listeners.
     most: usize,
-    /// How long one may. Then it asks again, with the credentials that hold then.
+    /// The maximum duration of a stream. Clients then reconnect, with the credentials valid by then.
     longest: Duration,
     make: Make,
-    /// While somebody listens.
+    /// Present while there are listeners.
     sender: Mutex<Option<Sender<Bytes>>>,
 }
 
@@ -37,12 +37,13 @@ impl fmt::Debug for Broadcast {
 }
 
 impl Broadcast {
-    /// Makes an event every so often, on a thread that may block.
+    /// Makes an event every `every`, on a thread that may block.
     pub fn new(every: Duration, most: usize, longest: Duration, make: Make) -> Arc<Self> {
         Arc::new(Self { every, most, longest, make, sender: Mutex::new(None) })
     }
 
-    /// The events from now on; `None` if as many listen as may. In the runtime.
+    /// Subscribes to the events from now on; `None` if the maximum number of listeners is reached. Must be called
+    /// within the runtime.
     pub(super) fn listen(self: &Arc<Self>) -> Option<EventStream> {
         let mut sender = self.lock();
         let mut receiver = match &*sender {
@@ -55,7 +56,7 @@ impl Broadcast {
                 receiver
             }
         };
-        // The latest one at once, if there is one.
+        // Deliver the latest event at once, if there is one.
         receiver.mark_changed();
         Some(EventStream { next: Some(next(receiver)), end: Instant::now() + self.longest })
     }
@@ -73,7 +74,7 @@ impl Broadcast {
                 (Some(running), Ok(data)) => {
                     running.send_replace(format!("event: stats\ndata: {data}\n\n").into());
                 }
-                // Nobody listens any more; or it has panicked, which ends all streams.
+                // There are no listeners left; or `make` panicked, which ends all streams.
                 _ => {
                     *sender = None;
                     return;
@@ -89,14 +90,14 @@ impl Broadcast {
 
 type Next = Pin<Box<dyn Future<Output = Option<(Receiver<Bytes>, Bytes)>> + Send>>;
 
-/// The body of an answer that goes on.
+/// The body of a streaming response.
 pub(super) struct EventStream {
-    /// `None` when it is over.
+    /// `None` at the end of the stream.
     next: Option<Next>,
     end: Instant,
 }
 
-/// The next event; `None` if there are no more.
+/// Returns the next event; `None` if there are no more.
 fn next(mut receiver: Receiver<Bytes>) -> Next {
     Box::pin(async move {
         loop {
@@ -173,7 +174,7 @@ mod tests {
         let before = made.load(Ordering::Relaxed);
         let mut again = events.listen().unwrap();
         assert_eq!(event(&mut again).await.unwrap(), format!("event: stats\ndata: {before}\n\n"));
-        // Who comes later gets the latest at once.
+        // A later listener gets the latest event at once.
         let (slow, _) = counting(HOUR, 2, HOUR);
         event(&mut slow.listen().unwrap()).await.unwrap();
         let first = slow.listen().unwrap();
@@ -202,7 +203,7 @@ mod tests {
         assert!(failing.listen().is_some());
     }
 
-    /// On a server whose clients may take nothing for some seconds only.
+    /// Uses a server whose clients time out after a few seconds without receiving anything.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn who_takes_nothing_is_closed_and_nobody_else() {
         let make = || "x".repeat(1 << 20);

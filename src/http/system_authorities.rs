@@ -1,10 +1,10 @@
-//! Whom the system trusts to issue certificates.
+//! The system's certificate authorities.
 
 use std::path::PathBuf;
 
 use super::pem::Pem;
 
-/// Where Linux distributions keep their certificates; the first that is there counts.
+/// Where Linux distributions keep the bundle; the first existing file is used.
 const FILES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -14,7 +14,7 @@ const FILES: &[&str] = &[
     "/etc/ssl/cert.pem",
 ];
 
-/// The file that has them.
+/// Returns the system's bundle.
 pub(super) fn system_authorities() -> Pem {
     let found = FILES.iter().map(PathBuf::from).find(|path| path.exists());
     Pem::File(found.unwrap_or_else(|| FILES[0].into()))

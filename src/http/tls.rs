@@ -1,4 +1,4 @@
-//! The certificate and its key: loading them, and loading them again when their files change.
+//! The server certificate and its key: loading, and reloading when their files change.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,29 +19,29 @@ use super::mistaken;
 use super::pem::Pem;
 use super::tls_error::TlsError;
 
-/// How connections are secured.
+/// TLS options of the server.
 #[derive(Clone)]
 pub struct TlsOptions {
-    /// The certificate, followed by those between it and the root, if any.
+    /// The certificate, followed by any intermediate certificates.
     pub certificate: Pem,
-    /// Its private key, not encrypted.
+    /// The unencrypted private key.
     pub key: Pem,
     pub clients: Clients,
-    /// At least one of both.
+    /// At least one of the two versions is enabled.
     pub tls12: bool,
     pub tls13: bool,
-    /// Cipher suites for TLS 1.2 by their IANA numbers, the preferred first; all if there are none.
+    /// Cipher suites for TLS 1.2 by IANA number, in order of preference; empty for all.
     pub cipher_suites: Vec<u16>,
-    /// The order of the server's cipher suites decides.
+    /// The server's order of cipher suites takes precedence.
     pub ignore_client_order: bool,
-    /// Key exchange groups by their IANA numbers, the preferred first; all if there are none.
+    /// Key exchange groups by IANA number, in order of preference; empty for all.
     pub groups: Vec<u16>,
-    /// HTTP/2 is offered, too.
+    /// Whether HTTP/2 is offered.
     pub http2: bool,
 }
 
 impl TlsOptions {
-    /// Of a certificate and its key, and otherwise what is usual.
+    /// Creates options with defaults for everything but the certificate and key.
     #[cfg(test)]
     fn new(certificate: Pem, key: Pem) -> Self {
         Self {
@@ -80,37 +80,37 @@ impl TlsOptions {
     }
 }
 
-/// What HTTP/2 is called where TLS agrees on a protocol.
+/// The ALPN protocol ID of HTTP/2.
 pub(super) const HTTP2: &[u8] = b"h2";
 
-/// Whether a cipher suite is one of TLS 1.3, which has no others: their numbers begin so (RFC 8446, appendix B.4).
+/// Whether a cipher suite belongs to TLS 1.3, whose suites all start with this byte (RFC 8446, appendix B.4).
 pub fn is_tls13_suite(number: u16) -> bool {
     number & 0xff00 == 0x1300
 }
 
-/// A loaded certificate, which follows its files while [`super::serve`] runs.
+/// A loaded certificate, reloaded when its files change while [`super::serve`] runs.
 pub struct Tls {
     options: TlsOptions,
     loaded: RwLock<ActiveTls>,
-    /// The files as they were when they were last looked at, whether they were good or not.
+    /// The fingerprint of the files at the last check, whether or not they were valid.
     fingerprint: Mutex<Fingerprint>,
-    /// Whether they were not good then, so that the pair in use is an earlier one.
+    /// Whether they were invalid then, so that an earlier pair is in use.
     failed: AtomicBool,
 }
 
 #[derive(Clone)]
 struct ActiveTls {
     config: Arc<ServerConfig>,
-    /// Of the server's own certificate, if it could be parsed.
+    /// The metadata of the server's own certificate, if it could be parsed.
     facts: Option<CertificateInfo>,
 }
 
 impl Tls {
-    /// Reads all files. The strings are warnings, whole sentences, about what is unwise but works.
+    /// Loads all files. Also returns warnings, as whole sentences, about what works but is inadvisable.
     ///
     /// # Errors
-    /// [`HttpError::Tls`] when a file is missing or unreadable, does not hold what it should, or certificate and key do
-    /// not belong together.
+    /// [`HttpError::Tls`] if a file is missing or unreadable, if its content is invalid, or if certificate and key do
+    /// not match.
     pub fn load(options: TlsOptions) -> Result<(Self, Vec<String>), HttpError> {
         let fingerprint = Fingerprint::of(options.files());
         let (loaded, warnings) = read(&options).map_err(HttpError::Tls)?;
@@ -118,27 +118,27 @@ impl Tls {
         Ok((Self { options, loaded, fingerprint, failed: AtomicBool::new(false) }, warnings))
     }
 
-    /// The configuration for the next handshake.
+    /// Returns the configuration for the next handshake.
     pub(super) fn current(&self) -> Arc<ServerConfig> {
         self.loaded().config
     }
 
-    /// Whether a client's certificate tells who it is.
+    /// Whether a client certificate authenticates the client.
     pub(super) fn verifies_clients(&self) -> bool {
         self.options.clients.demand.verifies()
     }
 
-    /// When the certificate in use ends, in seconds since 1970.
+    /// Returns when the certificate in use expires, in seconds since 1970.
     pub(super) fn not_after(&self) -> Option<i64> {
         self.loaded().facts.map(|facts| facts.not_after)
     }
 
-    /// What is wrong with the time that the certificate in use is valid for.
+    /// Returns what is wrong with the validity period of the certificate in use.
     pub(super) fn validity(&self) -> Option<String> {
         self.loaded().facts?.validity(&self.name(), unix_now())
     }
 
-    /// What messages call the certificate.
+    /// The name of the certificate in messages.
     pub(super) fn name(&self) -> String {
         self.options.certificate.name().display().to_string()
     }
@@ -147,10 +147,10 @@ impl Tls {
         self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Loads the files again if they are not as they were at the last look: `None` when they are, the
-    /// warnings when the new pair is in use, the reason when it is not good and the old one stays. May block.
+    /// Reloads the files if they have changed since the last check. Returns `None` if they have not, warnings if the
+    /// new pair is in use, or the reason why it is invalid and the old pair stays in use. May block.
     pub(super) fn refresh(&self) -> Option<Result<Vec<String>, TlsError>> {
-        // Taken before the files are read: a change in between shows at the next look.
+        // Taken before reading the files, so that a change in between is noticed by the next check.
         let now = Fingerprint::of(self.options.files());
         let mut fingerprint = self.fingerprint.lock().unwrap_or_else(PoisonError::into_inner);
         if *fingerprint == now {
@@ -165,18 +165,18 @@ impl Tls {
         }))
     }
 
-    /// Whether its files have changed since it was loaded and could not be loaded again.
+    /// Whether the files have changed since they were loaded and could not be reloaded.
     pub(super) fn reload_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 }
 
-/// Enough of the metadata of files to notice a change; `None` for a file that is not there.
+/// Enough file metadata to notice a change; `None` for a missing file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Fingerprint(Vec<Option<(SystemTime, u64, u64, u64)>>);
 
 impl Fingerprint {
-    /// Of these files, as they are now.
+    /// Returns the current fingerprint of files.
     pub fn of(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let one = |path: PathBuf| {
             let data = fs::metadata(path).ok()?;
@@ -271,7 +271,7 @@ mod tests {
 
         fn write(&self, certificate: &str, key: &str) {
             for (path, text) in [(&self.certificate, certificate), (&self.key, key)] {
-                // A new inode each time, as programs that replace certificates do it.
+                // A new inode each time, as from programs that renew certificates.
                 let new = self.dir.path().join("new");
                 fs::write(&new, text).unwrap();
                 fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).unwrap();
@@ -371,7 +371,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &tls.current()));
     }
 
-    /// It may be of other files, so that those of the one before stay as bad as they are.
+    /// The new pair may come from other files, while the previous files remain invalid.
     #[tokio::test]
     async fn a_pair_that_is_configured_after_a_bad_one_has_not_failed() {
         let (certificate, key) = pair();
@@ -404,7 +404,7 @@ mod tests {
         followed.abort();
     }
 
-    /// What the configuration takes for implemented is.
+    /// Everything that the configuration regards as supported is supported.
     #[test]
     fn suites_and_groups_are_chosen_by_their_numbers() {
         let (certificate, key) = pair();

@@ -1,4 +1,4 @@
-//! Why a certificate or its key cannot be used.
+//! Errors of certificates and keys.
 
 use std::error::Error;
 use std::fmt;
@@ -8,39 +8,39 @@ use std::path::{Path, PathBuf};
 use rustls::CertificateError;
 use rustls_pki_types::pem;
 
-/// Why a certificate or its key cannot be used. Its text names the file, says what to do, and quotes nothing from the
-/// file, which may be a key.
+/// Why a certificate or its key is unusable. The message names the file, says what to do, and quotes nothing from the
+/// file, which may contain a key.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file cannot be read; `what` it should have held.
+    /// A file cannot be read; `what` is its expected content.
     Read { what: &'static str, path: PathBuf, source: io::Error },
     /// It is in another encoding, or empty; `what` it should have held.
     Encoding { what: &'static str, path: PathBuf, problem: &'static str },
-    /// It is not PEM.
+    /// The content is not valid PEM.
     Pem { path: PathBuf, source: pem::Error },
     /// There is no certificate in the file, but perhaps something else.
     NoCertificate { path: PathBuf, found: Option<&'static str> },
     /// There is no key in the file, but perhaps something else.
     NoKey { path: PathBuf, found: Option<&'static str> },
-    /// The key has a passphrase.
+    /// The key is protected by a passphrase.
     Encrypted { path: PathBuf },
-    /// The key is of a kind that cannot be used.
+    /// The type of the key is not supported.
     UnsupportedKey { path: PathBuf, kind: Option<&'static str>, source: rustls::Error },
-    /// Key and certificate do not belong together.
+    /// Key and certificate do not match.
     Mismatch { certificate: PathBuf, key: PathBuf },
     /// The certificate is of a version before 3.
     OldCertificate { path: PathBuf },
-    /// The certificate cannot be used.
+    /// The certificate is unusable.
     Certificate { path: PathBuf, source: rustls::Error },
-    /// What should be the certificates of authorities cannot be used as such.
+    /// The certificates are unusable as authorities.
     Authority { path: PathBuf },
-    /// No configuration can be made of them.
+    /// They do not result in a valid TLS configuration.
     Setup(rustls::Error),
 }
 
 impl TlsError {
-    /// The file that it is about, or what stands for one; of a pair, the certificate.
+    /// Returns the file concerned, or the name in messages; for a pair, that of the certificate.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Read { path, .. }
@@ -141,7 +141,7 @@ fn contents(found: Option<&'static str>, f: &mut fmt::Formatter<'_>) -> fmt::Res
     }
 }
 
-/// What is wrong with a PEM file.
+/// Describes the problem with a PEM file.
 fn pem_problem(error: &pem::Error) -> &'static str {
     match error {
         pem::Error::MissingSectionEnd { .. } => "a section has no END line; the file may be truncated",
@@ -158,7 +158,7 @@ impl Error for TlsError {
             Self::UnsupportedKey { source, .. } | Self::Certificate { source, .. } | Self::Setup(source) => {
                 Some(source)
             }
-            // What a PEM error says may quote the file.
+            // A PEM error may quote the file's content.
             Self::Encoding { .. }
             | Self::OldCertificate { .. }
             | Self::Pem { .. }

@@ -1,9 +1,9 @@
-//! Whose password is checked next.
+//! Scheduling of password checks.
 //!
-//! A bcrypt hash takes a quarter of a second of a core, so only one is evaluated at a time, and whoever comes with an
-//! unknown pair of user and password waits. First come, first served would let a stranger with many connections
-//! keep everybody else waiting. So each waiting peer has the same chance, however many connections it has, and
-//! so has each of a peer's connections, however long the others have waited.
+//! A bcrypt hash takes a quarter of a second of a core, so only one is evaluated at a time, and requests with an
+//! unknown pair of user and password wait. First come, first served would let a stranger with many connections make
+//! everyone else wait. So each waiting peer has the same chance, however many connections it has, and so does each of a
+//! peer's connections, however long the others have waited.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Gives one turn at a time.
+/// Grants one turn at a time.
 #[derive(Default)]
 pub(super) struct Turns {
     queue: Mutex<Queue>,
@@ -30,11 +30,11 @@ struct Waiter {
     call: oneshot::Sender<Turn>,
 }
 
-/// The turn; the next one waiting has it when this is dropped.
+/// A turn; dropping it passes the turn to the next waiter.
 pub(super) struct Turn(Arc<Turns>);
 
 impl Turns {
-    /// Waits for a turn. Who stops waiting is passed over.
+    /// Waits for a turn. Waiters whose future was dropped are skipped.
     pub(super) async fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Turn> {
         let called = {
             let mut queue = self.lock();
@@ -60,7 +60,7 @@ impl Drop for Turn {
             let Some(waiter) = self.0.lock().next() else { return };
             match waiter.call.send(Turn(self.0.clone())) {
                 Ok(()) => return,
-                // It has stopped waiting; the turn that it did not take is still to be given.
+                // The waiter is gone; pass on the turn it did not take.
                 Err(turn) => std::mem::forget(turn),
             }
         }
@@ -68,7 +68,7 @@ impl Drop for Turn {
 }
 
 impl Queue {
-    /// One of those waiting, or none, and then the turn is free.
+    /// Picks one of the waiters; if there are none, marks the turn as free.
     fn next(&mut self) -> Option<Waiter> {
         self.waiting.retain(|waiter| !waiter.call.is_closed());
         let mut peers: Vec<_> = self.waiting.iter().map(|waiter| waiter.peer).collect();
@@ -84,7 +84,7 @@ impl Queue {
         Some(self.waiting.swap_remove(at))
     }
 
-    /// A number below `n`, which is not 0.
+    /// Returns a number below `n`, which must not be 0.
     fn draw(&mut self, n: usize) -> usize {
         self.drawn += 1;
         (self.random.hash_one(self.drawn) % n as u64) as usize
@@ -103,7 +103,7 @@ mod tests {
         [10, 0, 0, n].into()
     }
 
-    /// The future's result if it has one now.
+    /// Returns the future's result if it is ready.
     fn now<T>(future: impl Future<Output = T>) -> Option<T> {
         match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(value) => Some(value),
@@ -136,7 +136,7 @@ mod tests {
                 before += 1;
             }
         }
-        // One on average; in the order in which they came it would be thirty.
+        // One on average; first come, first served would give thirty.
         assert!(before < 200 * 4, "{before}");
     }
 
@@ -149,7 +149,7 @@ mod tests {
         let mut called = Box::pin(turns.take(address(3)));
         assert!(now(called.as_mut()).is_none());
         drop(turn);
-        // Either of them may have been called; dropping what was not taken gives it to the other.
+        // Either may have been picked; dropping the future passes an untaken turn to the other.
         drop(gone);
         let turn = now(called.as_mut()).flatten().expect("its turn");
         drop(turn);

@@ -1,39 +1,40 @@
-//! Who asked for a route lately.
+//! The recent clients of a route.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Visitors of one route that are remembered.
+/// The maximum number of visitors remembered per route.
 const REMEMBERED: usize = 16;
-/// Bytes of what a client calls itself that are kept.
+/// The maximum length of a user name or `User-Agent`.
 const MAX_NAME: usize = 100;
 
-/// The latest request of each of the latest visitors. Only who was let in is one, so that strangers cannot push others out.
+/// The latest request of each recent visitor. Only authorized clients are recorded, so that strangers cannot evict
+/// them.
 #[derive(Debug, Default)]
 pub struct Visitors(Mutex<Vec<Visitor>>);
 
-/// One client, and its latest request.
+/// A client and its latest request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Visitor {
     pub peer: IpAddr,
-    /// With whose password, where passwords are asked for.
+    /// The authenticated user, if credentials are required.
     pub user: Option<String>,
-    /// What the client calls itself (`User-Agent`).
+    /// The client's `User-Agent`.
     pub agent: String,
-    /// When the answer was ready, in seconds since 1970.
+    /// When the response was ready, in seconds since 1970.
     pub at: f64,
-    /// From the request's headers to the answer.
+    /// The time from the request's headers to the response.
     pub took: Duration,
-    /// Of the answer's body, as it is sent.
+    /// The size of the response's body as sent.
     pub bytes: usize,
     pub status: u16,
-    /// Requests of this client since it was first seen.
+    /// The number of requests by this client since it was first seen.
     pub requests: u64,
 }
 
 impl Visitors {
-    /// Notes a request that was answered just now. Those of one peer, user and agent are one visitor's.
+    /// Records a request that was just handled. Requests with the same peer, user and agent belong to one visitor.
     pub(super) fn note(
         &self,
         peer: IpAddr,
@@ -54,7 +55,7 @@ impl Visitors {
         all.truncate(REMEMBERED);
     }
 
-    /// The latest first.
+    /// Returns all visitors, latest first.
     pub fn all(&self) -> Vec<Visitor> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -1,9 +1,9 @@
-//! One connection's deadlines: how long its client may take for what it is doing now.
+//! The deadlines of one connection: how long its client may take for the current phase.
 //!
-//! hyper has a time-out for headers only, which also ends a connection that waits for its next request. So
-//! each connection has a [`Watch`] that knows what is being waited for. The pieces around hyper tell it (the
-//! stream, the service, the body), the connection's task ends the connection when [`Watch::close_reason`] resolves,
-//! and the table of connections asks it whether the connection can be thrown out.
+//! hyper has a timeout for headers only, which also closes a connection that waits for its next request. So each
+//! connection has a [`Watch`] that tracks the current phase. The layers around hyper (stream, service, body) report to
+//! it, the connection's task closes the connection when [`Watch::close_reason`] resolves, and the slot table asks it
+//! whether the connection can be evicted.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::budget::{Charge, Evictable};
 use super::limits::Limits;
 
-/// What a connection waits for.
+/// What a connection is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The end of the TLS handshake.
@@ -22,29 +22,29 @@ pub(super) enum Phase {
     Header,
     /// The first byte of the next request.
     Idle,
-    /// Our own check of a request's credentials. Until it has passed the client is a stranger, whose work may
-    /// not hold a place.
+    /// The server's check of a request's credentials. Until it succeeds, the client is a stranger, whose work may not
+    /// hold a slot.
     Checking,
-    /// Our own handler.
+    /// The handler.
     Handling,
-    /// The client's taking of the answer.
+    /// The client receiving the response.
     Writing,
-    /// The next event of a stream, and the client's taking of it.
+    /// The next event of a stream, and the client receiving it.
     Streaming,
 }
 
-/// Why a connection must end now.
+/// Why a connection must be closed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CloseReason {
     /// The deadline of this phase has passed.
     Timeout(Phase),
-    /// Its place was given to another connection.
+    /// Its slot was given to another connection.
     Evicted,
-    /// The answer that is being sent is its last one.
+    /// The current response is the last one.
     LastAnswer,
 }
 
-/// How readily a connection is evicted; the first goes first.
+/// How readily a connection is evicted, most readily first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum EvictionClass {
     /// Has not sent a byte yet.
@@ -53,13 +53,13 @@ pub(super) enum EvictionClass {
     Unproven,
     /// Credentials are being checked.
     Checking,
-    /// No request is being answered.
+    /// Idle between requests.
     Resting,
-    /// An answer is not being taken.
+    /// The client does not receive its response.
     Stalled,
-    /// Has authenticated, and no request is being answered, or a stream goes on.
+    /// Authenticated and not being served, or receiving a stream.
     Trusted,
-    /// A request is being answered.
+    /// A request is being processed.
     Busy,
 }
 
@@ -67,33 +67,33 @@ pub(super) struct Watch {
     limits: Arc<Limits>,
     begun: Instant,
     state: Mutex<ConnectionState>,
-    /// Wakes [`Watch::close_reason`] when the deadline has moved or the connection is evicted.
+    /// Wakes [`Watch::close_reason`] when the deadline has changed or the connection is evicted.
     changed: Notify,
 }
 
 struct ConnectionState {
     phase: Phase,
     deadline: Option<Instant>,
-    /// The last time that the answer moved.
+    /// When the response last made progress.
     progress: Instant,
-    /// hyper has let go of the answer's body: all of it is in a buffer, or none is wanted.
+    /// hyper has dropped the response's body: all of it is buffered, or it is not needed.
     body_taken: bool,
     /// The client has sent something.
     heard: bool,
-    /// A request was answered before.
+    /// A request was completed before.
     proven: bool,
-    /// A request's credentials were right.
+    /// A request had valid credentials.
     trusted: bool,
     evicted: bool,
     is_last: bool,
-    /// What comes is not only requests, but frames of HTTP/2, which can come at any time.
+    /// HTTP/2: incoming data may be frames other than requests, which can arrive at any time.
     has_frames: bool,
-    /// What the answer that is being sent takes of the listener's memory.
+    /// The memory charge of the response being sent.
     charge: Option<Charge>,
 }
 
 impl Watch {
-    /// A connection that begins with a TLS handshake. [`Watch::enter_header`] follows it.
+    /// Creates the watch of a connection that starts with a TLS handshake. [`Watch::enter_header`] follows it.
     pub(super) fn new(limits: Arc<Limits>) -> Arc<Self> {
         let now = Instant::now();
         let state = ConnectionState {
@@ -116,29 +116,29 @@ impl Watch {
         self.enter(&mut self.lock(), Phase::Header);
     }
 
-    /// As [`Self::enter_header`], where the client speaks HTTP/2.
+    /// Like [`Self::enter_header`], for a client that speaks HTTP/2.
     pub(super) fn enter_frames(&self) {
         self.lock().has_frames = true;
         self.enter_header();
     }
 
-    /// The answer that is being sent is the last one: HTTP/2 has no header that says so.
+    /// Makes the current response the last one: HTTP/2 has no header for that.
     pub(super) fn end_with_answer(&self) {
         self.lock().is_last = true;
         self.changed.notify_one();
     }
 
-    /// The client has sent its first byte.
+    /// Records that the client has sent its first byte.
     pub(super) fn heard(&self) {
         self.lock().heard = true;
     }
 
-    /// A whole request is here, whose credentials are not known to be right.
+    /// A whole request has arrived; its credentials have not been verified.
     pub(super) fn enter_checking(&self) {
         self.enter(&mut self.lock(), Phase::Checking);
     }
 
-    /// A request's credentials were right.
+    /// Records that a request had valid credentials.
     pub(super) fn trust(&self) {
         self.lock().trusted = true;
     }
@@ -147,22 +147,22 @@ impl Watch {
         self.lock().trusted
     }
 
-    /// Keeps what the answer takes of the listener's memory until all of it is sent, or the connection ends.
+    /// Holds the response's memory charge until all of it is sent or the connection ends.
     pub(super) fn carry(&self, charge: Charge) {
         self.lock().charge = Some(charge);
     }
 
-    /// A whole request is here, and may be answered.
+    /// A whole request has arrived and may be handled.
     pub(super) fn enter_handling(&self) {
         self.enter(&mut self.lock(), Phase::Handling);
     }
 
-    /// The answer is ready; its body reports to this watch.
+    /// The response is ready; its body reports to this watch.
     pub(super) fn enter_writing(&self) {
         self.enter_answering(Phase::Writing);
     }
 
-    /// Events follow, as long as the client takes them.
+    /// Events follow, for as long as the client receives them.
     pub(super) fn enter_streaming(&self) {
         self.enter_answering(Phase::Streaming);
     }
@@ -173,18 +173,18 @@ impl Watch {
         self.enter(&mut state, phase);
     }
 
-    /// hyper has let go of the answer's body.
+    /// Records that hyper has dropped the response's body.
     pub(super) fn let_go_of_body(&self) {
         self.lock().body_taken = true;
     }
 
-    /// Throws the connection out.
+    /// Evicts the connection.
     pub(super) fn evict(&self) {
         self.lock().evicted = true;
         self.changed.notify_one();
     }
 
-    /// Whether it is too young to be evicted. Who says nothing has less time.
+    /// Whether the connection is too young to be evicted. One that has sent nothing has less time.
     pub(super) fn in_grace(&self) -> bool {
         let grace = if self.lock().heard { self.limits.grace } else { self.limits.grace / 5 };
         self.begun.elapsed() < grace
@@ -206,12 +206,12 @@ impl Watch {
         }
     }
 
-    /// True while a request is being answered.
+    /// Whether a request is being processed.
     pub(super) fn answering(&self) -> bool {
         matches!(self.lock().phase, Phase::Checking | Phase::Handling | Phase::Writing)
     }
 
-    /// Resolves when the connection must end. For one task only.
+    /// Resolves when the connection must be closed. For a single task.
     pub(super) async fn close_reason(&self) -> CloseReason {
         loop {
             let deadline = {
@@ -248,7 +248,7 @@ impl Watch {
             Phase::Handshake => Some(now + self.limits.handshake),
             Phase::Header => Some(now + self.limits.header),
             Phase::Idle => Some(now + self.limits.idle),
-            // Both have a time limit of their own, which ends in an answer.
+            // Both have a timeout of their own, which results in a response.
             Phase::Checking | Phase::Handling => None,
             Phase::Writing => Some(now + self.limits.write),
             Phase::Streaming => Some(now + self.limits.stream()),
@@ -268,7 +268,7 @@ impl Watch {
         let mut state = self.lock();
         state.progress = Instant::now();
         if state.phase == Phase::Streaming {
-            // It comes later, so that nobody has to be woken for it.
+            // The deadline moves later only, so no wakeup is needed.
             state.deadline = Some(state.progress + self.limits.stream());
         }
     }
@@ -306,7 +306,7 @@ mod tests {
     use super::*;
     use crate::http::watched::WatchedBody;
 
-    /// Limits far enough apart that the order of what ends first is not a matter of speed.
+    /// Takes limits far enough apart that the order in which they expire does not depend on speed.
     fn watch(limits: Limits) -> Arc<Watch> {
         Watch::new(Arc::new(limits))
     }

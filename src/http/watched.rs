@@ -1,4 +1,4 @@
-//! The pieces around hyper that tell a connection's watch what happens: its stream, and an answer's body.
+//! The layers around hyper that report to a connection's watch: its stream, and the body of a response.
 
 use std::io;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::stream::EventStream;
 use super::watch::Watch;
 
-/// A stream that tells its watch what moves. hyper flushes it when its own buffers are empty.
+/// A stream that reports progress to its watch. hyper flushes it when its own buffers are empty.
 pub(super) struct Watched<S> {
     pub(super) stream: S,
     pub(super) watch: Arc<Watch>,
@@ -65,7 +65,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// An answer's body, which reports when hyper lets go of it. hyper asks for none of it on HEAD.
+/// The body of a response, which reports when hyper drops it. On HEAD, hyper reads none of it.
 pub(super) struct WatchedBody {
     content: Content,
     watch: Arc<Watch>,
@@ -77,13 +77,13 @@ enum Content {
 }
 
 impl WatchedBody {
-    /// All of an answer, which is being written from now on.
+    /// Wraps a complete response body, which is being written from now on.
     pub(super) fn whole(body: Bytes, watch: &Arc<Watch>) -> Self {
         watch.enter_writing();
         Self { content: Content::Whole(Full::new(body)), watch: watch.clone() }
     }
 
-    /// Events that follow from now on.
+    /// Wraps a stream of events that starts now.
     pub(super) fn events(events: EventStream, watch: &Arc<Watch>) -> Self {
         watch.enter_streaming();
         Self { content: Content::Events(events), watch: watch.clone() }

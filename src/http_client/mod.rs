@@ -1,7 +1,7 @@
-//! Requests to other machines: HTTP/1.1, in the clear or by TLS, each on a connection of its own.
+//! An HTTP/1.1 client, plain or with TLS, that uses a new connection for each request.
 //!
-//! For threads that may block: [`Client::send`] returns when the whole answer is there, or its time is over. Nothing is
-//! followed elsewhere, so that what a request says goes where it was meant to.
+//! For threads that may block: [`Client::send`] returns when the whole response has arrived or the timeout has expired.
+//! Redirects are not followed, so that a request's content goes only where it was meant to go.
 
 mod url;
 
@@ -25,23 +25,23 @@ use tokio_rustls::TlsConnector;
 use crate::http::{ClientTls, HttpError};
 pub use url::Url;
 
-/// How this program calls itself.
+/// The `User-Agent` of this program.
 const USER_AGENT: &str = concat!("fibre-exporter/v", env!("CARGO_PKG_VERSION"));
 
-/// How a client asks.
+/// The options of a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// Who must have issued the server's certificate (PEM); without it, somebody whom the system trusts.
+    /// The authority that must have issued the server's certificate (PEM); the system's authorities if `None`.
     pub authority: Option<PathBuf>,
-    /// Certificate and key to show (PEM).
+    /// The client certificate and its key (PEM).
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// From the beginning of a request to the end of its answer.
+    /// The timeout from the start of a request to the end of its response.
     pub timeout: Duration,
-    /// Bytes of an answer's body.
+    /// The maximum size of a response's body.
     pub most: usize,
 }
 
-/// What sends requests.
+/// An HTTP client.
 pub struct Client {
     tls: ClientTls,
     timeout: Duration,
@@ -53,31 +53,31 @@ pub struct Client {
 pub struct Request {
     pub method: Method,
     pub url: Url,
-    /// Beside those that every request has.
+    /// Headers besides those of every request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Bytes,
 }
 
 impl Request {
-    /// `GET`.
+    /// Creates a `GET` request.
     pub fn get(url: Url) -> Self {
         Self { method: Method::GET, url, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// `POST` of a body of this content type.
+    /// Creates a `POST` request with a body of this content type.
     pub fn post(url: Url, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let headers = vec![(header::CONTENT_TYPE, HeaderValue::from_static(content_type))];
         Self { method: Method::POST, url, headers, body: body.into() }
     }
 
-    /// The same with one more header.
+    /// Adds a header.
     pub fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
     }
 }
 
-/// The answer to a request, whatever its status.
+/// A response, whatever its status.
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: StatusCode,
@@ -86,12 +86,12 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// A header, if it is there and is text.
+    /// Returns a header's value, if present and text.
     pub fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Status and the beginning of the body, for a message about an answer that was not wanted.
+    /// Formats the status and the beginning of the body, for a message about an unexpected response.
     pub fn described(&self) -> String {
         let body = String::from_utf8_lossy(&self.body[..self.body.len().min(1000)]);
         let text: String =
@@ -105,22 +105,22 @@ impl Answer {
     }
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug)]
 pub enum ClientError {
-    /// No runtime: out of descriptors, say.
+    /// The runtime cannot be created (no descriptors left, for example).
     Begin(io::Error),
-    /// The files of certificates cannot be used.
+    /// The certificate files are unusable.
     Files(HttpError),
-    /// Nobody could be reached.
+    /// The connection could not be established.
     Connect(io::Error),
-    /// Certificates were not accepted, by either side, or no TLS is spoken there.
+    /// Either side rejected the other's certificate, or the server does not speak TLS.
     Handshake(io::Error),
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, or the response is not valid HTTP.
     Http(hyper::Error),
-    /// The answer is larger than is taken.
+    /// The response is larger than the given maximum.
     TooLarge(usize),
-    /// It took longer than this.
+    /// The timeout has expired.
     Late(Duration),
 }
 
@@ -156,29 +156,29 @@ impl Error for ClientError {
 }
 
 impl Client {
-    /// One that asks so. Files are read at the first request, and again when they change.
+    /// Creates a client. Certificate files are loaded on the first request, and reloaded when they change.
     pub fn new(options: ClientOptions) -> Self {
         let ClientOptions { authority, identity, timeout, most } = options;
         Self { tls: ClientTls::new(authority, identity), timeout, most }
     }
 
-    /// Sends a request and waits for the answer, on a thread that may block.
+    /// Sends a request and waits for the response, on a thread that may block.
     ///
     /// # Errors
-    /// If there is none. One that says that something is wrong is an answer, too.
+    /// If there is no response. A response with an error status is not an error.
     pub fn send(&self, request: Request) -> Result<Answer, ClientError> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ClientError::Begin)?;
         let answered = runtime.block_on(self.answer(request));
-        // A look-up of the host's name may still go on, which nobody waits for.
+        // A lookup of the host's name may still be running; do not wait for it.
         runtime.shutdown_background();
         answered
     }
 
-    /// As [`Self::send`], in a runtime.
+    /// Like [`Self::send`], within a runtime.
     ///
     /// # Errors
-    /// Likewise.
+    /// See [`Self::send`].
     pub async fn answer(&self, request: Request) -> Result<Answer, ClientError> {
         match tokio::time::timeout(self.timeout, self.ask(request)).await {
             Ok(answered) => answered,
@@ -198,19 +198,19 @@ impl Client {
         self.speak(stream, request).await
     }
 
-    /// HTTP, on a stream that is ready for it.
+    /// Speaks HTTP on a stream that is ready for it.
     async fn speak<S>(&self, stream: S, request: Request) -> Result<Answer, ClientError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Http)?;
-        // It ends with the runtime; what goes wrong with it, the answer says.
+        // Ends with the runtime; its errors surface in the response.
         tokio::spawn(connection);
         let Request { method, url, headers, body } = request;
         let mut message = hyper::Request::new(Full::new(body));
         *message.method_mut() = method;
-        // Read as a part of a URL before, or put together from such parts.
+        // Parsed before as part of a URL, or composed of such parts.
         *message.uri_mut() = url.path.parse().unwrap_or_default();
         let all = message.headers_mut();
         all.extend(headers);

@@ -1,4 +1,4 @@
-//! Requests to servers of the tests' own.
+//! Requests to servers run by the tests.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -38,7 +38,7 @@ fn answered(stream: impl Read + Write, answer: &str) -> String {
     head + std::str::from_utf8(&body).unwrap()
 }
 
-/// Somebody who answers one request so, and what the request was.
+/// Starts a server that sends `answer` to one request; joining the thread returns the request.
 fn server(answer: &str) -> (SocketAddr, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, answer) = (listener.local_addr().unwrap(), answer.to_string());
@@ -81,7 +81,7 @@ fn what_is_too_large_late_cut_off_or_no_answer_is_told() {
         assert!(error.contains(said), "{said}: {error}");
         asked.join().unwrap();
     }
-    // Nobody accepts there, though the kernel does.
+    // Connections are established by the kernel, but never accepted.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = Client::new(ClientOptions { timeout: Duration::from_millis(50), ..options() });
     let address = silent.local_addr().unwrap();
@@ -97,7 +97,7 @@ struct Issued {
     key: String,
 }
 
-/// An authority, and what it has issued for a name.
+/// Creates an authority and a certificate that it issued for a name.
 fn issued(name: &str) -> (String, Issued) {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -111,7 +111,7 @@ fn issued(name: &str) -> (String, Issued) {
     (authority, Issued { certificate, key: key.serialize_pem() })
 }
 
-/// Somebody who answers a request by TLS, of clients only with a certificate of this authority.
+/// Starts a server that handles one request by TLS, from clients with a certificate of this authority only.
 fn tls_server(own: &Issued, clients: &str) -> (SocketAddr, JoinHandle<String>) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut roots = RootCertStore::empty();

@@ -1,4 +1,4 @@
-//! URLs of other machines.
+//! URLs of remote servers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,21 +6,21 @@ use std::net::IpAddr;
 use hyper::Uri;
 use rustls_pki_types::ServerName;
 
-/// An `http://` or `https://` URL. It is shown without its query, which may hold a secret.
+/// An `http://` or `https://` URL. Displayed without its query, which may contain a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     pub(super) is_secure: bool,
-    /// A name or an address, the latter without brackets.
+    /// A host name or an address, the latter without brackets.
     pub(super) host: String,
-    /// As it is written: host and port.
+    /// Host and port as written.
     pub(super) authority: String,
     pub(super) port: u16,
-    /// With the query.
+    /// The path with the query.
     pub(super) path: String,
 }
 
 impl Url {
-    /// Reads one.
+    /// Parses a URL.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -40,7 +40,7 @@ impl Url {
             return Err(format!("not a URL: {host:?} is neither a host name nor an address"));
         }
         let port = match (authority.port(), is_secure) {
-            // What stands behind the colon was no number.
+            // There is a colon, but no number after it.
             (None, _) if authority.as_str().len() > authority.host().len() => {
                 return Err("not a URL: the port is wrong".to_string());
             }
@@ -53,13 +53,13 @@ impl Url {
         Ok(Self { is_secure, host, authority: authority.to_string(), port, path })
     }
 
-    /// What lies below it: the path goes on with this one, which may have a query.
+    /// Appends `path`, which may have a query, to the URL's path.
     pub fn below(&self, path: &str) -> Self {
         let base = self.path.split('?').next().unwrap_or_default().trim_end_matches('/');
         Self { path: format!("{base}/{path}"), ..self.clone() }
     }
 
-    /// What another URL, or a path on the same host, leads to from here.
+    /// Resolves a URL, or an absolute path on the same host, relative to this URL.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -70,19 +70,19 @@ impl Url {
         Self::parse(location)
     }
 
-    /// As it was written, with what may be secret.
+    /// Returns the full URL as written, including the query, which may be secret.
     pub fn text(&self) -> String {
         format!("{}://{}{}", if self.is_secure { "https" } else { "http" }, self.authority, self.path)
     }
 
-    /// The same with something more at the end of its path.
+    /// Appends `suffix` to the path, before any query.
     #[must_use]
     pub fn with_suffix(&self, suffix: &str) -> Self {
         let (path, query) = self.path.split_at(self.path.find('?').unwrap_or(self.path.len()));
         Self { path: format!("{path}{suffix}{query}"), ..self.clone() }
     }
 
-    /// Whether nobody else on the network sees what is asked and answered: by TLS, or within this machine.
+    /// Whether requests and responses are hidden from the network: by TLS, or because they stay on this machine.
     pub fn is_private(&self) -> bool {
         let is_loopback = match self.host.parse::<IpAddr>() {
             Ok(address) => address.to_canonical().is_loopback(),
@@ -91,7 +91,7 @@ impl Url {
         self.is_secure || is_loopback
     }
 
-    /// Whether it is asked by TLS.
+    /// Whether it uses TLS.
     pub fn is_secure(&self) -> bool {
         self.is_secure
     }

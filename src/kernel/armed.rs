@@ -1,4 +1,4 @@
-//! Whether a hit can come: what the file system allows, and where the breakpoints are.
+//! Verifies that hits are possible: whether the file system permits execution, and whether the breakpoints are set.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,11 +16,12 @@ use crate::mapping::CodeView;
 pub const BREAKPOINT: u8 = 0xcc;
 
 impl Kernel {
-    /// At which places of a file, which no process may map, the kernel sets a breakpoint: it takes them all, and drops what
-    /// it cannot probe when the file is mapped. The tables of [`crate::elf::probeable`] are held against this.
+    /// The places of a file, which no process may map, at which the kernel sets a breakpoint: it accepts all of them,
+    /// and drops those that it cannot probe when the file is mapped. Used to verify the tables of
+    /// [`crate::elf::probeable`].
     ///
     /// # Errors
-    /// If the kernel refuses even to take them.
+    /// If the kernel does not even accept them.
     pub fn arms(&self, path: &Path, offsets: &[u64]) -> Result<Vec<bool>, Refusal> {
         let spot = |(position, offset): (usize, &u64)| AttachPoint {
             position,
@@ -40,8 +41,8 @@ impl Kernel {
     }
 }
 
-/// The pages of the file that the sites are on. None where the file system lets no process map it: then none can run it
-/// from there, and there is nothing to see.
+/// Maps the pages of the file that contain the sites. None if the file system lets no process map them: then none can
+/// execute the file from there, and there is nothing to verify.
 pub(super) fn view(file: &File, sites: &[PlacedSite<'_>]) -> std::io::Result<Option<CodeView>> {
     let offsets = || sites.iter().map(|placed| placed.site.offset);
     let (Some(first), Some(last)) = (offsets().min(), offsets().max()) else { return Ok(None) };
@@ -55,7 +56,7 @@ pub(super) fn view(file: &File, sites: &[PlacedSite<'_>]) -> std::io::Result<Opt
     }
 }
 
-/// On a file system that is mounted `noexec` no process can run the file, nor would the kernel check anything.
+/// On a file system that is mounted `noexec`, no process can execute the file, and the kernel would verify nothing.
 pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
     let flags = rustix::fs::fstatvfs(file).map(|about| about.f_flag);
     if !flags.is_ok_and(|flags| flags.contains(rustix::fs::StatVfsMountFlags::NOEXEC)) {
@@ -66,7 +67,7 @@ pub(super) fn refuse_noexec(file: &File) -> Result<(), Refusal> {
     Err(Refusal::new(RefusalKind::File, text))
 }
 
-/// Refuses sites that the kernel has taken without setting a breakpoint.
+/// Marks sites as failed that the kernel accepted without setting a breakpoint.
 pub(super) fn check_breakpoints(attached: &mut Attached, view: &CodeView, sites: &[PlacedSite<'_>]) {
     for position in unarmed(&attached.refused, view, sites) {
         let text = "the kernel accepted the probe but set no breakpoint; probe another place";

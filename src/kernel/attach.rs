@@ -1,8 +1,9 @@
-//! Attaching: one link for all sites of a file, less those that the kernel refuses, and proof that the rest can be hit.
+//! Attaches one link for all sites of a file, except those that the kernel rejects, and verifies that the others can be
+//! hit.
 //!
-//! The kernel takes a probe on a file that no process maps without a look at the instruction, and later drops what it
-//! cannot probe without a word. So the exporter maps the file first, which makes it check at once, and then looks for each
-//! breakpoint in that mapping.
+//! If no process maps the file, the kernel accepts a probe without decoding the instruction, and later silently drops
+//! what it cannot probe. So the exporter maps the file first, which makes the kernel decode at once, and then looks for
+//! each breakpoint in that mapping.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,7 +32,7 @@ const ALONE: usize = 64;
 /// By position in the list of sites.
 type Refused = BTreeMap<usize, Refusal>;
 
-/// The links, and the spots that could not be attached.
+/// The links, and the points that could not be attached.
 type Accepted = (Vec<Link>, Refused);
 
 impl Kernel {
@@ -136,7 +137,7 @@ impl Kernel {
         let now = self.clock().map_or(0, |clock| clock.nanoseconds);
         sites.iter().try_for_each(|placed| self.describe(placed, now))?;
         refuse_noexec(file)?;
-        // The file that is looked at is the one that is attached to, whatever the path names by then.
+        // The file that is examined is the one that is attached, whatever the path leads to by then.
         let opened = opened(file);
         let view = view(file, sites).map_err(|err| Refusal::of_file(&err))?;
         // In this order, returns first: a call that is under way then has an end without a start, which is counted; the other way round
@@ -153,7 +154,7 @@ impl Kernel {
         Ok(true)
     }
 
-    /// All spots that can be, of one kind.
+    /// Attaches all points of one kind that can be attached.
     fn attach_kind_of(
         &self,
         attached: &mut Attached,
@@ -187,7 +188,7 @@ impl Kernel {
     ) -> Result<Option<Accepted>, Refusal> {
         let is_held = |at: usize| held.and_then(|held| Some((at, held.get(&at)?.clone())));
         let mut bad: Refused = spots.iter().filter_map(|spot| is_held(spot.position)).collect();
-        // More than twice only if the kernel changes its mind.
+        // Repeated more than once only if the kernel's answers change.
         for _ in 0..4 {
             let good: Vec<AttachPoint> =
                 spots.iter().filter(|spot| !bad.contains_key(&spot.position)).copied().collect();
@@ -210,7 +211,7 @@ impl Kernel {
         Ok(Some((Vec::new(), bad)))
     }
 
-    /// Perf events are one for each site anyway.
+    /// Perf events are one per site anyway.
     pub(super) fn each_alone(
         &self,
         kind: LinkType,
@@ -293,7 +294,7 @@ fn nobodys(spots: &[AttachPoint]) -> Vec<AttachPoint> {
     spots.iter().map(|spot| AttachPoint { cookie: NO_SITE, ..*spot }).collect()
 }
 
-/// Refuses returns that would end processes with a seccomp filter.
+/// Rejects returns that would kill processes with a seccomp filter.
 fn refuse_trampolines(sites: &[PlacedSite<'_>], release: &str) -> Refused {
     if !has_filtered_trampoline(release) {
         return BTreeMap::new();
@@ -310,7 +311,7 @@ fn refuse_trampolines(sites: &[PlacedSite<'_>], release: &str) -> Refused {
     returns.map(|(position, _)| (position, refusal.clone())).collect()
 }
 
-/// Refuses what belongs together with what is refused. Whether any of that is attached.
+/// Rejects the counterparts of rejected sites; returns whether any of them is attached.
 fn refuse_halves(attached: &mut Attached, sites: &[PlacedSite<'_>]) -> bool {
     let whole = |placed: &PlacedSite<'_>| placed.span.map(|span| (span, placed.site.function));
     let refused: BTreeMap<_, Refusal> = attached

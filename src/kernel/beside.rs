@@ -1,4 +1,4 @@
-//! Attaching where another tracer holds the place.
+//! Attaches where another tracer holds the site.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,9 +12,9 @@ use super::placed::Attached;
 use super::refusal::{Refusal, RefusalKind};
 
 impl Kernel {
-    /// Attaches where another tracer holds the place without the semaphore, which the kernel keeps one of for each place: so
-    /// without it, too. The semaphores are raised by probes that name them at places which no process ever runs; so it is
-    /// the kernel that counts them, in every process of now and later.
+    /// Attaches where another tracer holds the site without the semaphore: the kernel keeps one semaphore per site, so
+    /// this attaches without it, too. The semaphores are raised by probes that refer to them at places which no process
+    /// ever executes, so that the kernel itself raises them in every process, now and later.
     pub(super) fn attach_beside(
         &self,
         result: &mut Attached,
@@ -55,9 +55,9 @@ impl Kernel {
         Ok(())
     }
 
-    /// Raises a semaphore in all processes, for as long as the links live. None if there is no place to do it from.
+    /// Raises a semaphore in all processes for the lifetime of the links. None if there is no place to do it from.
     fn raise(&self, path: &Path, semaphore: u64, idle: &[u64]) -> Result<Option<Vec<Link>>, Refusal> {
-        // Another target's semaphore, or another exporter's, may have its place already: begin elsewhere for each.
+        // Another target's or exporter's semaphore may occupy a place already: each starts at another one.
         let first = (semaphore / 2) as usize % idle.len().max(1);
         for offset in idle[first..].iter().chain(&idle[..first]) {
             let spot = AttachPoint { position: 0, offset: *offset, semaphore, cookie: NO_SITE };

@@ -1,4 +1,4 @@
-//! The page that is shared with the probe programs: what the drain thread waits for, and which time it is.
+//! The page shared with the probe programs: the drain thread's wake-up request, and the clock.
 
 use std::sync::atomic::Ordering;
 
@@ -11,7 +11,7 @@ pub struct Control {
     page: Mapped<ControlView>,
 }
 
-/// Jiffies and the time they go with.
+/// Jiffies, and the time at that moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     pub jiffies: u64,
@@ -28,15 +28,15 @@ impl Control {
         &self.page[0]
     }
 
-    /// Asks to be woken. The kernel takes the request back when it wakes.
+    /// Requests a wake-up. The kernel withdraws the request when it wakes.
     pub(crate) fn wake(&self, on: wake, bytes: u32) {
         self.view().wake_bytes.store(bytes, Ordering::Relaxed);
-        // Whoever sees the request must see the threshold; and events that came before it must be seen by the
-        // drain that follows it.
+        // A program that sees the request must see the threshold, and the drain that follows must see events written
+        // before the request.
         self.view().wake.store(on.0, Ordering::SeqCst);
     }
 
-    /// Hits whose site was unknown: always 0 unless the exporter has a fault.
+    /// Hits of an unknown site: always 0 unless the exporter has a bug.
     pub fn stray(&self) -> u64 {
         self.view().stray.load(Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! What the kernel refuses, and what to do about it.
+//! Errors of the kernel, and what to do about them.
 
 use std::fmt;
 use std::path::Path;
@@ -9,13 +9,13 @@ use caps::{CapSet, Capability};
 use super::refusal::{GIVEN_UP, error_number, lockdown};
 use crate::privileges::given_up;
 
-/// What the kernel would not do.
+/// An operation that the kernel rejected.
 #[derive(Debug)]
 pub struct KernelError {
-    /// What was being done, on what.
+    /// The operation and its object.
     pub what: String,
     pub source: libbpf_rs::Error,
-    /// What to do next.
+    /// What the user can do.
     pub next: String,
 }
 
@@ -35,7 +35,7 @@ impl std::error::Error for KernelError {
     }
 }
 
-/// The most likely reason, from what the process may do and which kernel it is.
+/// The most likely reason, given the process's capabilities and the kernel's release.
 pub(super) fn loading(source: libbpf_rs::Error) -> KernelError {
     let has = |right| caps::has_cap(None, CapSet::Effective, right).unwrap_or(true);
     let machine = Machine {
@@ -49,7 +49,7 @@ pub(super) fn loading(source: libbpf_rs::Error) -> KernelError {
     KernelError { what: "load the BPF programs".to_string(), source, next }
 }
 
-/// What decides why the programs are refused.
+/// What decides why programs are rejected.
 #[derive(Debug)]
 struct Machine {
     release: String,
@@ -60,7 +60,7 @@ struct Machine {
 }
 
 impl Machine {
-    /// What to do, by the error's number. The verifier's refusals look like missing capabilities, too.
+    /// What to do, by error number. Rejections by the verifier look like missing capabilities, too.
     fn next_step(&self, number: Option<i32>) -> String {
         let Self { release, .. } = self;
         match number {
@@ -75,7 +75,7 @@ impl Machine {
             Some(libc::EPERM | libc::EACCES) if !self.has_rights => {
                 "run as root, or with CAP_BPF and CAP_PERFMON; in a container, also allow bpf(2)".to_string()
             }
-            // To the verifier a helper that lockdown forbids is one that does not exist.
+            // For the verifier, a helper that lockdown forbids does not exist.
             Some(libc::EPERM | libc::EACCES | libc::EINVAL) if self.lockdown.is_some() => {
                 "kernel lockdown (confidentiality mode) forbids tracing, even for root".to_string()
             }
@@ -97,7 +97,7 @@ impl Machine {
 /// The first kernel that all programs are tried on.
 const OLDEST: (u32, u32) = (6, 1);
 
-/// Of a release such as 6.1.0-56-cloud-amd64, the first two numbers.
+/// The first two numbers of a release such as 6.1.0-56-cloud-amd64.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = numbers(release);
     Some((numbers.next()?, numbers.next()?))
@@ -107,8 +107,8 @@ fn numbers(release: &str) -> impl Iterator<Item = u32> {
     release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok())
 }
 
-/// Whether a function's return by the kernel's trampoline ends processes with a seccomp filter: Linux 6.11 made a system call of it, which
-/// these filters do not know, and only later kernels keep it from them.
+/// Whether tracing a return by the kernel's trampoline kills processes with a seccomp filter: Linux 6.11 made it a
+/// system call, which such filters do not know, and only later kernels hide it from them.
 pub(super) fn has_filtered_trampoline(release: &str) -> bool {
     let mut numbers = numbers(release);
     match (numbers.next(), numbers.next(), numbers.next().unwrap_or(0)) {
@@ -119,9 +119,9 @@ pub(super) fn has_filtered_trampoline(release: &str) -> bool {
     }
 }
 
-/// As uname(1) -r prints it.
+/// The release, as printed by `uname -r`.
 pub fn kernel_release() -> String {
-    // It does not change while the process lives.
+    // It does not change during the process's life.
     static RELEASE: OnceLock<String> = OnceLock::new();
     let read = || {
         std::fs::read_to_string("/proc/sys/kernel/osrelease")

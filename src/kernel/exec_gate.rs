@@ -1,9 +1,9 @@
-//! Programs that wait in execve(2) until they are let in: permission events of fanotify(7) for single files.
+//! Makes programs wait in execve(2): permission events of fanotify(7) for single files.
 //!
-//! Whatever ends this process lets them in too, because the kernel answers for a group that is closed; while it is stopped, another one does
-//! ([`exec_watchdog`]). An event is only read when
-//! it is answered, one after the other: reading opens the file, and where no descriptor is left the kernel denies the exec.
-//! So the thread that answers has a table of descriptors of its own ([`apart`]).
+//! When this process ends, they continue, because the kernel allows pending events of a closed group; while it is
+//! stopped, another process allows them ([`exec_watchdog`]). An event is read only when it is answered, one after the
+//! other: reading opens the file, and if no descriptor is left, the kernel denies the execution. So the thread that
+//! answers has a descriptor table of its own ([`apart`]).
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -17,22 +17,22 @@ use std::sync::mpsc::sync_channel;
 use super::exec_watchdog;
 use super::lease::{checked, signal};
 
-/// Descriptors of events that were read are smaller: the thread that reads them has few.
+/// Descriptors of pending events are smaller: the thread that reads them has few.
 const EVENTS: RawFd = 1024;
 
 /// The files whose execution waits.
 #[derive(Debug)]
 pub struct ExecGate {
     group: OwnedFd,
-    /// What the watchdog is told by.
+    /// Sends messages to the watchdog.
     watchdog: Option<OwnedFd>,
 }
 
 impl ExecGate {
-    /// For no file yet. It works on when `CAP_SYS_ADMIN` is given up.
+    /// For no file yet. It keeps working after `CAP_SYS_ADMIN` is dropped.
     ///
     /// # Errors
-    /// What the kernel refuses: without `CAP_SYS_ADMIN` there is none.
+    /// From the kernel: it requires `CAP_SYS_ADMIN`.
     pub fn new() -> io::Result<Self> {
         let flags = libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         let opened = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_LARGEFILE;
@@ -46,29 +46,29 @@ impl ExecGate {
         Ok(gate)
     }
 
-    /// All that is open.
+    /// All open descriptors.
     pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         [Some(&self.group), self.watchdog.as_ref()].into_iter().flatten().map(AsRawFd::as_raw_fd)
     }
 
-    /// Whoever executes the file from now on waits. `follow` says whether a symbolic link is followed, or means nothing.
+    /// Processes that execute the file wait from now on. `follow` says whether a symbolic link is followed, or ignored.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn close(&self, path: &Path, follow: bool) -> io::Result<()> {
         let path = CString::new(path.as_os_str().as_bytes())?;
         let more = if follow { 0 } else { libc::FAN_MARK_DONT_FOLLOW };
         self.mark(libc::FAN_MARK_ADD | more, libc::FAN_OPEN_EXEC_PERM, Some(&path))
     }
 
-    /// Nobody waits from now on but those who wait already.
+    /// Processes no longer wait, except those that wait already.
     pub fn open(&self) {
         if let Err(err) = self.mark(libc::FAN_MARK_FLUSH, 0, None) {
             log::error!("failed to stop holding back programs: {err}");
         }
     }
 
-    /// Nobody waits any more: for the watchdog, which only makes system calls.
+    /// Lets all waiting processes continue; for the watchdog, which may only make system calls.
     fn let_all_in(&self) {
         let _ = self.mark(libc::FAN_MARK_FLUSH, 0, None);
         let _ = self.let_in(usize::MAX);
@@ -83,7 +83,7 @@ impl ExecGate {
         Ok(())
     }
 
-    /// How many wait.
+    /// The number of waiting processes.
     pub fn waiting(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: the kernel writes one integer.
@@ -91,10 +91,10 @@ impl ExecGate {
         outcome.map_or(0, |_| bytes as usize / size_of::<libc::fanotify_event_metadata>())
     }
 
-    /// Lets in so many, those first who have waited longest; as many as there are. Returns the first failure.
+    /// Lets up to this many processes continue, in the order of waiting. Returns the first failure.
     ///
     /// # Errors
-    /// If the kernel could not open the file for one, which it has denied the execution then.
+    /// If the kernel could not open the file for one, whose execution it has denied then.
     pub fn let_in(&self, most: usize) -> io::Result<usize> {
         self.tell(exec_watchdog::READS);
         let (mut let_in, mut failed) = (0, None);
@@ -117,15 +117,15 @@ impl ExecGate {
         failed.map_or(Ok(let_in), Err)
     }
 
-    /// Tells the watchdog.
+    /// Sends a message to the watchdog.
     fn tell(&self, what: u8) {
-        // A full pipe tells enough.
+        // A full pipe is message enough.
         if let Some(watchdog) = &self.watchdog {
             let _ = rustix::io::write(watchdog, &[what]);
         }
     }
 
-    /// The file that the next one executes; no file where nobody waits for an answer, nothing where nobody waits.
+    /// The file that the next process executes; no file if it does not wait for an answer, nothing if no process waits.
     fn read(&self) -> io::Result<Option<Option<OwnedFd>>> {
         let mut event = MaybeUninit::<libc::fanotify_event_metadata>::zeroed();
         let bytes = size_of::<libc::fanotify_event_metadata>();
@@ -144,7 +144,7 @@ impl ExecGate {
         Ok(Some((event.fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(event.fd) })))
     }
 
-    /// Lets in who executes the file that was read with this number.
+    /// Lets the process continue whose event was read with this descriptor.
     ///
     /// # Errors
     /// If there is none.
@@ -163,11 +163,10 @@ impl AsFd for ExecGate {
     }
 }
 
-/// Runs `work` in a thread that has a table of descriptors of its own. Those of `parts` are only in that one, and no others
-/// are.
+/// Runs `work` in a thread with a descriptor table of its own, which holds exactly the descriptors of `parts`.
 ///
 /// # Errors
-/// If there is no such thread.
+/// If the thread cannot be started.
 pub fn apart<T: Send + 'static>(
     name: &str,
     parts: T,
@@ -194,7 +193,7 @@ pub fn apart<T: Send + 'static>(
     Ok(())
 }
 
-/// What sched_setattr(2) takes; the libc crate has it only for some C libraries.
+/// The argument of sched_setattr(2); the libc crate defines it only for some C libraries.
 #[repr(C)]
 #[derive(Default)]
 struct Attributes {
@@ -209,7 +208,7 @@ struct Attributes {
 }
 
 impl Attributes {
-    /// For the calling thread. Whether the kernel takes them.
+    /// Applies them to the calling thread; returns whether the kernel accepted them.
     fn apply(self) -> bool {
         let attributes = Self { size: size_of::<Self>() as u32, ..self };
         // SAFETY: the structure, of the size that it says, lives through the call.
@@ -224,9 +223,9 @@ impl Attributes {
     }
 }
 
-/// The calling thread, and those that it creates, run before all ordinary threads from now on. That is for one that has little to do
-/// at a time and has to do it at once. It needs `CAP_SYS_NICE`, unless the thread that created it had it; without, the thread
-/// asks for short turns, and those who do run before others from Linux 6.12 on.
+/// From now on the calling thread, and those that it creates, run before all ordinary threads. For threads that have
+/// little work but must do it at once. It needs `CAP_SYS_NICE`, unless the creating thread had it; without it, the
+/// thread requests short time slices, with which it runs before others from Linux 6.12 on.
 pub fn be_prompt() {
     const SHORTEST: u64 = 100_000;
     let policy = libc::SCHED_RR.cast_unsigned();
@@ -240,17 +239,17 @@ pub fn be_ordinary() {
     Attributes::ordinary().apply();
 }
 
-/// A thread that can be woken where it reads its [`Breaks`](super::Breaks): by no descriptor, which only one table has.
+/// Wakes a thread that reads [`Breaks`](super::Breaks), by a signal: descriptors belong to a single table.
 #[derive(Debug, Clone, Copy)]
 pub struct Waker(libc::pid_t);
 
 impl Waker {
-    /// Of the calling thread.
+    /// For the calling thread.
     pub fn own() -> Self {
         Self(rustix::thread::gettid().as_raw_nonzero().get())
     }
 
-    /// Wakes it. It must not have ended.
+    /// Wakes the thread, which must not have ended.
     pub fn wake(self) {
         // SAFETY: a plain system call; the thread blocks the signal.
         unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, signal()) };
@@ -321,7 +320,7 @@ mod tests {
         gate.close(&program, true).unwrap();
         assert!(run(), "nobody has read the event");
         assert!(run(), "nobody is held back any more");
-        // Stopped in the moment between reading and answering.
+        // Stopped between reading and answering.
         gate.close(&program, true).unwrap();
         std::thread::scope(|scope| {
             let running = scope.spawn(run);

@@ -1,8 +1,9 @@
-//! A process that lets programs in which wait in execve(2), when the exporter does not: it is stopped, or gets no processor time.
+//! A process that lets programs continue which wait in execve(2) when the exporter does not: it is stopped, or gets no
+//! CPU time.
 //!
-//! A group of fanotify(7) is closed with its last descriptor, so this process ends with the exporter: it is told through a pipe, whose other
-//! end is closed then. It is a copy of one that may have had more threads, whose locks nobody releases in it: so it only makes system
-//! calls.
+//! A fanotify(7) group is closed with its last descriptor, so this process must end with the exporter: it notices when
+//! the other end of its pipe is closed. It is forked from a process that may have more threads, whose locks are never
+//! released in it, so it only makes system calls.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -20,11 +21,12 @@ const LOOK: i32 = 50;
 pub(super) const READS: u8 = b'r';
 pub(super) const HAS_ANSWERED: u8 = b'a';
 
-/// Starts the process, which looks at this group, whether somebody waits, and lets all in; both only make system calls. What is told
-/// goes into the returned end of a pipe; when that is closed, the process ends.
+/// Starts the process, which checks with the first function whether a process waits, and lets all continue with the
+/// second; both may only make system calls. Messages go into the returned end of a pipe; when that is closed, the
+/// process ends.
 ///
 /// # Errors
-/// What the kernel refuses.
+/// From the kernel.
 pub(super) fn start(
     group: RawFd,
     is_waited_for: impl Fn() -> bool,
@@ -66,7 +68,7 @@ fn watch(group: RawFd, told: RawFd, is_waited_for: impl Fn() -> bool, let_all_in
     }
 }
 
-/// Signals that all processes of a group or a unit get are not meant for this one, which ends with the exporter.
+/// Ignores signals that are sent to a whole process group or unit: this process ends with the exporter.
 fn give_up_rights() {
     #[repr(C)]
     struct Header {
@@ -88,7 +90,7 @@ fn give_up_rights() {
     }
 }
 
-/// Until one of them has something, or for so many milliseconds.
+/// Waits until one of them is readable, up to a number of milliseconds.
 fn wait_for(descriptors: &[RawFd], milliseconds: i32) {
     let mut fds = [libc::pollfd { fd: -1, events: libc::POLLIN, revents: 0 }; 2];
     fds.iter_mut().zip(descriptors).for_each(|(of, fd)| of.fd = *fd);
@@ -96,7 +98,7 @@ fn wait_for(descriptors: &[RawFd], milliseconds: i32) {
     unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as _, milliseconds) };
 }
 
-/// Whether something was told. Ends with the exporter.
+/// Returns whether there was a message. Exits with the exporter.
 fn follow(told: RawFd, reads: &mut bool) -> bool {
     let mut bytes = [0u8; 64];
     // SAFETY: the kernel writes at most so many bytes.
@@ -116,7 +118,7 @@ fn end() -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// Gives the calling thread a table of descriptors of its own in which there are only these, in order.
+/// Gives the calling thread a descriptor table of its own with exactly these descriptors, in order.
 pub(super) fn only_descriptors(keep: &[RawFd]) -> io::Result<()> {
     let unshare = libc::CLOSE_RANGE_UNSHARE.cast_signed();
     let mut first = 0;

@@ -1,7 +1,7 @@
-//! What only the kernel knows of files and processes: see `bpf/files.bpf.c`.
+//! What only the kernel knows about files and processes: see `bpf/files.bpf.c`.
 //!
-//! The iterators need type information of the kernel, as all programs here do. Without them files are told apart as
-//! stat(2) does, which is right but on overlayfs and other file systems that show numbers of their own.
+//! The iterators need the kernel's BTF, as all programs here do. Without them, files are distinguished by stat(2),
+//! which is right except on overlayfs and other file systems that report numbers of their own.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -21,13 +21,13 @@ use super::storage::{Storage, new_storage};
 use crate::abi::files::generated::{FilesSkel, FilesSkelBuilder};
 use crate::abi::files::{mapped_file, process};
 
-/// Which file it is for the kernel, whatever it is called and through which mounts it is reached: probes are kept by this.
+/// The kernel's identity of a file, whatever its name and through whatever mount it is reached: probes belong to this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Inode {
     pub device: u64,
     pub number: u64,
-    /// Of the kernel's own structure, which is the same as long as somebody holds the file; 0 if it is not known.
-    /// Subvolumes of btrfs share devices and numbers.
+    /// Address of the kernel's structure, which stays the same while the file is in use; 0 if unknown. Subvolumes of
+    /// btrfs share device and inode numbers.
     pub address: u64,
 }
 
@@ -40,7 +40,7 @@ pub struct MappedPart {
     pub offset: u64,
 }
 
-/// Whose numbers processes are known by: those that /proc shows.
+/// The pid namespace of /proc, whose numbers identify processes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PidNamespace {
     /// Address of the kernel's structure; 0 for the first namespace, whose numbers are the kernel's own.
@@ -59,10 +59,10 @@ self_cell::self_cell!(
 /// The loaded iterators.
 pub struct Files {
     loaded: LoadedFiles,
-    /// The exporter's own process: what it maps to look at does not count as used.
+    /// The exporter's own process, whose mappings do not count as use.
     own: Option<u32>,
     namespace: PidNamespace,
-    /// How many namespaces the exporter's own is below that of /proc: the iterators know processes by their numbers there.
+    /// The depth of the exporter's namespace below that of /proc: the iterators identify processes by numbers there.
     depth: usize,
 }
 
@@ -75,10 +75,10 @@ impl fmt::Debug for Files {
 const PAGE: usize = crate::mapping::PAGE as usize;
 
 impl Files {
-    /// Loads the iterators, and looks up whose numbers /proc shows: processes are known by these.
+    /// Loads the iterators, and determines the pid namespace of /proc.
     ///
     /// # Errors
-    /// If the kernel refuses them, or /proc does not show this process.
+    /// If the kernel rejects them, or /proc does not show this process.
     pub fn load() -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
         let loaded = LoadedFiles::try_new(new_storage(), |storage| {
@@ -94,7 +94,7 @@ impl Files {
         Ok(files)
     }
 
-    /// The file's real inode: that of the layer below on overlayfs.
+    /// The file's real inode: on overlayfs, that of the layer below.
     ///
     /// # Errors
     /// If the file cannot be mapped, or the iterator fails.
@@ -115,7 +115,7 @@ impl Files {
         Ok(inode_of(&found))
     }
 
-    /// The inode and the address of each mapping of a process.
+    /// The inode and address of each mapping of a process.
     ///
     /// # Errors
     /// If there is no such process in the exporter's pid namespace, or the iterator fails.
@@ -130,7 +130,7 @@ impl Files {
         Ok(found)
     }
 
-    /// Whether any process but the exporter maps the file, as far as the exporter's pid namespace reaches.
+    /// Whether any process except the exporter maps the file, among those in the exporter's pid namespace.
     ///
     /// # Errors
     /// If the iterator fails.
@@ -146,7 +146,7 @@ impl Files {
         Ok(found)
     }
 
-    /// The processes that map the file, as far as the exporter's pid namespace reaches.
+    /// The processes that map the file, among those in the exporter's pid namespace.
     ///
     /// # Errors
     /// If the iterator fails.
@@ -198,7 +198,8 @@ impl Files {
         })
     }
 
-    /// When a process began, in nanoseconds since boot: it tells the process from a later one with the same number.
+    /// The start time of a process in nanoseconds since boot, which distinguishes it from a later one with the same
+    /// number.
     ///
     /// # Errors
     /// If there is no such process in the exporter's pid namespace, or the iterator fails.
@@ -206,12 +207,12 @@ impl Files {
         Ok(self.process(self.number_here(pid)?, 0)?.began)
     }
 
-    /// Whose numbers /proc shows.
+    /// The pid namespace of /proc.
     pub fn pid_namespace(&self) -> PidNamespace {
         self.namespace
     }
 
-    /// Whether all processes that /proc shows can be looked into: those outside of the exporter's own pid namespace cannot.
+    /// Whether all processes in /proc can be examined: those outside of the exporter's own pid namespace cannot.
     pub fn sees_all(&self) -> bool {
         self.depth == 0
     }
@@ -236,7 +237,7 @@ impl Files {
         Ok(())
     }
 
-    /// The number in the exporter's own namespace of a process that has this one in /proc.
+    /// Converts a number in /proc to the number in the exporter's own namespace.
     fn number_here(&self, pid: u32) -> io::Result<u32> {
         if self.depth == 0 || pid == 0 {
             return Ok(pid);
@@ -256,7 +257,7 @@ impl Files {
         found.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
-    /// What the iterators are asked for.
+    /// Sets the iterators' parameters.
     fn set(&mut self, only_inode: u64, at_level: u32) -> io::Result<()> {
         self.loaded.with_dependent_mut(|_, skel| {
             let bss = skel.maps.bss_data.as_deref_mut();
@@ -267,7 +268,7 @@ impl Files {
     }
 }
 
-/// A process's numbers: that in the namespace of /proc, and in each one below it, down to the process's own.
+/// A process's numbers: in the namespace of /proc, and in each one below it, down to its own.
 fn numbers(process: &str) -> io::Result<Vec<u32>> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
@@ -327,14 +328,14 @@ fn attach(program: &ProgramMut<'_>, pid: u32) -> io::Result<Link> {
     Ok(unsafe { Link::from_ptr(link) })
 }
 
-/// Reads the rows that an iterator writes, until `take` has enough.
+/// Reads the rows of an iterator until `take` returns false.
 fn for_each<T: Copy + Default>(link: &Link, mut take: impl FnMut(T) -> bool) -> io::Result<()> {
     let mut rows = Iter::new(link).map_err(io::Error::other)?;
     let mut bytes = vec![0u8; size_of::<T>() * 1024];
     let mut kept = 0;
     loop {
         let read = match rows.read(&mut bytes[kept..]) {
-            // The kernel asks for another try where it has skipped much.
+            // The kernel asks for a retry after skipping many.
             Err(err) if matches!(err.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => continue,
             read => read?,
         };

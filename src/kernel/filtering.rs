@@ -1,4 +1,4 @@
-//! Which processes a target means, as the loaded programs are told.
+//! Sets the loaded programs' filters of target processes.
 
 use libbpf_rs::{MapCore, MapFlags};
 
@@ -7,7 +7,7 @@ use super::load::{Kernel, update};
 use crate::abi::{bytes_of, child_key, filter, member_key, site, site_flag};
 
 impl Kernel {
-    /// Which processes the target with this number means from now on.
+    /// Sets which processes the target with this number selects.
     ///
     /// # Errors
     /// If the kernel refuses, which it has no reason to.
@@ -33,7 +33,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// The process was started by one that the target means, with children.
+    /// Adds a child of a process that the target, which has `children`, selects.
     ///
     /// # Errors
     /// If there is no room for it.
@@ -45,12 +45,12 @@ impl Kernel {
         matches!(self.skel().maps.children.lookup(bytes_of(&child(target, pid)), MapFlags::ANY), Ok(Some(_)))
     }
 
-    /// The process is none of these, or has ended.
+    /// Removes a process that is not a child, or has ended.
     pub(crate) fn remove_child(&self, target: usize, pid: u32) {
         let _ = self.skel().maps.children.delete(bytes_of(&child(target, pid)));
     }
 
-    /// Sites of a candidate count from now on whatever the executable is called.
+    /// Counts hits at sites of a candidate from now on, whatever the executable's name.
     ///
     /// # Errors
     /// If the kernel refuses, which it has no reason to.
@@ -67,7 +67,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// What the table of filters has for the target now: the edition, and since when its one process runs.
+    /// The target's current filter: its edition, and the start time of its single process.
     pub(crate) fn filter_now(&self, target: usize) -> (u32, u64) {
         let key = (target as u32).to_ne_bytes();
         let row = self.skel().maps.filters.lookup(&key, MapFlags::ANY).ok().flatten().unwrap_or_default();
@@ -76,7 +76,7 @@ impl Kernel {
         (edition.map_or(0, |e| u32::from_ne_bytes(*e)), began.map_or(0, |b| u64::from_ne_bytes(*b)))
     }
 
-    /// Children of processes that are meant for which there was no room: they are not.
+    /// Children of selected processes for which there was no room: they are not selected.
     pub(crate) fn lost_children(&self) -> u64 {
         self.skel().maps.bss_data.as_deref().map_or(0, |data| data.children_lost)
     }

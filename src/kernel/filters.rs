@@ -1,4 +1,4 @@
-//! Which processes a target means, as the kernel is told.
+//! Filters of target processes, in the form that the kernel uses.
 
 use std::collections::BTreeSet;
 
@@ -6,10 +6,10 @@ use crate::abi::{FILTER_WORDS, MAX_FAMILIES, bytes_of, filter, filter_flag, filt
 use crate::plan::Plan;
 use crate::selectors::{Automaton, KernelTest, Pattern, Predicate, ProcessSelector};
 
-/// Words of a container's whole id.
+/// Words of a full container id.
 const ID_WORDS: usize = 8;
 
-/// What a target means: a row of the table of filters for each predicate, all of which must hold.
+/// A target's filter: a row of the filter table for each predicate, all of which must match.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Filter {
     rows: Vec<Row>,
@@ -29,19 +29,19 @@ impl PartialEq for Row {
     }
 }
 
-/// Where the rows and globs of all targets are.
+/// The rows and globs of all targets.
 #[derive(Debug, Default)]
 pub(crate) struct FilterIndex {
-    /// The rows of each target, and the glob that each of them uses. The first is the target's own number, as candidates have
-    /// theirs after these.
+    /// The rows of each target, and the glob that each of them uses. A target's first row has its own number; further
+    /// rows and those of candidates come after all of these.
     rows: Vec<Vec<(u32, u32)>>,
-    /// All rows there are.
+    /// The number of rows.
     pub(super) count: u32,
-    /// What the kernel runs, by number.
+    /// The globs that the kernel evaluates, by number.
     pub(super) globs: Vec<glob>,
     /// Targets with children.
     pub(super) families: Vec<u32>,
-    /// Whether any row has members, is by cgroup, or by command line.
+    /// Whether any row has members, or uses the cgroup or command line.
     pub(super) has_members: bool,
     pub(super) is_by_cgroup: bool,
     pub(super) has_lines: bool,
@@ -66,12 +66,12 @@ impl FilterIndex {
             made.has_lines |= processes.asks_for_cmdline();
             made.families.extend(processes.children.then_some(target));
         }
-        // The configuration refuses more.
+        // The configuration rejects more.
         made.families.truncate(MAX_FAMILIES);
         made
     }
 
-    /// What the kernel is to hold of the target's filter: numbers and rows, and the members of each.
+    /// The entries of the target's filter: numbers and rows, and the members of each.
     pub(super) fn place<'a>(
         &self,
         target: usize,
@@ -86,12 +86,12 @@ impl FilterIndex {
             made.flags = if n == 0 && of.children { filter_flag::FILTER_CHILDREN.0 } else { 0 };
             (number, made, &row.members)
         };
-        // The first one last: it is what leads to the others.
+        // The first row last, because it leads to the others.
         of.rows.iter().enumerate().map(row).rev().collect()
     }
 }
 
-/// The pattern, if the kernel runs it as an automaton.
+/// The pattern, if the kernel evaluates it as an automaton.
 fn pattern_of(predicate: &Predicate) -> Option<&Pattern> {
     match predicate.test() {
         KernelTest::Name(name) => Some(name).filter(|name| name.as_literal().is_none()),
@@ -101,7 +101,8 @@ fn pattern_of(predicate: &Predicate) -> Option<&Pattern> {
 }
 
 impl Filter {
-    /// Processes of which all of this holds. `began` is when the one process began, 0 being the first one that hits a probe;
+    /// The filter for a selector. `began` is the start time of the single process, or 0 for the first process that hits
+    /// a probe;
     /// `members` are the containers or pods of each predicate.
     pub(crate) fn of(processes: &ProcessSelector, began: u64, members: &[BTreeSet<String>]) -> Self {
         let row = |(n, predicate): (usize, &Predicate)| {
@@ -125,13 +126,13 @@ impl Filter {
         }
     }
 
-    /// Processes whose leader or executable is called so.
+    /// Matches processes by the name of the leader or executable.
     pub(crate) fn name(name: &str) -> Self {
         let is = filter { kind: filter_kind::FILTER_NAME.0, ..named(name) };
         Self { rows: vec![Row { is, members: BTreeSet::new() }], children: false }
     }
 
-    /// When its one process began, if that is known.
+    /// The start time of the single process, if known.
     pub(crate) fn began(&self) -> u64 {
         self.rows.iter().map(|row| row.is.began).max().unwrap_or_default()
     }
@@ -141,7 +142,7 @@ fn of_kind(kind: filter_kind) -> filter {
     filter { kind: kind.0, ..filter::default() }
 }
 
-/// Members, and containers whose id begins so; none for an empty one.
+/// Matches members, and containers whose id begins with `id`; none if it is empty.
 fn container(id: &str) -> filter {
     let mut made = filter { kind: filter_kind::FILTER_MEMBERS.0, ..named(id) };
     let mask = words::<FILTER_WORDS>(&vec![0xff; id.len().min(8 * ID_WORDS)]);
@@ -158,7 +159,7 @@ fn named(name: &str) -> filter {
     filter { length: name.len() as u32, name: words(name.as_bytes()), ..filter::default() }
 }
 
-/// The bytes as they lie in the kernel's words, as many as there are of these, with zeros behind.
+/// The bytes in the kernel's words, padded with zeros.
 pub(super) fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
     let mut words = [0; COUNT];
     for (word, bytes) in words.iter_mut().zip(bytes.chunks(8)) {
@@ -169,7 +170,7 @@ pub(super) fn words<const COUNT: usize>(bytes: &[u8]) -> [u64; COUNT] {
     words
 }
 
-/// The automaton as the kernel has it.
+/// The automaton in the kernel's form.
 pub(super) fn as_glob(of: &Automaton) -> glob {
     let halves = |states: u128| [states as u64, (states >> 64) as u64];
     glob { any: halves(of.any), within: halves(of.within), end: of.end, to: of.to.map(halves), pad: 0 }

@@ -1,4 +1,5 @@
-//! Keeps traced files from being written over while their probes are pinned and no exporter runs: see `bpf/guard.bpf.c`.
+//! Protects traced files from being overwritten while their probes are pinned and no exporter runs: see
+//! `bpf/guard.bpf.c`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,7 +22,7 @@ self_cell::self_cell!(
     }
 );
 
-/// The loaded programs, whose links and maps are pinned.
+/// The loaded programs with pinned links and maps.
 pub(crate) struct Guard {
     loaded: GuardPrograms,
     links: Vec<PinnableLink>,
@@ -35,10 +36,10 @@ impl fmt::Debug for Guard {
 }
 
 impl Guard {
-    /// Loads and attaches the programs, or goes on with those that have stayed.
+    /// Loads and attaches the programs, or takes over pinned ones.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn start(pins: &EnginePins) -> Result<Self, KernelError> {
         let is_taken = pins.map("guarded").symlink_metadata().is_ok();
         let loaded = GuardPrograms::try_new(new_storage(), |storage| {
@@ -76,14 +77,14 @@ impl Guard {
         Ok(Self { loaded, links, files })
     }
 
-    /// From now on this process looks after the files, by leases.
+    /// From now on this process protects the files, by leases.
     pub fn take_charge(&self) {
         if let Err(err) = self.loaded.borrow_dependent().progs.take_charge.test_run(ProgramInput::default()) {
             log::warn!("traced files cannot be written while the exporter runs: {err:#}");
         }
     }
 
-    /// These files, by the addresses of their inodes, are traced now, and no others.
+    /// Sets the traced files, by the addresses of their inodes.
     pub fn set_files(&mut self, files: BTreeSet<u64>) {
         let guarded = &self.loaded.borrow_dependent().maps.guarded;
         for file in files.difference(&self.files) {

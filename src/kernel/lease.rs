@@ -1,7 +1,8 @@
-//! Read leases on traced files: the kernel makes whoever opens such a file for writing wait until it is let go.
+//! Read leases on traced files: the kernel makes a process that opens such a file for writing wait until the lease is
+//! released.
 //!
-//! Without that, code that is written over in place gets the breakpoints of the old one, and a program that is started at once
-//! crashes. The kernel tells by a signal, which is blocked and read from a descriptor.
+//! Without that, code that is overwritten in place gets the breakpoints of the old code, and a program that is started
+//! at once crashes. The kernel reports a break by a signal, which is blocked and read from a descriptor.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -9,33 +10,34 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// A lease, given back when dropped.
+/// A lease, released when dropped.
 #[derive(Debug)]
 pub struct Lease(File);
 
-/// Why there is no lease.
+/// Why a lease could not be taken.
 #[derive(Debug)]
 pub enum NoLease {
-    /// Somebody has the file open for writing.
+    /// The file is open for writing.
     Written,
-    /// The file system has none, or the right to it is missing.
+    /// The file system does not support leases, or the permission is missing.
     Refused(io::Error),
 }
 
-/// Where the kernel tells that a lease is to be given back: to the thread that made this, which must take the leases too.
+/// Receives the kernel's reports that a lease must be released. They go to the thread that created this, which must
+/// also take the leases.
 #[derive(Debug)]
 pub struct LeaseBreaks(OwnedFd);
 
-/// A file on which some process waits.
+/// A file that a process waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseBreak {
     /// The descriptor of the lease.
     Of(RawFd),
-    /// More signals than the kernel could keep: any of them.
+    /// More signals than the kernel could queue: any lease.
     Any,
 }
 
-// fcntl.h of Linux; the libc crate lacks some of them.
+// From Linux's fcntl.h; the libc crate lacks some of them.
 const F_SETSIG: libc::c_int = 10;
 const F_SETOWN_EX: libc::c_int = 15;
 const F_OWNER_TID: libc::c_int = 0;
@@ -58,14 +60,14 @@ impl LeaseBreaks {
     /// Blocks the signal in this thread.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn new() -> io::Result<Self> {
         let mut set = MaybeUninit::uninit();
         // SAFETY: sigemptyset initialises the set, and the others are given valid signals and that set.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             libc::sigaddset(set.as_mut_ptr(), signal());
-            // Sent instead of the other when there are too many of these.
+            // Sent instead of the other when the queue is full.
             libc::sigaddset(set.as_mut_ptr(), libc::SIGIO);
             let failed = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
             if failed != 0 {
@@ -77,7 +79,7 @@ impl LeaseBreaks {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Those that have come.
+    /// The reports since the previous call.
     pub fn take(&self) -> Vec<LeaseBreak> {
         let mut found = Vec::new();
         loop {
@@ -106,11 +108,11 @@ impl AsFd for LeaseBreaks {
     }
 }
 
-/// NFS, CIFS and SMB 3, as <linux/magic.h> numbers them: without a delegation of the server's they give no lease, whoever has the file
-/// open, and say so as if somebody had it open for writing.
+/// NFS, CIFS and SMB 3, as numbered in <linux/magic.h>: without a delegation from the server they give no lease, even
+/// if nobody has the file open, and report it as open for writing.
 const NETWORKED: [u64; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
 
-/// What fcntl(2) means on such a file system.
+/// Interprets fcntl(2)'s error on such a file system.
 fn refused(err: io::Error, file_system: Option<u64>) -> NoLease {
     match err.raw_os_error() {
         Some(libc::EAGAIN) if file_system.is_some_and(|number| NETWORKED.contains(&number)) => {
@@ -125,7 +127,7 @@ impl Lease {
     /// Takes a lease on a file that is open for reading only.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why it could not be taken.
     pub fn take(file: File, _told: &LeaseBreaks) -> Result<Self, NoLease> {
         let fd = file.as_raw_fd();
         let owner = Owner { kind: F_OWNER_TID, pid: rustix::thread::gettid().as_raw_nonzero().get() };
@@ -136,7 +138,7 @@ impl Lease {
                 .and_then(|_| checked(libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK)))
         };
         match taken {
-            // Taking the lease makes this thread the owner, if it was not.
+            // Taking the lease makes this thread the owner.
             Ok(_) => Ok(Self(file)),
             Err(err) => {
                 let file_system = rustix::fs::fstatfs(&file).map(|about| about.f_type as u64);
@@ -145,7 +147,7 @@ impl Lease {
         }
     }
 
-    /// Whether nobody has opened the file for writing since.
+    /// Whether no process has opened the file for writing since.
     pub fn is_held(&self) -> bool {
         // SAFETY: a plain fcntl(2).
         unsafe { libc::fcntl(self.0.as_raw_fd(), libc::F_GETLEASE) == libc::F_RDLCK }
@@ -156,7 +158,7 @@ impl Lease {
         &self.0
     }
 
-    /// As [`Break::Of`] names it.
+    /// The number in [`Break::Of`].
     pub fn number(&self) -> RawFd {
         self.0.as_raw_fd()
     }

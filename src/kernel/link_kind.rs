@@ -1,4 +1,4 @@
-//! Which kind of link attaches probes.
+//! The kind of link that attaches probes.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use libbpf_rs::btf::{self, Btf};
 
 use crate::config::model::AttachMode;
 
-/// Which kind of link is used.
+/// The kind of link that attaches probes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Attach {
     /// One link for all sites of a file.
@@ -15,7 +15,7 @@ pub enum Attach {
     Perf,
 }
 
-/// The kernel's own type information tells whether it has the link (6.6, or a distribution's backport).
+/// Whether the kernel has the multi link (6.6, or a backport) is determined from its BTF.
 pub fn choose(mode: AttachMode) -> Attach {
     let has_multi = || {
         Btf::from_vmlinux()

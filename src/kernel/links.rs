@@ -1,4 +1,4 @@
-//! Links: one for many places of a file, or a perf event for each.
+//! Links: one for many sites of a file, or a perf event for each.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -12,20 +12,20 @@ use super::pinnable_link::{PinnableLink, detach};
 use super::placed::{AttachMethod, PlacedSite};
 use super::refusal::Refusal;
 
-/// The number of no site: of probes that are never hit.
+/// The cookie of probes that are never hit.
 pub(super) const NO_SITE: u64 = u32::MAX as u64;
 
-/// What libbpf calls all processes.
+/// libbpf's value for all processes.
 pub(super) const ALL_PROCESSES: i32 = -1;
 
-/// A place in a file at which a breakpoint is to be set once more, and its semaphore's, or 0.
+/// A site in a file at which a breakpoint must be set again, and the offset of its semaphore, or 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Rearmed {
     pub offset: u64,
     pub semaphore: u64,
 }
 
-/// A place to attach at, and its position in the list that was asked for.
+/// A place to attach, and its index in the given list.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttachPoint {
     pub(super) position: usize,
@@ -34,7 +34,7 @@ pub(super) struct AttachPoint {
     pub(super) cookie: u64,
 }
 
-/// Which sites of a file one link has: it is made for all hits of one of these kinds.
+/// Which sites of a file a link contains; all its hits are of one of these kinds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LinkType {
     Entry,
@@ -43,7 +43,7 @@ pub(super) enum LinkType {
 }
 
 impl Kernel {
-    /// Attaches at all of these, or at none.
+    /// Attaches to all of these, or to none.
     pub(super) fn link(
         &self,
         kind: LinkType,
@@ -53,11 +53,12 @@ impl Kernel {
         self.link_in(ALL_PROCESSES, kind, path, spots)
     }
 
-    /// Sets breakpoints in one process where it has lost them, though the kernel takes them to be there: as for another tracer, whose hits
-    /// are nobody's. What is returned can go at once: a breakpoint stays as long as anybody wants it.
+    /// Sets breakpoints again that one process has lost although the kernel considers them set, by attaching like
+    /// another tracer, whose hits are ignored. The result can be dropped at once: a breakpoint stays as long as any
+    /// tracer needs it.
     ///
     /// # Errors
-    /// If the kernel refuses one of them.
+    /// If the kernel rejects one of them.
     pub fn rearm(&self, pid: u32, file: &File, places: &[Rearmed]) -> Result<Vec<PinnableLink>, Refusal> {
         let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let spots = places.iter().enumerate().map(|(position, place)| AttachPoint {

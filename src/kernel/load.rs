@@ -1,4 +1,4 @@
-//! Loading the probe programs, and attaching them.
+//! Loads the probe programs.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -33,28 +33,28 @@ use crate::mapping::Mapped;
 use crate::pins::EnginePins;
 use crate::plan::{Hook, Pairing, Plan, ProbePlan, ValueKind};
 
-/// Shards take at most this much memory together; fewer shards only cost time.
+/// Maximum memory of all shards together; fewer shards only cost time.
 const SLOT_BYTES: u64 = 64 << 20;
 
-/// Control groups of which it is remembered whether they are meant.
+/// Cgroups for which the kernel caches whether they are selected.
 const CGROUPS: u32 = 4096;
 
-/// Containers and pods that filters can mean.
+/// Containers and pods in all filters together.
 const MEMBERS: u32 = 1 << 14;
 
-/// Processes of which something is remembered, or that were started by others.
+/// Processes for which state is kept, or that are children of selected processes.
 const PROCESSES: u32 = 1 << 16;
 
-/// Executables' paths and command lines that are kept, each once.
+/// Distinct executable paths and command lines.
 const PROCESS_TEXTS: u32 = 1 << 14;
 
-/// What other threads use of the loaded programs.
+/// The parts of the loaded programs that other threads use.
 #[derive(Debug, Clone)]
 pub struct Shared {
     pub store: Arc<KernelStore>,
     pub control: Arc<Control>,
     pub ring: Arc<MapHandle>,
-    /// Those that hits run.
+    /// The programs that hits run.
     pub programs: Arc<[LoadedProgram]>,
 }
 
@@ -66,21 +66,21 @@ self_cell::self_cell!(
     }
 );
 
-/// The loaded programs. Dropping it takes everything out of the kernel.
+/// The loaded programs. Dropping it removes everything from the kernel.
 pub struct Kernel {
     loaded: ProbePrograms,
-    /// Of starts that can be open.
+    /// Maximum number of open starts.
     limit: u32,
     shared: Shared,
     pub(super) filters: FilterIndex,
     pins: Option<Arc<EnginePins>>,
     shape: Shape,
-    /// What writes down whom processes start.
+    /// Tracks the children of selected processes.
     family: Vec<PinnableLink>,
     trials: Trials,
 }
 
-/// What was decided when the programs were loaded, and has to stay as it is for those who take them over.
+/// Decisions made when the programs were loaded, which an exporter that takes them over must keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     sessions: bool,
@@ -89,7 +89,7 @@ pub struct Shape {
     namespace: PidNamespace,
 }
 
-/// Where maps and links stay when the exporter ends, and what is there of an earlier one.
+/// Where maps and links are pinned, and what a previous exporter left there.
 #[derive(Debug, Clone)]
 pub(crate) struct Pinning {
     pub pins: Arc<EnginePins>,
@@ -116,10 +116,10 @@ impl Kernel {
         Self::load_pinned(plan, layout, attach, namespace, None)
     }
 
-    /// As [`Kernel::load`], with maps and links that stay, or that have stayed.
+    /// As [`Kernel::load`], with maps and links that are pinned, or taken over.
     ///
     /// # Errors
-    /// As there, and if what has stayed does not fit.
+    /// As there, and if what is taken over does not match.
     pub(crate) fn load_pinned(
         plan: &Plan,
         layout: &Layout,
@@ -136,7 +136,7 @@ impl Kernel {
         let shape = |sessions| Shape { sessions, shards: shards(layout.kernel.slots), attach, namespace };
         let wants_sessions = plan.probes.iter().any(|probe| by_trampoline(probe) && probe.span.is_some());
         if attach == Attach::Multi && wants_sessions {
-            // Their functions have had other forms in other kernels; where these are refused, returns have links of
+            // Session functions had other signatures in other kernels; where they are rejected, returns have links of
             // their own.
             match Self::load_with(plan, layout, shape(true), pinning) {
                 Ok(kernel) => return Ok(kernel),
@@ -240,7 +240,7 @@ impl Kernel {
         self.shape.attach
     }
 
-    /// Tells the kernel what is at a site, and since when. It must know before the first hit.
+    /// Adds a site to the kernel's table, with the time since when it counts. It must be there before the first hit.
     pub(super) fn describe(&self, placed: &PlacedSite<'_>, since: u64) -> Result<(), Refusal> {
         let mut entry = site { since, ..placed.site.entry };
         if let AttachMethod::Session { on_return } = placed.method {
@@ -252,17 +252,17 @@ impl Kernel {
         })
     }
 
-    /// What those have to know who take the programs' maps and links over.
+    /// What an exporter that takes over the programs' maps and links must know.
     pub(crate) fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// Where maps and links stay when the exporter ends; `None`: nowhere.
+    /// Where maps and links are pinned; `None`: they are not.
     pub(crate) fn pins(&self) -> Option<&Arc<EnginePins>> {
         self.pins.as_ref()
     }
 
-    /// Holds a link, which stays when the exporter ends if that is wanted.
+    /// Wraps a link, and pins it if state is pinned.
     pub(crate) fn hold(&self, link: Link) -> PinnableLink {
         let mut held = PinnableLink::new(link);
         if let Some(pins) = &self.pins
@@ -273,16 +273,16 @@ impl Kernel {
         held
     }
 
-    /// A link that has stayed.
+    /// Opens a pinned link.
     ///
     /// # Errors
-    /// If it is not there any more.
+    /// If it does not exist any more.
     pub(crate) fn held(&self, name: &str) -> libbpf_rs::Result<PinnableLink> {
         let none = || libbpf_rs::Error::from(io::Error::from(io::ErrorKind::NotFound));
         PinnableLink::open(&self.pins.as_ref().ok_or_else(none)?.link(name))
     }
 
-    /// Nothing stays when the exporter ends.
+    /// Removes all pins.
     pub(crate) fn unpin(&mut self) {
         release(std::mem::take(&mut self.family));
         if let Some(pins) = &self.pins
@@ -296,34 +296,34 @@ impl Kernel {
         &self.skel().progs
     }
 
-    /// Whether one link can be hit at a function's entry and at its return.
+    /// Whether one link can serve a function's entry and return.
     pub fn has_sessions(&self) -> bool {
         self.shape.sessions
     }
 
-    /// Forgets starts whose end cannot come any more. Tells of each span, by number, how many are open and how many were
-    /// forgotten.
+    /// Discards starts whose end cannot come any more. Returns for each span, by number, how many are open and how many
+    /// were discarded.
     pub fn sweep_starts(&self, spans: &[Pairing]) -> Vec<Sweep> {
         let maps = &self.skel().maps;
         let maps = StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts };
         maps.sweep(spans, self.limit, self.clock().map_or(0, |clock| clock.nanoseconds))
     }
 
-    /// Forgets the starts of these spans; returns how many, by the number of the span.
+    /// Discards the starts of these spans; returns how many, by the number of the span.
     pub fn forget_starts(&self, spans: &BTreeSet<u32>, all: u32) -> Vec<u64> {
         let maps = &self.skel().maps;
         StartMaps { starts: &maps.starts, nestings: &maps.nestings, texts: &maps.start_texts }
             .forget(spans, all)
     }
 
-    /// Which jiffies it is now; `None` if the kernel would not run the program that tells.
+    /// The current jiffies; `None` if the kernel did not run the program that reads them.
     pub fn clock(&self) -> Option<Clock> {
         self.skel().progs.clock.test_run(ProgramInput::default()).ok()?;
         Some(self.shared.control.clock())
     }
 }
 
-/// Why what has stayed is not taken over.
+/// Why pinned state is not taken over.
 fn unfit(reason: &str) -> KernelError {
     KernelError {
         what: "take over the pinned state".to_string(),
@@ -351,7 +351,7 @@ fn by_trampoline(probe: &ProbePlan) -> bool {
     probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline
 }
 
-/// A power of two, enough for every CPU where memory allows.
+/// A power of two, enough for every CPU if memory permits.
 fn shards(slots: u32) -> u32 {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two() as u64;
     let affordable = SLOT_BYTES / (8 * u64::from(slots.max(1)));
@@ -359,7 +359,7 @@ fn shards(slots: u32) -> u32 {
     cpus.min(most).min(64) as u32
 }
 
-/// Whether a label shows the executable's path or the command line.
+/// Whether any label shows the executable's path or the command line.
 fn has_process_texts(plan: &Plan) -> bool {
     let mut values = plan.probes.iter().flat_map(|probe| &probe.values);
     values.any(|value| value.kind == ValueKind::ProcessText)

@@ -9,7 +9,7 @@ use libbpf_rs::Program;
 use super::link_kind::Attach;
 use crate::abi::generated::ProbeProgs;
 
-/// A loaded program that hits run, held open to ask the kernel about it.
+/// A loaded program that hits run, kept open for queries.
 #[derive(Debug)]
 pub struct LoadedProgram {
     /// Its name in `bpf/probe.bpf.c`.
@@ -17,7 +17,7 @@ pub struct LoadedProgram {
     program: OwnedFd,
 }
 
-/// Of the programs, those that are loaded with this kind of link.
+/// The programs that are loaded with this kind of link.
 pub(super) fn loaded(
     programs: &ProbeProgs<'_>,
     attach: Attach,
@@ -37,7 +37,7 @@ pub(super) fn loaded(
 }
 
 impl LoadedProgram {
-    /// As [`misses`], of this program.
+    /// As [`misses`], for this program.
     ///
     /// # Errors
     /// As [`misses`].
@@ -46,11 +46,11 @@ impl LoadedProgram {
     }
 }
 
-/// How often the kernel would not run the program because it was already running on that CPU: `recursion_misses`, which
-/// is counted whether or not the kernel keeps statistics (`kernel.bpf_stats_enabled`).
+/// The number of hits for which the kernel did not run the program because it was already running on that CPU:
+/// `recursion_misses`, which is counted whether or not statistics are enabled (`kernel.bpf_stats_enabled`).
 ///
 /// # Errors
-/// If /proc is not there, or the kernel does not say (before 5.12).
+/// If /proc is not mounted, or the kernel does not report it (before 5.12).
 pub fn misses(program: BorrowedFd<'_>) -> io::Result<u64> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", program.as_raw_fd()))?;
     info.lines()

@@ -1,4 +1,4 @@
-//! The probe programs: loading them, filling their tables, and the memory that is shared with them.
+//! The probe programs: loading them, filling their tables, and the memory shared with them.
 
 mod accounting;
 mod armed;

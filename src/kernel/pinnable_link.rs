@@ -1,4 +1,4 @@
-//! Links that attach probes for as long as they are held, or longer where they are pinned.
+//! Links that attach probes for their lifetime, or longer if they are pinned.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use libbpf_rs::Link;
 
-/// A link. When it is dropped, what it attaches is detached, unless it is pinned: then it stays until [`release`].
+/// A link. Dropping it detaches, unless it is pinned: then it stays until [`release`].
 #[derive(Debug)]
 pub struct PinnableLink {
     link: Option<Link>,
@@ -18,7 +18,7 @@ impl PinnableLink {
         Self { link: Some(link), pin: None }
     }
 
-    /// From now on it stays when the exporter ends.
+    /// Pins the link: it stays when the exporter ends.
     pub(super) fn pin(&mut self, path: &Path) -> libbpf_rs::Result<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.pin(path)?;
@@ -26,12 +26,12 @@ impl PinnableLink {
         Ok(())
     }
 
-    /// The link that is pinned there.
+    /// Opens a pinned link.
     pub(super) fn open(path: &Path) -> libbpf_rs::Result<Self> {
         Ok(Self { link: Some(Link::open(path)?), pin: Some(path.to_path_buf()) })
     }
 
-    /// What it is called among its engine's links.
+    /// Its name among its engine's links.
     pub fn name(&self) -> Option<String> {
         Some(self.pin.as_ref()?.file_name()?.to_string_lossy().into_owned())
     }
@@ -51,7 +51,7 @@ impl Drop for PinnableLink {
         if self.pin.is_some()
             && let Some(link) = &mut self.link
         {
-            // Or libbpf would disable a perf event before it lets go of it.
+            // Otherwise libbpf would disable a perf event before releasing it.
             link.disconnect();
         }
     }
@@ -95,7 +95,7 @@ pub fn detach(links: Vec<Link>) {
     std::thread::scope(|scope| {
         while !links.is_empty() {
             let some = links.split_off(links.len().saturating_sub(each));
-            // Where there is no thread, they are dropped here.
+            // Without a thread, they are dropped here.
             let _ = std::thread::Builder::new().spawn_scoped(scope, move || drop(some));
         }
     });

@@ -8,12 +8,12 @@ use libbpf_rs::{MapCore, MapHandle, Object, OpenObject};
 
 use crate::pins::EnginePins;
 
-/// Whether a map is one of the tables, and not a section of the object's data.
+/// Whether a map is one of the tables, not a data section of the object.
 fn is_table(name: &OsStr) -> bool {
     !name.to_string_lossy().contains('.')
 }
 
-/// Uses the maps that have stayed, if they are as those that would be made.
+/// Reuses pinned maps if they match the definitions.
 pub(super) fn reuse(object: &mut OpenObject, pins: &EnginePins) -> io::Result<()> {
     for mut map in object.maps_mut().filter(|map| is_table(map.name())) {
         let name = map.name().to_string_lossy().into_owned();
@@ -28,7 +28,7 @@ pub(super) fn reuse(object: &mut OpenObject, pins: &EnginePins) -> io::Result<()
     Ok(())
 }
 
-/// Makes the maps of a loaded object stay.
+/// Pins the maps of a loaded object.
 pub(super) fn pin_maps(object: &Object, pins: &EnginePins) -> libbpf_rs::Result<()> {
     for map in object.maps().filter(|map| is_table(map.name())) {
         let path = pins.map(&map.name().to_string_lossy());

@@ -1,4 +1,4 @@
-//! Sites on their way into the kernel, and what became of them.
+//! Sites to be attached, and the result.
 
 use std::collections::BTreeMap;
 
@@ -12,31 +12,32 @@ use crate::resolve::ResolvedSite;
 pub enum AttachMethod {
     Entry,
     Return,
-    /// At the entry and the return of a function, by one link. The return has a site of its own, with this number.
+    /// At the entry and the return of a function, by one link. The return has a site of its own with this number.
     Session {
         on_return: u32,
     },
-    /// The return of a session: no link of its own.
+    /// The return of a session, without a link of its own.
     InSession,
 }
 
-/// A site and its number.
+/// A site with its number.
 #[derive(Debug, Clone, Copy)]
 pub struct PlacedSite<'a> {
     pub cookie: u32,
     pub site: &'a ResolvedSite,
     pub method: AttachMethod,
-    /// The span that the site begins or ends. Without its ends a start would wait in vain, so the sites of a function that
-    /// belong to a span are attached together or not at all.
+    /// The span that the site starts or ends. Without its ends a start would wait in vain, so the sites of a function
+    /// that belong to a span are attached together or not at all.
     pub span: Option<u32>,
 }
 
-/// What came of attaching. Dropping the links detaches.
+/// The result of attaching. Dropping the links detaches.
 #[derive(Debug, Default)]
 pub struct Attached {
     pub links: Vec<Link>,
-    /// By position in the list of sites.
+    /// By index in the list of sites.
     pub refused: BTreeMap<usize, Refusal>,
-    /// Sites that another tracer holds without their semaphore, which is raised by a probe elsewhere in the file.
+    /// The number of sites that another tracer holds without their semaphore, which is raised by a probe elsewhere in
+    /// the file.
     pub beside: usize,
 }

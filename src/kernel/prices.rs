@@ -1,5 +1,5 @@
-//! What a hit costs the traced program at least, by how the kernel runs the probed instruction: measured once, on code of the
-//! exporter's own, which nobody else runs.
+//! The minimum cost of a hit for the traced program, by how the kernel executes the probed instruction: measured once,
+//! on code of the exporter's own that nothing else executes.
 
 use std::fs::File;
 use std::io;
@@ -19,16 +19,16 @@ use crate::abi::prices::generated::{PricesSkel, PricesSkelBuilder};
 use crate::logging::log_libbpf;
 use crate::mapping::TestCode;
 
-/// Seconds that a hit takes, with a program that only counts.
+/// Seconds per hit with a program that only counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prices {
     /// At an instruction that the kernel emulates.
     pub emulated: f64,
-    /// At one that it single-steps.
+    /// At an instruction that it single-steps.
     pub single_stepped: f64,
     /// A call of a function whose return address the kernel replaces: entry and return.
     pub trampoline: f64,
-    /// Otherwise it is assumed, from measurements on other machines.
+    /// Otherwise they are assumed, from measurements on other machines.
     pub is_measured: bool,
 }
 
@@ -38,23 +38,23 @@ impl Default for Prices {
     }
 }
 
-/// What is known of them by now, for all who share it.
+/// The current prices, shared by all users.
 #[derive(Debug, Clone, Default)]
 pub struct SharedPrices(Arc<OnceLock<Prices>>);
 
 impl SharedPrices {
-    /// Assumed, before they are measured.
+    /// Assumed until they are measured.
     pub fn get(&self) -> Prices {
         self.0.get().copied().unwrap_or_default()
     }
 
-    /// Measures them, once, in some 30 ms. Where that is not possible they stay assumed, which is logged.
+    /// Measures them, once, in some 30 ms. If that is not possible they stay assumed, which is logged.
     pub fn measure(&self, attach: Attach) -> Prices {
         if let Some(prices) = self.0.get() {
             return *prices;
         }
         let (sender, receiver) = sync_channel(1);
-        // It still detaches when all is told, which takes as long again.
+        // It still detaches after reporting, which takes as long again.
         let thread = std::thread::Builder::new().name("prices".to_string()).spawn(move || {
             let measured = measure(attach, |prices| {
                 let _ = sender.try_send(prices);
@@ -95,7 +95,7 @@ fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()>
         let bare = time(&code, TestCode::BARE);
         let price = |entry| (time(&code, entry) - bare).max(1e-9);
         let before = hits(&skel);
-        // There it could end this process.
+        // It could kill this process.
         let harms = has_filtered_trampoline(&kernel_release());
         let prices = Prices {
             emulated: price(TestCode::EMULATED),
@@ -103,7 +103,7 @@ fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()>
             trampoline: if harms { Prices::default().trampoline } else { price(TestCode::RETURNING) },
             is_measured: true,
         };
-        // A breakpoint that was not set costs nothing.
+        // A missing breakpoint costs nothing.
         let is_hit = hits(&skel) - before >= (3 - u64::from(harms)) * u64::from(CALLS);
         let not_hit = || io::Error::other("the kernel has taken the probes, and they are not hit");
         if !is_hit {
@@ -141,7 +141,7 @@ fn link(skel: &PricesSkel<'_>, attach: Attach, file: &File, links: &mut Vec<Link
     Ok(())
 }
 
-/// Seconds that a call takes.
+/// Seconds per call.
 fn time(code: &TestCode, entry: usize) -> f64 {
     let began = Instant::now();
     let mut best = f64::INFINITY;

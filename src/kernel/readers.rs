@@ -1,4 +1,4 @@
-//! Who reads traced files as memory, as the kernel tells it: see `bpf/readers.bpf.c`.
+//! Processes that read traced files as memory, from the kernel's events: see `bpf/readers.bpf.c`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,15 +21,15 @@ use crate::abi::readers::{reader_event, reader_event_kind, reader_limit};
 /// How long a reader waits at most. Only an exporter that is stopped lets it wait so long.
 pub const LONGEST_WAIT: Duration = Duration::from_millis(250);
 
-/// What a process does.
+/// An event of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReaderEvent {
     pub pid: u32,
     pub comm: String,
     pub change: ReaderChange,
-    /// It waits until this is answered, unless it is 0.
+    /// The process waits until this is answered, unless it is 0.
     pub ticket: u64,
-    /// Of `CLOCK_MONOTONIC`, in nanoseconds.
+    /// From `CLOCK_MONOTONIC`, in nanoseconds.
     pub time: u64,
 }
 
@@ -38,9 +38,9 @@ pub struct ReaderEvent {
 pub enum ReaderChange {
     /// It maps the traced file with this inode at this address, only to read it.
     Maps { inode: u64, address: u64 },
-    /// It runs a program that translates the code of others.
+    /// It runs a translator.
     Translates,
-    /// Such a program has mapped something, which may be of a traced file.
+    /// A translator has mapped something, which may be of a traced file.
     TranslatesMore,
 }
 
@@ -72,7 +72,7 @@ impl Readers {
     /// Loads and attaches the programs. `translators` are names of executables.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn start<'a>(
         translators: impl IntoIterator<Item = &'a str>,
         namespace: PidNamespace,
@@ -94,10 +94,11 @@ impl Readers {
         Ok(Self { loaded, ring, map, files: BTreeSet::new(), of_translators: None, links })
     }
 
-    /// Whether it is told what translators map: all system calls of all processes take a little longer meanwhile.
+    /// Sets whether mappings of translators are reported; while they are, all system calls of all processes take a
+    /// little longer.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn follow_translators(&mut self, follow: bool) -> Result<(), KernelError> {
         if follow != self.of_translators.is_some() {
             let attach = || self.loaded.borrow_dependent().progs.translates.attach().map_err(loading);
@@ -114,12 +115,12 @@ impl Readers {
         }
     }
 
-    /// What has happened since.
+    /// The events since the previous call.
     pub fn take(&mut self) -> Vec<ReaderEvent> {
         self.ring.take()
     }
 
-    /// Who waits with this ticket goes on.
+    /// Lets the process with this ticket continue.
     pub fn answer(&mut self, ticket: u64) {
         self.loaded.with_dependent_mut(|_, skel| {
             let bss = skel.maps.bss_data.as_deref_mut();
@@ -128,7 +129,7 @@ impl Readers {
         });
     }
 
-    /// These files, by the addresses of their inodes, are traced now, and no others.
+    /// Sets the traced files, by the addresses of their inodes.
     pub fn set_files(&mut self, files: BTreeSet<u64>) {
         let traced = &self.loaded.borrow_dependent().maps.traced;
         for file in files.difference(&self.files) {
@@ -170,7 +171,7 @@ fn load(storage: &Storage, namespace: PidNamespace, wait: Duration) -> libbpf_rs
     open.load()
 }
 
-/// One record of the ring buffer; `None` if it is no event.
+/// Decodes one record of the ring buffer; `None` if it is not an event.
 fn event(record: &[u8]) -> Option<ReaderEvent> {
     let change = match reader_event_kind(word(record, offset_of!(reader_event, kind))?) {
         reader_event_kind::READER_MAPS => ReaderChange::Maps {

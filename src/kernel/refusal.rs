@@ -1,4 +1,4 @@
-//! Why the kernel would not attach, told apart by its error numbers, and what to do about each.
+//! Explains why the kernel did not attach, by error number, and what to do about it.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use caps::{CapSet, Capability};
 use super::link_kind::Attach;
 use crate::privileges::given_up;
 
-/// `ENOTSUPP`, which is the kernel's own and has no name in user space.
+/// `ENOTSUPP`, which is internal to the kernel and not defined in user space.
 const ENOTSUPP: i32 = 524;
 
 /// Why a site, or all sites of a file, could not be attached.
@@ -19,36 +19,36 @@ pub struct Refusal {
     pub text: String,
 }
 
-/// What sort of refusal it is.
+/// The kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RefusalKind {
-    /// The instruction there cannot be probed.
+    /// The instruction cannot be probed.
     Instruction,
-    /// Another tracer holds the same place in a way that excludes ours.
+    /// Another tracer holds the site in a way that excludes ours.
     Held,
     /// A process has other code there than the file.
     Patched,
-    /// Attached, as the kernel says, but no breakpoint is there.
+    /// Attached according to the kernel, but without a breakpoint.
     Unarmed,
     /// Not permitted.
     Capabilities,
-    /// No memory.
+    /// Out of memory.
     Memory,
-    /// No file descriptors.
+    /// Out of file descriptors.
     Descriptors,
-    /// No more numbers for sites.
+    /// Out of site numbers.
     Sites,
-    /// The file, or the file system that it is on, cannot be probed.
+    /// The file, or its file system, cannot be probed.
     File,
     /// A process that maps the file was in the way.
     Busy,
-    /// The kernel lacks what is needed.
+    /// The kernel lacks a feature.
     Missing,
     Other,
 }
 
 impl RefusalKind {
-    /// Whether it is about one place, so that others of the same file can do better.
+    /// Whether it concerns a single site, so that others of the same file may succeed.
     pub fn is_of_a_site(self) -> bool {
         matches!(
             self,
@@ -56,7 +56,7 @@ impl RefusalKind {
         )
     }
 
-    /// Whether it can pass by itself, so that it is worth trying again.
+    /// Whether it may be temporary, so that a retry is worthwhile.
     pub fn passes(self) -> bool {
         !matches!(self, RefusalKind::Instruction | RefusalKind::Missing)
     }
@@ -73,7 +73,7 @@ impl Refusal {
         Self { kind, text: text.into() }
     }
 
-    /// Of opening or reading the file to probe.
+    /// For an error of opening or reading the file.
     pub fn of_file(err: &io::Error) -> Self {
         let kind = match err.raw_os_error() {
             Some(libc::EMFILE | libc::ENFILE) => RefusalKind::Descriptors,
@@ -99,7 +99,7 @@ impl Refusal {
         Self::new(RefusalKind::Instruction, text)
     }
 
-    /// Of attaching, from what libbpf says.
+    /// For an error of attaching, as reported by libbpf.
     pub fn of_attaching(err: &libbpf_rs::Error, attach: Attach) -> Self {
         let message = format!("{err:#}");
         let (kind, text) = match error_number(err) {
@@ -139,14 +139,14 @@ const DESCRIPTORS: &str =
     "; raise the limit of open files (LimitNOFILE= of the service, or ulimit -n); retrying";
 const MEMORY: &str = "; free memory, or raise the service's limit (MemoryMax=); retrying";
 
-/// The system's error number behind an error of libbpf-rs, which keeps it only in its text.
+/// The system's error number in an error of libbpf-rs, which preserves it only in its text.
 pub(super) fn error_number(err: &libbpf_rs::Error) -> Option<i32> {
     let text = format!("{err:#}");
     let (_, rest) = text.rsplit_once("(os error ")?;
     rest.split_once(')')?.0.parse().ok()
 }
 
-/// What is missing, of what may keep a process from attaching.
+/// The missing requirements among those that may prevent attaching.
 pub(super) fn capabilities(attach: Attach) -> String {
     let has = |right: &Capability| caps::has_cap(None, CapSet::Effective, *right).unwrap_or(true);
     CapabilityState {
@@ -165,7 +165,7 @@ fn wanted(attach: Attach) -> &'static [Capability] {
     }
 }
 
-/// What decides whether the kernel lets a process trace.
+/// What decides whether the kernel permits tracing.
 #[derive(Debug)]
 struct CapabilityState {
     missing: Vec<Capability>,
@@ -207,7 +207,7 @@ impl CapabilityState {
 /// What `keep_privileges: none` comes to.
 pub(super) const GIVEN_UP: &str = "all capabilities were dropped once everything was attached (`keep_privileges: none`): restart the exporter";
 
-/// `kernel.perf_event_paranoid`; 3, and 4 on some distributions, refuse perf events altogether.
+/// `kernel.perf_event_paranoid`; 3, and 4 on some distributions, forbids perf events altogether.
 fn paranoid() -> i32 {
     let text = std::fs::read_to_string("/proc/sys/kernel/perf_event_paranoid").unwrap_or_default();
     text.trim().parse().unwrap_or(0)
@@ -218,7 +218,7 @@ fn list(capabilities: &[Capability]) -> String {
     names.split_last().map_or(String::new(), |(last, rest)| format!("{} and {last}", rest.join(", ")))
 }
 
-/// The mode of lockdown(7) that keeps programs from reading the kernel's memory, if it is on.
+/// The mode of lockdown(7) that forbids programs to read kernel memory, if active.
 pub(super) fn lockdown() -> Option<&'static str> {
     let modes = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
     modes.contains("[confidentiality]").then_some("confidentiality")

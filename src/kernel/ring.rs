@@ -5,17 +5,17 @@ use std::rc::Rc;
 
 use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 
-/// A ring buffer that is read when somebody asks what is in it.
+/// A ring buffer that is read on request.
 pub(super) struct EventRing<T> {
     ring: RingBuffer<'static>,
     taken: Rc<RefCell<Vec<T>>>,
 }
 
 impl<T: 'static> EventRing<T> {
-    /// `decode` makes an event of a record; `None` if it is none.
+    /// `decode` decodes a record; `None` if it is not an event.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn new(map: &MapHandle, decode: fn(&[u8]) -> Option<T>) -> libbpf_rs::Result<Self> {
         let taken = Rc::new(RefCell::new(Vec::new()));
         let sink = taken.clone();
@@ -27,9 +27,9 @@ impl<T: 'static> EventRing<T> {
         Ok(Self { ring: builder.build()?, taken })
     }
 
-    /// What has happened since.
+    /// The events since the previous call.
     pub fn take(&mut self) -> Vec<T> {
-        // It only fails if a callback does.
+        // Fails only if a callback does.
         let _ = self.ring.consume();
         self.taken.take()
     }

@@ -1,4 +1,4 @@
-//! Looking after the starts of spans and calls whose end cannot come any more.
+//! Discards the starts of spans and calls whose end cannot come any more.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
@@ -14,22 +14,22 @@ use crate::plan::Pairing;
 /// taken it over, as coroutines do.
 const STALE: u64 = Duration::from_secs(600).as_nanos() as u64;
 
-/// A text without a start is younger than this only while its start is being made or ended.
+/// A text without a start is younger than this only while its start is being created or ended.
 const TEXT_AGE: u64 = Duration::from_secs(10).as_nanos() as u64;
 
 /// Entries that one system call reads.
 const BATCH: u32 = 1024;
 
-/// What a look at a span's starts found.
+/// The result of sweeping a span's starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// Begun and not ended.
+    /// Started and not ended.
     pub open: u64,
-    /// Forgotten: their process or thread is gone, or they are too old, or had to make room.
+    /// Discarded: their process or thread has ended, they are too old, or room was needed.
     pub expired: u64,
 }
 
-/// The maps that begun spans and calls are in.
+/// The maps with open starts of spans and calls.
 pub(super) struct StartMaps<'a, M> {
     pub starts: &'a M,
     pub nestings: &'a M,
@@ -48,8 +48,8 @@ struct OpenSpan {
 }
 
 impl<M: MapCore> StartMaps<'_, M> {
-    /// Forgets starts whose end cannot come any more, and, when there is little room left, those whose end is least
-    /// likely to come.
+    /// Discards starts whose end cannot come any more, and, when there is little room left, those whose end is least
+    /// likely.
     pub(super) fn sweep(&self, spans: &[Pairing], limit: u32, now: u64) -> Vec<Sweep> {
         let open: Vec<OpenSpan> =
             read(self.starts).iter().filter_map(|(key, value)| OpenSpan::decode(key, value)).collect();
@@ -87,7 +87,7 @@ impl<M: MapCore> StartMaps<'_, M> {
 }
 
 impl<M: MapCore> StartMaps<'_, M> {
-    /// Forgets all starts of these spans, which nothing ends any more; returns how many, by span.
+    /// Discards all starts of these spans, which nothing ends any more; returns how many, by span.
     pub(super) fn forget(&self, spans: &BTreeSet<u32>, all: u32) -> Vec<u64> {
         let mut forgotten = vec![0; all as usize];
         for (key, value) in read(self.starts) {
@@ -117,7 +117,7 @@ fn read(map: &impl MapCore) -> Vec<(Vec<u8>, Vec<u8>)> {
     map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).map(Iterator::collect).unwrap_or_default()
 }
 
-/// Which of the starts are forgotten. `ended` tells whether the process or thread with this number is gone.
+/// Chooses the starts to discard. `ended` tells whether the process or thread with this number has ended.
 fn choose(
     open: &[OpenSpan],
     limit: usize,
@@ -158,7 +158,7 @@ fn left(dead: &[bool]) -> usize {
     dead.iter().filter(|dead| !**dead).count()
 }
 
-/// Marks the oldest that may go, until no more than `most` are left.
+/// Marks the oldest discardable starts until no more than `most` are left.
 fn sacrifice(open: &[OpenSpan], dead: &mut [bool], most: usize, may: impl Fn(&usize) -> bool) {
     let mut victims: Vec<usize> = (0..open.len()).filter(|n| !dead[*n]).filter(may).collect();
     victims.sort_by_key(|n| open[*n].time);
@@ -166,8 +166,8 @@ fn sacrifice(open: &[OpenSpan], dead: &mut [bool], most: usize, may: impl Fn(&us
     victims.into_iter().take(excess).for_each(|n| dead[n] = true);
 }
 
-/// Calls that were open when the same thread or goroutine began another one above them. On one stack that shows that they were left by
-/// an exception; with coroutines, whose stacks lie anywhere, it may be another stack.
+/// Calls that were open when the same thread or goroutine started another one above them. On one stack that means that
+/// they were left by an exception; with coroutines, whose stacks lie anywhere, it may be another stack.
 fn overtaken(open: &[OpenSpan]) -> Vec<bool> {
     let mut latest_first: Vec<usize> = (0..open.len()).collect();
     latest_first.sort_by_key(|n| std::cmp::Reverse(open[*n].time));
@@ -181,12 +181,12 @@ fn overtaken(open: &[OpenSpan]) -> Vec<bool> {
     found
 }
 
-/// Processes and threads that were looked for.
+/// Caches which processes and threads have ended.
 #[derive(Default)]
 struct EndedTasks(HashMap<u32, bool>);
 
 impl EndedTasks {
-    /// Those outside of the exporter's pid namespace cannot be seen; their starts go when room is needed.
+    /// Those outside of the exporter's pid namespace cannot be seen; their starts are discarded when room is needed.
     fn look(&mut self, id: u32) -> bool {
         if id & abi_id::ID_OUTSIDE.0 != 0 {
             return false;
@@ -196,7 +196,7 @@ impl EndedTasks {
 }
 
 impl OpenSpan {
-    /// As in `struct start_key` and `struct start`.
+    /// From `struct start_key` and `struct start`.
     fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
         Some(Self {
             span: word(key, std::mem::offset_of!(start_key, span))?,
@@ -208,12 +208,12 @@ impl OpenSpan {
         })
     }
 
-    /// Whether the call is on the stack of a goroutine, which is no thread's.
+    /// Whether the call is on a goroutine's stack, which belongs to no thread.
     fn is_goroutine(&self) -> bool {
         self.key >> goroutine_key::GOROUTINE_MARK.0 & 1 == 1
     }
 
-    /// Tells the stacks of a process apart.
+    /// Distinguishes the stacks of a process.
     fn stack(&self) -> u64 {
         if self.is_goroutine() {
             self.key & ((1 << goroutine_key::GOROUTINE_FUNCTION.0) - 1)
@@ -257,7 +257,7 @@ mod tests {
 
     #[test]
     fn under_pressure_calls_that_a_later_one_lies_above_go_first() {
-        // A call that waits at the bottom of the stack, frames that exceptions left, and the present call.
+        // A call waiting at the bottom of the stack, frames that exceptions left, and the current call.
         let mut open = vec![call(ALIVE, 1000, NOW - 100)];
         open.extend((0..8u64).map(|n| call(ALIVE, 500 + n, NOW - 90 + n)));
         open.push(call(ALIVE, 900, NOW - 1));
@@ -273,9 +273,9 @@ mod tests {
             key: 1 << goroutine_key::GOROUTINE_MARK.0 | n << 12,
             ..call(tid, frame as u64, time)
         };
-        // The thread that it began on is gone; the goroutine is not.
+        // The thread that it started on has ended; the goroutine has not.
         assert_eq!(chosen(&[goroutine(1, GONE, -80, 0)], 100, Pairing::Frame), [false]);
-        // Two goroutines on one thread, the second with a shorter stack; and of the first a call that was left.
+        // Two goroutines on one thread, the second with a shorter stack, and an abandoned call of the first.
         let mut open = vec![goroutine(1, ALIVE, -800, NOW - 9), goroutine(1, ALIVE, -900, NOW - 8)];
         open.extend([goroutine(2, ALIVE, -80, NOW - 7), goroutine(1, ALIVE, -850, NOW - 6)]);
         assert_eq!(overtaken(&open), [false, true, false, false]);

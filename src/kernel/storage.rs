@@ -1,5 +1,5 @@
-//! The memory that libbpf-rs wants from its caller for an object. A skeleton and its storage move together
-//! (`self_cell`), so that programs can be kept, sent to another thread, and freed.
+//! The memory that libbpf-rs requires its caller to provide for an object. A skeleton and its storage move together
+//! (`self_cell`), so that programs can be stored, sent to another thread, and freed.
 
 use std::mem::MaybeUninit;
 

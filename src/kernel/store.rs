@@ -1,4 +1,4 @@
-//! The store that the probe programs add to.
+//! The counter store that the probe programs update.
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,22 +13,22 @@ use crate::layout::{InternerLayout, StoreLayout};
 use crate::mapping::Mapped;
 use crate::store::Store;
 
-/// What the store is made of.
+/// The parts of the store.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub slots: Mapped<AtomicU64>,
     pub shards: u32,
     pub entries: Mapped<EntryView>,
-    /// Of each interner, how many values are in use, and which numbers are free.
+    /// For each interner, the number of used values, and the free numbers.
     pub interners: Mapped<InternerView>,
     pub small_integers: Mapped<SmallIntegersView>,
-    /// The maps that find a number, the long keys first.
+    /// The maps from values to numbers, the one with long keys first.
     pub numbers: [MapHandle; 2],
-    /// Executables' paths and command lines.
+    /// Executable paths and command lines.
     pub process_texts: MapHandle,
 }
 
-/// Slots, and the names behind the numbers of interners, as the kernel sees them now.
+/// Slots, and the names of interned numbers, as the kernel has them now.
 #[derive(Debug)]
 pub struct KernelStore {
     parts: Parts,
@@ -41,7 +41,7 @@ impl KernelStore {
         Self { parts, slots_per_shard: layout.slots, interners: layout.interners.clone() }
     }
 
-    /// Sets the first shard's slot, which nobody adds to.
+    /// Sets the first shard's slot, which nothing else updates.
     pub(crate) fn set(&self, slot: u32, value: u64) {
         self.slot(0, slot).store(value, Ordering::Release);
     }
@@ -57,7 +57,7 @@ impl KernelStore {
         (0..self.parts.shards).map(|shard| self.load(shard, slot)).max().unwrap_or(0)
     }
 
-    /// The executable's path, or the command line, that has this number; `None` if there was no room for it.
+    /// The executable path or command line with this number; `None` if there was no room for it.
     pub(crate) fn process_text(&self, number: u64) -> Option<Vec<u8>> {
         if number < u64::from(process_number::PROCESS_FIRST_NUMBER.0) {
             return None;
@@ -82,7 +82,7 @@ impl KernelStore {
         self.slot(shard, slot).load(Ordering::Relaxed)
     }
 
-    /// What stands behind a number of an interner.
+    /// The value of an interned number.
     fn entry(&self, interner: u32, number: u32) -> Option<&EntryView> {
         let layout = self.interners.get(interner as usize).filter(|layout| number < layout.capacity)?;
         self.parts.entries.get((layout.first_entry + number) as usize)
@@ -113,7 +113,7 @@ impl Store for KernelStore {
         entry.words.iter().for_each(|word| key.extend(word.load(Ordering::Relaxed).to_le_bytes()));
         let [long, short] = &self.parts.numbers;
         let _ = short.delete(&key[..size_of::<integer_key>()]);
-        // Of text, the table has nothing: clearing a place in it is harmless.
+        // Texts are not in that table: clearing a slot of it is harmless.
         let value = entry.words[0].load(Ordering::Relaxed) as usize;
         if value < SMALL_INTEGERS {
             self.parts.small_integers[interner as usize][value].store(0, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Plan and layout as the tables of `bpf/abi.h`. Pure.
+//! Converts plan and layout into the tables of `bpf/abi.h`. Pure.
 
 use super::filters::words;
 use crate::abi::{
@@ -13,10 +13,10 @@ use crate::plan::{
     ValueSource,
 };
 
-/// Added to a signed number, it makes unsigned comparison right.
+/// Added to a signed number, it makes unsigned comparison correct.
 pub(crate) const BIAS: u64 = 1 << 63;
 
-/// The tables that do not depend on where the sites are.
+/// The tables that do not depend on the sites.
 #[derive(Debug, Default)]
 pub(crate) struct ProbeTables {
     pub probes: Vec<probe>,
@@ -51,18 +51,19 @@ impl ProbeTables {
         tables
     }
 
-    /// All flags that any probe has, and likewise below: what no row uses is no part of the programs (`bpf/maps.bpf.h`).
+    /// The union of all probes' flags, and likewise below: code that no row uses is left out of the programs
+    /// (`bpf/maps.bpf.h`).
     pub(crate) fn probe_flags(&self) -> u32 {
         self.probes.iter().fold(0, |all, probe| all | probe.flags)
     }
 
-    /// All flags that any label has.
+    /// The union of all labels' flags.
     pub(crate) fn label_flags(&self) -> u32 {
         let labels = self.actions.iter().flat_map(|action| &action.labels);
         labels.fold(0, |all, label| all | u32::from(label.flags))
     }
 
-    /// The classes of all events, a bit each.
+    /// The classes of all events, one bit each.
     pub(crate) fn events(&self) -> u32 {
         let sent = probe_flag::PROBE_EMIT.0 | probe_flag::PROBE_SLOW.0;
         let sending = self.probes.iter().filter(|probe| probe.flags & sent != 0);
@@ -94,7 +95,7 @@ impl ProbeTables {
         row
     }
 
-    /// What finds a hit slow.
+    /// The rows that detect slow hits.
     fn slow(&mut self, probe: &ProbePlan, plan: &SlowPlan, counted: &SlowLayout) -> action {
         let floor = counted.floor.filter(|_| plan.worst.is_some());
         let kind = if floor.is_some() { action_kind::ACTION_WORST } else { action_kind::ACTION_SLOW };
@@ -164,7 +165,7 @@ impl ProbeTables {
         let mut words = 0;
         if kind.is_text() {
             flags |= label_flag::LABEL_TEXT.0;
-            // Whether it had a length when the start kept it is not known here.
+            // Whether it had a length when the start stored it is unknown here.
             let is_carried = matches!(probe.values[layout.value].source, ValueSource::Carried(_));
             if matches!(kind, ValueKind::StrLen { .. }) || kind.is_characters() && is_carried {
                 flags |= label_flag::LABEL_NUL.0;
@@ -248,7 +249,8 @@ fn probe_entry(number: usize, plan: &ProbePlan, filtered: bool, first: usize, na
     row
 }
 
-/// The smallest event that holds the probe's values. A text begins only where the class's longest one would fit.
+/// The smallest event class that holds the probe's values. A text is placed only where the class's longest one would
+/// fit.
 fn class_of(plan: &ProbePlan) -> event_class {
     let texts: Vec<_> =
         plan.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0).collect();
@@ -275,7 +277,7 @@ fn comparison(op: Op) -> condition_op {
     }
 }
 
-/// How numbers without a sign are compared with any number: all of them are above one that is negative.
+/// Translates a comparison of unsigned numbers with any number: all of them are greater than a negative one.
 fn unsigned_comparison(op: Op, with: i128) -> (condition_op, u64) {
     match (u64::try_from(with), op) {
         (Ok(with), op) => (comparison(op), with),
@@ -297,7 +299,7 @@ fn pattern_entry(wanted: &Pattern) -> pattern {
     match wanted {
         Pattern::Int(number) => {
             let mut row = pattern::default();
-            // Without a sign it can be 2^63 and more; the plan has seen that it fits into the value's 64 bits.
+            // Unsigned values can be 2^63 and more; the plan has checked that it fits into 64 bits.
             row.word[0] = *number as u64;
             row.mask[0] = u64::MAX;
             row
@@ -307,18 +309,18 @@ fn pattern_entry(wanted: &Pattern) -> pattern {
     }
 }
 
-/// An exact pattern covers the NUL behind its text too.
+/// An exact pattern covers the NUL after its text, too.
 fn text_pattern(text: &str, exact: bool) -> pattern {
     let covered = vec![0xff; text.len() + usize::from(exact)];
     pattern { word: words(text.as_bytes()), mask: words(&covered) }
 }
 
-/// Order-preserving, and always leaves `u64::MAX` to mean "no bound".
+/// Order-preserving, and never `u64::MAX`, which means "no bound".
 fn biased(number: i64) -> u64 {
     (number as u64).wrapping_add(BIAS).min(u64::MAX - 1)
 }
 
-/// A number that the plan keeps small; the plan refuses what would not fit.
+/// A number that the plan keeps small; the plan rejects what would not fit.
 fn small<T: TryInto<u8>>(number: T) -> u8 {
     number.try_into().unwrap_or(u8::MAX)
 }

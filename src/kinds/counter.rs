@@ -1,4 +1,4 @@
-//! Counters: how often, or how much in all.
+//! Counters: the number of hits, or the sum of a value.
 
 use super::panel::{Panel, Query, Selection};
 use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
@@ -56,7 +56,7 @@ impl Kind for Counter {
     }
 
     fn merge(&self, number: u64, _: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
-        // What was added was never negative.
+        // No negative value was ever added.
         to.add(number, format.scale);
     }
 
@@ -67,7 +67,7 @@ impl Kind for Counter {
     }
 }
 
-/// Slots of a sum: the sum, and of values, which may add up to 0, how many there were.
+/// Slots of a sum: the sum, and the number of values, if there are values, as they may add up to 0.
 pub(super) fn sum_slots(has_value: bool) -> u32 {
     if has_value { 2 } else { 1 }
 }
@@ -80,7 +80,7 @@ pub(super) fn add(store: &UserStore, slot: u32, by: &Update<'_>) {
     }
 }
 
-/// The sum, unless nothing was added.
+/// Returns the sum, unless nothing was added.
 pub(super) fn read_sum(from: &Slots<'_>) -> Option<u64> {
     let last = from.total(from.number - 1);
     if last == 0 {

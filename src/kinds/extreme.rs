@@ -1,4 +1,4 @@
-//! Gauges of the least or greatest value of the last one to two windows.
+//! Gauges of the minimum or maximum over the last one to two windows.
 
 use super::last::{self, gauge_panel};
 use super::panel::{Panel, Selection};
@@ -7,7 +7,7 @@ use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
 
-/// Its slot holds a code of the value, and 0 is none; not sharded.
+/// Its slot holds an encoded value, and 0 for none; not sharded.
 #[derive(Debug)]
 pub(super) enum Extreme {
     Min,
@@ -15,7 +15,7 @@ pub(super) enum Extreme {
 }
 
 impl Extreme {
-    /// The further one of two codes.
+    /// The more extreme one of two codes.
     fn further(&self, a: u64, b: u64) -> u64 {
         match self {
             Extreme::Min if a != 0 && b != 0 => a.min(b),
@@ -56,7 +56,7 @@ impl Kind for Extreme {
         store.update(slot, |old| self.further(old, code_of(by.value)));
     }
 
-    /// The code.
+    /// Returns the code.
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
         Some(self.further(from.previous, from.single(0))).filter(|code| *code != 0)
     }
@@ -84,12 +84,12 @@ impl Kind for Extreme {
     }
 }
 
-/// As the kernel keeps minima and maxima: ordered like the number, and never 0.
+/// The encoding of the kernel's minima and maxima: ordered like the number, and never 0.
 fn code_of(number: i64) -> u64 {
     (number as u64).wrapping_add(1 << 63).saturating_add(1)
 }
 
-/// The number behind a code, which is not 0. The two greatest numbers have one code, and are one to Prometheus.
+/// The number of a code, which is not 0. The two greatest numbers share a code, and are the same to Prometheus.
 fn number_of(code: u64) -> i64 {
     if code == u64::MAX { i64::MAX } else { code.saturating_sub(1).wrapping_sub(1 << 63) as i64 }
 }

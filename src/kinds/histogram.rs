@@ -1,4 +1,4 @@
-//! Histograms: how many values there were up to each bound, and their sum.
+//! Histograms: the number of values up to each bound, and their sum.
 
 use super::panel::{Panel, Query, Selection};
 use super::{Form, Kind, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
@@ -15,10 +15,10 @@ pub(super) const FORM: Form = Form {
     kind: |options| MetricKind::Histogram(options.bounds),
 };
 
-/// The sum, and a slot for each bucket, the last beyond all bounds.
+/// The sum, and a slot for each bucket; the last is for values beyond all bounds.
 #[derive(Debug)]
 pub(super) struct Histogram {
-    /// In the metric's unit.
+    /// Upper bounds in the metric's unit.
     pub bounds: Vec<f64>,
 }
 
@@ -53,7 +53,7 @@ impl Kind for Histogram {
         store.add(slot + 1 + bucket as u32, 1);
     }
 
-    /// The sum.
+    /// Returns the sum.
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
         (1..from.number).any(|bucket| from.total(bucket) != 0).then(|| from.total(0))
     }

@@ -6,7 +6,7 @@ use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
 
-/// Of all gauges of a value.
+/// The form of all gauges of a value.
 pub(super) const FORM: Form = Form {
     key: "gauge",
     about: "Name of a gauge.",
@@ -16,7 +16,7 @@ pub(super) const FORM: Form = Form {
     kind: |options| MetricKind::Gauge(options.mode),
 };
 
-/// The value, and its time; not sharded.
+/// The value and its time; not sharded.
 #[derive(Debug)]
 pub(super) struct Last;
 
@@ -53,13 +53,13 @@ impl Kind for Last {
         set_with_time(store, slot, by);
     }
 
-    /// The time.
+    /// Returns the time.
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
         read_time(from)
     }
 
     fn merge(&self, time: u64, from: &Slots<'_>, format: NumberFormat, to: &mut Total, _: &mut [u64]) {
-        // Several probes may feed it: the latest counts.
+        // Several probes may feed it: the latest value counts.
         if time >= to.time {
             to.time = time;
             let raw = from.single(0);
@@ -72,18 +72,18 @@ impl Kind for Last {
     }
 }
 
-/// Sets the value, and its time.
+/// Sets the value and its time.
 pub(super) fn set_with_time(store: &UserStore, slot: u32, by: &Update<'_>) {
     store.set(slot, by.value as u64);
     store.set(slot + 1, by.time);
 }
 
-/// The time of the value, unless none was set.
+/// Returns the time of the value, unless none was set.
 pub(super) fn read_time(from: &Slots<'_>) -> Option<u64> {
     Some(from.single(1)).filter(|time| *time != 0)
 }
 
-/// The series as they are; of times, as dates.
+/// A panel of the series; timestamps are shown as dates.
 pub(super) fn gauge_panel(of: &Selection<'_>, about: &'static str) -> Panel {
     let mut expr = of.most(of.series(of.name));
     if of.is_timestamp() {

@@ -1,8 +1,8 @@
-//! Kinds of metric: a module each, with all that is particular to the kind.
+//! Kinds of metric: a module for each, with everything that is particular to it.
 //!
-//! A kind says how the configuration asks for it, how many slots one series has and how the kernel updates them, does
-//! the same in user space, reads the slots at a scrape, and draws the metric's panel. Everything else treats all kinds
-//! alike, by the trait [`Kind`]; they are listed in this file only: in [`FORMS`], [`MetricKind`] and [`of`].
+//! A kind defines how it is configured, how many slots one series has and how the kernel updates them, does the same in
+//! user space, reads the slots at a scrape, and draws the metric's panel. All other code treats all kinds alike,
+//! through the trait [`Kind`]; they are listed only in this file: in [`FORMS`], [`MetricKind`] and [`of`].
 
 mod counter;
 mod extreme;
@@ -26,77 +26,77 @@ use panel::{Panel, Selection};
 pub use value::Scale;
 pub(crate) use value::Total;
 
-/// What a configuration asks for.
+/// The kind of a metric, as configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum MetricKind {
     Counter,
     Gauge(GaugeKind),
     /// A gauge that some metrics of this name raise and others lower.
     UpDown,
-    /// Upper bounds, ascending, without +Inf, in the metric's own unit.
+    /// Upper bounds, ascending, without +Inf, in the metric's unit.
     Histogram(Vec<f64>),
-    /// Of the latest hit.
+    /// The time of the latest hit.
     Timestamp,
 }
 
-/// Which of the values a gauge shows.
+/// Which value a gauge shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum GaugeKind {
     #[default]
     Last,
-    /// Of the last one to two minutes.
+    /// The minimum of the last one to two minutes.
     Min,
-    /// Of the last one to two minutes.
+    /// The maximum of the last one to two minutes.
     Max,
 }
 
-/// How the configuration asks for a kind: by a key whose value is the metric's name.
+/// How a kind is configured: by a key whose value is the metric's name.
 #[derive(Debug)]
 pub struct Form {
     pub key: &'static str,
-    /// What the key is, for the reference.
+    /// The key's description in the reference.
     pub about: &'static str,
-    /// Whether the metric has a `value`.
+    /// Whether the metric takes a `value`.
     pub value: ValueUse,
-    /// The keys of a metric that are valid for some forms only: those for this one.
+    /// The keys valid for this form that are not valid for all forms.
     pub options: &'static [&'static str],
-    /// What names end with by convention.
+    /// The conventional suffix of names.
     pub suffix: Option<&'static str>,
     pub kind: fn(Options) -> MetricKind,
 }
 
 impl Form {
-    /// Whether a key that only some forms have is valid.
+    /// Whether it has a key that is valid only for some forms.
     pub fn has(&self, option: &str) -> bool {
         self.options.contains(&option)
     }
 }
 
-/// Whether a metric has a value.
+/// Whether a metric takes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueUse {
     Required,
-    /// Without one, it counts hits.
+    /// Without a value, it counts hits.
     Optional,
     None,
 }
 
-/// What [`Form::options`] say that decide the kind.
+/// The values of those [`Form::options`] that decide the kind.
 #[derive(Debug, Default)]
 pub struct Options {
     pub mode: GaugeKind,
     pub bounds: Vec<f64>,
 }
 
-/// All forms, in the order of the reference.
+/// All forms, in the order in which the reference lists them.
 pub const FORMS: &[&Form] =
     &[&counter::FORM, &last::FORM, &histogram::FORM, &up_down::FORM, &timestamp::FORM];
 
-/// Words for `mode` of a gauge.
+/// Values of a gauge's `mode`.
 pub const MODES: &[(&str, GaugeKind)] =
     &[("last", GaugeKind::Last), ("min", GaugeKind::Min), ("max", GaugeKind::Max)];
 
-/// All that is particular to a kind.
+/// The implementation of a kind.
 pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
     match kind {
         MetricKind::Counter => Arc::new(counter::Counter),
@@ -109,36 +109,37 @@ pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
     }
 }
 
-/// What is particular to a kind of metric. `has_value` is whether an action adds or sets a value, or counts hits.
+/// Everything that is particular to a kind of metric. `has_value` is whether an action adds or sets a value, or counts
+/// hits.
 pub(crate) trait Kind: fmt::Debug + Send + Sync {
-    /// How the configuration asks for it.
+    /// How it is configured.
     fn form(&self) -> &'static Form;
 
-    /// What Prometheus is told it is.
+    /// Its type in the exposition.
     fn exposed_as(&self) -> exposition::Kind;
 
-    /// Slots of one series; what they are is said at the action.
+    /// Slots of one series; their meaning is documented at the action.
     fn slots(&self, has_value: bool) -> u32;
 
     /// How the kernel updates them.
     fn action(&self, has_value: bool) -> action_kind;
 
-    /// A histogram's upper bounds, in the unit that is read.
+    /// A histogram's upper bounds, in the unit of the values that are read.
     fn raw_bounds(&self, _scale: Scale) -> Vec<i64> {
         Vec::new()
     }
 
-    /// Whether a negative value is refused, because the metric can only grow.
+    /// Whether negative values are rejected because the metric can only grow.
     fn refuses_negative(&self) -> bool {
         false
     }
 
-    /// Whether it shows 64 bits with a sign and without one alike.
+    /// Whether signed and unsigned 64-bit values are displayed alike.
     fn shows_any_word(&self) -> bool {
         false
     }
 
-    /// Whether it is the number of hits, if it has no value, conditions or labels that vary.
+    /// Whether it equals the number of hits if it has no value, no conditions and no variable labels.
     fn counts_hits(&self) -> bool {
         false
     }
@@ -148,36 +149,36 @@ pub(crate) trait Kind: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Whether it has fractions even where its action's numbers are whole.
+    /// Whether it is fractional even where its action's numbers are whole.
     fn has_fractions(&self) -> bool {
         false
     }
 
-    /// Whether what a process has done to it ends with the process, so that each process has slots of its own.
+    /// Whether a process's contribution ends with the process, so that each process has slots of its own.
     fn ends_with_process(&self) -> bool {
         false
     }
 
-    /// Whether it stays wrong once it has missed hits, so that its probes are never detached to save time.
+    /// Whether missed hits make it wrong permanently, so that its probes are never shed.
     fn needs_every_hit(&self) -> bool {
         false
     }
 
-    /// Whether its slots start from zero with each window of time.
+    /// Whether its slots start from zero with each time window.
     fn is_windowed(&self) -> bool {
         false
     }
 
-    /// Whether it shows 0 from the start, where its labels are known beforehand.
+    /// Whether it is 0 from the start, where its labels are known in advance.
     fn starts_at_zero(&self) -> bool;
 
-    /// Updates the slots of the series that begin at `slot`, in user space, as the kernel does by its action.
+    /// Updates, in user space, the slots of the series that begin at `slot`, as the kernel does by its action.
     fn update(&self, store: &UserStore, slot: u32, by: &Update<'_>);
 
-    /// The number in the slots, whose meaning is the kind's own; `None` if nothing has updated them.
+    /// The number in the slots, whose meaning depends on the kind; `None` if nothing has updated them.
     fn read(&self, from: &Slots<'_>) -> Option<u64>;
 
-    /// Takes such a number into the series' total, which several actions may feed; of a histogram the buckets too.
+    /// Adds such a number to the series' total, which several actions may feed; for a histogram, the buckets too.
     fn merge(&self, number: u64, from: &Slots<'_>, format: NumberFormat, to: &mut Total, buckets: &mut [u64]);
 
     /// How a dashboard shows it.
@@ -190,7 +191,7 @@ pub(crate) struct Update<'a> {
     /// 1 if hits are counted.
     pub value: i64,
     pub has_value: bool,
-    /// By the kernel's clock.
+    /// In the kernel's clock.
     pub time: u64,
     /// See [`Kind::raw_bounds`].
     pub bounds: &'a [i64],
@@ -201,7 +202,7 @@ pub(crate) struct Slots<'a> {
     pub store: &'a dyn Store,
     pub first: u32,
     pub number: u32,
-    /// Where there are windows, what the first slot was at the end of the one before.
+    /// With windows, the value of the first slot at the end of the previous one.
     pub previous: u64,
 }
 
@@ -215,10 +216,10 @@ impl Slots<'_> {
     }
 }
 
-/// How an action's numbers are understood.
+/// How an action's numbers are interpreted.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NumberFormat {
     pub scale: Scale,
-    /// Their 64 bits have no sign.
+    /// Whether their 64 bits are unsigned.
     pub unsigned: bool,
 }

@@ -1,11 +1,11 @@
-//! What a dashboard shows of a metric: queries in PromQL, and their unit.
+//! A metric's dashboard panel: queries in PromQL, and their unit.
 
 /// A panel's queries, all in one unit.
 #[derive(Debug)]
 pub(crate) struct Panel {
-    /// Grafana's name of the unit.
+    /// Grafana's name for the unit.
     pub unit: &'static str,
-    /// What is seen, in a sentence.
+    /// What it shows, in a sentence.
     pub about: &'static str,
     pub queries: Vec<Query>,
 }
@@ -14,7 +14,7 @@ pub(crate) struct Panel {
 #[derive(Debug)]
 pub(crate) struct Query {
     pub expr: String,
-    /// With `{{label}}` where a label's value goes.
+    /// With `{{label}}` as the placeholder for a label's value.
     pub legend: String,
 }
 
@@ -22,27 +22,27 @@ pub(crate) struct Query {
 #[derive(Debug)]
 pub(crate) struct Selection<'a> {
     pub name: &'a str,
-    /// What narrows every query: matchers of labels.
+    /// Label matchers of every query.
     pub matchers: &'a str,
-    /// Labels that series are told apart by.
+    /// Labels that tell the series apart.
     pub by: &'a str,
     pub legend: &'a str,
-    /// There may be many series: only the greatest are shown.
+    /// There may be many series: only the largest are shown.
     pub top: bool,
 }
 
 impl Selection<'_> {
-    /// The series of a metric, or of a part of this one.
+    /// The series of a metric, or of a part of it.
     pub fn series(&self, name: &str) -> String {
         format!("{name}{{{}}}", self.matchers)
     }
 
-    /// How much it grew in the window that was chosen, which suits rare events too.
+    /// The increase over the selected window, which also suits rare events.
     pub fn increase(&self, name: &str) -> String {
         format!("increase({}[$window])", self.series(name))
     }
 
-    /// The greatest, where there may be many.
+    /// The largest series, where there may be many.
     pub fn most(&self, expr: String) -> String {
         if self.top { format!("topk($top, {expr})") } else { expr }
     }
@@ -65,7 +65,7 @@ impl Selection<'_> {
         is_timestamp(self.name)
     }
 
-    /// Grafana's unit of what the metric measures.
+    /// Grafana's unit for the metric's values.
     pub fn unit(&self) -> &'static str {
         if self.is_timestamp() {
             return "dateTimeAsIso";
@@ -79,19 +79,20 @@ impl Selection<'_> {
     }
 }
 
-/// The unit that a metric's name ends with, by Prometheus' conventions.
+/// The unit at the end of a metric's name, by Prometheus conventions.
 pub(crate) fn base_unit(name: &str) -> Option<&str> {
     let base = name.strip_suffix("_total").unwrap_or(name);
     base.rsplit_once('_').map(|(_, unit)| unit)
 }
 
-/// Whether a metric with this name tells which one it is, not how many: of block 900135, "900 K" says nothing.
+/// Whether a metric with this name identifies a thing rather than counts things: for block 900135, "900 K" says
+/// nothing.
 pub(crate) fn names_a_thing(name: &str) -> bool {
     const WORDS: [&str; 6] = ["height", "epoch", "slot", "version", "id", "number"];
     !name.ends_with("_total") && name.split('_').any(|word| WORDS.contains(&word))
 }
 
-/// Whether a metric with this name is a time since 1970.
+/// Whether a metric with this name is a Unix timestamp.
 pub(crate) fn is_timestamp(name: &str) -> bool {
     name.ends_with("_timestamp_seconds")
 }

@@ -1,4 +1,4 @@
-//! Gauges of when a hit was last seen: how long ago something happened is `time() - NAME` in PromQL.
+//! Gauges of the time of the latest hit: the time since something happened is `time() - NAME` in PromQL.
 
 use super::last::{read_time, set_with_time};
 use super::panel::{Panel, Query, Selection};
@@ -17,7 +17,7 @@ pub(super) const FORM: Form = Form {
     kind: |_| MetricKind::Timestamp,
 };
 
-/// As of the latest value, of which only the time matters; not sharded.
+/// Slots as of a latest value, of which only the time is used; not sharded.
 #[derive(Debug)]
 pub(super) struct Timestamp;
 
@@ -54,7 +54,7 @@ impl Kind for Timestamp {
         set_with_time(store, slot, by);
     }
 
-    /// The time.
+    /// Returns the time.
     fn read(&self, from: &Slots<'_>) -> Option<u64> {
         read_time(from)
     }
@@ -73,7 +73,7 @@ impl Kind for Timestamp {
     }
 }
 
-/// The nearest number of them, so that how precisely the two clocks are compared does not show from scrape to scrape.
+/// Rounds to milliseconds, so that the imprecise comparison of the two clocks does not show from scrape to scrape.
 fn milliseconds(nanoseconds: i64) -> i64 {
     nanoseconds.saturating_add(500_000).div_euclid(1_000_000)
 }

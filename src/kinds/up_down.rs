@@ -1,4 +1,4 @@
-//! Gauges that some probes raise and others lower: connections open, requests in flight.
+//! Gauges that some probes raise and others lower: open connections, requests in flight.
 
 use super::counter::{add, read_sum, sum_slots};
 use super::last::gauge_panel;
@@ -17,7 +17,7 @@ pub(super) const FORM: Form = Form {
     kind: |_| MetricKind::UpDown,
 };
 
-/// Each action's sum by itself, as of a counter; that of one which lowers has a negative scale.
+/// Each action has its own sum, like a counter; an action that lowers has a negative scale.
 #[derive(Debug)]
 pub(super) struct UpDown;
 
@@ -38,12 +38,12 @@ impl Kind for UpDown {
         if has_value { action_kind::ACTION_ADD } else { action_kind::ACTION_COUNT }
     }
 
-    /// A process that has ended closes nothing any more.
+    /// A process that has exited no longer closes anything.
     fn ends_with_process(&self) -> bool {
         true
     }
 
-    /// Without one of those that raise it and those that lower it, it would be wrong for ever.
+    /// If a hit that raises or lowers it were missed, it would be wrong forever.
     fn needs_every_hit(&self) -> bool {
         true
     }

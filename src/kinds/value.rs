@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exposition::Number;
 
-/// What turns the integer that was read into the metric's unit: `value * mul / div`.
+/// The conversion of a raw integer into the metric's unit: `value * mul / div`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     pub mul: f64,
@@ -15,12 +15,12 @@ impl Scale {
     pub const ONE: Scale = Scale { mul: 1.0, div: 1.0 };
     const MINUS_ONE: Scale = Scale { mul: -1.0, div: 1.0 };
 
-    /// Whether a whole number stays one.
+    /// Whether whole numbers stay whole.
     pub fn is_whole(self) -> bool {
         self == Self::ONE || self == Self::MINUS_ONE
     }
 
-    /// What lowers instead of raising.
+    /// The scale that lowers instead of raising.
     #[must_use]
     pub fn negated(self) -> Self {
         Self { mul: -self.mul, div: self.div }
@@ -35,7 +35,7 @@ impl Scale {
     pub fn raw_bound(self, bound: f64) -> i64 {
         let exact = bound * self.div / self.mul;
         let nearest = exact.round();
-        // 0.005 s is 4999.999... us in binary; a bound is meant as written.
+        // 0.005 s is 4999.999... us in binary; a bound is exact as written.
         if (exact - nearest).abs() <= 1e-9 * nearest.abs().max(1.0) {
             nearest as i64
         } else {
@@ -44,15 +44,15 @@ impl Scale {
     }
 }
 
-/// One series' number in one scrape, which several actions may feed.
+/// The number of one series in one scrape, which several actions may feed.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Total {
-    /// Of actions without a scale, exact.
+    /// The exact sum of actions without a scale.
     int: i128,
     real: f64,
-    /// When a gauge got the value, by the kernel's clock.
+    /// When a gauge was set, in the kernel's clock.
     pub time: u64,
-    /// Something has fed it.
+    /// Whether anything has fed it.
     pub live: bool,
 }
 
@@ -73,7 +73,7 @@ impl Total {
         self.add(raw, scale);
     }
 
-    /// Whole numbers are compared as such: beyond 2^53 several of them are one as a fraction.
+    /// Whole numbers are compared exactly: beyond 2^53 different ones are equal as floats.
     pub fn compared(&self, with: &Self) -> std::cmp::Ordering {
         if self.real == 0.0 && with.real == 0.0 {
             return self.int.cmp(&with.int);
@@ -81,13 +81,13 @@ impl Total {
         self.as_real().total_cmp(&with.as_real())
     }
 
-    /// Adds what another total has.
+    /// Adds another total.
     pub fn add_total(&mut self, other: &Total) {
         self.int += other.int;
         self.real += other.real;
     }
 
-    /// How much more it is than another.
+    /// The difference from another total.
     #[must_use]
     pub fn minus(&self, other: &Total) -> Total {
         Total { int: self.int - other.int, real: self.real - other.real, ..Total::default() }
@@ -97,7 +97,7 @@ impl Total {
         self.int as f64 + self.real
     }
 
-    /// The number as it is shown, with a fraction or without.
+    /// The number as it is exposed, as a float or an integer.
     pub fn displayed(&self, real: bool) -> Number {
         if real { Number::Real(self.as_real()) } else { Number::Int(self.int) }
     }

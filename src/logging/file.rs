@@ -1,4 +1,4 @@
-//! The log file: appended to, opened again when it is renamed, and whatever cannot be written is counted.
+//! The log file: appended to, and reopened when it is renamed; lines that cannot be written are counted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -6,34 +6,34 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How often it is looked at whether the path still is the file.
+/// How often it is checked whether the path still refers to the file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A log file. Opened before privileges are dropped, it can be any user's.
+/// A log file. As it is opened before privileges are dropped, it may belong to any user.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
     file: File,
     checked: Instant,
-    /// The last line was cut off, by a full disk for example.
+    /// Whether the last line was truncated, by a full disk for example.
     torn: bool,
-    /// It could not be opened again, which is told once.
+    /// Whether it could not be reopened, which is reported once.
     stuck: bool,
 }
 
 impl LogFile {
-    /// Opens the file for appending; it is made if it is not there.
+    /// Opens the file for appending, and creates it if necessary.
     ///
     /// # Errors
-    /// What open(2) refuses.
+    /// If open(2) fails.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         let path = path.into();
         let file = append(&path)?;
         Ok(Self { path, file, checked: Instant::now(), torn: false, stuck: false })
     }
 
-    /// Whether it can be opened, as far as that is told without making it, and without regard to permissions: whoever asks may be
-    /// another user than the exporter's.
+    /// Checks that it can be opened, as far as possible without creating it, and regardless of permissions: the caller
+    /// may be a different user from the exporter's.
     ///
     /// # Errors
     /// As [`LogFile::open`].
@@ -48,10 +48,10 @@ impl LogFile {
         opened.or_else(|err| if err.kind() == io::ErrorKind::PermissionDenied { Ok(()) } else { Err(err) })
     }
 
-    /// Appends a line, to the file that has the path now: `logrotate` renames the earlier one.
+    /// Appends a line to the file that the path refers to now: `logrotate` renames the previous one.
     ///
     /// # Errors
-    /// If the line was not written, or not whole.
+    /// If the line was not written, or not completely.
     pub(super) fn write(&mut self, line: &str) -> io::Result<()> {
         self.write_at(line, Instant::now())
     }
@@ -121,10 +121,10 @@ mod tests {
         let began = Instant::now();
         file.write_at("one\n", began).unwrap();
         fs::rename(&path, &old).unwrap();
-        // It is not looked at for every line.
+        // The path is not checked for every line.
         file.write_at("two\n", began).unwrap();
         file.write_at("three\n", began + CHECK_INTERVAL).unwrap();
-        // As with logrotate's `create`, and after its next turn with `copytruncate`.
+        // As with logrotate's `create`, and then after a rotation with `copytruncate`.
         fs::rename(&path, directory.path().join("log.2")).unwrap();
         fs::write(&path, "").unwrap();
         file.write_at("four\n", began + 2 * CHECK_INTERVAL).unwrap();

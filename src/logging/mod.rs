@@ -1,10 +1,10 @@
-//! The log: standard output, and a file if one is asked for.
+//! The log: standard output, and a file if configured.
 //!
-//! Lines go through a bounded queue to a thread of their own, so that a terminal that is stopped or a slow disk never
-//! holds up events; a line that finds the queue full is dropped and counted. The form is the one that FIBRE operators
-//! have their filters for: `2024-01-15 10:30:00 [INFO] exporter: text`. To systemd's journal, which adds the time and
-//! the name itself, standard output is `<6>text` instead: the level is that of `sd-daemon(3)`, so that
-//! `journalctl --priority` finds what is wrong.
+//! Lines pass through a bounded queue to a separate thread, so that a stopped terminal or a slow disk never delays
+//! events; a line that finds the queue full is dropped and counted. The format is the one for which FIBRE operators
+//! have filters: `2024-01-15 10:30:00 [INFO] exporter: text`. For systemd's journal, which adds the time and the name
+//! itself, standard output is `<6>text` instead: the level is that of `sd-daemon(3)`, so that `journalctl --priority`
+//! finds problems.
 
 mod file;
 
@@ -20,10 +20,10 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::config::model::LogLevel;
 pub use file::LogFile;
 
-/// Lines that may wait.
+/// Lines that may be queued.
 const QUEUE: usize = 4096;
 
-/// How long [`Logging::flush`] waits for a reader that has stopped.
+/// How long [`Logging::flush`] waits for a reader that has stopped reading.
 const FLUSH: Duration = Duration::from_millis(200);
 
 /// The installed log.
@@ -37,7 +37,7 @@ pub struct Logging {
 #[derive(Debug)]
 enum Message {
     Line(Line),
-    /// Everything before it has been written when it is answered.
+    /// Answered when everything before it has been written.
     Flush(SyncSender<()>),
 }
 
@@ -60,7 +60,7 @@ impl Line {
         format!("{} [{level}] exporter: {}\n", self.at.format("%Y-%m-%d %H:%M:%S"), self.text)
     }
 
-    /// For the journal, with the priority of `syslog(3)`.
+    /// The format for the journal, with the priority of `syslog(3)`.
     fn journal(&self) -> String {
         let priority = match self.level {
             Level::Error => 3,
@@ -72,7 +72,7 @@ impl Line {
     }
 }
 
-/// Whether standard output is the journal's: `systemd.exec(5)` tells its device and inode, because a redirected child
+/// Whether standard output is the journal: `systemd.exec(5)` gives its device and inode, because a redirected child
 /// inherits the variable too.
 fn is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
@@ -83,7 +83,7 @@ impl Logging {
     /// Installs the log for the whole process.
     ///
     /// # Errors
-    /// If the log's thread cannot be made, or a log is installed already.
+    /// If the log's thread cannot be created, or a log is already installed.
     pub fn install(level: LogLevel, file: Option<LogFile>) -> io::Result<Self> {
         let (queue, lines) = sync_channel(QUEUE);
         let logging = Self { queue, dropped: Arc::default(), failed: Arc::default() };
@@ -94,17 +94,17 @@ impl Logging {
         Ok(logging)
     }
 
-    /// Lines that found the queue full.
+    /// Number of lines that found the queue full.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
-    /// Lines that were not written, or not everywhere: the disk is full, or nobody reads.
+    /// Number of lines that were not written, or not everywhere: the disk is full, or standard output is not read.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Waits until what was logged has been written, but not for long.
+    /// Waits a short time until everything logged so far has been written.
     pub fn wait(&self) {
         let (done, wait) = sync_channel(1);
         if self.queue.try_send(Message::Flush(done)).is_ok() {
@@ -115,7 +115,7 @@ impl Logging {
 
 impl Log for Logging {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // Of libraries only what is wrong; of the exporter what is asked for.
+        // For libraries only problems; for the exporter the configured level.
         metadata.target().starts_with("exporter") || metadata.level() <= Level::Warn
     }
 
@@ -123,7 +123,7 @@ impl Log for Logging {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // One event is one line, whatever the application's strings hold.
+        // One event is one line, whatever the application's strings contain.
         let text = record.args().to_string().replace(['\n', '\r'], " ");
         let line = Line { level: record.level(), at: Local::now(), text };
         if self.queue.try_send(Message::Line(line)).is_err() {
@@ -136,7 +136,7 @@ impl Log for Logging {
     }
 }
 
-/// What is logged from now on.
+/// Sets the log level.
 pub(crate) fn set_level(level: LogLevel) {
     log::set_max_level(match level {
         LogLevel::Debug => LevelFilter::Debug,
@@ -146,12 +146,12 @@ pub(crate) fn set_level(level: LogLevel) {
     });
 }
 
-/// What libbpf has to say in detail is for whoever looks for it; its errors come back as values.
+/// Logs libbpf's details at debug level; its errors are returned as values.
 pub(crate) fn log_libbpf() {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Info, |_, text| log::debug!("{}", text.trim_end()))));
 }
 
-/// Until the last sender is gone. Errors are counted: the log is where they would be told.
+/// Writes lines until the last sender is dropped. Errors are counted: the log itself is where they would be reported.
 fn write(lines: &Receiver<Message>, mut file: Option<LogFile>, failed: &AtomicU64) {
     let mut stdout = io::stdout();
     let journal = is_journal();

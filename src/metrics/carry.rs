@@ -1,5 +1,5 @@
-//! What series keep when the probes that feed them are replaced: a counter never goes down, so that nobody who scrapes takes
-//! it for one that began anew.
+//! What series keep when the probes that feed them are replaced: a counter never decreases, so that no scraper mistakes
+//! it for a restart.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,9 +22,10 @@ pub struct CarriedSeries {
 }
 
 impl Registry {
-    /// Goes on where another left off. Probes with the same reference in both are the same. What series have got from other probes
-    /// of the earlier one is carried, less what new probes have counted so far: from now on these alone count. A series that
-    /// nothing feeds any more goes, unless a new probe feeds the metric and so may feed it again.
+    /// Continues where another registry left off. Probes with the same reference in both are the same. What series
+    /// received from other probes of the old registry is carried over, minus what new probes have counted so far: from
+    /// now on only these count. A series that nothing feeds anymore is dropped, unless a new probe feeds the metric and
+    /// so may feed it again.
     pub fn take_over(&mut self, old: &mut Self, facts_before: &[ProbeFacts], facts: &[ProbeFacts]) {
         self.window = old.window;
         let pairs: Vec<Option<usize>> = self
@@ -69,7 +70,7 @@ impl Registry {
         }
     }
 
-    /// What series have of probes that are no more, to be written down.
+    /// The contributions of probes that no longer exist, to be saved.
     pub fn carried(&self) -> Vec<CarriedSeries> {
         let of = |family: &Family| {
             let name = family.head.name().to_string();
@@ -84,7 +85,7 @@ impl Registry {
         self.families.iter().flat_map(of).collect()
     }
 
-    /// Goes on with what was written down.
+    /// Continues with saved contributions.
     pub fn carry_on(&mut self, carried: Vec<CarriedSeries>) {
         for CarriedSeries { metric, key, total, counts } in carried {
             let Some(family) = self.families.iter_mut().find(|family| family.head.name() == metric) else {
@@ -97,7 +98,7 @@ impl Registry {
         }
     }
 
-    /// Lets go of engines that no probe refers to, which are the last ones.
+    /// Drops the engines that no probe refers to, which are the last ones.
     pub fn forget_stores(&mut self, left: usize) {
         self.stores.truncate(left);
     }
@@ -110,12 +111,12 @@ impl Registry {
     }
 }
 
-/// Whether it can only grow. What a gauge was once says nothing.
+/// Whether it can only grow. A gauge's former value means nothing.
 fn is_cumulative(family: &Family) -> bool {
     family.head.kind() != &Kind::Gauge
 }
 
-/// Whether its series go when the process has ended that they are of.
+/// Whether its series are removed when the process or thread that they belong to has ended.
 fn is_by_process(plan: &Plan, metric: usize) -> bool {
     plan.probes.iter().any(|probe| {
         let mut labels =
@@ -130,12 +131,12 @@ fn is_by_process(plan: &Plan, metric: usize) -> bool {
 }
 
 impl Family {
-    /// Keys of series that something has fed.
+    /// Keys of series that have a value.
     fn live(&self) -> HashSet<Box<str>> {
         self.series.iter().filter(|series| series.total.live).map(|series| series.key.clone()).collect()
     }
 
-    /// Carries what another family's series have more than the same series of this.
+    /// Carries the amounts by which another family's series exceed the same series of this one.
     fn carry(&mut self, other: &Family, is_wanted: impl Fn(&str) -> bool) {
         let buckets = self.head.buckets();
         let live = other.series.iter().enumerate().filter(|(_, series)| series.total.live);

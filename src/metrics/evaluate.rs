@@ -1,4 +1,4 @@
-//! Metrics computed from events: in user space, what `bpf/aggregate.bpf.h` does in the kernel, step by step alike.
+//! Metrics computed from events in user space, following `bpf/aggregate.bpf.h` in the kernel step by step.
 
 use crate::abi::label_id;
 use crate::config::model::{Op, Operand, Pattern};
@@ -10,21 +10,22 @@ use crate::plan::{ActionPlan, ConditionPlan, LabelPlan, ProbePlan, SlowPlan, Val
 use crate::store::UserStore;
 use crate::symbols::UNKNOWN;
 
-/// Labels of one metric that are told apart; a metric with more variable ones than this is beyond use.
+/// Labels of one metric that are distinguished; a metric with more variable ones than this is of no use.
 const MAX_SET_LABELS: usize = 32;
 
-/// What became of an event for one metric.
+/// The outcome of an event for one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Counted, or its conditions do not hold.
+    /// The event was counted, or the conditions do not hold.
     Done,
-    /// A number or a condition could not be read.
+    /// A number or a condition was unreadable.
     Unreadable,
     /// A negative amount for a counter, which can only grow.
     Negative,
 }
 
-/// Adds an event to one metric. `time` is the kernel's, `read` gives its values by number; `scratch` is reused from event to event.
+/// Adds an event to one metric. `time` is the kernel's, `read` returns its values by index; `scratch` is reused for
+/// each event.
 pub fn evaluate<'a>(
     store: &UserStore,
     layout: &ActionLayout,
@@ -57,7 +58,7 @@ pub fn evaluate<'a>(
     Outcome::Done
 }
 
-/// Whether all these conditions hold; `None` if one of them cannot be read.
+/// Whether all these conditions hold; `None` if one of them is unreadable.
 pub fn all_hold<'a>(
     conditions: &[ConditionPlan],
     probe: &ProbePlan,
@@ -73,7 +74,7 @@ pub fn all_hold<'a>(
     Some(true)
 }
 
-/// The histograms that take the event for slow, and its value there.
+/// The histograms for which the event is slow, and its value in each.
 pub fn found_slow<'p, 'a>(
     probe: &'p ProbePlan,
     read: &impl Fn(usize) -> EventValue<'a>,
@@ -91,7 +92,7 @@ pub fn found_slow<'p, 'a>(
     slow.collect()
 }
 
-/// The number that it is, if it is one.
+/// The value as a number, if it is one.
 fn integer(kind: &ValueKind, value: EventValue<'_>) -> Option<i128> {
     match value {
         EventValue::Int(number) => Some(kind.integer(number)),
@@ -120,14 +121,14 @@ fn holds(
             })
         }
         (Operand::Str(with), EventValue::Text(text)) => {
-            // A thread's name is padded with zeros; and text of a given length ends at a zero, as it is shown.
+            // A thread's name is padded with zeros, and text with a length ends at a NUL, as displayed.
             let mut text = text.split(|byte| *byte == 0).next().unwrap_or_default();
             if kind.is_compared_as_displayed() {
                 scratch.clear();
                 show(kind, value, false, scratch);
                 text = scratch.as_bytes();
             }
-            // No name is neither this one nor another.
+            // An unknown name neither equals a name nor differs from it.
             if kind.is_symbol() && text == UNKNOWN.as_bytes() {
                 return None;
             }
@@ -170,7 +171,7 @@ fn series<'a>(
                         let number = match current {
                             EventValue::Int(number) => store.number(interner, &number.to_le_bytes()),
                             EventValue::Large(number) => store.number(interner, &number.to_le_bytes()),
-                            // What lies behind a NUL is not shown, and makes no other value.
+                            // Bytes after a NUL are not shown, and do not make a different value.
                             EventValue::Text(text) if kind.is_characters() => store
                                 .number(interner, text.split(|byte| *byte == 0).next().unwrap_or_default()),
                             EventValue::Text(text) => store.number(interner, text),
@@ -191,7 +192,7 @@ fn series<'a>(
     }
     let (number, overflow) = match layout.label_sets {
         None => (number, overflow),
-        // Past the limit of label sets everything is "other", which is series 0.
+        // Beyond the limit of label sets, everything is "other", which is series 0.
         Some(sets) => match store.number(sets, &ids[..8 * layout.labels.len().min(MAX_SET_LABELS)]) {
             Some(number) => (number + 1, overflow),
             None => (0, true),
@@ -203,7 +204,7 @@ fn series<'a>(
     number
 }
 
-/// The first pattern that the value fits.
+/// The index of the first pattern that matches the value.
 pub fn fitting(
     mapping: &[(Pattern, String)],
     kind: &ValueKind,

@@ -1,4 +1,4 @@
-//! To which series of a metric an event belongs, by the event alone.
+//! Determines which series of a metric an event belongs to, from the event alone.
 
 use super::evaluate::fitting;
 use super::show::{UNREADABLE, show};
@@ -6,8 +6,8 @@ use crate::decode::EventValue;
 use crate::exposition::push_label;
 use crate::plan::{ActionPlan, HIDDEN, LabelPlan, MetricPlan, ProbePlan, ValueKind};
 
-/// The series' labels, as the registry has them; `None` if they depend on more than the event. Of a label whose values are too many,
-/// the series is another one, which has no such event then.
+/// The series' labels, as the registry has them; `None` if they depend on more than the event. If a label has
+/// overflowed, the event was counted in another series than this one.
 pub fn labels_of<'a>(
     metric: &MetricPlan,
     action: &ActionPlan,

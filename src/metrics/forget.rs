@@ -1,7 +1,6 @@
-//! Series of processes that have ended go away, and give their places back.
+//! Removes series of processes that have ended, and frees their slots.
 //!
-//! They stay for as long as it takes that everybody who scrapes has seen their last numbers, unless their places are
-//! needed.
+//! They stay until all scrapers have seen their last numbers, unless their slots are needed.
 
 use std::path::Path;
 use std::time::Instant;
@@ -15,9 +14,8 @@ use crate::plan;
 use crate::store::Store;
 
 impl Registry {
-    /// Forgets what processes and threads have done that are gone. A series that shows one in a label stays for
-    /// [`WINDOW`], or is shown once if three quarters of the label's places are taken; what is never shown by
-    /// process goes at once.
+    /// Forgets processes and threads that no longer exist. A series that shows one in a label stays for [`WINDOW`], or
+    /// for one scrape if more than three quarters of the label's values are in use; a hidden one is removed at once.
     pub(super) fn forget_ended(&mut self, now: Instant, visibility: LabelVisibility) {
         for source in &mut self.sources {
             let probe = &self.plan.probes[source.probe];
@@ -76,7 +74,7 @@ impl Registry {
     }
 }
 
-/// Whether no thread has this number any more. Processes outside of the exporter's pid namespace have the number 0 together.
+/// Whether no thread has this number anymore. Processes outside the exporter's pid namespace all have the number 0.
 fn is_gone(name: &[u8]) -> bool {
     name.first_chunk().is_some_and(|id| {
         let id = u64::from_le_bytes(*id);
@@ -85,7 +83,7 @@ fn is_gone(name: &[u8]) -> bool {
 }
 
 impl SeriesSource {
-    /// Clears all series in which the label at this position has a number that is over.
+    /// Clears all series in which the label at this position has the number of an ended process.
     fn forget(
         &mut self,
         layout: &ActionLayout,
@@ -108,7 +106,7 @@ impl SeriesSource {
             if known != UNKNOWN {
                 family.release(known);
             }
-            // Of numbered label sets, the first series is of none.
+            // Series 0 has no label set; the sets are those of the series from 1 on.
             if let (Some(sets), Some(set)) = (layout.label_sets, number.checked_sub(1)) {
                 store.forget(sets, set);
             }

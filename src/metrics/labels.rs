@@ -1,4 +1,4 @@
-//! The labels of a series, from its number.
+//! The labels of a series, by its number.
 
 use super::facts::ProbeFacts;
 use super::show::{OTHER, UNREADABLE, show};
@@ -12,7 +12,7 @@ use crate::layout::ActionLayout;
 use crate::plan::{HIDDEN, LabelPlan, Plan, ProbePlan, ValueKind};
 use crate::store::Store;
 
-/// Memory that is used anew for each series.
+/// Buffers that are reused for each series.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     pub labels: String,
@@ -31,7 +31,7 @@ pub(super) fn const_labels(probe: &ProbePlan, action: usize, plan: &Plan, to: &m
     }
 }
 
-/// The label text of series `number`; false if a name behind it is not known yet. `texts` has those of processes.
+/// Writes the labels of series `number`; returns false if a name is not known yet. `texts` has the texts of processes.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn labels(
     layout: &ActionLayout,
@@ -89,7 +89,7 @@ pub(super) fn labels(
     true
 }
 
-/// Puts the numbers of the labels of series `number` into `scratch.ids`; false if they are not known yet.
+/// Puts the ids of the labels of series `number` into `scratch.ids`; returns false if they are not known yet.
 pub(super) fn ids(layout: &ActionLayout, number: u32, store: &dyn Store, scratch: &mut Scratch) -> bool {
     scratch.ids.clear();
     match layout.label_sets {
@@ -106,12 +106,12 @@ pub(super) fn ids(layout: &ActionLayout, number: u32, store: &dyn Store, scratch
     true
 }
 
-/// An interner's bytes as the integer that they were.
+/// An interner's bytes as the original integer.
 fn integer(name: &[u8]) -> i64 {
     name.first_chunk().map_or(0, |bytes| i64::from_le_bytes(*bytes))
 }
 
-/// An interner's bytes as the value that they were.
+/// Shows an interner's bytes as the original value.
 fn show_name(kind: &ValueKind, name: &[u8], value: usize, facts: &ProbeFacts, to: &mut String) {
     to.clear();
     let display = if kind.is_symbol() {
@@ -135,14 +135,14 @@ fn show_name(kind: &ValueKind, name: &[u8], value: usize, facts: &ProbeFacts, to
     }
 }
 
-/// The text of a process that has this number.
+/// Shows the text of the process with this number.
 fn show_process_text(number: u64, texts: &KernelStore, to: &mut String) {
     to.clear();
     let Some(mut bytes) = texts.process_text(number) else {
         to.push_str(OTHER);
         return;
     };
-    // Arguments end with a NUL; a process that writes over them may leave more.
+    // Arguments end with a NUL; a process that overwrites them may leave more.
     let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     bytes.truncate(length);
     bytes.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');

@@ -1,4 +1,4 @@
-//! The table of measured series: built from the slots of both stores at every scrape, and written out.
+//! The table of measured series: built from the slots of both stores at every scrape, and rendered.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,19 +20,19 @@ use crate::store::{Store, UserStore};
 pub struct Registry {
     pub(super) plan: Arc<Plan>,
     pub(super) stores: Vec<CounterStore>,
-    /// Of each probe of the plan, where it is counted.
+    /// Where each probe of the plan is counted.
     probe_refs: Vec<ProbeRef>,
     pub(super) families: Vec<Family>,
     pub(super) sources: Vec<SeriesSource>,
     pub(super) scratch: Scratch,
-    /// When the current window of the least and greatest values began.
+    /// When the current window of minima and maxima began.
     pub(super) window: Instant,
-    /// Since when series of ended processes have been seen to be so.
+    /// When processes whose series are still shown were seen to have ended.
     pub(super) ended: Ended,
 }
 
-/// Least and greatest values are those of the last one to two windows, so that reading them changes nothing: every
-/// scraper with an interval up to this one sees every extreme, however many there are.
+/// Minima and maxima cover the last one to two windows, so that reading them changes nothing: every scraper with an
+/// interval up to this one sees every extreme, however many scrapers there are.
 pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// The slots of probes that were loaded together.
@@ -43,28 +43,28 @@ pub struct CounterStore {
     pub user: Arc<UserStore>,
 }
 
-/// Where a probe is counted: by which of the engines, and as which of the engine's probes.
+/// Where a probe is counted: the engine, and the probe's index in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProbeRef {
     pub engine: usize,
     pub probe: usize,
 }
 
-/// One metric.
+/// One metric, with its series.
 #[derive(Debug)]
 pub(super) struct Family {
     pub(super) head: Head,
     pub(super) kind: Arc<dyn Kind>,
-    /// Some action has a scale, so that values are not whole numbers.
+    /// Whether some action has a scale, so that values are not whole numbers.
     real: bool,
-    /// Keys of series.
+    /// Indices of series by key.
     index: HashMap<Box<str>, u32>,
     pub(super) series: Vec<Series>,
-    /// Of all series, buckets after buckets.
+    /// The buckets of all series, one series after the other.
     pub(super) counts: Vec<u64>,
-    /// Series that nothing feeds any more.
+    /// Unused entries of `series`.
     free: Vec<u32>,
-    /// What series have of probes that are no more.
+    /// Contributions of probes that no longer exist.
     pub(super) carried: Vec<Carried>,
 }
 
@@ -72,12 +72,12 @@ pub(super) struct Family {
 pub(super) struct Series {
     /// See [`Head::key`].
     pub key: Box<str>,
-    /// What feeds it: runs of slots, and what is carried.
+    /// The number of sources: runs of slots, and carried contributions.
     fed_by: u32,
     pub total: Total,
 }
 
-/// A part of a series that no slots have.
+/// A contribution to a series that is not in any slots.
 #[derive(Debug)]
 pub(super) struct Carried {
     pub series: u32,
@@ -85,29 +85,29 @@ pub(super) struct Carried {
     pub counts: Vec<u64>,
 }
 
-/// One action's slots, and which series each run of them belongs to.
+/// One action's slots, and the series that each run of them belongs to.
 #[derive(Debug)]
 pub(super) struct SeriesSource {
     pub(super) probe: usize,
     pub(super) probe_ref: ProbeRef,
     pub(super) action: usize,
-    /// `None` for an action that is the number of hits.
+    /// `None` for an action that equals the number of hits.
     pub(super) layout: Option<ActionLayout>,
     pub(super) series: Vec<u32>,
-    /// Of a least or greatest value: each series' slot at the end of the window before.
+    /// For a minimum or maximum: the slot of each series at the end of the previous window.
     pub(super) previous: Vec<u64>,
 }
 
 pub(super) const UNKNOWN: u32 = u32::MAX;
 
 impl Registry {
-    /// Of a plan whose probes were all loaded together.
+    /// Creates the registry of a plan whose probes were all loaded together.
     pub fn new(plan: Arc<Plan>, layout: Arc<Layout>, kernel: Arc<KernelStore>, user: Arc<UserStore>) -> Self {
         let probe_refs = (0..plan.probes.len()).map(|probe| ProbeRef { engine: 0, probe }).collect();
         Self::of(plan, vec![CounterStore { layout, kernel, user }], probe_refs)
     }
 
-    /// Of a plan whose probes are these, one for each: an engine, and the number of the probe there.
+    /// Creates the registry of a plan with a reference for each probe: an engine, and the probe's index in it.
     pub fn of(plan: Arc<Plan>, stores: Vec<CounterStore>, probe_refs: Vec<ProbeRef>) -> Self {
         let mut families: Vec<Family> = plan
             .metrics
@@ -147,7 +147,7 @@ impl Registry {
                 });
             }
         }
-        // What lowers a gauge is read before what raises it, so that it is never seen lowered first.
+        // Actions that lower a gauge are read before those that raise it, so that it is never seen lowered first.
         sources.sort_by_key(|source| plan.probes[source.probe].actions[source.action].scale.mul > 0.0);
         Self {
             plan,
@@ -161,13 +161,13 @@ impl Registry {
         }
     }
 
-    /// Appends all series in this format. `seen` has an entry for each probe of the plan. What it shows depends on when it
-    /// is called, but not on who has called it before.
+    /// Appends all series in this format. `facts` has an entry for each probe of the plan. The result depends on when
+    /// it is called, but not on earlier calls by others.
     pub fn render(&mut self, facts: &[ProbeFacts], now: Instant, format: Format, to: &mut Vec<u8>) {
         self.render_some(facts, now, format, |_| true, &Exemplars::default(), to);
     }
 
-    /// As [`Registry::render`], with only the metrics that are meant, and these exemplars.
+    /// As [`Registry::render`], with only the metrics that `is_meant` selects, and these exemplars.
     pub fn render_some(
         &mut self,
         facts: &[ProbeFacts],
@@ -191,12 +191,12 @@ impl Registry {
         for family in self.families.iter().filter(|family| is_meant(&family.head)) {
             format.write(&family.head, family.samples_with(exemplars), to);
         }
-        // Afterwards: the last numbers of a process that has ended have been shown.
+        // Done last: the final numbers of a process that has ended have now been shown.
         self.forget_ended(now, LabelVisibility::ForAWhile);
     }
 
-    /// Shows all series to `each`, family by family, for others than scrapers: no window of extremes ends by it, and no series of an
-    /// ended process goes away.
+    /// Passes all series to `each`, family by family, for readers other than scrapers: it ends no window of extremes
+    /// and removes no series of ended processes.
     pub fn look(
         &mut self,
         facts: &[ProbeFacts],
@@ -206,7 +206,7 @@ impl Registry {
         self.families.iter().for_each(|family| each(&family.head, &mut family.samples()));
     }
 
-    /// Adds up what these sources have, and what is carried.
+    /// Adds up the slots of the selected sources, and the carried contributions.
     pub(super) fn add_up(&mut self, facts: &[ProbeFacts], is_meant: impl Fn(&SeriesSource) -> bool) {
         for family in &mut self.families {
             family.reset();
@@ -232,7 +232,7 @@ impl Registry {
         }
     }
 
-    /// Of each metric with a label whose values are limited, those that went to "other" at the probes that feed it.
+    /// For each metric with a limited label, the hits counted as "other" at the probes that feed it.
     pub fn overflows(&self) -> Vec<u64> {
         let mut overflows = vec![0; self.families.len()];
         for (probe, probe_ref) in self.plan.probes.iter().zip(&self.probe_refs) {
@@ -251,7 +251,7 @@ impl Registry {
         overflows
     }
 
-    /// Series that the latest scrape had.
+    /// The number of series in the latest scrape.
     pub fn live_series(&self) -> usize {
         self.families.iter().flat_map(|family| &family.series).filter(|series| series.total.live).count()
     }
@@ -265,13 +265,13 @@ impl Family {
         }
     }
 
-    /// The series with these labels, which one more run of slots feeds from now on.
+    /// Returns the series with these labels, and adds a source to it.
     fn series(&mut self, labels: &str) -> u32 {
         let key = self.head.key(labels).into_boxed_str();
         self.series_of(key)
     }
 
-    /// As [`Self::series`], by its key.
+    /// As [`Self::series`], by key.
     pub(super) fn series_of(&mut self, key: Box<str>) -> u32 {
         if let Some(known) = self.index.get(&key) {
             self.series[*known as usize].fed_by += 1;
@@ -293,7 +293,7 @@ impl Family {
         number
     }
 
-    /// Adds what is carried to the series.
+    /// Adds the carried contributions to the series.
     pub(super) fn add_carried(&mut self) {
         let buckets = self.head.buckets();
         for carried in &self.carried {
@@ -306,7 +306,7 @@ impl Family {
         }
     }
 
-    /// One run of slots feeds the series no more; the last one takes it away.
+    /// Removes a source of the series; the last one removes the series.
     pub(super) fn release(&mut self, number: u32) {
         let series = &mut self.series[number as usize];
         series.fed_by -= 1;
@@ -317,7 +317,7 @@ impl Family {
         }
     }
 
-    /// Those that have a value in this scrape, with the exemplars of their buckets.
+    /// The series that have a value in this scrape, with the exemplars of their buckets.
     fn samples_with<'a>(&'a self, exemplars: &'a Exemplars) -> impl Iterator<Item = Sample<'a>> {
         let (name, buckets) = (self.head.name(), self.head.buckets());
         self.samples().map(move |sample| match sample.value {
@@ -329,7 +329,7 @@ impl Family {
         })
     }
 
-    /// Those that have a value in this scrape.
+    /// The series that have a value in this scrape.
     fn samples(&self) -> impl Iterator<Item = Sample<'_>> {
         let buckets = self.head.buckets();
         let live = self.series.iter().enumerate().filter(|(_, series)| series.total.live);
@@ -349,7 +349,7 @@ impl Family {
 }
 
 impl SeriesSource {
-    /// Begins a new window of least and greatest values.
+    /// Starts a new window of minima and maxima.
     fn end_window(&mut self, engine: &CounterStore) {
         let Some(layout) = &self.layout else { return };
         let store: &dyn Store = if layout.in_kernel { &*engine.kernel } else { &*engine.user };
@@ -358,7 +358,7 @@ impl SeriesSource {
         }
     }
 
-    /// An action that is the number of hits.
+    /// Adds an action that equals the number of hits.
     fn add_hits(
         &mut self,
         probe: &ProbePlan,
@@ -368,7 +368,7 @@ impl SeriesSource {
         family: &mut Family,
         scratch: &mut Scratch,
     ) {
-        // Not the hits that began less the filtered ones: read one after the other, these could differ by anything.
+        // Not the hits that began minus the filtered ones: read one after the other, these could differ arbitrarily.
         let accounting = Accounting::of(|which| kernel.accounting(self.probe_ref.probe, which));
         let hits = accounting.hits - accounting.filtered;
         if hits == 0 && !facts.attached {
@@ -401,7 +401,7 @@ impl SeriesSource {
         let unsigned = action.value.is_some_and(is_unsigned);
         let format = NumberFormat { scale: action.scale, unsigned };
         let buckets = family.head.buckets();
-        // A series whose labels are known before the first hit: it is fed by the first run of slots, others or not.
+        // If its labels are known before the first hit, the first run of slots shows the series from the start.
         let hidden = |label: &LabelLayout| plan.metrics[action.metric].labels[label.label] == HIDDEN;
         let shown_unset = facts.attached && family.kind.starts_at_zero() && layout.labels.iter().all(hidden);
         for number in 0..layout.series {

@@ -7,17 +7,17 @@ use crate::config::model::{ArgKind, Unit};
 use crate::decode::EventValue;
 use crate::plan::ValueKind;
 
-/// A value that the application's memory did not give.
+/// The text of a value that could not be read from the application's memory.
 pub const UNREADABLE: &str = "unreadable";
 
-/// Free values past a label's limit.
+/// The text of values beyond a label's limit.
 pub const OTHER: &str = "other";
 
-/// Longest label value, in bytes of UTF-8.
+/// The longest label value, in bytes of UTF-8.
 const LABEL_BYTES: usize = 512;
 
-/// Appends the value as a label shows it: always valid UTF-8 without control characters, and bounded. With `unsigned`
-/// an integer's 64 bits are read without a sign.
+/// Appends the value as a label shows it: always valid UTF-8 without control characters, and of limited length. If
+/// `unsigned`, the 64 bits of an integer are unsigned.
 pub fn show(kind: &ValueKind, value: EventValue<'_>, unsigned: bool, to: &mut String) {
     match (kind, value) {
         (_, EventValue::Unreadable) => to.push_str(UNREADABLE),
@@ -61,14 +61,14 @@ pub fn show_with_unit(kind: &ValueKind, unit: Unit, value: EventValue<'_>, to: &
     push(to, format_args!("{:.1}ms", number * nanoseconds / 1e6));
 }
 
-/// As [`show`], but numbers with a unit in one that people read, without loss: 612ms, and bytes.
+/// As [`show`], but shows numbers with a unit in a readable one without loss, such as 612ms, or in bytes.
 pub fn show_exactly(kind: &ValueKind, unit: Unit, value: EventValue<'_>, to: &mut String) {
     let number = match value {
         EventValue::Int(number) => kind.integer(number),
         EventValue::Large(number) => i128::from(number),
         _ => return show(kind, value, false, to),
     };
-    // Of each unit, how many of it make the next.
+    // Each unit, and how many of it make the next one.
     let times: &[(&str, i128)] = &[("ns", 1000), ("us", 1000), ("ms", 1000), ("s", i128::MAX)];
     let (times, factor) = match unit {
         Unit::Nanoseconds => (times, 1),
@@ -103,12 +103,12 @@ fn push(to: &mut String, text: std::fmt::Arguments<'_>) {
     let _ = to.write_fmt(text);
 }
 
-/// Text of an application can be anything: what is not UTF-8 or would break a line is replaced. Where a text of `max` bytes
-/// was cut within a character, what there is of it is left out.
+/// An application's text can contain anything: invalid UTF-8 and whatever would break a line are replaced. If the text
+/// was truncated to `max` bytes within a character, the partial character is omitted.
 fn show_text(bytes: &[u8], max: usize, to: &mut String) {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let mut bytes = &bytes[..end];
-    // Of a C string, one of the bytes is its NUL.
+    // One of the bytes of a C string is its NUL.
     if bytes.len() + 1 >= max
         && let Some(last) = bytes.utf8_chunks().last()
         && std::str::from_utf8(last.invalid()).is_err_and(|error| error.error_len().is_none())
@@ -129,7 +129,7 @@ fn show_text(bytes: &[u8], max: usize, to: &mut String) {
 }
 
 fn show_hex(bytes: &[u8], reverse: bool, to: &mut String) {
-    // By a table: the formatter takes 25 ns for each byte, and a hash is looked at for every event.
+    // Uses a table: the formatter takes 25 ns per byte, and a hash may be shown for every event.
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     to.reserve(2 * bytes.len());
     let mut digits = |byte: &u8| {
@@ -139,7 +139,7 @@ fn show_hex(bytes: &[u8], reverse: bool, to: &mut String) {
     if reverse { bytes.iter().rev().for_each(&mut digits) } else { bytes.iter().for_each(&mut digits) }
 }
 
-/// An address of the Internet; of other families there is only the family.
+/// Shows an Internet address; for other families, only the family.
 fn show_socket_address(bytes: &[u8], to: &mut String) {
     match (socket_address(bytes), bytes.first_chunk()) {
         (Some(address), _) => push(to, format_args!("{address}")),
@@ -152,7 +152,8 @@ fn show_socket_address(bytes: &[u8], to: &mut String) {
     }
 }
 
-/// A `struct sockaddr_in` or `sockaddr_in6`: family in the machine's order, port and address in the network's.
+/// Parses a `struct sockaddr_in` or `sockaddr_in6`: the family is in host byte order, port and address in network byte
+/// order.
 fn socket_address(bytes: &[u8]) -> Option<SocketAddr> {
     let family = u16::from_ne_bytes(*bytes.first_chunk()?);
     let port = u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]);
@@ -196,7 +197,7 @@ mod tests {
         let mut address = vec![0; 28];
         address[..8].copy_from_slice(&[2, 0, 0x1f, 0x90, 10, 0, 0, 7]);
         assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&address)), "10.0.0.7:8080");
-        // As many bytes as the kernel reads of each family.
+        // The number of bytes that the kernel reads for each family.
         assert_eq!(display(ArgKind::SockAddr, EventValue::Text(&address[..8])), "10.0.0.7:8080");
         let mut mapped = [0; 24];
         mapped[..4].copy_from_slice(&[10, 0, 0, 80]);
@@ -223,11 +224,11 @@ mod tests {
     #[test]
     fn a_character_that_the_limit_cuts_is_left_out() {
         let string = |max| ArgKind::Str { max };
-        // With its NUL, it is as long as can be.
+        // With its NUL, it has the maximum length.
         assert_eq!(display(string(4), EventValue::Text("aü".as_bytes())), "aü");
         assert_eq!(display(string(4), EventValue::Text(b"ab\xc3")), "ab");
         assert_eq!(display(string(8), EventValue::Text(b"abcd\xf0\x9f\x98")), "abcd");
-        // A shorter one is wrong as it is.
+        // A shorter one is invalid rather than truncated.
         assert_eq!(display(string(8), EventValue::Text(b"ab\xc3")), "ab\u{fffd}");
         assert_eq!(display(string(4), EventValue::Text(b"ab\xff")), "ab\u{fffd}");
     }

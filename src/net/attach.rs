@@ -1,4 +1,4 @@
-//! Puts the programs on an interface, beside what others have there and never instead of it.
+//! Attaches the programs to an interface, beside programs of others and never in their place.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,17 +14,19 @@ use super::links::Interface;
 use super::refusal::{Refusal, is_unknown, tcx_refusal, xdp_refusal};
 use super::sys::{chain, create_link, detach_link, link_target, pin as pin_at, program_id, update_link};
 
-/// A program in its place; dropping it takes it away.
+/// An attached program; dropping it detaches it.
 #[derive(Debug)]
 pub(crate) enum Attached {
-    /// The kernel detaches when the descriptor is closed, even if this process is killed, unless it is pinned.
+    /// The kernel detaches when the last descriptor is closed, even if this process is killed, unless the link is
+    /// pinned.
     Link { link: OwnLink, chain: Option<u32> },
     /// A filter of the `clsact` queue discipline, for kernels before 6.6.
     Filter { filter: Filter },
 }
 
-/// A link of ours; dropping this detaches it. A process that is being started has a copy of the descriptor for a moment, and the
-/// program would stay as long: with another in its place, packets would be counted twice.
+/// A link of this exporter; dropping it detaches explicitly. A child process that is being started holds a copy of the
+/// descriptor for a moment; without the explicit detach, packets would be counted twice if another program is attached
+/// meanwhile.
 #[derive(Debug)]
 pub(crate) struct OwnLink {
     fd: OwnedFd,
@@ -34,13 +36,13 @@ pub(crate) struct OwnLink {
 impl Drop for OwnLink {
     fn drop(&mut self) {
         if !self.pin.is_kept() {
-            // It fails only if it is off already.
+            // Fails only if it is detached already.
             let _ = detach_link(self.fd.as_fd());
         }
     }
 }
 
-/// A TC filter of ours, which would outlive the process; dropping this detaches it.
+/// A TC filter of this exporter, which would outlive the process; dropping it detaches it.
 #[derive(Debug)]
 pub(crate) struct Filter {
     ifindex: i32,
@@ -51,18 +53,18 @@ pub(crate) struct Filter {
 impl Drop for Filter {
     fn drop(&mut self) {
         if !self.pin.is_kept() {
-            // It fails only if the interface or the filter is gone already.
+            // Fails only if the interface or the filter no longer exists.
             let _ = filter_hook(self.program.as_fd(), self.ifindex).detach();
         }
     }
 }
 
-/// Whether a program is a filter of ours on the interface.
+/// Whether a program is attached to the interface as a filter of an exporter.
 pub(crate) fn has_filter(program: BorrowedFd<'_>, ifindex: i32) -> bool {
     filter_hook(program, ifindex).query().is_ok_and(|id| program_id(program) == Some(id))
 }
 
-/// Detaches a filter of ours, if it is still there.
+/// Detaches an exporter's filter, if it is still attached.
 pub(crate) fn take_away_filter(program: OwnedFd, ifindex: i32) {
     if has_filter(program.as_fd(), ifindex) {
         drop(Filter { ifindex, program, pin: Pin::default() });
@@ -77,7 +79,7 @@ fn filter_hook(program: BorrowedFd<'_>, ifindex: i32) -> TcHook {
         .hook(TC_EGRESS)
 }
 
-/// A link of an earlier exporter.
+/// A link of a previous exporter.
 #[derive(Debug)]
 pub(crate) struct HeldLink {
     pub direction: Direction,
@@ -91,20 +93,20 @@ impl Attached {
         Self::Link { link: OwnLink { fd: link, pin: Pin::default() }, chain }
     }
 
-    /// An earlier exporter's link, which runs this program from now on.
+    /// Replaces the program of a previous exporter's link by this one.
     ///
     /// # Errors
-    /// If the program does not fit there.
+    /// If the program does not fit the link.
     pub fn take_over(held: HeldLink, program: BorrowedFd<'_>) -> io::Result<Self> {
         update_link(held.link.as_fd(), program)?;
         let link = OwnLink { fd: held.link, pin: held.pin };
         Ok(Self::Link { link, chain: tcx_kind(held.direction, held.hook) })
     }
 
-    /// Pins it at a path, for as long as the pin says.
+    /// Pins it at a path, for the lifetime given by `as_long_as`.
     ///
     /// # Errors
-    /// The kernel's.
+    /// From the kernel.
     pub fn pin(&mut self, path: &Path, as_long_as: Pin) -> io::Result<()> {
         let (object, pin) = match self {
             Self::Link { link, .. } => (&mut link.fd, &mut link.pin),
@@ -115,19 +117,19 @@ impl Attached {
         Ok(())
     }
 
-    /// Whether the kernel still has it there: an administrator can force it off, and interfaces can be made anew with the
-    /// same name and index.
+    /// Whether it is still attached: an administrator can detach it by force, and an interface can be recreated with
+    /// the same name and index.
     pub fn is_on(&self, on: &Interface) -> bool {
         match self {
             Self::Link { link, .. } => {
                 link_target(link.fd.as_fd()).is_ok_and(|(index, _)| index == on.index as u32)
             }
-            // The filter is gone with the interface; that it was taken away is not looked for before 6.6.
+            // The filter disappears with the interface. Before 6.6 it is not checked whether somebody detached it.
             Self::Filter { .. } => true,
         }
     }
 
-    /// Who of a chain of programs runs before it, if any does: that one may end the chain.
+    /// The program that runs before it in the chain, if any: it may end the chain.
     pub fn is_behind(&self, program: BorrowedFd<'_>, on: &Interface) -> Option<u32> {
         let Self::Link { chain: Some(kind), .. } = self else { return None };
         let ours = program_id(program)?;
@@ -135,7 +137,7 @@ impl Attached {
     }
 }
 
-/// The kind of the chain that a hook is one of.
+/// The attach type of the chain that a hook is part of.
 fn tcx_kind(direction: Direction, hook: Hook) -> Option<u32> {
     (hook == Hook::Tcx).then_some(match direction {
         Direction::Ingress => libbpf_sys::BPF_TCX_INGRESS,
@@ -143,8 +145,8 @@ fn tcx_kind(direction: Direction, hook: Hook) -> Option<u32> {
     })
 }
 
-/// Whether the interface of this index in this thread's network namespace runs the program of this id. A link to one that was
-/// moved to another namespace has the same index.
+/// Whether the interface with this index, in the calling thread's network namespace, runs the program with this id. An
+/// interface that moved to another namespace can leave a link with the same index.
 pub(crate) fn is_on(
     any: BorrowedFd<'_>,
     ifindex: i32,
@@ -160,10 +162,10 @@ pub(crate) fn is_on(
     }
 }
 
-/// Attaches to what comes in.
+/// Attaches for received packets.
 ///
 /// # Errors
-/// Why not; nothing is then changed.
+/// Why it failed; nothing is changed then.
 pub(crate) fn attach_ingress(
     program: BorrowedFd<'_>,
     on: &Interface,
@@ -179,29 +181,29 @@ pub(crate) fn attach_ingress(
             return attached.map_err(|error| tcx_refusal(on, "ingress", &error));
         }
     };
-    // A link never takes another program's place: the kernel answers EBUSY or EEXIST.
+    // A link never replaces another program: the kernel returns EBUSY or EEXIST.
     match create_link(program, on.index, libbpf_sys::BPF_XDP, flags.bits()) {
         Ok(link) => Ok(Attached::link(link, None)),
         Err(error) => Err(xdp_refusal(program, on, hook, &error, ours)),
     }
 }
 
-/// Before all others that are there, because any of them may end the chain.
+/// First in the chain, because any other program may end it.
 fn attach_tcx(program: BorrowedFd<'_>, on: &Interface, kind: u32) -> io::Result<Attached> {
     let link = create_link(program, on.index, kind, libbpf_sys::BPF_F_BEFORE)?;
     Ok(Attached::link(link, Some(kind)))
 }
 
-/// The priority and handle of our TC filter: numbers that nothing else is likely to choose.
+/// Priority and handle of the TC filter: values that nothing else is likely to use.
 const FILTER_PRIORITY: u32 = 49_531;
 const FILTER_HANDLE: u32 = 0x4558;
-/// The name the kernel knows our egress program by.
+/// The name of the egress program in the kernel.
 const EGRESS_NAME: &str = "net_egress";
 
-/// Attaches to what leaves the interface: before other TCX programs, or as a filter where there is no TCX.
+/// Attaches for sent packets: before other TCX programs, or as a filter where there is no TCX.
 ///
 /// # Errors
-/// Why not; nothing is then changed.
+/// Why it failed; nothing is changed then.
 pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, Refusal> {
     match attach_tcx(program, on, libbpf_sys::BPF_TCX_EGRESS) {
         Ok(attached) => Ok(attached),
@@ -210,11 +212,11 @@ pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<A
     }
 }
 
-/// Attaches as a `clsact` filter. The queue discipline is made if it is missing, and is left there: another may have
-/// come to use it.
+/// Attaches as a `clsact` filter. The queueing discipline is created if missing and never removed, because others may
+/// use it meanwhile.
 ///
 /// # Errors
-/// Why not.
+/// Why it failed.
 pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, Refusal> {
     let program = program.try_clone_to_owned().map_err(|error| tcx_refusal(on, "egress", &error))?;
     let mut hook = filter_hook(program.as_fd(), on.index);
@@ -239,7 +241,7 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
                 ),
             });
         }
-        // Left by a run that was killed: filters have no owner that they end with.
+        // Replaces a filter left by a run that was killed: filters have no owner whose end removes them.
         hook.replace(true);
     }
     hook.attach().map_err(other)?;
@@ -257,7 +259,7 @@ mod tests {
     use crate::net::programs::{Program, Programs};
     use crate::pins::PinDir;
 
-    /// Runs a command that must succeed, in the thread's network namespace, and gives what it printed.
+    /// Runs a command that must succeed in the calling thread's network namespace; returns its output.
     fn run(line: &str) -> String {
         let mut words = line.split_whitespace();
         let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
@@ -265,11 +267,11 @@ mod tests {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// As root. What kernels before 6.6 are given, which the others take too.
+    /// As root. Uses what kernels before 6.6 require; newer ones accept it, too.
     #[test]
     fn a_filter_counts_replaces_its_own_and_goes_as_root() {
         let inside = std::thread::spawn(|| {
-            // SAFETY: a system call without pointers; the namespace it makes is this thread's, and ends with it.
+            // SAFETY: a system call without pointers; the new namespace belongs to this thread and ends with it.
             #[allow(unsafe_code)]
             let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
             assert_eq!(made, 0, "no network namespace: {}; this test needs root", io::Error::last_os_error());
@@ -281,13 +283,13 @@ mod tests {
             let program = programs.get(Program::TcEgress).unwrap();
             let (entry, _) = programs.enter(on.index, on.link, false).unwrap();
 
-            // One that was killed leaves its filter; the next takes that place.
+            // A run that is killed leaves its filter; the next run replaces it.
             std::mem::forget(attach_filter(program.as_fd(), &on).unwrap());
             let attached = attach_filter(program.as_fd(), &on).unwrap();
             let filters = || run("tc filter show dev exn0 egress");
             assert_eq!(filters().matches("handle 0x4558").count(), 1, "{}", filters());
 
-            // An interface that comes up looks for routers and groups: that is traffic enough.
+            // An interface that comes up sends router and group solicitations: enough traffic for the test.
             run("ip link set exn1 up");
             run("ip link set exn0 up");
             let sent = || entry.counters(Direction::Egress).total_packets();
@@ -301,7 +303,7 @@ mod tests {
             drop(attached);
             assert_eq!(filters().matches("handle 0x4558").count(), 0, "{}", filters());
 
-            // Somebody else's filter at our place stays.
+            // A foreign filter with the same priority and handle stays.
             run("tc filter add dev exn0 egress prio 49531 u32 match u32 0 0 flowid 1:1");
             let refusal = attach_filter(program.as_fd(), &on).unwrap_err();
             assert!(refusal.text.starts_with("exn0: "), "{refusal}");

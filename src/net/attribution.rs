@@ -1,6 +1,6 @@
-//! Whose packets they are: by the control group of a socket, which is of a unit of systemd, of a container or of a pod, and by the
-//! process that uses it. By programs at the hooks of the outermost control group (`bpf/sockets.bpf.c`), so that the packets of all
-//! network namespaces are counted.
+//! Attributes packets to the cgroup of their socket (a systemd unit, container or pod) and to the process that uses it.
+//! The programs are attached to the root cgroup (`bpf/sockets.bpf.c`), so packets of all network namespaces are
+//! counted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ use super::socket_abi::generated::types::group_traffic;
 /// Control groups in the kernel's table from which on those are taken out that are gone: half of what it holds.
 const CROWDED: usize = 2048;
 
-/// The kernel's table of packets by holder.
+/// The kernel's table of packets by cgroup and process.
 #[derive(Debug)]
 struct Table {
     map: MapHandle,
@@ -55,7 +55,8 @@ impl Table {
         Some([0, 1].map(|at| Sum { packets: words[2 * at], bytes: words[2 * at + 1] }))
     }
 
-    /// Looks up new names, and takes out what is gone where the table fills up. Files are read without the lock that a scrape needs.
+    /// Looks up new names, and removes entries of deleted cgroups when the table fills up. Files are read without
+    /// holding the lock that a scrape needs.
     fn attend(&self, root: &Path, containers: &mut Containers) {
         let holders: Vec<Holder> = self.holders().filter(|holder| *holder != Holder::OTHERS).collect();
         let names = lock(&self.names);
@@ -94,11 +95,11 @@ impl Table {
     }
 }
 
-/// The programs at the sockets' packets. Dropping it takes them away.
+/// The programs on packets of sockets. Dropping it detaches them.
 #[derive(Debug)]
 pub(crate) struct Attribution {
     root: PathBuf,
-    /// Those that are asked for.
+    /// The configured tables.
     tables: Vec<Table>,
     containers: Mutex<Containers>,
     dns: Option<Dns>,
@@ -106,10 +107,11 @@ pub(crate) struct Attribution {
 }
 
 impl Attribution {
-    /// Attaches what is wanted; `None` if nothing is. DNS queries are those of the thread's network namespace.
+    /// Attaches what is configured; `None` if nothing is. DNS queries are counted in the calling thread's network
+    /// namespace.
     ///
     /// # Errors
-    /// If the kernel refuses, or has no control groups of version 2.
+    /// If the kernel refuses, or has no cgroup v2.
     pub fn load(count: &Count) -> libbpf_rs::Result<Option<Self>> {
         if !count.cgroups && !count.processes && !count.dns {
             return Ok(None);
@@ -160,7 +162,7 @@ impl Attribution {
             ] {
                 links.push(attach(program)?);
             }
-            // After them, so that no socket is missed that is made meanwhile.
+            // Only now, so that no socket opened meanwhile is missed.
             name_open_sockets(&MapHandle::try_from(&skel.maps.users)?);
         }
         for program in [&skel.progs.sockets_ingress, &skel.progs.sockets_egress] {
@@ -171,7 +173,7 @@ impl Attribution {
         Ok(Some(attribution))
     }
 
-    /// Looks after names and the kernel's tables, now and then.
+    /// Periodic maintenance of names and the kernel's tables.
     pub fn attend(&self) {
         if let Some(dns) = &self.dns {
             dns.attend();
@@ -180,7 +182,7 @@ impl Attribution {
         self.tables.iter().for_each(|table| table.attend(&self.root, &mut containers));
     }
 
-    /// What was counted so far.
+    /// The metrics.
     pub fn families(&self) -> Vec<Family> {
         let of_tables = self.tables.iter().flat_map(Table::families);
         of_tables.chain(self.dns.iter().flat_map(Dns::families)).collect()
@@ -188,7 +190,7 @@ impl Attribution {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves whole entries.
+    // Entries are whole at any time, even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -227,7 +229,7 @@ fn families(all: &BTreeMap<Owner, Sums>, by_process: bool) -> [Family; 2] {
     [packets, bytes]
 }
 
-/// All that there can be, each with a series that has its labels.
+/// All families, each with a series that has all its labels.
 pub(super) fn every_family() -> [Family; 4] {
     let one = BTreeMap::from([(Owner::default(), Sums::default())]);
     let ([packets, bytes], [of_processes, their_bytes]) = (families(&one, false), families(&one, true));

@@ -7,13 +7,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::abi::generated::types::net_family;
 use super::abi::{CIDRS, net_cidr_key};
 
-/// Groups that there can be: the first counter is for addresses of none.
+/// The number of groups; the first counter is for addresses outside of all groups.
 pub const GROUPS: usize = CIDRS - 1;
 
 /// Prefixes of all groups together.
 pub const PREFIXES: usize = 1 << 16;
 
-/// The label of addresses of no group.
+/// The label value for addresses outside of all groups.
 pub const OTHER: &str = "other";
 
 /// Prefixes that are counted under one name.
@@ -23,7 +23,7 @@ pub struct CidrGroup {
     pub prefixes: Vec<Prefix>,
 }
 
-/// An address and how many of its first bits count; the others are zero.
+/// An address prefix; the bits after its length are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Prefix {
     address: IpAddr,
@@ -31,10 +31,10 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Reads `ADDRESS/BITS`, or an address alone (RFC 4632, RFC 4291 2.3).
+    /// Parses `ADDRESS/BITS`, or an address alone (RFC 4632, RFC 4291 2.3).
     ///
     /// # Errors
-    /// What is wrong with it, and how it may be meant.
+    /// What is wrong with it, and what may have been intended.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
@@ -60,13 +60,13 @@ impl Prefix {
         Ok(whole)
     }
 
-    /// The first bits of an address; more than it has are as many as it has.
+    /// The prefix of an address; a length that exceeds the address is clamped.
     pub fn new(address: IpAddr, bits: u8) -> Self {
         let bits = bits.min(if address.is_ipv4() { 32 } else { 128 });
         Self { address: masked(address, bits), bits }
     }
 
-    /// That of IPv4, if it is one written as IPv6: packets of these addresses are IPv4's.
+    /// Converts a mapped IPv4 prefix to IPv4, because its packets are IPv4.
     pub fn canonical(self) -> Self {
         let mapped = match self.address {
             IpAddr::V6(address) if self.bits >= 96 => address.to_ipv4_mapped(),
@@ -75,29 +75,29 @@ impl Prefix {
         mapped.map_or(self, |address| Self::new(address.into(), self.bits - 96))
     }
 
-    /// Its first address.
+    /// The first address.
     pub fn address(self) -> IpAddr {
         self.address
     }
 
-    /// How many bits count.
+    /// The prefix length.
     pub fn bits(self) -> u8 {
         self.bits
     }
 
-    /// Whether all bits of an address count.
+    /// Whether it is a single address.
     pub fn is_single(self) -> bool {
         self.bits == if self.address.is_ipv4() { 32 } else { 128 }
     }
 
-    /// Whether it has all addresses of another.
+    /// Whether it contains all addresses of another prefix.
     pub fn contains(self, other: Self) -> bool {
         self.bits <= other.bits
             && self.address.is_ipv4() == other.address.is_ipv4()
             && masked(other.address, self.bits) == self.address
     }
 
-    /// The key of the kernel's table: the bytes of `struct net_cidr_key`.
+    /// The key in the kernel's table: the bytes of `struct net_cidr_key`.
     pub fn key(self) -> [u8; size_of::<net_cidr_key>()] {
         let mut key = [0; size_of::<net_cidr_key>()];
         let mut put = |at: usize, bytes: &[u8]| key[at..][..bytes.len()].copy_from_slice(bytes);
@@ -124,7 +124,7 @@ impl std::fmt::Display for Prefix {
     }
 }
 
-/// The address with only its first bits.
+/// The address with the bits after the prefix cleared.
 fn masked(address: IpAddr, bits: u8) -> IpAddr {
     match address {
         IpAddr::V4(address) => {
@@ -138,7 +138,7 @@ fn masked(address: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// The first prefix that is in two groups, or twice in one, with the names of both.
+/// The first prefix that is in two groups or twice in one, with the names of both groups.
 pub fn duplicate(groups: &[CidrGroup]) -> Option<(Prefix, &str, &str)> {
     let mut seen = HashMap::new();
     let all =

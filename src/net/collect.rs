@@ -1,4 +1,4 @@
-//! What was counted, as metrics.
+//! Converts counters into metric families.
 
 use super::abi::Direction;
 use super::block::{self, Summary};
@@ -9,21 +9,21 @@ use super::sockets::STATES;
 use super::stats::{self, Counted};
 use crate::exposition::{Family, Kind};
 
-/// One interface at one moment.
+/// One interface at the time of a scrape.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Reading {
     pub labels: Vec<(&'static str, String)>,
-    /// Counts of what comes in, and where; `None` if not attached.
+    /// Counters and hook of received packets; `None` if not attached.
     pub ingress: Option<(Counters, Hook)>,
-    /// Counts of what leaves; `None` if not attached.
+    /// Counters of sent packets; `None` if not attached.
     pub egress: Option<Counters>,
-    /// Of the link, in bytes per second.
+    /// The link speed in bytes per second.
     pub speed: Option<u64>,
     /// Direction and reason of what is not counted.
     pub refused: Vec<(&'static str, &'static str)>,
 }
 
-/// A source with what it sent on an interface, in bytes.
+/// A source with the bytes that it sent on an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TopSource {
     pub labels: Vec<(&'static str, String)>,
@@ -31,7 +31,7 @@ pub(crate) struct TopSource {
     pub bytes: u64,
 }
 
-/// All metrics of all interfaces. Those that were not asked for are left out.
+/// All configured metrics of all interfaces.
 pub(crate) fn families(
     count: &Count,
     readings: &[Reading],
@@ -90,7 +90,7 @@ pub(crate) fn families(
     all
 }
 
-/// Which programs are in place.
+/// The attach state of each interface.
 fn states(readings: &[Reading]) -> [Family; 4] {
     let mut mode = Family::new(
         "xdp_mode",
@@ -116,7 +116,7 @@ fn states(readings: &[Reading]) -> [Family; 4] {
         }
         for (direction, is) in [("ingress", reading.ingress.is_some()), ("egress", reading.egress.is_some())]
         {
-            // What is attached and does not see packets counts none.
+            // A program that is attached but does not see packets is shown as not attached.
             let is = is && !reading.refused.iter().any(|(of, _)| *of == direction);
             attached.number_of(of, &[("direction", direction)], u64::from(is));
         }

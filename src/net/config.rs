@@ -1,4 +1,4 @@
-//! What of the network is counted.
+//! The configuration of packet counting.
 
 use std::collections::BTreeSet;
 
@@ -12,15 +12,15 @@ use super::thresholds::DetectConfig;
 /// The section `network:` of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkConfig {
-    /// Names or globs (`*`, `?`) of interfaces of the exporter's own network namespace. They may appear later.
+    /// Names or globs (`*`, `?`) of interfaces in the exporter's own network namespace. They may appear later.
     pub interfaces: Vec<String>,
-    /// Names or globs of those that are left out everywhere, though they fit.
+    /// Names or globs of interfaces that are excluded in all namespaces.
     pub exclude: Vec<String>,
     /// Interfaces of other network namespaces.
     pub elsewhere: Vec<(Space, Vec<String>)>,
     pub mode: Mode,
     pub count: Count,
-    /// What is blocked; `None` if nothing can be.
+    /// The blocklist; `None` if it is not configured.
     pub block: Option<BlockConfig>,
     pub detect: DetectConfig,
 }
@@ -30,13 +30,13 @@ pub struct NetworkConfig {
 pub enum Space {
     /// The exporter's own.
     Own,
-    /// By name, as `ip netns` knows it, or by path.
+    /// By name, as used by `ip netns`, or by path.
     Netns(String),
-    /// That of a container, by name or id.
+    /// The namespace of a container, by name or id.
     Container(String),
 }
 
-/// The interfaces that are wanted of one network namespace.
+/// The configured interfaces of one network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope {
     pub space: Space,
@@ -44,7 +44,7 @@ pub struct Scope {
     exclude: Vec<String>,
 }
 
-/// Where what comes in is counted.
+/// How received packets are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
     /// By XDP in the driver, or not at all.
@@ -53,7 +53,7 @@ pub enum Mode {
     Generic,
     /// By TC ingress.
     Tcx,
-    /// Where it costs least: `xdp_mode` says what that is.
+    /// By the cheapest hook; `xdp_mode` shows which.
     #[default]
     Auto,
 }
@@ -61,34 +61,34 @@ pub enum Mode {
 /// What is counted beside packets and bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
-    /// Keys of statistics that are on, of those that can be turned off ([`super::stats`]).
+    /// Keys of the enabled optional statistics ([`super::stats`]).
     pub statistics: BTreeSet<&'static str>,
-    /// Remote hosts kept by each CPU; zero for none.
+    /// Remote hosts tracked per CPU; zero: none.
     pub talkers: u32,
-    /// Flows kept by each CPU, of talkers that are kept; zero for none.
+    /// Flows of tracked hosts that are tracked per CPU; zero: none.
     pub flows: u32,
-    /// Series of `xdp_top_source_bytes` at most; zero for none. Needs talkers.
+    /// Maximum number of `xdp_top_source_bytes` series; zero: none. Requires talkers.
     pub top_sources: u32,
-    /// Groups of prefixes that packets are counted by.
+    /// Prefix groups.
     pub cidrs: Vec<CidrGroup>,
     /// Export `network_tcp_connections`.
     pub tcp_connections: bool,
-    /// Export why the kernel drops packets.
+    /// Export the kernel's drop reasons.
     pub drop_reasons: bool,
-    /// Export how TCP connections fare.
+    /// Export statistics of TCP connections.
     pub tcp: bool,
-    /// Export whose packets they are, by control group.
+    /// Export traffic by cgroup.
     pub cgroups: bool,
-    /// Export whose packets they are, by process.
+    /// Export traffic by process.
     pub processes: bool,
-    /// Export what becomes of DNS queries.
+    /// Export results of DNS queries.
     pub dns: bool,
 }
 
-/// Entries of a table that can be asked for.
+/// Valid sizes of the tables of talkers and flows.
 pub const TABLE_ENTRIES: std::ops::RangeInclusive<u32> = 8..=1 << 20;
 
-/// Series of top sources that can be asked for.
+/// Valid numbers of top source series.
 pub const TOP_SOURCES: std::ops::RangeInclusive<u32> = 1..=1000;
 
 impl Default for Count {
@@ -111,19 +111,19 @@ impl Default for Count {
 }
 
 impl Count {
-    /// Whether a statistic that can be turned off is on.
+    /// Whether an optional statistic is enabled.
     pub fn has(&self, key: &str) -> bool {
         self.statistics.contains(key)
     }
 
-    /// Whether the fast path counts all of this.
+    /// Whether the fast path counts everything that is configured.
     pub(crate) fn fits_fast_path(&self) -> bool {
         self.talkers == 0 && self.cidrs.is_empty() && stats::program_switches(&self.statistics) == 0
     }
 }
 
 impl NetworkConfig {
-    /// By network namespace, the own one first.
+    /// The interfaces by network namespace, the own one first.
     pub fn scopes(&self) -> Vec<Scope> {
         let scope = |space: &Space, interfaces: &Vec<String>| Scope {
             space: space.clone(),
@@ -138,7 +138,7 @@ impl NetworkConfig {
 }
 
 impl NetworkConfig {
-    /// What else than interfaces and what is blocked differs in another configuration, by its key.
+    /// The first key, other than interfaces and the blocklist, in which another configuration differs.
     pub fn differs_in(&self, other: &Self) -> Option<&'static str> {
         let spaces = |of: &Self| of.scopes().into_iter().map(|scope| scope.space).collect::<Vec<_>>();
         if self.mode != other.mode {
@@ -164,7 +164,7 @@ impl NetworkConfig {
 }
 
 impl Scope {
-    /// Whether the interface is one of those to count on.
+    /// Whether the interface is selected.
     pub fn wants(&self, name: &str, altnames: &[String]) -> bool {
         let any = |patterns: &[String]| {
             let is = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name));
@@ -173,12 +173,12 @@ impl Scope {
         any(&self.interfaces) && !any(&self.exclude)
     }
 
-    /// Whether one of the interface's names is written out.
+    /// Whether the interface is selected by an exact name.
     pub fn names(&self, name: &str, altnames: &[String]) -> bool {
         self.exact_names().any(|exact| exact == name || altnames.iter().any(|other| exact == other))
     }
 
-    /// Names that are written out and so are expected to be there.
+    /// The exact names, which are expected to exist.
     pub fn exact_names(&self) -> impl Iterator<Item = &str> {
         let exact = self.interfaces.iter().map(String::as_str).filter(|name| !name.contains(['*', '?']));
         exact.filter(|name| !self.exclude.iter().any(|pattern| glob::matches(pattern, name)))

@@ -1,4 +1,4 @@
-//! Counters of all interfaces of all namespaces, and the tables of talkers and flows.
+//! Counters of all interfaces in all network namespaces, and the tables of talkers and flows.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
@@ -18,19 +18,20 @@ use super::counters::Counters;
 use super::pinned;
 use super::tables::TrafficTables;
 
-/// Counters that are made ahead of the interfaces they are for. The kernel waits for 8 ms, until no program can still be in
-/// the old ones, when they are put into the table, so that a new interface would miss its first packets; and it waits once
-/// for all that are put there together.
+/// Counters created in advance of the interfaces that will use them. Inserting counters into the table takes 8 ms,
+/// because the kernel waits until no program can use the old ones; a new interface would miss its first packets. One
+/// wait covers all that are inserted together.
 const SPARE: usize = 4;
 
-/// What fast-path counters may take of all namespaces together, in bytes. Interfaces beyond are counted by the slow path
-/// only, which takes 3 ns more for a packet: a hundred veths on many CPUs would take as many megabytes.
+/// Memory limit of fast-path counters in all namespaces together, in bytes. Interfaces beyond it use only the slow
+/// path, which takes 3 ns more per packet: on a machine with many CPUs, a hundred veths would need as many megabytes.
 pub(crate) const FAST_BUDGET: usize = 16 << 20;
 
-/// For how many CPUs the fast path counts: all numbers that a CPU of this machine can have, as a power of two.
+/// The number of CPUs that the fast path counts for: all possible CPU numbers of this machine, rounded up to a power of
+/// two.
 ///
 /// # Errors
-/// If the system does not say which CPUs are possible.
+/// If the system does not report the possible CPUs.
 pub fn cpu_slots() -> io::Result<usize> {
     let ranges = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
     let last = ranges.trim_end().rsplit(['-', ',']).next().and_then(|number| number.parse::<usize>().ok());
@@ -38,12 +39,12 @@ pub fn cpu_slots() -> io::Result<usize> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, ranges.clone()))
 }
 
-/// Kernel memory of the counters of one interface in both directions, in bytes, those of fast-path frames left out.
+/// Kernel memory of one interface's counters in both directions, in bytes, without fast-path counters.
 pub(crate) fn memory(cpus: usize) -> u64 {
     (2 * cpus * size_of::<net_stats>()) as u64
 }
 
-/// The most that fast-path counters take for so many interfaces, in bytes.
+/// Maximum memory of fast-path counters for this many interfaces, in bytes.
 pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
     if interfaces == 0 {
         return 0;
@@ -52,26 +53,26 @@ pub(crate) fn fast_memory(interfaces: usize, cpus: usize) -> u64 {
     wanted.min(FAST_BUDGET) as u64
 }
 
-/// What programs count into.
+/// The maps that programs count into.
 #[derive(Debug)]
 pub(crate) struct CounterMaps {
-    /// By slot, the counters of an interface: made for it, so that one with a slot that another had begins at zero.
+    /// Counters of an interface by slot. Each interface gets a new map, so that a reused slot starts at zero.
     counters: MapHandle,
     pub tables: Option<TrafficTables>,
-    /// From prefixes to counters of their groups; `None` if there are no groups.
+    /// Maps prefixes to the counters of their group; `None` if there are no groups.
     pub cidrs: Option<MapHandle>,
-    /// `None` if nothing can be blocked.
+    /// `None` if no blocklist is configured.
     pub block: Option<Arc<Blocklist>>,
     slots: Mutex<Slots>,
-    /// Slot 0: packets of interfaces that programs do not know.
+    /// Slot 0: packets of interfaces that are not in the table.
     strays: MapHandle,
-    /// Bytes of [`FAST_BUDGET`] in use.
+    /// The used part of [`FAST_BUDGET`], in bytes.
     fast_bytes: AtomicUsize,
-    /// Where all of them are, if they outlive the exporter.
+    /// The pin directory, if state outlives the exporter.
     pub pins: PinDir,
 }
 
-/// A part of [`FAST_BUDGET`]. Dropping it gives it back.
+/// A part of [`FAST_BUDGET`]; returned when dropped.
 #[derive(Debug)]
 pub(crate) struct FastBytes {
     counter_maps: Arc<CounterMaps>,
@@ -86,11 +87,11 @@ impl Drop for FastBytes {
 
 #[derive(Debug)]
 struct Slots {
-    /// Those that nothing is in.
+    /// Slots without counters.
     empty: VecDeque<u32>,
-    /// Those with counters that nobody has used.
+    /// Slots with unused counters.
     ready: VecDeque<(u32, MapHandle)>,
-    /// Those with counters of an interface that is gone.
+    /// Slots with counters of deleted interfaces.
     used: Vec<u32>,
     next: u32,
 }
@@ -105,7 +106,7 @@ pub(crate) struct Slot {
 }
 
 impl CounterMaps {
-    /// Makes the counters' table and the tables that are wanted, or takes over those in `pins`.
+    /// Creates the table of counters and the configured tables, or takes over those in `pins`.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
@@ -123,7 +124,7 @@ impl CounterMaps {
             made => made,
         }?;
         if earlier.is_none() {
-            // Last: without it what is there is not taken over.
+            // Written last: without it, the state is not taken over.
             let keys = made.tables.as_ref().map_or([0; HASH_KEYS], |tables| tables.keys);
             pinned::save(&made.pins, count, keys)?;
         }
@@ -170,10 +171,10 @@ impl CounterMaps {
         Ok(counter_maps)
     }
 
-    /// So many bytes of [`FAST_BUDGET`], if they are free, or in use already.
+    /// Reserves a part of [`FAST_BUDGET`], if enough is left or it is in use already.
     pub fn take_fast_bytes(self: &Arc<Self>, bytes: usize, in_use: bool) -> Option<FastBytes> {
         let before = self.fast_bytes.fetch_add(bytes, Ordering::Relaxed);
-        // Gives them back if it is dropped.
+        // Returned when dropped.
         let taken = FastBytes { counter_maps: Arc::clone(self), bytes };
         (in_use || before + bytes <= FAST_BUDGET).then_some(taken)
     }
@@ -183,17 +184,17 @@ impl CounterMaps {
         self.counters.as_fd()
     }
 
-    /// Those of no known interface, which the table has first.
+    /// The counters of unknown interfaces, in slot 0.
     pub fn strays_map(&self) -> BorrowedFd<'_> {
         self.strays.as_fd()
     }
 
-    /// Packets that no interface was found for.
+    /// Packets of unknown interfaces.
     pub fn strays(&self) -> u64 {
         Direction::ALL.iter().map(|direction| read(&self.strays, *direction).total_packets()).sum()
     }
 
-    /// Makes counters for so many interfaces and some to spare, and gives back the memory of those that are gone.
+    /// Creates counters for this many interfaces and some spare ones, and frees the memory of deleted interfaces.
     ///
     /// # Errors
     /// If there is no memory.
@@ -223,7 +224,7 @@ impl CounterMaps {
                 Ok(())
             }
             Err(error) => {
-                // What is in them now is replaced before they are given out.
+                // Old contents are replaced before a slot is used again.
                 slots.empty.extend(fill);
                 slots.empty.extend(&used[again..]);
                 Err(error)
@@ -231,7 +232,7 @@ impl CounterMaps {
         }
     }
 
-    /// Counters for one more interface, all zero; pinned in the directory of its namespace.
+    /// Counters for a new interface, all zero; pinned in the directory of its namespace.
     ///
     /// # Errors
     /// If there are too many, or no memory.
@@ -245,13 +246,13 @@ impl CounterMaps {
             libbpf_rs::Error::from(std::io::Error::other(text))
         })?;
         let id = slots.next * SLOTS as u32 + slot;
-        // Not zero in any bit above the slot: zero is no interface.
+        // The bits above the slot are never all zero: an id of zero means no interface.
         slots.next = (slots.next + 1) % (u32::MAX / SLOTS as u32 + 1);
         slots.next = slots.next.max(1);
         drop(slots);
         let name = pinned::stats_name(id);
         let mut slot = Slot { id, stats, pin: pins.pin(&name), counter_maps: Arc::clone(self) };
-        // What is evicted from a table is counted for whoever has the slot, if it is the same.
+        // Packets of evicted entries are added to the counters of the slot, if its id still matches.
         let mut first = vec![0u8; size_of::<net_stats>()];
         first[std::mem::offset_of!(net_stats, port)..][..8].copy_from_slice(&u64::from(id).to_ne_bytes());
         let values = vec![first; libbpf_rs::num_possible_cpus()?];
@@ -264,10 +265,10 @@ impl CounterMaps {
         Ok(slot)
     }
 
-    /// Counters of an interface that an earlier exporter has left in the directory of its namespace.
+    /// Counters of an interface that a previous exporter left in the directory of its namespace.
     ///
     /// # Errors
-    /// If they are not there.
+    /// If they do not exist.
     pub fn reopen(self: &Arc<Self>, id: u32, pins: &PinDir) -> libbpf_rs::Result<Slot> {
         let name = pinned::stats_name(id);
         let path = pins.path(&name).unwrap_or_default();
@@ -275,13 +276,13 @@ impl CounterMaps {
         Ok(Slot { id, stats, pin: pins.pin(&name), counter_maps: Arc::clone(self) })
     }
 
-    /// Removes counters that an earlier exporter has left and nobody wants any more.
+    /// Removes counters of a previous exporter that are no longer used.
     pub fn give_back(&self, ids: Vec<u32>, pins: &PinDir) {
         ids.iter().for_each(|id| drop(pins.pin(&pinned::stats_name(*id))));
         self.lock().used.extend(ids.iter().map(|id| id % SLOTS as u32));
     }
 
-    /// Puts counters into the table, all of them at once.
+    /// Inserts counters into the table, all at once.
     fn put(&self, entries: &[(u32, &MapHandle)]) -> libbpf_rs::Result<()> {
         if entries.is_empty() {
             return Ok(());
@@ -292,7 +293,7 @@ impl CounterMaps {
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
-        // A panic elsewhere leaves whole entries.
+        // Values are whole at any time, even after a panic.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -302,7 +303,7 @@ impl Slot {
         self.id
     }
 
-    /// What was counted, that of fast-path frames left out.
+    /// The counters, without those of the fast path.
     pub fn counters(&self, direction: Direction) -> Counters {
         read(&self.stats, direction)
     }
@@ -313,12 +314,12 @@ impl Drop for Slot {
         if self.pin.is_kept() {
             return;
         }
-        // The table keeps the counters until they are replaced, together with others.
+        // The table holds the counters until they are replaced together with others.
         self.counter_maps.lock().used.push(self.id % SLOTS as u32);
     }
 }
 
-/// Maps that are given to programs must have the names that they have there.
+/// Maps given to programs must have the names used in the object.
 fn stats(name: &str) -> MapSpec<'_> {
     MapSpec {
         kind: MapType::PercpuArray,
@@ -331,7 +332,7 @@ fn stats(name: &str) -> MapSpec<'_> {
     }
 }
 
-/// A prefix of which another is a part leaves that to it: the longest that matches is found.
+/// The longest matching prefix wins.
 fn cidrs(groups: &[CidrGroup], pins: &PinDir) -> libbpf_rs::Result<Option<MapHandle>> {
     if groups.is_empty() {
         return Ok(None);
@@ -354,7 +355,7 @@ fn cidrs(groups: &[CidrGroup], pins: &PinDir) -> libbpf_rs::Result<Option<MapHan
     Ok(Some(map))
 }
 
-/// A per-CPU array can always be read; should it not be, zeros are shown rather than nothing served.
+/// A per-CPU array can always be read; if it cannot, zeros are shown rather than the scrape failing.
 pub(super) fn of_every_cpu(array: &MapHandle, key: u32) -> Vec<Vec<u8>> {
     array.lookup_percpu(&key.to_ne_bytes(), MapFlags::ANY).ok().flatten().unwrap_or_default()
 }

@@ -6,7 +6,7 @@ use super::abi::{
     AddressFamily, FAST_ROWS, Protocol, SIZE_BOUNDS, SIZES, Verdict, net_fast_row, net_row, net_stats,
 };
 
-/// Packets and bytes.
+/// A number of packets and bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sum {
     pub packets: u64,
@@ -26,10 +26,10 @@ const ROW_WORDS: usize = size_of::<net_row>() / 8;
 const PROTOCOL_SLOTS: usize =
     (offset_of!(net_stats, drops) / size_of::<net_row>()) / (Verdict::ALL.len() * AddressFamily::ALL.len());
 
-/// Of a row of fast-path frames: one word for each size.
+/// Words of one row of fast-path frames: one per frame size.
 const FAST_STEPS: usize = size_of::<net_fast_row>() / 8;
 
-/// What one program counted.
+/// The counters of one program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
     words: Vec<u64>,
@@ -42,12 +42,12 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Sums the values of a per-CPU map, one slice for each CPU. Bytes that are missing count as zero.
+    /// Sums the values of a per-CPU map, given one slice per CPU. Missing bytes count as zero.
     pub fn sum(per_cpu: &[Vec<u8>]) -> Self {
         Self { words: sum_words(per_cpu, WORDS) }
     }
 
-    /// Adds fast-path frames: the words of one `struct net_fast` for each CPU.
+    /// Adds fast-path frames, given the words of one `struct net_fast` per CPU.
     #[must_use]
     pub fn with_fast(mut self, words: impl IntoIterator<Item = u64>) -> Self {
         for (index, frames) in words.into_iter().enumerate().filter(|(_, frames)| *frames > 0) {
@@ -61,7 +61,7 @@ impl Counters {
         self
     }
 
-    /// The word at an offset in `struct net_stats`, or so many words behind it.
+    /// The 64-bit word at an offset in `struct net_stats`, plus `index` words.
     pub(super) fn at(&self, offset: usize, index: usize) -> u64 {
         self.words.get(offset / 8 + index).copied().unwrap_or(0)
     }
@@ -72,18 +72,18 @@ impl Counters {
         cell * ROW_WORDS
     }
 
-    /// Frames.
+    /// The number of frames.
     pub fn packets(&self, verdict: Verdict, family: AddressFamily, protocol: Protocol) -> u64 {
         let row = Self::row(verdict, family, protocol);
         (0..SIZES).map(|size| self.at(0, row + size)).sum()
     }
 
-    /// Bytes of those frames, Ethernet header included.
+    /// The bytes of these frames, including the Ethernet header.
     pub fn bytes(&self, verdict: Verdict, family: AddressFamily, protocol: Protocol) -> u64 {
         self.at(offset_of!(net_row, bytes), Self::row(verdict, family, protocol))
     }
 
-    /// All frames by size, the buckets of [`super::SIZE_BOUNDS`] and one beyond.
+    /// All frames by size: the buckets of [`super::SIZE_BOUNDS`] and an unbounded one.
     pub fn sizes(&self) -> [u64; SIZES] {
         let mut sizes = [0; SIZES];
         for (verdict, family, protocol) in combinations() {
@@ -94,18 +94,18 @@ impl Counters {
         sizes
     }
 
-    /// All frames.
+    /// The number of all frames.
     pub fn total_packets(&self) -> u64 {
         self.sizes().iter().sum()
     }
 
-    /// Bytes of all frames.
+    /// The bytes of all frames.
     pub fn total_bytes(&self) -> u64 {
         combinations().map(|(verdict, family, protocol)| self.bytes(verdict, family, protocol)).sum()
     }
 }
 
-/// Sums the words of 64 bits of a per-CPU map's value, of which there are so many. Bytes that are missing count as zero.
+/// Sums the 64-bit words of a per-CPU map's value. Missing bytes count as zero.
 pub(super) fn sum_words(per_cpu: &[Vec<u8>], count: usize) -> Vec<u64> {
     let mut words = vec![0u64; count];
     for bytes in per_cpu {
@@ -116,7 +116,7 @@ pub(super) fn sum_words(per_cpu: &[Vec<u8>], count: usize) -> Vec<u64> {
     words
 }
 
-/// Every combination of verdict, family and protocol under which a frame can be counted.
+/// Every combination of verdict, family and protocol that a frame can have.
 pub fn combinations() -> impl Iterator<Item = (Verdict, AddressFamily, Protocol)> {
     Verdict::ALL.iter().flat_map(|verdict| {
         AddressFamily::ALL
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn plain_frames_are_put_into_rows_and_buckets() {
-        // On the second CPU, in the third row (IPv6, TCP): five frames of 74 bytes, two of 128, one of 129.
+        // On the second CPU, in the third row (IPv6, TCP): five frames of 74 bytes, two of 128 bytes, one of 129 bytes.
         let mut words = vec![0; 2 * 4 * FAST_STEPS];
         let row = &mut words[6 * FAST_STEPS..][..FAST_STEPS];
         (row[0], row[54], row[55]) = (5, 2, 1);

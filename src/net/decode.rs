@@ -120,12 +120,12 @@ static TABLE: Section = Section {
 const MODES: &[(&str, Mode)] =
     &[("native", Mode::Native), ("generic", Mode::Generic), ("tcx", Mode::Tcx), ("auto", Mode::Auto)];
 
-/// Entries of a table whose size is not said.
+/// The default size of a table.
 const ENTRIES: u32 = 4096;
 
 const HELP: &str = "write interfaces: [eth0], or a glob: [\"veth*\"]";
 
-/// Reads the section; its errors go to the node's list.
+/// Decodes the section; errors are added to the node's list.
 pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
     let fields = node.fields(&NETWORK)?;
     let named = fields.require("interfaces", HELP)?;
@@ -158,7 +158,7 @@ pub fn decode(node: &Node<'_>) -> Option<NetworkConfig> {
         }
         None => Default::default(),
     };
-    // What it looks at.
+    // Detection reads the table of talkers.
     if detect.is_on() && count.talkers == 0 {
         count.talkers = ENTRIES;
     }
@@ -173,7 +173,7 @@ fn names(node: &Node<'_>) -> Vec<String> {
     all.iter().filter_map(|name| name.text_as("the name of an interface")).map(str::to_owned).collect()
 }
 
-/// `{ netns: NAME }` or `{ container: NAME }`, with `interfaces`, or all but the loopback.
+/// `{ netns: NAME }` or `{ container: NAME }`, with `interfaces`; by default all but the loopback.
 fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
     let fields = node.fields(&SPACE)?;
     let named = |key: &str| Some(fields.get(key)?.text_as("a name")?.to_owned());
@@ -189,7 +189,7 @@ fn space(node: &Node<'_>) -> Option<(Space, Vec<String>)> {
     Some((space, interfaces.unwrap_or_else(|| vec!["?*".to_string()])))
 }
 
-/// `offload` is understood and refused: it is a mode of XDP, but the kernel gives NICs no maps but plain arrays and hashes
+/// `offload` is recognized and rejected: XDP has this mode, but NICs support no other maps than plain arrays and hashes
 /// (`bpf_map_offload_map_alloc`).
 fn mode(node: &Node<'_>) -> Option<Mode> {
     if node.value.as_str().is_some_and(|text| text.eq_ignore_ascii_case("offload")) {
@@ -230,7 +230,7 @@ fn count(node: &Node<'_>) -> Option<Count> {
     Some(count)
 }
 
-/// Groups of prefixes by name.
+/// Prefix groups by name.
 fn cidrs(node: &Node<'_>) -> Vec<CidrGroup> {
     let mut groups: Vec<CidrGroup> = Vec::new();
     for (name, listed) in node.entries("groups of prefixes").unwrap_or_default() {

@@ -1,4 +1,4 @@
-//! What becomes of DNS queries that programs on this machine send (`bpf/sockets.bpf.c`).
+//! Results of DNS queries sent by programs on this machine (`bpf/sockets.bpf.c`).
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use super::socket_abi::generated::types::{dns_query, dns_result, dns_stats, stac
 use super::stack::{TIMES, bounds, observe};
 use super::sys::monotonic;
 
-/// Nanoseconds after which no answer is waited for.
+/// Nanoseconds after which a query counts as unanswered.
 const QUERY_TIMEOUT: u64 = 10_000_000_000;
 
 /// In the order of `enum dns_result`.
@@ -29,7 +29,7 @@ const SERVERS: [&str; 2] = ["remote", "local"];
 pub(super) struct Dns {
     stats: MapHandle,
     asked: MapHandle,
-    /// Queries that never had an answer, by server.
+    /// Unanswered queries, by server.
     unanswered: [AtomicU64; 2],
 }
 
@@ -38,7 +38,7 @@ impl Dns {
         Self { stats, asked, unanswered: Default::default() }
     }
 
-    /// Gives up waiting for answers that are overdue.
+    /// Times out overdue queries.
     pub fn attend(&self) {
         for key in self.asked.keys() {
             let Ok(Some(query)) = self.asked.lookup(&key, MapFlags::ANY) else { continue };
@@ -46,7 +46,7 @@ impl Dns {
                 query.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes)
             };
             let asked = word(offset_of!(dns_query, asked));
-            // It fails if the answer has just come.
+            // Fails if the answer has just arrived.
             if monotonic().saturating_sub(asked) > QUERY_TIMEOUT && self.asked.delete(&key).is_ok() {
                 let server = usize::from(word(offset_of!(dns_query, local)) != 0);
                 self.unanswered[server].fetch_add(1, Ordering::Relaxed);
@@ -79,7 +79,7 @@ fn families(words: &[u64]) -> [Family; 2] {
     [queries, times]
 }
 
-/// All that there can be, each with a series that has its labels.
+/// All families, each with a series that has all its labels.
 pub(super) fn every_family() -> [Family; 2] {
     families(&vec![0; size_of::<dns_stats>() / 8])
 }

@@ -1,29 +1,29 @@
-//! Why nothing can be counted at all.
+//! Errors that prevent packet counting.
 
 use std::error::Error;
 use std::{fmt, io};
 
-/// Why the packet counters cannot start. Its text is a sentence for the operator.
+/// Why packet counting cannot start. Its text is a sentence for the operator.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum NetworkError {
-    /// The kernel does not create the tables of counters, talkers and flows, which take this many bytes.
+    /// The kernel did not create the tables of counters, talkers and flows, which need this many bytes.
     Tables { bytes: u64, source: libbpf_rs::Error },
-    /// The kernel does not create the tables of the blocklist.
+    /// The kernel did not create the tables of the blocklist.
     Blocklist(libbpf_rs::Error),
-    /// There is no descriptor by which the threads are stopped.
+    /// The event descriptor that stops the threads could not be created.
     Eventfd(io::Error),
-    /// The programs on the network stack's tracepoints are not attached.
+    /// The programs on the network stack's tracepoints could not be attached.
     Stack(libbpf_rs::Error),
-    /// The programs on the sockets' packets are not attached.
+    /// The programs on packets of sockets could not be attached.
     Attribution(libbpf_rs::Error),
-    /// The kernel starts no thread.
+    /// A thread could not be started.
     Thread(io::Error),
-    /// The exporter's own network namespace cannot be counted in.
+    /// Counting could not start in the exporter's own network namespace.
     Begin(BeginError),
 }
 
-/// Why counting does not begin in a network namespace.
+/// Why counting could not start in a network namespace.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BeginError {
@@ -31,7 +31,7 @@ pub enum BeginError {
     Changes(io::Error),
     /// The kernel does not list the interfaces.
     Interfaces(io::Error),
-    /// The kernel does not create the tables of the packet programs.
+    /// The kernel did not create the tables of the packet programs.
     Programs(libbpf_rs::Error),
 }
 

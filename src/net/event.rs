@@ -1,43 +1,43 @@
-//! What is worth a line in the log.
+//! Events that are logged.
 
 use std::fmt;
 
 use super::hook::Hook;
 use super::refusal::Refusal;
 
-/// Something worth a line in the log.
+/// An event that is logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// An interface is counted on; `hook` is `None` if only what leaves it is. Why that hook.
+    /// An interface is counted; `hook` is `None` if only sent packets are. `reason` explains the choice of the hook.
     Attached { interface: String, hook: Option<Hook>, reason: String },
     /// One direction of an interface is not counted.
     Refused { interface: String, direction: &'static str, refusal: Refusal },
-    /// A program was taken away by force, and is there again.
+    /// A program that was detached by force is attached again.
     Restored { interface: String, direction: &'static str },
-    /// A program that came later ran before ours, and runs after it now.
+    /// A program that was attached later and ran before ours runs after it again.
     Moved { interface: String, direction: &'static str, before: String },
-    /// A program is attached and does not see what the kernel counts.
+    /// A program is attached but does not see what the kernel counts.
     Hidden { interface: String, direction: &'static str, packets: u64 },
     /// It sees it again.
     Seen { interface: String, direction: &'static str },
-    /// An interface has another name.
+    /// An interface was renamed.
     Renamed { from: String, to: String },
-    /// An interface is gone, and its counts with it.
+    /// An interface and its counters no longer exist.
     Gone { interface: String },
-    /// The configuration does not name the interface any more, and its counts are gone.
+    /// The interface is no longer configured; its counters are removed.
     Unwanted { interface: String },
-    /// A name of the configuration that no interface has yet.
+    /// An exact name without an interface.
     Missing { interface: String },
-    /// A network namespace of the configuration that there is not, or not any more; and why not.
+    /// A configured network namespace does not exist, or no longer, and why.
     Absent { space: String, error: String },
     /// The kernel does not list the interfaces.
     Unlisted { error: String },
-    /// There is no memory for an interface's counters, or for those of all that are new.
+    /// There is no memory for the counters of an interface, or of all new ones.
     NoCounters { interface: Option<String>, error: String },
 }
 
 impl Event {
-    /// Whether something is not as the configuration wants it.
+    /// Whether it reports a deviation from the configuration.
     pub fn is_problem(&self) -> bool {
         matches!(
             self,

@@ -1,4 +1,4 @@
-//! Interfaces of one network namespace that come, go and change.
+//! Follows the interfaces of one network namespace as they appear, disappear and change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,38 +14,39 @@ use super::programs::Programs;
 use super::refusal::Refusal;
 use super::status::{Missing, NetworkStatus};
 
-/// Interfaces that are attached to however long it takes. The kernel attaches and detaches a TC program in 12 ms, during
-/// which it waits for an RCU grace period and does nothing else for the network: further ones are attached to as time allows.
+/// Interfaces that are attached in one step regardless of the time it takes. The kernel needs 12 ms to attach or detach
+/// a TC program, during which it waits for an RCU grace period while holding the lock for network configuration; the
+/// others follow as time allows.
 const AT_ONCE: usize = 4;
 
-/// The part of a network namespace that is counted.
+/// The counted part of a network namespace.
 #[derive(Debug)]
 pub(crate) struct Area {
     pub scope: Scope,
     pub mode: Mode,
-    /// Number of the namespace on the board.
+    /// The number of the namespace in the status.
     pub number: usize,
     pub labels: Vec<(&'static str, String)>,
 }
 
-/// What happens to the interfaces of a namespace, and what is done about it. Belongs to a thread that is in it.
+/// Follows the interfaces of a namespace, on a thread that is in it.
 pub(crate) struct Follower {
     area: Area,
     status: Arc<NetworkStatus>,
     programs: Programs,
     changes: Changes,
-    /// What was told of interfaces and is yet to be followed.
+    /// Reported changes that are not handled yet.
     reported: Changed,
-    /// By index, which a rename leaves alone.
+    /// By index, which survives a rename.
     ports: BTreeMap<i32, Port>,
-    /// Interfaces that are yet to be attached to, in that order.
+    /// Interfaces to be attached, in order.
     waiting: VecDeque<Interface>,
     missing: Option<Vec<String>>,
     is_unlisted: bool,
 }
 
 impl Follower {
-    /// `changes` listens in the namespace from before the interfaces are first looked at.
+    /// `changes` must be subscribed before the interfaces are first listed.
     pub fn new(area: Area, status: Arc<NetworkStatus>, programs: Programs, changes: Changes) -> Self {
         Self {
             area,
@@ -60,20 +61,20 @@ impl Follower {
         }
     }
 
-    /// Counts on these interfaces from now on. What is counted on already and still wanted is not touched.
+    /// Selects the interfaces to be counted. Those that are counted already and still selected are not touched.
     pub fn want(&mut self, scope: Scope, report: &mut dyn FnMut(Event)) {
         self.area.scope = scope;
         self.follow(report);
-        // Names that are written out are expected to be there.
+        // Exact names are expected to exist.
         self.ports.keys().for_each(|index| self.show(*index));
     }
 
-    /// What to wait for, beside the time.
+    /// What to poll for changes.
     pub fn changes(&self) -> &Changes {
         &self.changes
     }
 
-    /// Whether something was told of interfaces since the last [`Self::follow`].
+    /// Whether changes were reported since the last [`Self::follow`].
     pub fn has_news(&mut self) -> bool {
         self.listen();
         self.reported != Changed::default()
@@ -86,10 +87,10 @@ impl Follower {
         self.reported.overrun |= more.overrun;
     }
 
-    /// Makes what is attached fit the interfaces that there are; those that are new are attached to by [`Self::attach_more`].
+    /// Adapts attachments to the existing interfaces; new ones are attached by [`Self::attach_more`].
     pub fn follow(&mut self, report: &mut dyn FnMut(Event)) {
-        // The kernel tells that an interface is gone before another one can have its index: what is taken after the list was
-        // read tells which of the list are others, or gone since, which another list shows.
+        // The kernel reports a deletion before it reuses the index. Reports taken after the list was read therefore
+        // show which entries of the list are new interfaces, or deleted since; the next list shows the latter.
         let mut present = interfaces();
         self.listen();
         for _ in 0..2 {
@@ -145,12 +146,12 @@ impl Follower {
         self.note_missing(present, report);
     }
 
-    /// Whether interfaces are yet to be attached to.
+    /// Whether interfaces remain to be attached.
     pub fn is_behind(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Attaches to interfaces that are new: to a few in any case, to others until `end`.
+    /// Attaches new interfaces: a few in any case, the others until `end`.
     pub fn attach_more(&mut self, end: Instant, report: &mut dyn FnMut(Event)) {
         if self.waiting.is_empty() {
             return;
@@ -177,8 +178,9 @@ impl Follower {
         }
     }
 
-    /// Looks after what is attached: is it there, is it first; and of `compare`, does it see what the kernel counts, and is it
-    /// for the interfaces that there are? Of another name for an interface that is down the kernel sends no message.
+    /// Verifies attachments: still attached and first in the chain; with `compare`, also that programs see what the
+    /// kernel counts and that no interface was missed. The kernel sends no message when an interface that is down is
+    /// renamed.
     pub fn verify(&mut self, retry: bool, compare: bool, report: &mut dyn FnMut(Event)) {
         let mut counts = HashMap::new();
         if compare {
@@ -191,7 +193,7 @@ impl Follower {
                 Err(error) => self.unlisted(&error, report),
             }
         }
-        // Counters for the next interfaces are made while there is time. If they cannot be, that is told when there is one.
+        // Creates counters for later interfaces in advance. A failure is reported when they are needed.
         let _ = self.programs.reserve(0);
         let indexes: Vec<i32> = self.ports.keys().copied().collect();
         for index in indexes {
@@ -211,7 +213,8 @@ impl Follower {
         }
     }
 
-    /// Whether what was lost and attached again is an interface that has the index of one that is gone: that is told later.
+    /// Whether a lost attachment belongs to a deleted interface whose index another one has now: its deletion is
+    /// reported later.
     fn is_another(&mut self, index: i32, lost: bool) -> bool {
         if lost {
             self.listen();
@@ -223,7 +226,7 @@ impl Follower {
         self.area.scope.wants(&there.name, &there.altnames)
     }
 
-    /// Of an interface that is known, what was refused is tried again if anything happened to it.
+    /// Updates a known interface. If anything about it changed, failed attachments are retried.
     fn meet(&mut self, there: &Interface, touched: bool, report: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get_mut(&there.index) else { return };
         let from = port.on.name.clone();
@@ -238,7 +241,7 @@ impl Follower {
         if self.is_another(there.index, lost) {
             return;
         }
-        // The speed of its link may be another one.
+        // The link speed may have changed, too.
         if touched || changed || !changes.is_empty() {
             self.show(there.index);
         }
@@ -254,7 +257,7 @@ impl Follower {
 
     fn show(&self, index: i32) {
         if let Some(port) = self.ports.get(&index) {
-            // Nobody waits for packets that never come.
+            // A device that never receives is no reason to be not ready.
             let exact = self.area.scope.names(&port.on.name, &port.on.altnames)
                 && receives_nothing(&port.on).is_none();
             self.status.show(self.area.number, self.labels_of(&port.on.name), port, exact);
@@ -305,7 +308,7 @@ impl Follower {
                 Change::Attached { direction, .. } => {
                     attached.get_or_insert((direction, port.hook(), String::new()));
                 }
-                // What holds for both directions is told once.
+                // What concerns both directions is reported once.
                 Change::Refused { refusal, .. } if refused.as_ref() == Some(&refusal) => {}
                 Change::Refused { direction, refusal } => {
                     refused = Some(refusal.clone());
@@ -334,11 +337,11 @@ impl Drop for Follower {
     }
 }
 
-/// Devices before those above them: the kernel takes no XDP program below one that has one.
+/// Orders lower devices before upper ones: the kernel rejects XDP below a device that has it.
 fn lower_first(all: &[Interface]) -> Vec<&Interface> {
     let masters: BTreeSet<i32> = all.iter().filter_map(|one| one.master).collect();
     let mut sorted: Vec<&Interface> = all.iter().collect();
-    // A bridge may be the port of no bridge, but a bond may: those with a master and none below come first.
+    // A bridge cannot be a port of a bridge, but a bond can: devices with a master and without lower ones come first.
     sorted.sort_by_key(|one| (masters.contains(&one.index), one.master.is_none(), one.index));
     sorted
 }

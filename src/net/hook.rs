@@ -1,22 +1,22 @@
-//! Where packets are counted on the way in, chosen by what it costs. Pure.
+//! Chooses the hook for received packets by its cost. Pure.
 //!
-//! Native XDP on a veth turns off segmentation offload at its other end and takes three quarters of the throughput; on a
-//! virtio NIC it turns off receive offloads. TC ingress sees the same packets there for next to nothing, and on devices
-//! without an Ethernet header, where native XDP sees none. Where a NIC's driver has XDP, packets are met before
-//! the network stack spends anything on them.
+//! Native XDP on a veth disables segmentation offload at its peer and reduces throughput by three quarters; on a virtio
+//! NIC it disables receive offloads. TC ingress sees the same packets there at nearly no cost, and also on devices
+//! without an Ethernet header, where native XDP sees none. On NICs whose driver supports XDP, packets are counted
+//! before the network stack spends anything on them.
 
 use super::abi::Link;
 use super::config::{Mode, NetworkConfig, Scope};
 use super::links::Interface;
 
-/// Where what comes in is counted.
+/// The hook for received packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
     /// XDP in the driver.
     Native,
     /// XDP in the network stack.
     Generic,
-    /// XDP in the NIC. The configuration refuses it (`decode`); here for the label.
+    /// XDP in the NIC. The configuration rejects it (`decode`); it exists for the label.
     Offload,
     /// TC ingress, by TCX.
     Tcx,
@@ -25,7 +25,7 @@ pub enum Hook {
 impl Hook {
     pub const ALL: [Self; 4] = [Self::Native, Self::Generic, Self::Offload, Self::Tcx];
 
-    /// As it is shown in labels.
+    /// The label value.
     pub fn label(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -35,7 +35,7 @@ impl Hook {
         }
     }
 
-    /// As it is shown in sentences.
+    /// The phrase used in sentences.
     pub fn phrase(self) -> &'static str {
         match self {
             Self::Native => "XDP in native mode",
@@ -46,17 +46,17 @@ impl Hook {
     }
 }
 
-/// Hooks to try, the best first, and why that is the best.
+/// Hooks to try, best first, and why the first is best.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Choice {
     pub hooks: &'static [Hook],
     pub reason: String,
 }
 
-/// Buses of NICs that a hypervisor plays.
+/// Buses of paravirtual NICs.
 const PARAVIRTUAL: &[&str] = &["virtio", "xen", "vmbus"];
 
-/// Why nothing is ever received by a device of this kind.
+/// Why a device of this kind never receives packets.
 pub(crate) fn receives_nothing(on: &Interface) -> Option<&'static str> {
     match on.kind.as_deref() {
         Some("ifb") => {
@@ -69,10 +69,10 @@ pub(crate) fn receives_nothing(on: &Interface) -> Option<&'static str> {
     }
 }
 
-/// Chooses for an interface, or says why no hook sees its packets.
+/// Chooses the hooks for an interface.
 ///
 /// # Errors
-/// Why nothing can be counted on the way in, in words that follow the interface's name.
+/// Why received packets cannot be counted, as a continuation of the interface's name.
 pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
     if let Some(reason) = receives_nothing(on) {
         return Err(reason.to_string());
@@ -84,7 +84,7 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
             Err("native XDP does not see packets of a device without an Ethernet header; use `mode: auto`"
                 .to_string())
         }
-        // They run in the drivers of its members, and see their packets as those of the members.
+        // XDP would run in the drivers of the bond's members, which are counted as interfaces of their own.
         Mode::Native if on.kind.as_deref() == Some("bond") => Err(
             "native XDP on a bond reports the member interface; attach to the members, or use `mode: auto`"
                 .to_string(),
@@ -108,8 +108,7 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
     }
 }
 
-/// How many interfaces of a namespace may be counted by XDP with fast-path counters: as many as are there now or have
-/// a name in the configuration.
+/// How many interfaces of a namespace get fast-path counters: as many as exist now or are configured by name.
 pub(crate) fn fast_interfaces(config: &NetworkConfig, scope: &Scope, present: &[Interface]) -> usize {
     if !config.count.fits_fast_path() || config.mode == Mode::Tcx {
         return 0;
@@ -123,10 +122,10 @@ pub(crate) fn fast_interfaces(config: &NetworkConfig, scope: &Scope, present: &[
     now + later
 }
 
-/// For devices that are made by software.
+/// For software devices.
 const SOFT: &[Hook] = &[Hook::Tcx, Hook::Generic];
 
-/// Whether programs on an interface see packets at all, in either direction.
+/// Whether programs on an interface see its packets at all, in either direction.
 ///
 /// # Errors
 /// Why not.

@@ -17,7 +17,7 @@ use super::counter_maps::{CounterMaps, FastBytes, Slot, cpu_slots, fast_memory};
 use super::counters::Counters;
 use super::pinned::{counters_of, held_links};
 
-/// Words of an interface in the table.
+/// Words of one interface in the table.
 const PORT_WORDS: usize = size_of::<net_port>() / 4;
 
 #[derive(Debug)]
@@ -25,9 +25,9 @@ pub(crate) struct InterfaceTable {
     ports: (MapHandle, Mapped<AtomicU32>),
     more: MapHandle,
     fast: Option<Fast>,
-    /// Who has which place in `ports`: an interface's index, or zero.
+    /// The interface index at each place of `ports`, or zero.
     places: Mutex<Vec<u32>>,
-    /// Where all of it is, if it outlives the exporter.
+    /// The pin directory, if state outlives the exporter.
     pub pins: PinDir,
 }
 
@@ -36,16 +36,16 @@ pub(crate) struct InterfaceTable {
 struct Fast {
     map: MapHandle,
     words: Mapped<AtomicU64>,
-    /// Of one interface: as many as there are CPUs.
+    /// Blocks per interface: one per CPU.
     slots: usize,
     blocks: usize,
-    /// First blocks that no interface has. The one that was longest unused is taken, so that no CPU still counts there.
+    /// Free first blocks. The longest unused one is taken, so that no CPU still counts there.
     free: Mutex<VecDeque<u16>>,
     /// Its part of the budget of all namespaces.
     _bytes: FastBytes,
 }
 
-/// An interface that programs know. Dropping it makes them forget it.
+/// An interface in the tables. Dropping it removes it.
 #[derive(Debug)]
 pub(crate) struct Entry {
     index: u32,
@@ -56,7 +56,7 @@ pub(crate) struct Entry {
 }
 
 impl InterfaceTable {
-    /// `fast` are how many interfaces at most have fast-path counters.
+    /// `fast` is the maximum number of interfaces with fast-path counters.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
@@ -91,7 +91,7 @@ impl InterfaceTable {
         Ok(known)
     }
 
-    /// Enters an interface, whose counters these are; with fast-path counters if there are any left.
+    /// Adds an interface with its counters, and with fast-path counters if any are left.
     ///
     /// # Errors
     /// If there is no memory.
@@ -120,7 +120,7 @@ impl InterfaceTable {
             words[offset_of!(net_port, id) / 4].store(port.id, Ordering::Relaxed);
             let packed = u32::from(port.block) | u32::from(port.link) << 16 | u32::from(port.fast) << 24;
             words[offset_of!(net_port, block) / 4].store(packed, Ordering::Relaxed);
-            // Last, for it makes the rest valid.
+            // Written last, because it makes the entry valid.
             words[offset_of!(net_port, ifindex) / 4].store(index, Ordering::Release);
             places[place] = index;
         } else {
@@ -133,8 +133,8 @@ impl InterfaceTable {
         Ok(Entry { index, slot, link, block, known: Arc::clone(self) })
     }
 
-    /// Interfaces that an earlier exporter has entered, by index. One that none of its links is on any more is another
-    /// interface, and forgotten.
+    /// Interfaces that a previous exporter added, by index. An interface without any of its links is another one with
+    /// the same index, and is removed.
     pub fn earlier(
         self: &Arc<Self>,
         counter_maps: &Arc<CounterMaps>,
@@ -153,7 +153,7 @@ impl InterfaceTable {
                         all.insert(index as i32, (entry, links));
                     }
                 }
-                // It was killed before it had pinned them.
+                // The previous exporter was killed before it pinned the counters.
                 Err(_) => self.forget(port.ifindex),
             }
         }
@@ -164,7 +164,7 @@ impl InterfaceTable {
         all
     }
 
-    /// What is in the tables.
+    /// The entries of the tables.
     fn entered(&self) -> Vec<net_port> {
         let direct = self.ports.1.as_chunks::<PORT_WORDS>().0.iter().map(|words| {
             let word = |offset: usize| words[offset / 4].load(Ordering::Acquire);
@@ -199,29 +199,29 @@ impl InterfaceTable {
             let words = &self.ports.1[place * PORT_WORDS..];
             words[offset_of!(net_port, ifindex) / 4].store(0, Ordering::Release);
         } else {
-            // It fails only if it is not there.
+            // Fails only if there is no such entry.
             let _ = self.more.delete(&index.to_ne_bytes());
         }
     }
 
-    /// The tables that every program has: of interfaces, and of those that have no place there.
+    /// The tables of interfaces that every program has: by place, and by index for the others.
     pub fn ports(&self) -> [&MapHandle; 2] {
         [&self.ports.0, &self.more]
     }
 
-    /// The fast-path counters, and how many blocks there are of them.
+    /// The fast-path counters and their number of blocks.
     pub fn fast(&self) -> Option<(&MapHandle, usize)> {
         self.fast.as_ref().map(|fast| (&fast.map, fast.blocks))
     }
 }
 
-/// The first block of an interface that has fast-path counters.
+/// The first fast-path block of an interface, if it has any.
 fn block(port: &net_port) -> Option<u16> {
     (port.fast != 0).then_some(port.block)
 }
 
 impl Fast {
-    /// `None` if there is no room for one interface. `taken` are blocks that interfaces have already.
+    /// `None` if there is not room for a single interface. `taken` are the blocks in use.
     fn new(
         interfaces: usize,
         taken: &BTreeSet<u16>,
@@ -229,7 +229,7 @@ impl Fast {
         pins: &PinDir,
     ) -> libbpf_rs::Result<Option<Self>> {
         let slots = cpu_slots()?;
-        // An earlier exporter's are as large as it wanted them.
+        // A previous exporter's counters keep their size.
         let earlier = pins.path("fast").filter(|path| path.exists());
         let earlier = earlier.map(MapHandle::from_pinned_path).transpose()?;
         let bytes = earlier
@@ -255,7 +255,7 @@ impl Fast {
         Ok(Some(Self { map, words, slots, blocks, free: Mutex::new(free), _bytes: part }))
     }
 
-    /// A first block, all of whose counters are zero.
+    /// Takes a first block; its counters are zero.
     fn take(&self) -> Option<u16> {
         let block = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
         self.words_of(block).iter().for_each(|word| word.store(0, Ordering::Relaxed));
@@ -269,12 +269,12 @@ impl Fast {
 }
 
 impl Entry {
-    /// By which programs know it, and tables of talkers.
+    /// The id by which programs and the tables of talkers refer to it.
     pub fn id(&self) -> u32 {
         self.slot.id()
     }
 
-    /// What its frames begin with.
+    /// The link layer.
     pub fn link(&self) -> Link {
         self.link
     }
@@ -284,7 +284,7 @@ impl Entry {
         self.block.is_some()
     }
 
-    /// What was counted so far.
+    /// The counters.
     pub fn counters(&self, direction: Direction) -> Counters {
         let sum = self.slot.counters(direction);
         match (&self.known.fast, self.block) {

@@ -1,4 +1,4 @@
-//! The network interfaces there are, from rtnetlink: those of the namespace that the thread is in.
+//! Lists network interfaces by rtnetlink, in the calling thread's network namespace.
 //!
 //! Format: `man 7 rtnetlink`, RTM_GETLINK.
 
@@ -34,54 +34,54 @@ const INFO: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Interface {
     pub name: String,
-    /// Other names of it.
+    /// Alternative names.
     pub altnames: Vec<String>,
     pub index: i32,
-    /// Largest IP packet, in bytes.
+    /// The largest IP packet in bytes.
     pub mtu: u32,
-    /// What its frames begin with.
+    /// The link layer.
     pub link: Link,
     pub loopback: bool,
-    /// Of a device made by software: `veth`, `bridge`, ...
+    /// The kind of a software device: `veth`, `bridge`, ...
     pub kind: Option<String>,
-    /// Of a device on a bus: `pci`, `usb`, `virtio`, ...
+    /// The bus of a hardware device: `pci`, `usb`, `virtio`, ...
     pub bus: Option<String>,
     /// The bridge, bond or VRF that it belongs to.
     pub master: Option<i32>,
 }
 
 impl Interface {
-    /// Whether this is its name, or one of its others.
+    /// Whether this is its name or one of its alternative names.
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || self.altnames.iter().any(|other| other == name)
     }
 
-    /// Bytes per second of its link. Of a veth or tun, whose drivers invent a speed, none.
+    /// The link speed in bytes per second; `None` for veth and tun, whose drivers make it up.
     pub fn speed(&self) -> Option<u64> {
         let is_virtual = matches!(self.kind.as_deref(), Some("veth" | "tun"));
         (!is_virtual).then(|| link_speed(&self.name)).flatten().map(|megabits| u64::from(megabits) * 125_000)
     }
 }
 
-/// Packets of an interface as the kernel counts them.
+/// The kernel's own packet counters of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct KernelCount {
     pub received: u64,
     pub sent: u64,
 }
 
-/// All interfaces.
+/// Lists all interfaces.
 ///
 /// # Errors
-/// If the kernel does not say.
+/// If the kernel does not list them.
 pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
     ask(RTEXT_FILTER_SKIP_STATS, interface)
 }
 
-/// All interfaces, each with what the kernel itself has counted.
+/// Lists all interfaces with the kernel's own counters.
 ///
 /// # Errors
-/// If the kernel does not say.
+/// If the kernel does not list them.
 pub(crate) fn interfaces_and_counts() -> io::Result<Vec<(Interface, Option<KernelCount>)>> {
     ask(0, |message| Some((interface(message)?, kernel_count(message))))
 }
@@ -91,7 +91,8 @@ fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> 
     body.extend_from_slice(&8u16.to_ne_bytes());
     body.extend_from_slice(&IFLA_EXT_MASK.to_ne_bytes());
     body.extend_from_slice(&filter.to_ne_bytes());
-    // A list that changed while it was read is asked for again, but not for ever: a message of the change comes anyway.
+    // A list that changed while it was read is requested again, a bounded number of times: the change is reported
+    // anyway.
     let mut found = Vec::new();
     for _ in 0..3 {
         found.clear();
@@ -107,10 +108,10 @@ fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> 
     Ok(found)
 }
 
-/// Names of the interfaces that a datagram tells of.
+/// The names of the interfaces in a datagram.
 ///
 /// # Errors
-/// If it is no netlink, or tells of an error.
+/// If it is not valid netlink, or reports an error.
 pub(crate) fn interfaces_in(datagram: &[u8]) -> io::Result<Vec<String>> {
     let (mut names, mut changed) = (Vec::new(), Changed::default());
     each_message(datagram, |kind, message| {
@@ -162,7 +163,7 @@ fn kernel_count(message: &[u8]) -> Option<KernelCount> {
     Some(KernelCount { received: word(0)?, sent: word(8)? })
 }
 
-/// Names may have any bytes; those that are no UTF-8 are shown as `\xff`, so that names stay apart.
+/// Names may contain any bytes; those that are not UTF-8 are shown as `\xff`, so that names stay distinct.
 fn text(value: &[u8]) -> String {
     let end = value.iter().position(|byte| *byte == 0).unwrap_or(value.len());
     let mut text = String::new();
@@ -173,47 +174,47 @@ fn text(value: &[u8]) -> String {
     text
 }
 
-/// What the kernel tells of interfaces as it happens.
+/// A subscription to changes of interfaces.
 #[derive(Debug)]
 pub(crate) struct Changes {
     socket: Socket,
 }
 
-/// Which interfaces something happened to.
+/// The reported changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changed {
-    /// By index: those that are gone, though others may have the same index now.
+    /// Indexes of deleted interfaces; another interface may have the same index by now.
     pub gone: BTreeSet<i32>,
     pub touched: BTreeSet<i32>,
-    /// Whether the kernel could not tell of all that happened: it may have happened to any.
+    /// Whether messages were lost, so that any interface may have changed.
     pub overrun: bool,
 }
 
 impl Changes {
-    /// Listens in the thread's network namespace.
+    /// Subscribes in the calling thread's network namespace.
     ///
     /// # Errors
-    /// If the kernel makes no socket.
+    /// If the kernel creates no socket.
     pub fn listen() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, RTMGRP_LINK))?;
         socket.set_non_blocking(true)?;
-        // Should it not be allowed as much, messages may be lost; that is told, and the list is read in any case.
+        // If this is not permitted, messages may be lost, which is reported; the list is read in any case.
         let _ = socket.set_rx_buf_sz(1u32 << 20);
         Ok(Self { socket })
     }
 
-    /// All that has come so far.
+    /// Drains all reports.
     pub fn take(&self) -> Changed {
         let mut changed = Changed::default();
         loop {
             match self.socket.recv_from_full() {
                 Ok((datagram, from)) if from.port_number() == 0 => {
-                    // What is cut short tells of something too: the list is read after any message.
+                    // A truncated message counts as well: the list is read after any message.
                     let _ = each_message(&datagram, |kind, body| changed.note(kind, body));
                 }
                 Ok(_) => {}
-                // Messages were lost; what matters is in the list of interfaces.
+                // Messages were lost; the list of interfaces has the result.
                 Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => changed.overrun = true,
                 // Ends with EAGAIN.
                 Err(_) => return changed,
@@ -226,7 +227,7 @@ impl Changed {
     fn note(&mut self, kind: u16, body: &[u8]) {
         let Some(index) = u32_at(body, 4).map(|index| index as i32) else { return };
         self.touched.insert(index);
-        // A bridge tells of ports that leave it with the same message, of its own family.
+        // A bridge reports ports that leave it by the same message, but with its own family.
         if kind == RTM_DELLINK && body.first() == Some(&(libc::AF_UNSPEC as u8)) {
             self.gone.insert(index);
         }
@@ -251,11 +252,11 @@ mod tests {
         assert!(lo.mtu >= 1280);
     }
 
-    /// As root: interfaces come and go in a namespace of the thread's own.
+    /// As root: interfaces are created and deleted in a namespace of this thread's own.
     #[test]
     fn lost_messages_are_told_as_root() {
         let inside = std::thread::spawn(|| {
-            // SAFETY: a system call without pointers; the namespace it makes is this thread's, and ends with it.
+            // SAFETY: a system call without pointers; the new namespace belongs to this thread and ends with it.
             #[allow(unsafe_code)]
             let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
             assert_eq!(made, 0, "no network namespace: {}; this test needs root", io::Error::last_os_error());

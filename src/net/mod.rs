@@ -1,8 +1,7 @@
-//! What crosses the wire: packets and bytes by interface, counted by XDP on the way in and TC on the way out.
+//! Packet statistics: packets and bytes by interface, counted by XDP or TC on ingress and TC on egress.
 //!
-//! [`Network::start`] attaches to the configured interfaces and keeps watching for them; [`Network::collect`] gives the
-//! metrics at a scrape; dropping it detaches everything, unless it is
-//! pinned.
+//! [`Network::start`] attaches to the configured interfaces and follows changes; [`Network::collect`] returns the
+//! metrics for a scrape; dropping it detaches everything that is not pinned.
 
 mod abi;
 mod attach;

@@ -1,4 +1,4 @@
-//! One netlink dump: a request, and all messages of the answer.
+//! A netlink dump: one request, and all messages of the response.
 //!
 //! Format: <https://docs.kernel.org/userspace-api/netlink/intro.html>.
 
@@ -16,11 +16,11 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 
-/// Asks for all objects of a kind and hands each message's body over. True if the list changed while it was read, so
-/// that it may be incomplete.
+/// Requests all objects of a kind and passes each message's body to `each`. Returns true if the list changed while it
+/// was read and may be incomplete.
 ///
 /// # Errors
-/// If the socket or the kernel refuses, or the answer is no netlink.
+/// If the socket or the kernel fails, or the response is not valid netlink.
 pub(crate) fn dump(
     protocol: isize,
     kind: u16,
@@ -33,7 +33,7 @@ pub(crate) fn dump(
     })
 }
 
-/// As [`dump`], until `each` wants no more. The kernel gives only what the body's header says, if it can (Linux 4.20).
+/// As [`dump`], until `each` returns false. The kernel filters by the header in the request, if it can (Linux 4.20).
 ///
 /// # Errors
 /// As [`dump`].
@@ -66,7 +66,7 @@ pub(crate) fn dump_while(
     }
 }
 
-/// Walks the messages of one datagram; true at the end of the dump.
+/// Iterates over the messages of a datagram; returns true at the end of the dump.
 fn messages(mut rest: &[u8], interrupted: &mut bool, each: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
     let broken = || io::Error::new(io::ErrorKind::InvalidData, "truncated netlink message");
     while !rest.is_empty() {
@@ -89,10 +89,10 @@ fn messages(mut rest: &[u8], interrupted: &mut bool, each: &mut impl FnMut(u16, 
     Ok(false)
 }
 
-/// Hands over the messages of one datagram that was not asked for.
+/// Passes the messages of an unsolicited datagram to `each`.
 ///
 /// # Errors
-/// If it is no netlink, or tells of an error.
+/// If it is not valid netlink, or reports an error.
 pub(crate) fn each_message(datagram: &[u8], mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
     messages(datagram, &mut false, &mut each).map(drop)
 }

@@ -1,4 +1,4 @@
-//! Sockets that are open when counting by process begins.
+//! Sockets that are open when counting by process starts.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,13 +9,13 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use crate::procfs::processes;
 
-/// Remembers in each of them a process that has it open, which may be one of several. Those of processes that are not let be
-/// looked at are left out, and what is no socket of the Internet.
+/// Stores in each open Internet socket a process that has it open, which may be one of several. Processes that the
+/// exporter may not inspect are skipped.
 pub(super) fn name_open_sockets(users: &MapHandle) {
     let mut seen = HashSet::new();
     for pid in processes() {
         let Ok(mut name) = fs::read(format!("/proc/{pid}/comm")) else { continue };
-        // It ends with a line feed.
+        // It ends with a newline.
         name.truncate(name.len().saturating_sub(1));
         name.resize(16, 0);
         let mut process = None;
@@ -30,9 +30,9 @@ pub(super) fn name_open_sockets(users: &MapHandle) {
                 process = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
             }
             let Some(process) = &process else { break };
-            // It is the same socket, and goes away here at once.
+            // A duplicate of the same socket, closed at once.
             let Ok(socket) = pidfd_getfd(process, number, PidfdGetfdFlags::empty()) else { continue };
-            // One that was used meanwhile is known. Those of other kinds are refused or harmless.
+            // A socket that was used meanwhile has a name already. Other kinds of sockets are rejected, or harmless.
             let _ = users.update(&socket.as_raw_fd().to_ne_bytes(), &name, MapFlags::NO_EXIST);
         }
     }

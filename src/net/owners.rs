@@ -1,4 +1,4 @@
-//! What those are called whose packets are counted ([`super::attribution`]), and what was counted of those that are gone.
+//! The names of cgroups and processes in [`super::attribution`], and the counts of those that no longer exist.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,28 +7,28 @@ use crate::selectors::Belongs;
 use super::counters::Sum;
 use super::socket_abi::generated::types::holder;
 
-/// Owners that have series of their own; what comes later is counted for none of them.
+/// Owners with series of their own; later ones are counted together.
 const OWNERS: usize = 1000;
 
 /// How often an engine is asked what a container is called: it may write that down a moment later.
 const ASKED: u32 = 10;
 
-/// The label of what has no series of its own.
+/// The label value of owners without series of their own.
 const OTHER: &str = "other";
 
-/// The process of a socket that none was seen to use.
+/// The process label of a socket without a known process.
 const UNKNOWN: &str = "unknown";
 
-/// Whose packets the kernel counts together.
+/// The key of one counter in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(super) struct Holder {
     pub cgroup: u64,
-    /// Empty if it is not known.
+    /// Empty if unknown.
     process: [u8; 16],
 }
 
 impl Holder {
-    /// Those that the kernel's table had no room for.
+    /// The key for everything that the kernel's table had no room for.
     pub const OTHERS: Self = Self { cgroup: 0, process: [0; 16] };
 
     pub fn from_bytes(key: &[u8]) -> Option<Self> {
@@ -49,12 +49,12 @@ impl Holder {
     }
 }
 
-/// Who packets are of, as labels show it.
+/// The owner of packets, as in labels.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Owner {
-    /// Empty where packets are not counted by process.
+    /// Empty unless packets are counted by process.
     pub process: String,
-    /// Of systemd; of what is neither in a unit nor in a container or pod, the path.
+    /// The systemd unit; outside of any unit, container or pod, the cgroup's path.
     pub unit: String,
     pub container: String,
     pub pod: String,
@@ -65,7 +65,7 @@ impl Owner {
     fn of(belongs: &Belongs) -> Self {
         let pod = belongs.pod.as_ref();
         let container = belongs.containers.last().map(ToString::to_string);
-        // The unit of a container is made for it alone, and called by its id.
+        // The unit of a container exists for it alone and is named by its id.
         let is_boxed = pod.is_some() || container.is_some();
         let unit = || belongs.unit().map_or_else(|| belongs.path.clone(), str::to_owned);
         Self {
@@ -85,16 +85,16 @@ fn add(to: &mut Sums, more: &Sums) {
     to.iter_mut().zip(more).for_each(|(to, more)| to.add(*more));
 }
 
-/// What holders are called, and what was counted of those that the kernel's table has no more.
+/// The names of holders, and the counts of those that were removed from the kernel's table.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     /// Whether packets are counted by process.
     pub by_process: bool,
     owners: HashMap<Holder, Owner>,
-    /// Those that an engine may yet say the names of, and how often it was asked.
+    /// Containers without a name yet, and the number of look-ups.
     unnamed: BTreeMap<Holder, u32>,
     kept: BTreeMap<Owner, Sums>,
-    /// Those that have series.
+    /// Owners that have series.
     shown: BTreeSet<Owner>,
 }
 
@@ -112,12 +112,12 @@ impl Names {
         }
     }
 
-    /// Whether it is to be looked up what a holder is called.
+    /// Whether the name of a holder must be looked up.
     pub fn want(&self, id: Holder) -> bool {
         !self.owners.contains_key(&id) || self.unnamed.get(&id).is_some_and(|asked| *asked < ASKED)
     }
 
-    /// What one belongs to now; nothing, if its control group is not there any more.
+    /// Stores the owner of a holder; `None` if its cgroup no longer exists.
     pub fn learn(&mut self, id: Holder, belongs: Option<&Belongs>) {
         match belongs {
             Some(belongs) => {
@@ -137,8 +137,8 @@ impl Names {
         }
     }
 
-    /// By owner, those that were taken out included. One that was not looked up yet is left out: it would be counted among the others
-    /// for a moment, and their counters would go back.
+    /// Sums by owner, including removed holders. Holders that were not looked up yet are left out: otherwise they would
+    /// be counted under `other` for a moment, and that counter would then decrease.
     pub fn sum(&mut self, groups: impl IntoIterator<Item = (Holder, Sums)>) -> BTreeMap<Owner, Sums> {
         let other = self.other();
         let mut all: BTreeMap<Owner, Sums> = BTreeMap::new();
@@ -155,7 +155,7 @@ impl Names {
         all
     }
 
-    /// Remembers what was counted of one that is taken out of the kernel's table.
+    /// Stores the counts of a holder that is removed from the kernel's table.
     pub fn keep(&mut self, id: Holder, sums: &Sums) {
         let other = self.other();
         let owner = self.owners.remove(&id).unwrap_or_else(|| other.clone());
@@ -202,7 +202,7 @@ mod tests {
         learn(&mut names, 6, "/b.service");
         let before = sum(&mut names, &[(0, some(1)), (9, some(40))]);
         assert_eq!(before[&other][0].packets, 1, "what is not known yet is not among the others");
-        // It was gone before it was looked for.
+        // It disappeared before it was looked up.
         assert!(names.want(group(9)));
         names.learn(group(9), None);
         assert!(!names.want(group(9)) && !names.want(group(5)));
@@ -210,18 +210,18 @@ mod tests {
         let unit = |name: &str| Owner { unit: name.to_owned(), ..Owner::default() };
         let all = sum(&mut names, &[(0, some(1)), (5, some(10)), (6, some(20)), (9, some(40))]);
         assert_eq!((all[&other][0].packets, all[&unit("b.service")][0].packets), (41, 20));
-        // The service is started again, in another control group.
+        // The service restarts in a new cgroup.
         names.keep(group(5), &some(10));
         learn(&mut names, 7, "/a.service");
         let all = sum(&mut names, &[(0, some(1)), (7, some(3)), (6, some(20)), (9, some(40))]);
         assert_eq!((all[&unit("a.service")], total(&all)), (some(13), 74));
-        // More than have series.
+        // More than can have series.
         let many = 100..100 + 2 * OWNERS as u64;
         many.clone().for_each(|id| learn(&mut names, id, &format!("/{id}.service")));
         let all = names.sum(many.map(|id| (group(id), some(1))).chain([(group(6), some(21))]));
         assert_eq!((total(&all), all.len()), (2 * OWNERS as u64 + 21 + 10, OWNERS));
         assert_eq!(all[&unit("b.service")][0].packets, 21);
-        // A container is asked for until its engine has had time enough to say its name.
+        // A container is looked up until its engine has had time to write its name.
         let container = format!("/docker/{}", "0123456789abcdef".repeat(4));
         for _ in 0..ASKED {
             assert!(names.want(group(3)));

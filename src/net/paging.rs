@@ -1,21 +1,21 @@
 //! `page=1&per_page=100` in a query string.
 
-/// Which of many rows are asked for.
+/// The requested page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Paging {
-    /// From 1 on.
+    /// Counts from 1.
     pub page: u32,
     pub per_page: u32,
     most: u32,
 }
 
 impl Paging {
-    /// The first page; one has at most `most` rows.
+    /// The first page; pages have at most `most` rows.
     pub fn new(per_page: u32, most: u32) -> Self {
         Self { page: 1, per_page, most }
     }
 
-    /// Takes a parameter, if it is one of these two.
+    /// Parses a parameter; returns whether it is one of these two.
     ///
     /// # Errors
     /// What was expected.

@@ -31,14 +31,14 @@ const STATS: &str = "stats-";
 const STACK: &str = "stack-";
 const FILTER: &str = "-egress-filter";
 
-/// What the tables were made for. Those that were made for something else are not taken over.
+/// What the tables were created for. Tables created for something else are not taken over.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Layout {
-    /// Of the contract with the programs.
+    /// Of the ABI shared with the programs.
     abi: String,
     talkers: u32,
     flows: u32,
-    /// Counters of groups are by number.
+    /// Group counters are identified by number.
     cidrs: String,
 }
 
@@ -46,7 +46,7 @@ struct Layout {
 struct Record {
     version: String,
     layout: Layout,
-    /// Of the tables of talkers and flows.
+    /// The hash keys of the tables of talkers and flows.
     keys: [u64; HASH_KEYS],
 }
 
@@ -77,7 +77,7 @@ impl Layout {
         }
     }
 
-    /// What differs, in words that follow "because".
+    /// The difference, as a continuation of "because".
     fn differs_from(&self, now: &Self, version: &str) -> Option<String> {
         if self.abi != now.abi {
             Some(format!("version {version} made it, whose tables differ"))
@@ -91,10 +91,11 @@ impl Layout {
     }
 }
 
-/// The keys of the tables that an earlier exporter has left; `None` if there are none that fit. Then there are none any more.
+/// The hash keys of a previous exporter's tables; `None` if there are no matching ones, in which case the others have
+/// been removed.
 ///
 /// # Errors
-/// If what does not fit cannot be removed.
+/// If they cannot be removed.
 pub(super) fn earlier(pins: &PinDir, count: &Count) -> Result<Option<[u64; HASH_KEYS]>, PinError> {
     let reason = match pins.load::<Record>() {
         Ok(None) => None,
@@ -114,7 +115,7 @@ pub(super) fn earlier(pins: &PinDir, count: &Count) -> Result<Option<[u64; HASH_
     Ok(None)
 }
 
-/// Removes what is there and does not fit.
+/// Removes state that does not match.
 ///
 /// # Errors
 /// If it cannot be removed.
@@ -123,7 +124,7 @@ pub(super) fn begin_anew(pins: &PinDir, reason: &str) -> Result<(), PinError> {
     remove_pinned(pins)
 }
 
-/// Removes what is there: everything is detached.
+/// Removes all pinned state, which detaches everything.
 ///
 /// # Errors
 /// If it cannot be removed.
@@ -132,7 +133,7 @@ pub(crate) fn remove_pinned(pins: &PinDir) -> Result<(), PinError> {
     pins.clear()
 }
 
-/// Writes down what the tables are made for, when they are there.
+/// Writes the layout once the tables exist.
 ///
 /// # Errors
 /// If the kernel refuses.
@@ -140,7 +141,7 @@ pub(super) fn save(pins: &PinDir, count: &Count, keys: [u64; HASH_KEYS]) -> Resu
     pins.save(&Record { version: env!("CARGO_PKG_VERSION").to_string(), layout: Layout::of(count), keys })
 }
 
-/// What a network namespace's directory is called by, without its number.
+/// The name of a network namespace's directory, without its cookie.
 pub(super) fn label(space: &Space) -> String {
     match space {
         Space::Own => "own-".to_string(),
@@ -163,20 +164,20 @@ pub(super) fn spaces(pins: &PinDir) -> Vec<(String, PinDir)> {
     names.filter_map(|name| Some((name.clone(), pins.child(&name).ok()?))).collect()
 }
 
-/// What the counters of an interface are called.
+/// The name of an interface's counters.
 pub(super) fn stats_name(id: u32) -> String {
     format!("{STATS}{id}")
 }
 
-/// Ids of the interfaces whose counters are there.
+/// Ids of the interfaces with pinned counters.
 pub(super) fn counters_of(space: &PinDir) -> Vec<u32> {
     space.names().iter().filter_map(|name| name.strip_prefix(STATS)?.parse().ok()).collect()
 }
 
-/// The directory for programs at tracepoints, for the namespace of this thread; others are removed.
+/// The directory for programs on tracepoints in the calling thread's network namespace; others are removed.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created.
 pub(super) fn stack_directory(pins: &PinDir, count: &Count) -> libbpf_rs::Result<PinDir> {
     if !pins.is_pinned() {
         return Ok(PinDir::default());
@@ -189,17 +190,18 @@ pub(super) fn stack_directory(pins: &PinDir, count: &Count) -> libbpf_rs::Result
     Ok(if switches == 0 { PinDir::default() } else { pins.child(&name)? })
 }
 
-/// What a link is pinned by.
+/// The name of a pinned link.
 pub(super) fn link_name(index: i32, direction: Direction, hook: Hook) -> String {
     format!("{index}-{}-{}", direction.label(), hook.label())
 }
 
-/// What the program of a filter is pinned by.
+/// The name of a pinned filter program.
 fn filter_name(index: i32) -> String {
     format!("{index}{FILTER}")
 }
 
-/// Links to an interface that are still on it, and whether it has any program of an earlier exporter. Others are removed.
+/// A previous exporter's links that are still attached to the interface, and whether any of its programs is. Other pins
+/// of the interface are removed.
 pub(super) fn held_links(pins: &PinDir, index: i32) -> (Vec<HeldLink>, bool) {
     let mut links = Vec::new();
     for direction in Direction::ALL {
@@ -226,8 +228,8 @@ fn has_filter(pins: &PinDir, index: i32) -> bool {
     program.is_some_and(|program| super::attach::has_filter(program.as_fd(), index))
 }
 
-/// Pins what was attached, so that it stays when the exporter ends. A filter does so where `unpin` finds it again: in the
-/// exporter's own network namespace.
+/// Pins an attachment, so that it outlives the exporter. A filter is pinned only in the exporter's own network
+/// namespace, where `unpin` can find it again.
 pub(super) fn keep(pins: &PinDir, attached: &mut Attached, index: i32, direction: Direction, hook: Hook) {
     let is_own = || pins.name().starts_with(&label(&Space::Own));
     let name = match attached {
@@ -236,15 +238,15 @@ pub(super) fn keep(pins: &PinDir, attached: &mut Attached, index: i32, direction
         Attached::Filter { .. } => return,
     };
     let Some(path) = pins.path(&name) else { return };
-    // Of one that is gone.
+    // A stale pin.
     let _ = std::fs::remove_file(&path);
     if let Err(err) = attached.pin(&path, pins.pin(&name)) {
         log::warn!("failed to pin {}: {err}; packets are not counted while no exporter runs", path.display());
     }
 }
 
-/// Takes away filters that stay though nothing is pinned any more. Gives the indexes of interfaces in another network namespace
-/// than this, whose filters stay.
+/// Detaches filters that remain although nothing is pinned any more. Returns the indexes of interfaces in other network
+/// namespaces, whose filters stay.
 pub(crate) fn detach_filters(pins: &PinDir) -> Vec<i32> {
     spaces(pins).iter().flat_map(|(name, space)| detach_filters_in(name, space)).collect()
 }

@@ -1,4 +1,4 @@
-//! Pinned counters of each network namespace: their directories, and when those go.
+//! The directories of pinned counters of each network namespace.
 
 use crate::pins::PinDir;
 
@@ -7,10 +7,11 @@ use super::counter_maps::CounterMaps;
 use super::pinned::{counters_of, detach_filters_in, label, spaces, tell_of_filters};
 use super::sys::netns_cookie;
 
-/// The directory of the network namespace that this thread is in. What is left of others of its name is removed.
+/// The directory for the calling thread's network namespace. Leftovers of a previous namespace of this name are
+/// removed.
 ///
 /// # Errors
-/// If it cannot be made.
+/// If it cannot be created.
 pub(super) fn directory(counter_maps: &CounterMaps, space: &Space) -> libbpf_rs::Result<PinDir> {
     if !counter_maps.pins.is_pinned() {
         return Ok(PinDir::default());
@@ -21,12 +22,12 @@ pub(super) fn directory(counter_maps: &CounterMaps, space: &Space) -> libbpf_rs:
     Ok(counter_maps.pins.child(&format!("{label}{cookie}"))?)
 }
 
-/// Removes the directory of a namespace that is gone.
+/// Removes the directory of a namespace that no longer exists.
 pub(super) fn forget_space(counter_maps: &CounterMaps, space: &Space) {
     forget(counter_maps, |name| name.starts_with(&label(space)));
 }
 
-/// Removes directories of namespaces that are not among these.
+/// Removes the directories of all other namespaces.
 pub(super) fn forget_others(counter_maps: &CounterMaps, wanted: &[&Space]) {
     let labels: Vec<String> = wanted.iter().map(|space| label(space)).collect();
     forget(counter_maps, |name| !labels.iter().any(|label| name.starts_with(label)));

@@ -19,11 +19,11 @@ use super::refusal::{ONE_PIECE_MTU, Refusal, described};
 /// Packets of the kernel's that must be missing here before it is said: some cross in the moment between two readings.
 const MISSING: u64 = 32;
 
-/// An interface that is counted on, as far as the kernel lets us. Dropping it detaches.
+/// An interface with its attached programs. Dropping it detaches them.
 #[derive(Debug)]
 pub(crate) struct Port {
     pub on: Interface,
-    // Attached programs go before the entry that they find the interface by.
+    // Programs must be dropped before the entry through which they find the interface.
     ingress: Side,
     egress: Side,
     entry: Arc<Entry>,
@@ -34,13 +34,13 @@ pub(crate) struct Port {
 #[derive(Debug)]
 struct Side {
     state: Result<AttachedProgram, Refusal>,
-    /// What was counted at the last comparison, by the kernel and here.
+    /// Packets at the last comparison, counted by the kernel and here.
     compared: Option<(u64, u64)>,
-    /// Comparisons in a row that found packets missing.
+    /// Consecutive comparisons with missing packets.
     missing: u32,
 }
 
-/// A program in its place.
+/// An attached program.
 #[derive(Debug)]
 struct AttachedProgram {
     attached: Attached,
@@ -49,10 +49,10 @@ struct AttachedProgram {
     reason: String,
 }
 
-/// What became of a direction since it was last looked at.
+/// A change of a direction since the last check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// It is attached now and was not, or was taken away and is there again; why that hook.
+    /// It is attached now, for the first time or again; with the reason for the hook.
     Attached {
         direction: Direction,
         hook: Hook,
@@ -68,7 +68,7 @@ pub(crate) enum Change {
         direction: Direction,
         before: String,
     },
-    /// It is attached, and does not see what the kernel counts; or sees it again.
+    /// It is attached but does not see what the kernel counts, or sees it again.
     Hidden {
         direction: Direction,
         packets: u64,
@@ -79,10 +79,10 @@ pub(crate) enum Change {
 }
 
 impl Port {
-    /// Loads and attaches both directions, each for itself: one that is refused leaves the other.
+    /// Loads and attaches both directions independently.
     ///
     /// # Errors
-    /// If the kernel makes no counters.
+    /// If the kernel creates no counters.
     pub fn open(on: Interface, mode: Mode, programs: &Programs) -> libbpf_rs::Result<Self> {
         let (entry, mut held) = programs.enter(on.index, on.link, may_use_fast_path(&on, mode, programs))?;
         let entry = Arc::new(entry);
@@ -91,7 +91,7 @@ impl Port {
         Ok(Self { on, ingress, egress, entry, pins: programs.pins().clone() })
     }
 
-    /// Tries again what was refused, and what the kernel does not have any more.
+    /// Retries failed attachments and those that the kernel has lost.
     pub fn retry(&mut self, mode: Mode, programs: &Programs) -> Vec<Change> {
         let mut changes = Vec::new();
         for direction in Direction::ALL {
@@ -102,7 +102,7 @@ impl Port {
             if side.state.is_ok() && !gone {
                 continue;
             }
-            // What is gone is dropped first, so that it does not take the pin of what comes.
+            // The lost attachment is dropped first, so that it does not remove the pin of the new one.
             let before = std::mem::replace(&mut side.state, Err(unattached())).err();
             let again = match direction {
                 Direction::Ingress => open_ingress(&on, mode, programs, &entry, &mut Vec::new()),
@@ -117,7 +117,7 @@ impl Port {
         changes
     }
 
-    /// Puts programs before those that were attached before them later on.
+    /// Moves programs before those that were attached before them later.
     pub fn lead(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for direction in Direction::ALL {
@@ -126,7 +126,7 @@ impl Port {
             let Ok(placed) = &side.state else { continue };
             let Some(first) = placed.attached.is_behind(placed.program.as_fd(), &on) else { continue };
             let (program, hook, reason) = (Arc::clone(&placed.program), placed.hook, placed.reason.clone());
-            // First off and then on: in the other order a packet between would be counted twice.
+            // Detached before it is attached again: in the other order, a packet in between would be counted twice.
             side.state = Err(unattached());
             let again = match direction {
                 Direction::Ingress => attach_ingress(program.as_fd(), &on, hook, &|_| false),
@@ -170,12 +170,12 @@ impl Port {
         changes
     }
 
-    /// How both directions came to be as they are.
+    /// The current state of both directions, as changes.
     pub fn reported(&self) -> Vec<Change> {
         vec![self.ingress.reported(Direction::Ingress), self.egress.reported(Direction::Egress)]
     }
 
-    /// Where what comes in is counted.
+    /// The hook for received packets.
     pub fn hook(&self) -> Option<Hook> {
         self.ingress.state.as_ref().ok().map(|placed| placed.hook)
     }
@@ -198,12 +198,12 @@ impl Port {
         }
     }
 
-    /// Whether what leaves is counted.
+    /// Whether sent packets are counted.
     pub fn is_sending(&self) -> bool {
         self.egress.state.is_ok()
     }
 
-    /// Whether the kernel does not have any more what was attached.
+    /// Whether an attachment no longer exists in the kernel.
     pub fn is_lost(&self) -> bool {
         [&self.ingress, &self.egress]
             .iter()
@@ -227,7 +227,7 @@ impl Side {
         Self { state, compared: None, missing: 0 }
     }
 
-    /// One comparison may have fallen between two readings of a burst.
+    /// A single comparison may have fallen into a burst.
     fn is_hidden(&self) -> bool {
         self.missing >= 2
     }
@@ -240,7 +240,7 @@ impl Side {
     }
 }
 
-/// Of a direction whose program is taken out and put in again.
+/// The state while a program is detached and attached again.
 fn unattached() -> Refusal {
     Refusal { reason: "other", text: String::new() }
 }
@@ -260,7 +260,7 @@ fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
     }
 }
 
-/// Whether the first hook that will be tried is XDP with the fast path.
+/// Whether the first hook to be tried is XDP with the fast path.
 fn may_use_fast_path(on: &Interface, mode: Mode, programs: &Programs) -> bool {
     let first = choose(on, mode).ok().and_then(|choice| choice.hooks.first().copied());
     !programs.with_talkers() && matches!(first, Some(Hook::Native | Hook::Generic))
@@ -300,7 +300,7 @@ fn open_ingress(
     Err(last.unwrap_or_else(|| refuse(on, "no hook to attach to")))
 }
 
-/// Goes on with the link that an earlier exporter has at one of these hooks; those at others are detached.
+/// Takes over a previous exporter's link at one of these hooks; its links at other hooks are detached.
 fn take_over(
     direction: Direction,
     held: &mut Vec<HeldLink>,
@@ -324,11 +324,12 @@ fn take_over(
     }
 }
 
-/// Programs for a hook, the best first.
+/// Programs for a hook, best first.
 fn candidates(on: &Interface, hook: Hook, programs: &Programs, entry: &Entry) -> &'static [Program] {
     match hook {
         Hook::Tcx => &[Program::TcIngress],
-        // Above a page, a driver takes programs that know frames in pieces, if it knows them itself.
+        // With a larger MTU, a driver accepts only programs that support multi-buffer frames, if it supports them
+        // itself.
         Hook::Native if on.mtu > ONE_PIECE_MTU => &[Program::Pieces],
         _ if programs.with_talkers() => &[Program::Talkers],
         _ if programs.have_fast_path() && entry.has_fast_path() && on.link == Link::Ethernet => {

@@ -1,4 +1,4 @@
-//! What will be counted, in words and before anything is attached.
+//! Describes what will be counted, before anything is attached.
 
 use super::block;
 use super::config::{Mode, NetworkConfig, Scope, Space};
@@ -6,8 +6,8 @@ use super::hook::choose;
 use super::links::interfaces;
 use super::{counter_maps, stats, tables};
 
-/// What `check` says of the configuration, a line each: what is counted, how much kernel memory that takes on this machine,
-/// and for each interface that is there where it will be counted, and why.
+/// The lines of `check`: what is counted, how much kernel memory it takes on this machine, and for each existing
+/// interface the hook and the reason.
 pub fn describe(config: &NetworkConfig) -> Vec<String> {
     let count = &config.count;
     let statistics = stats::switches().map(|one| (count.statistics.contains(one.key), one.name.to_string()));
@@ -63,14 +63,14 @@ pub fn describe(config: &NetworkConfig) -> Vec<String> {
     lines
 }
 
-/// Kernel memory on a machine with so many CPUs, in bytes: of one interface's counters without those of fast-path frames, the
-/// most that these add where it is counted by XDP, and of the tables of talkers and flows.
+/// Kernel memory in bytes for a number of CPUs: one interface's counters without the fast path, the maximum that the
+/// fast path adds, and the tables of talkers and flows.
 fn memory(config: &NetworkConfig, cpus: usize) -> (u64, u64, u64) {
     let fast = if config.count.fits_fast_path() { counter_maps::fast_memory(1, cpus) } else { 0 };
     (counter_maps::memory(cpus), fast, tables::memory(&config.count, cpus))
 }
 
-/// For each interface of the configuration that is there: what it will be counted by, and why.
+/// For each existing configured interface, the hook and the reason.
 fn hooks(scope: &Scope, mode: Mode) -> std::io::Result<Vec<String>> {
     let all = interfaces()?;
     let mut lines: Vec<String> = all
@@ -102,7 +102,7 @@ mod tests {
         assert!((8192 * 56..8192 * 80).contains(&talkers), "{talkers}");
         config.count.flows = 4096;
         assert!(memory(&config, 2).2 > 4 * talkers);
-        // The fast path is only used where there are no talkers.
+        // The fast path is used only without talkers.
         assert_eq!(memory(&config, 3).1, 0);
         config.count.talkers = 0;
         assert_eq!(memory(&config, 3).1, 4 << 16);

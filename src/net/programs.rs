@@ -1,4 +1,4 @@
-//! The packet programs of one network namespace, each loaded once, and the interfaces that they know.
+//! The packet programs of one network namespace, each loaded once, and the interfaces that they count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -20,24 +20,24 @@ use super::counter_maps::CounterMaps;
 use super::interface_table::{Entry, InterfaceTable};
 use super::sys::{program_id, set_operand};
 
-/// Which program.
+/// A packet program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Program {
     /// XDP with the fast path.
     Fast,
-    /// The same where sources may be blocked.
+    /// XDP with the fast path and a blocklist.
     FastBlocklist,
-    /// XDP without it.
+    /// XDP without the fast path.
     Slow,
     Talkers,
-    /// XDP for frames of several pieces, which native mode needs for a large MTU.
+    /// XDP with multi-buffer support, which native mode requires for a large MTU.
     Pieces,
     TcIngress,
     TcEgress,
 }
 
 impl Program {
-    /// As the kernel knows it.
+    /// Its name in the kernel.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fast => "net_ingress",
@@ -51,21 +51,22 @@ impl Program {
     }
 }
 
-/// Programs and tables of a network namespace. Interfaces are told apart by their index, which is the namespace's own.
+/// The programs and tables of a network namespace. Interfaces are identified by their index, which is unique only
+/// within it.
 #[derive(Debug)]
 pub(crate) struct Programs {
     counter_maps: Arc<CounterMaps>,
     switches: u32,
     fast: bool,
     known: Arc<InterfaceTable>,
-    /// Interfaces that an earlier exporter has entered, by index, and its links to them.
+    /// Interfaces that a previous exporter added, by index, with its links.
     earlier: Mutex<BTreeMap<i32, (Entry, Vec<HeldLink>)>>,
     loaded: Mutex<BTreeMap<Program, Arc<OwnedFd>>>,
 }
 
 impl Programs {
-    /// Tables for the interfaces of one namespace; `fast` are how many at most have fast-path counters, `switches` what
-    /// else is counted ([`super::stats::program_switches`]). What is in `pins` is gone on with.
+    /// Creates the tables for one namespace; `fast` is the maximum number of interfaces with fast-path counters,
+    /// `switches` are the optional statistics ([`super::stats::program_switches`]). State in `pins` is taken over.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
@@ -80,7 +81,7 @@ impl Programs {
         Ok(Self { counter_maps, switches, fast: fast > 0, known, earlier, loaded: Mutex::default() })
     }
 
-    /// Gets counters for so many interfaces ready, all at once, and gives back those of interfaces that are gone.
+    /// Prepares counters for this many interfaces at once, and frees those of deleted interfaces.
     ///
     /// # Errors
     /// If there is no memory.
@@ -88,11 +89,11 @@ impl Programs {
         self.counter_maps.reserve(interfaces)
     }
 
-    /// Enters an interface, before anything is attached to it; with fast-path counters if there are any left. One that an
-    /// earlier exporter has entered goes on, with its links.
+    /// Adds an interface before anything is attached to it; with fast-path counters if any are left. An interface that
+    /// a previous exporter added keeps its counters and links.
     ///
     /// # Errors
-    /// If the kernel makes no counters for it.
+    /// If the kernel creates no counters.
     pub fn enter(&self, ifindex: i32, link: Link, fast: bool) -> libbpf_rs::Result<(Entry, Vec<HeldLink>)> {
         let earlier = self.lock_earlier().remove(&ifindex);
         if let Some((entry, links)) = earlier.filter(|(entry, _)| entry.link() == link) {
@@ -102,7 +103,7 @@ impl Programs {
         Ok((self.known.enter(slot, ifindex as u32, link, fast)?, Vec::new()))
     }
 
-    /// Forgets interfaces that an earlier exporter has entered and nobody wants any more.
+    /// Removes interfaces of a previous exporter that are no longer configured.
     pub fn forget_earlier_but(&self, wanted: &BTreeSet<i32>) {
         self.lock_earlier().retain(|index, _| wanted.contains(index));
     }
@@ -111,17 +112,17 @@ impl Programs {
         self.earlier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where links to the namespace's interfaces are pinned.
+    /// The directory of pinned links.
     pub fn pins(&self) -> &PinDir {
         &self.known.pins
     }
 
-    /// Whether the fast path counts all that is to be counted.
+    /// Whether the fast path counts everything that is configured.
     pub fn have_fast_path(&self) -> bool {
         self.fast
     }
 
-    /// A program in the kernel; loaded when it is first asked for.
+    /// A program, loaded at its first use.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted (`CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`), or out of memory.
@@ -135,17 +136,17 @@ impl Programs {
         Ok(new)
     }
 
-    /// Whether sources may be blocked.
+    /// Whether there is a blocklist.
     pub fn with_blocklist(&self) -> bool {
         self.counter_maps.block.is_some()
     }
 
-    /// Whether they keep talkers.
+    /// Whether they track talkers.
     pub fn with_talkers(&self) -> bool {
         self.counter_maps.tables.is_some()
     }
 
-    /// Whether the kernel's program of this id is one of these.
+    /// Whether the kernel's program with this id is one of these.
     pub fn are(&self, id: u32) -> bool {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         loaded.values().any(|program| program_id(program.as_fd()) == Some(id))
@@ -200,7 +201,8 @@ impl Programs {
         open.maps.counters.reuse_fd(self.counter_maps.counters())?;
         match self.known.fast() {
             Some((fast, blocks)) if matches!(which, Program::Fast | Program::FastBlocklist) => {
-                // The size first: libbpf has mapped the map's memory, and unmaps as much as the map is large.
+                // The size is set first: libbpf has mapped the map's memory and unmaps as much as the map's current
+                // size.
                 open.maps.bss_fast.set_value_size((blocks * size_of::<net_fast>()) as u32)?;
                 open.maps.bss_fast.reuse_fd(fast.as_fd())?;
                 let program = match which {

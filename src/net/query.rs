@@ -1,6 +1,6 @@
 //! `/api/v1/talkers` and `/api/v1/flows`: from a query string to JSON.
 //!
-//! `?sort=bytes&order=desc&page=1&per_page=50&interface=eth0&address=192.0.2.1`, all of them optional.
+//! `?sort=bytes&order=desc&page=1&per_page=50&interface=eth0&address=192.0.2.1`; all parameters are optional.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -17,7 +17,7 @@ pub const PER_PAGE: u32 = 1000;
 
 const DEFAULT_PER_PAGE: u32 = 50;
 
-/// Where it was seen.
+/// The interface of a row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
 pub struct InterfaceName {
     pub interface: String,
@@ -39,7 +39,7 @@ impl From<&Vec<(&'static str, String)>> for InterfaceName {
 }
 
 impl InterfaceName {
-    /// As labels of a series.
+    /// As labels.
     pub fn labels(self) -> Vec<(&'static str, String)> {
         let others = [("netns", self.netns), ("container", self.container)];
         let others = others.into_iter().filter_map(|(name, value)| Some((name, value?)));
@@ -47,7 +47,7 @@ impl InterfaceName {
     }
 }
 
-/// A remote host. Times are Unix seconds, exact to 17 ms.
+/// A remote host. Times are Unix seconds with a resolution of 17 ms.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TalkerRow {
     #[serde(flatten)]
@@ -63,7 +63,7 @@ pub struct TalkerRow {
     pub last_seen: f64,
 }
 
-/// One direction of a conversation. Times are Unix seconds, exact to 17 ms.
+/// One direction of a conversation. Times are Unix seconds with a resolution of 17 ms.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FlowRow {
     #[serde(flatten)]
@@ -80,11 +80,11 @@ pub struct FlowRow {
     pub packets: u64,
     pub first_seen: f64,
     pub last_seen: f64,
-    /// Of TCP only: as far as this direction's segments tell.
+    /// For TCP: the state as far as this direction's segments show it.
     pub tcp_state: Option<&'static str>,
 }
 
-/// A query string that is not understood; the text says what was expected.
+/// An invalid query string; the text says what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryError(pub String);
 
@@ -110,7 +110,7 @@ enum Sort {
     LastSeen,
 }
 
-/// What was asked for.
+/// A parsed query.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Query {
     sort: Sort,
@@ -120,13 +120,13 @@ pub(crate) struct Query {
     address: Option<IpAddr>,
 }
 
-/// What both kinds of rows are sorted and chosen by.
+/// How rows of both kinds are sorted and filtered.
 pub(crate) trait Row: Serialize {
     fn interface(&self) -> &str;
     fn has_address(&self, address: IpAddr) -> bool;
     fn numbers(&self) -> (u64, u64);
     fn times(&self) -> (f64, f64);
-    /// Tells rows apart that are otherwise equal, so that pages do not overlap.
+    /// Breaks ties, so that pages do not overlap.
     fn identity(&self) -> impl Ord;
 }
 
@@ -169,7 +169,7 @@ impl Row for FlowRow {
 
 #[derive(Serialize)]
 struct Page<'a, R> {
-    /// Rows on all pages.
+    /// The number of rows on all pages.
     total: usize,
     page: u32,
     per_page: u32,
@@ -177,7 +177,7 @@ struct Page<'a, R> {
 }
 
 impl Query {
-    /// Reads a query string, without its question mark.
+    /// Parses a query string without its question mark.
     pub fn parse(text: &str) -> Result<Self, QueryError> {
         let mut query = Self {
             sort: Sort::Bytes,
@@ -216,7 +216,7 @@ impl Query {
                 "address" => {
                     let address: IpAddr =
                         value.parse().map_err(|_| QueryError::expected(key, "an IP address"))?;
-                    // Packets of an IPv4-mapped address are those of the IPv4 address.
+                    // Packets of a mapped IPv4 address are counted under the IPv4 address.
                     query.address = Some(address.to_canonical());
                 }
                 _ => {
@@ -242,7 +242,7 @@ impl Query {
         let Paging { page, per_page, .. } = self.paging;
         let shown = rows.iter().skip(self.paging.skipped()).take(per_page as usize).collect();
         let page = Page { total: rows.len(), page, per_page, rows: shown };
-        // Plain data with text keys: there is nothing that JSON could not say.
+        // Plain data with text keys always serializes.
         serde_json::to_string(&page).unwrap_or_else(|_| "{}".to_string())
     }
 
@@ -256,7 +256,7 @@ impl Query {
     }
 }
 
-/// What a flow's TCP segments say of its state.
+/// The state of a flow according to its TCP segments.
 pub(crate) fn tcp_state(flags: u8, data: bool) -> &'static str {
     match () {
         () if flags & RST != 0 => "reset",

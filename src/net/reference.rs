@@ -1,4 +1,4 @@
-//! Every metric of packets once, for the reference of the metrics: nothing is counted or attached to.
+//! Every packet metric once, for the reference of metrics. Nothing is attached.
 
 use super::block::{AlertNumbers, FeedSummary, Source, Summary};
 use super::cidr::CidrGroup;
@@ -10,7 +10,7 @@ use super::sockets::STATES;
 use super::{attribution, detect, dns, stack, stats};
 use crate::exposition::Family;
 
-/// All of them, each with a series that has its labels.
+/// All families, each with a series that has all its labels.
 pub(crate) fn every_family() -> Vec<Family> {
     let count = Count {
         statistics: stats::switches().map(|switch| switch.key).collect(),

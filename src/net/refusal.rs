@@ -1,4 +1,4 @@
-//! What the kernel's refusals to attach a program to an interface mean.
+//! Explains the kernel's errors when a program is attached to an interface.
 
 use std::fmt;
 use std::io;
@@ -9,14 +9,14 @@ use libbpf_rs::{ProgramHandle, Xdp, XdpFlags};
 use super::hook::Hook;
 use super::links::Interface;
 
-/// The largest MTU whose frames native XDP takes in one piece with common drivers: a page less 256 bytes of headroom,
-/// the kernel's 320 bytes of bookkeeping, an Ethernet header and two VLAN tags.
+/// The largest MTU for which native XDP needs no multi-buffer support with common drivers: a page without 256 bytes of
+/// headroom, the kernel's 320 bytes of bookkeeping, an Ethernet header and two VLAN tags.
 pub(crate) const ONE_PIECE_MTU: u32 = 4096 - 256 - 320 - 22;
 
-/// Why a program is not on an interface.
+/// Why a program is not attached to an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
-    /// One of a few words, for a label: `busy`, `mtu`, `unsupported`, `no_hook`, `hidden`, `permission`, `other`.
+    /// The label value: `busy`, `mtu`, `unsupported`, `no_hook`, `hidden`, `permission`, `other`.
     pub reason: &'static str,
     /// What failed, on what, why, and what to do next.
     pub text: String,
@@ -28,12 +28,12 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// The kernel's answer to an attach type that it has not heard of.
+/// The kernel's error for an unknown attach type.
 pub(super) fn is_unknown(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EINVAL)
 }
 
-/// What the kernel's refusal means. Links bring no text with them, so it is told from the number and the circumstances.
+/// Explains an XDP error. Links report no text, so it is derived from the error number and the circumstances.
 pub(super) fn xdp_refusal(
     program: BorrowedFd<'_>,
     on: &Interface,
@@ -56,7 +56,7 @@ pub(super) fn xdp_refusal(
                         "{holder} is already attached; detach it (`ip link set dev {name} xdp off`), use \
                          `mode: tcx`, or remove {name} from network.interfaces"
                     ),
-                    // The kernel wants programs on lower devices attached first.
+                    // The kernel requires lower devices to be attached first.
                     None => format!(
                         "a device on top of {name} (a bridge, bond or VLAN) already has an XDP program; use \
                          `mode: auto` or `mode: tcx`"
@@ -106,7 +106,7 @@ pub(super) fn xdp_refusal(
     }
 }
 
-/// What the kernel's refusal of a TCX link means.
+/// Explains an error of a TCX link.
 pub(super) fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
     let (reason, next) = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
@@ -123,14 +123,14 @@ pub(super) fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) ->
     Refusal { reason, text: format!("{}: failed to attach TC {direction}: {error}; {next}", on.name) }
 }
 
-/// Who has XDP on the interface: the program's id, and in words.
+/// The program that holds XDP on the interface: its id and description.
 fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<(u32, String)> {
     let found = Xdp::new(program).query(on.index, XdpFlags::NONE).ok()?;
     let (id, mode) = [
         (found.drv_prog_id, "native"),
         (found.skb_prog_id, "generic"),
         (found.hw_prog_id, "offload"),
-        // With one program only, some kernels fill in this alone.
+        // With a single program, some kernels set only this field.
         (
             found.prog_id,
             if u32::from(found.attach_mode) == libbpf_sys::XDP_ATTACHED_SKB { "generic" } else { "native" },
@@ -147,7 +147,7 @@ fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<(u32, String)> {
     Some((id, format!("{described}, in {mode} mode{dispatcher}")))
 }
 
-/// A program of any owner, in words.
+/// Describes a program of any owner.
 pub(crate) fn described(id: u32) -> String {
     let name = ProgramHandle::from_prog_id(id).ok().map(|found| found.name().to_string_lossy().into_owned());
     let known = name.filter(|name| !name.is_empty()).map(|name| format!(" {name:?}")).unwrap_or_default();

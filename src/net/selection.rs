@@ -1,4 +1,4 @@
-//! Which interfaces are wanted of a network namespace, as a reload changes it.
+//! The selected interfaces of a network namespace, which a reload can change.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use super::config::Scope;
 /// How long a reload waits for a thread to take up what is wanted. It looks once a second.
 const TAKING: Duration = Duration::from_secs(5);
 
-/// The interfaces that are wanted of a namespace.
+/// The selected interfaces of a namespace.
 #[derive(Debug)]
 pub(super) struct InterfaceSelection {
-    /// And whether the namespace's thread is yet to take them up.
+    /// The selection, and whether the namespace's thread has yet to apply it.
     scope: Mutex<(Scope, bool)>,
     taken: Condvar,
 }
@@ -29,13 +29,13 @@ impl InterfaceSelection {
         self.lock().0.clone()
     }
 
-    /// What is wanted now, if that is new.
+    /// The selection, if it has not been applied yet.
     pub fn changed(&self) -> Option<Scope> {
         let wanted = self.lock();
         wanted.1.then(|| wanted.0.clone())
     }
 
-    /// Those are what is attached to now.
+    /// Marks the selection as applied.
     pub fn taken(&self, scope: &Scope) {
         let mut wanted = self.lock();
         if wanted.0 == *scope {
@@ -51,7 +51,7 @@ impl InterfaceSelection {
         }
     }
 
-    /// Until they are taken up, but not for long.
+    /// Waits until it is applied, up to the timeout.
     pub fn wait(&self) {
         let _ = self.taken.wait_timeout_while(self.lock(), TAKING, |(_, is_new)| *is_new);
     }

@@ -10,10 +10,10 @@ use super::netlink::dump;
 
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-/// `struct inet_diag_req_v2`: four bytes, the wanted states, and 48 bytes of socket identity.
+/// `struct inet_diag_req_v2`: four bytes, the mask of states, and 48 bytes of socket identity.
 const REQUEST: usize = 56;
 
-/// Names of the states, indexed by number less one.
+/// Names of the states; the index is the kernel's number minus one.
 pub(crate) const STATES: [&str; 12] = [
     "established",
     "syn_sent",
@@ -29,7 +29,7 @@ pub(crate) const STATES: [&str; 12] = [
     "new_syn_recv",
 ];
 
-/// IPv4 and IPv6 TCP sockets of the network namespace in each of [`STATES`].
+/// The number of IPv4 and IPv6 TCP sockets of the network namespace in each of [`STATES`].
 ///
 /// # Errors
 /// If the kernel has no socket diagnostics (`CONFIG_INET_DIAG`, module `tcp_diag`) or refuses.
@@ -46,7 +46,7 @@ pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
     Ok(counts)
 }
 
-/// Established connections to ports here: the peer's address and port, and the port.
+/// Established connections to local ports for which `to` returns true: remote address, remote port, local port.
 ///
 /// # Errors
 /// As [`tcp_connections`].
@@ -59,21 +59,21 @@ pub(crate) fn established(to: impl Fn(u16) -> bool) -> io::Result<BTreeSet<(IpAd
     Ok(found)
 }
 
-/// Gives every IPv4 and IPv6 TCP socket that is in one of these states, a bit for each.
+/// Calls `take` for every IPv4 and IPv6 TCP socket in one of these states, a bit mask.
 fn each_socket(states: u32, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = [0u8; REQUEST];
         request[0] = family as u8;
         request[1] = libc::IPPROTO_TCP as u8;
         request[4..8].copy_from_slice(&states.to_ne_bytes());
-        // Changed meanwhile or not: a number of connections is never exact.
+        // An interrupted dump does not matter: the number of connections is never exact.
         dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, |_, message| take(message))?;
     }
     Ok(())
 }
 
-/// The peer's address and port, and the own port, of `struct inet_diag_msg`: four bytes, then `struct inet_diag_sockid` with
-/// ports and addresses in network byte order.
+/// Remote address, remote port and local port of a `struct inet_diag_msg`: four bytes, then `struct inet_diag_sockid`
+/// with ports and addresses in network byte order.
 fn connection(message: &[u8]) -> Option<(IpAddr, u16, u16)> {
     let port = |at: usize| Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?));
     let peer = message.get(24..40)?;
@@ -96,7 +96,7 @@ mod tests {
             let at = STATES.iter().position(|state| *state == name).unwrap();
             tcp_connections().unwrap()[at]
         };
-        // Other tests of this process open connections too: only what is held open here is certain.
+        // Other tests of this process open connections, too: only those held open here are certain.
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let streams: Vec<_> =
             (0..40).map(|_| TcpStream::connect(listener.local_addr().unwrap()).unwrap()).collect();

@@ -12,7 +12,7 @@ use crate::procfs::processes;
 
 use super::config::Space;
 
-/// A network namespace, told from others while it is open.
+/// An open network namespace.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     pub file: File,
@@ -20,7 +20,7 @@ pub(crate) struct Namespace {
     identity: (u64, u64),
 }
 
-/// Why there is no such namespace, in words that follow its name.
+/// Why a namespace was not found, as a continuation of its name.
 #[derive(Debug)]
 pub(crate) enum SpaceError {
     NoContainer,
@@ -46,7 +46,7 @@ impl Error for SpaceError {
 }
 
 impl Namespace {
-    /// That of the calling thread.
+    /// The calling thread's.
     ///
     /// # Errors
     /// Without `/proc`.
@@ -54,10 +54,10 @@ impl Namespace {
         Self::at("/proc/thread-self/ns/net".into())
     }
 
-    /// The one that is meant.
+    /// Opens a namespace.
     ///
     /// # Errors
-    /// If there is none (yet), or it cannot be opened.
+    /// If it does not exist (yet), or cannot be opened.
     pub fn find(space: &Space) -> Result<Self, SpaceError> {
         let path = match space {
             Space::Own => PathBuf::from("/proc/thread-self/ns/net"),
@@ -77,7 +77,7 @@ impl Namespace {
         Ok(Self { file, path, identity })
     }
 
-    /// Whether it is still found where it was found. What is held open is not gone, but nobody else has it.
+    /// Whether the name still leads to it. A namespace held open exists, but may be used by nobody else.
     pub fn is_there(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
     }
@@ -91,7 +91,7 @@ fn identity(metadata: &std::fs::Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Any process of a container.
+/// A process of the container.
 fn process_of(name: &str) -> Option<u32> {
     let id = Containers::default().id(name).unwrap_or_else(|| name.to_string());
     processes().find(|pid| is_in_container(*pid, &id))

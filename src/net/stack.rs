@@ -1,5 +1,5 @@
-//! What the network stack itself tells of the exporter's network namespace: why it drops packets, and how TCP connections
-//! fare. By tracepoints (`bpf/stack.bpf.c`), and what has none from `/proc`.
+//! Statistics of the network stack in the exporter's network namespace: drop reasons and TCP connections, from
+//! tracepoints (`bpf/stack.bpf.c`) and from `/proc` where there is no tracepoint.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,16 +28,16 @@ include!(concat!(env!("OUT_DIR"), "/stack.skel.rs"));
 use generated::StackSkelBuilder;
 use generated::types::{stack_histogram, stack_stats};
 
-/// Exponents of the first bounds: of microseconds, and of milliseconds.
+/// The exponent of the first bound and the unit, for histograms of microseconds and of milliseconds.
 pub(super) const TIMES: (u32, f64) = (4, 1e-6);
 const DURATIONS: (u32, f64) = (0, 1e-3);
 
-/// Reasons that have a counter of their own; the last has all others.
+/// Reasons with a counter of their own; the last counts all others.
 const REASONS: usize = offset_of!(stack_stats, states) / 8;
 const ROW: usize = 16;
 const SLOTS: usize = size_of::<stack_histogram>() / 8 - 1;
 
-/// Tracepoints, and whether it is that of drops.
+/// Tracepoints, and whether it is the one of drops.
 const TRACEPOINTS: [(&str, bool); 5] = [
     ("kfree_skb", true),
     ("inet_sock_set_state", false),
@@ -46,7 +46,7 @@ const TRACEPOINTS: [(&str, bool); 5] = [
     ("tcp_receive_reset", false),
 ];
 
-/// The programs at the stack's tracepoints. Dropping it takes those away that are not pinned.
+/// The programs on the stack's tracepoints. Dropping it detaches those that are not pinned.
 #[derive(Debug)]
 pub(crate) struct Stack {
     drops: bool,
@@ -56,7 +56,7 @@ pub(crate) struct Stack {
     _links: Vec<OwnedFd>,
 }
 
-/// Counters and links of an earlier exporter, if all that are wanted are there.
+/// Counters and links of a previous exporter, if all the required ones exist.
 fn earlier(pins: &PinDir, wanted: &[&str]) -> Option<(MapHandle, Vec<OwnedFd>)> {
     let stats = MapHandle::from_pinned_path(pins.path("stats").filter(|path| path.exists())?).ok()?;
     let links = wanted.iter().map(|name| open_pinned(&pins.path(name)?).ok()).collect::<Option<Vec<_>>>()?;
@@ -95,8 +95,9 @@ fn attach(count: &Count, wanted: &[&str], pins: &PinDir) -> libbpf_rs::Result<(M
 }
 
 impl Stack {
-    /// Attaches what is wanted, for the thread's network namespace, or goes on with what an earlier exporter has left in `pins`;
-    /// `None` if nothing is wanted.
+    /// Attaches what is configured in the calling thread's network namespace, or takes over what a previous exporter
+    /// left in `pins`;
+    /// `None` if nothing is configured.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -121,7 +122,7 @@ impl Stack {
         Ok(Some(Self { drops: count.drop_reasons, tcp: count.tcp, stats, reasons, _links: links }))
     }
 
-    /// What was told so far. What `/proc` says is of the calling thread's namespace.
+    /// The metrics. Those from `/proc` are of the calling thread's namespace.
     pub fn families(&self) -> Vec<Family> {
         let sum = sum_words(&of_every_cpu(&self.stats, 0), size_of::<stack_stats>() / 8);
         let at = |offset: usize| &sum[offset / 8..];
@@ -133,7 +134,7 @@ impl Stack {
             all.push(state_changes(at(offset_of!(stack_stats, states))));
             all.extend(tcp_counters(at));
             all.extend(tcp_times(at));
-            // Should /proc not be there, they are left out.
+            // Without /proc, they are left out.
             let text = std::fs::read_to_string("/proc/thread-self/net/netstat").unwrap_or_default();
             all.extend(listen_counters(|name| netstat(&text, name)));
         }
@@ -141,7 +142,7 @@ impl Stack {
     }
 }
 
-/// All that [`Stack::families`] can have, each with a series that has its labels.
+/// All families of [`Stack::families`], each with a series that has all its labels.
 pub(super) fn every_family() -> Vec<Family> {
     let zeros = vec![0; size_of::<stack_stats>() / 8];
     let at = |offset: usize| &zeros[offset / 8..];
@@ -152,7 +153,7 @@ pub(super) fn every_family() -> Vec<Family> {
     all
 }
 
-/// Only those that there were, for there are more than a hundred.
+/// Only reasons that have occurred: there are more than a hundred.
 fn drops(reasons: &BTreeMap<usize, String>, counts: &[u64]) -> Family {
     let help = "Packets dropped by the kernel, by its drop reason.";
     let mut family = Family::new("network_kernel_drops_total", Kind::Counter, help);
@@ -172,7 +173,7 @@ fn state_changes(counts: &[u64]) -> Family {
     let mut family = Family::new("network_tcp_state_changes_total", Kind::Counter, help);
     for (from, name_from) in STATES.iter().enumerate() {
         for (to, name_to) in STATES.iter().enumerate() {
-            // States count from one.
+            // States are numbered from one.
             let count = counts[(from + 1) * ROW + to + 1];
             if count > 0 || (*name_from, *name_to) == ("syn_sent", "close") {
                 family.number(&[("from", name_from), ("to", name_to)], count);
@@ -231,18 +232,18 @@ fn tcp_times<'a>(at: impl Fn(usize) -> &'a [u64]) -> Vec<Family> {
     ]
 }
 
-/// Bounds of a histogram of `bpf/histogram.bpf.h`.
+/// The bounds of a histogram of `bpf/histogram.bpf.h`.
 pub(super) fn bounds(shift: u32, unit: f64) -> Vec<f64> {
     (0..SLOTS as u32 - 1).map(|slot| f64::from(slot + shift).exp2() * unit).collect()
 }
 
-/// Adds such a histogram, of which these are the words.
+/// Adds a histogram, given its words.
 pub(super) fn observe(family: &mut Family, labels: &[(&'static str, &str)], words: &[u64], unit: f64) {
     let sum = words[offset_of!(stack_histogram, sum) / 8] as f64 * unit;
     family.histogram_of(&[], labels, &words[..SLOTS], Number::Real(sum));
 }
 
-/// The kernel's names of its reasons, in small letters.
+/// The kernel's names of drop reasons, in lower case.
 fn drop_reasons() -> libbpf_rs::Result<BTreeMap<usize, String>> {
     let btf = Btf::from_vmlinux()?;
     let Some(all) = btf.type_by_name::<Enum<'_>>("skb_drop_reason") else {
@@ -256,8 +257,8 @@ fn drop_reasons() -> libbpf_rs::Result<BTreeMap<usize, String>> {
     Ok(named.filter(|(number, _)| *number < REASONS - 1).collect())
 }
 
-/// Connections that found the queue of a listening socket full, and those that were not taken for any reason.
-/// Those are left out that have no value.
+/// Connections dropped because a listening socket's queue was full, and those dropped for any reason. Missing counters
+/// are left out.
 fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
     let counters = [
         (
@@ -279,7 +280,7 @@ fn listen_counters(value: impl Fn(&str) -> Option<u64>) -> Vec<Family> {
     families.collect()
 }
 
-/// A counter of `/proc/net/netstat`, which has a line of names and one of values for each protocol.
+/// A counter of `/proc/net/netstat`, which has a line of names and a line of values for each protocol.
 pub(super) fn netstat(text: &str, name: &str) -> Option<u64> {
     let lines: Vec<&str> = text.lines().collect();
     lines.as_chunks::<2>().0.iter().find_map(|pair| {

@@ -1,4 +1,4 @@
-//! What a scrape is shown. Whoever attaches puts it here, so that a scrape waits for nobody.
+//! What a scrape reads. The threads that attach update it, so that a scrape never waits for them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,18 +11,18 @@ use super::interface_table::Entry;
 use super::port::Port;
 use super::refusal::Refusal;
 
-/// One interface, as it was when it was last looked at.
+/// The state of one interface at its last check.
 #[derive(Debug, Clone)]
 pub(crate) struct InterfaceStatus {
     pub labels: Labels,
     pub name: String,
-    /// Whether the configuration has its name, and not only a pattern that fits.
+    /// Whether it is configured by its exact name.
     pub exact: bool,
     pub hook: Option<Hook>,
     pub egress: bool,
-    /// Of the link, in bytes per second, as its driver says.
+    /// The link speed in bytes per second, from its driver.
     pub speed: Option<u64>,
-    /// Of both directions.
+    /// For either direction.
     pub refusals: Vec<(Direction, Refusal)>,
     pub entry: Arc<Entry>,
 }
@@ -30,7 +30,7 @@ pub(crate) struct InterfaceStatus {
 #[derive(Debug, Default)]
 pub(crate) struct NetworkStatus {
     ports: Mutex<Ports>,
-    /// By namespace: names of the configuration that no interface has; or why the namespace cannot be seen at all.
+    /// By namespace: exact names without an interface; or why the namespace cannot be entered.
     missing: Mutex<BTreeMap<usize, Missing>>,
 }
 
@@ -38,11 +38,11 @@ pub(crate) struct NetworkStatus {
 struct Ports {
     /// By namespace and index.
     known: BTreeMap<(usize, i32), Arc<InterfaceStatus>>,
-    /// Labels of those that are yet to be attached to, in that order.
+    /// Labels of interfaces that remain to be attached, in order.
     waiting: BTreeMap<usize, VecDeque<(i32, Labels)>>,
 }
 
-/// Name and value of labels that tell an interface from others.
+/// Names and values of the labels that identify an interface.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
 #[derive(Debug, Clone, Default)]
@@ -53,11 +53,11 @@ pub(crate) struct Missing {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Values are only replaced whole, so that a panic elsewhere leaves them usable.
+    // Values are only replaced as a whole, so they are usable even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The labels by which series of a namespace are told from those of others.
+/// The labels that identify a namespace.
 pub(crate) fn labels(space: &Space) -> Labels {
     match space {
         Space::Own => Vec::new(),
@@ -89,7 +89,7 @@ impl NetworkStatus {
 
     pub fn remove(&self, space: usize, index: i32) {
         let removed = lock(&self.ports).known.remove(&(space, index));
-        // Memory of the kernel is given back without the lock.
+        // Kernel memory is freed without holding the lock.
         drop(removed);
     }
 
@@ -103,7 +103,7 @@ impl NetworkStatus {
         drop(removed);
     }
 
-    /// Index and labels of interfaces that are yet to be attached to.
+    /// Sets the index and labels of the interfaces that remain to be attached.
     pub fn waiting(&self, space: usize, interfaces: impl Iterator<Item = (i32, Labels)>) {
         lock(&self.ports).waiting.insert(space, interfaces.collect());
     }
@@ -126,7 +126,7 @@ impl NetworkStatus {
         (all, waiting)
     }
 
-    /// What was counted so far, and what is missing.
+    /// The current counters, and what is missing.
     pub fn readings(&self) -> Vec<Reading> {
         let (all, waiting) = self.all_and_waiting();
         let mut readings: Vec<Reading> = all.iter().map(|interface| interface.read()).collect();
@@ -141,7 +141,7 @@ impl NetworkStatus {
         readings
     }
 
-    /// Why not all is counted that the configuration names. What only fits a pattern may be what no program can see.
+    /// Why not everything that is configured is counted. What only matches a glob is not required.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
         for missing in lock(&self.missing).values() {

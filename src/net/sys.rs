@@ -1,5 +1,5 @@
-//! Calls that no safe wrapper has: links with attach flags and what became of them, chains of programs, network
-//! namespaces, random keys, and the monotonic clock.
+//! System calls without a safe wrapper: links with attach flags and their targets, program chains, network namespaces,
+//! random keys, and the monotonic clock.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -13,7 +13,7 @@ use libbpf_rs::{AsRawLibbpf, OpenProgramMut};
 /// Attaches a program to a network interface by a link; closing the descriptor detaches it.
 ///
 /// # Errors
-/// The kernel's, unchanged; a link brings no text with it.
+/// From the kernel, unchanged; a link reports no text.
 pub(crate) fn create_link(
     program: BorrowedFd<'_>,
     ifindex: i32,
@@ -34,11 +34,11 @@ pub(crate) fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The interface that an XDP or TCX link is attached to, and the program's id. The interface is zero once the link was detached
-/// by force or the interface is gone.
+/// The interface that an XDP or TCX link is attached to, and the program's id. The interface is zero once the link was
+/// detached by force or the interface was deleted.
 ///
 /// # Errors
-/// If the kernel does not say.
+/// If the kernel does not report it.
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     let mut info = libbpf_sys::bpf_link_info::default();
     let mut length = size_of_val(&info) as u32;
@@ -51,20 +51,20 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
 }
 
-/// Takes a link's program off the interface, whoever else has the descriptor.
+/// Detaches a link, even if other descriptors of it are open.
 ///
 /// # Errors
-/// If it is off already, or the interface is gone.
+/// If it is detached already, or the interface no longer exists.
 pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: a system call on a descriptor, without pointers.
     let result = unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
-/// Puts another program in the place of a link's, at once.
+/// Replaces a link's program atomically.
 ///
 /// # Errors
-/// If it does not fit there.
+/// If the program does not fit.
 pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: two descriptors, and no options.
     let result =
@@ -75,7 +75,7 @@ pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 /// Pins a program or link on a BPF file system.
 ///
 /// # Errors
-/// The kernel's.
+/// From the kernel.
 pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the text outlives the call and ends with a zero.
@@ -83,10 +83,10 @@ pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
-/// What is pinned there.
+/// Opens a pinned object.
 ///
 /// # Errors
-/// The kernel's.
+/// From the kernel.
 pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the text outlives the call and ends with a zero.
@@ -98,10 +98,10 @@ pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The kernel's number of this thread's network namespace, which no other one has until the machine is started again.
+/// The kernel's cookie of the calling thread's network namespace, which is unique until the next boot.
 ///
 /// # Errors
-/// If the kernel does not say: before Linux 5.14.
+/// If the kernel does not report it: before Linux 5.14.
 pub(crate) fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     // Any socket will do.
@@ -115,7 +115,7 @@ pub(crate) fn netns_cookie() -> io::Result<u64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
-/// Ids of the programs of a hook of an interface, in the order in which they run.
+/// Ids of the programs at an interface's hook, in the order in which they run.
 ///
 /// # Errors
 /// If the kernel does not know the hook, or there are more than sixty-four.
@@ -137,8 +137,8 @@ pub(crate) fn chain(ifindex: i32, kind: u32) -> io::Result<Vec<u32>> {
     Ok(ids[..count.min(ids.len())].to_vec())
 }
 
-/// Puts `operand` into all of a program's "and" instructions whose own is `placeholder`: a constant that is not known when
-/// the program is compiled, and costs nothing when it runs.
+/// Sets the operand of all "and" instructions of a program whose operand is `placeholder`: a constant that is unknown
+/// at compile time and costs nothing at run time.
 ///
 /// # Errors
 /// If there is none, or the program is loaded already.
@@ -167,16 +167,18 @@ pub fn set_operand(program: &mut OpenProgramMut<'_>, placeholder: i32, operand: 
 /// Moves this thread into a network namespace.
 ///
 /// # Errors
-/// If it is none, or without CAP_SYS_ADMIN.
+/// If it is not one, or without CAP_SYS_ADMIN.
 pub(crate) fn enter(namespace: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: a system call without pointers; it concerns this thread alone.
     let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The speed of an interface's link in Mbit/s, by the driver; `None` if it has none or is down. The namespace is the thread's.
+/// The speed of an interface's link in Mbit/s, from the driver; `None` if it has none or is down. In the calling
+/// thread's network namespace.
 ///
-/// Format: `struct ethtool_link_settings`, include/uapi/linux/ethtool.h. The first call says how long the masks are that end it.
+/// Format: `struct ethtool_link_settings`, include/uapi/linux/ethtool.h. The first call returns the length of the masks
+/// at its end.
 pub(crate) fn link_speed(name: &str) -> Option<u32> {
     const ETHTOOL_GLINKSETTINGS: u32 = 0x4c;
     const SIOCETHTOOL: libc::Ioctl = 0x8946;
@@ -196,7 +198,7 @@ pub(crate) fn link_speed(name: &str) -> Option<u32> {
         if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) } < 0 {
             return None;
         }
-        // `link_mode_masks_nwords`, a signed byte: negative is what it has to be.
+        // `link_mode_masks_nwords`, a signed byte: a negative value is the required number.
         let words = (settings[3] >> 24) as i8;
         if words >= 0 {
             return Some(settings[1]).filter(|speed| !matches!(*speed, 0 | SPEED_UNKNOWN));
@@ -208,13 +210,13 @@ pub(crate) fn link_speed(name: &str) -> Option<u32> {
     None
 }
 
-/// Words that nobody can guess.
+/// Unpredictable words.
 ///
 /// # Errors
-/// If the kernel has none.
+/// If the kernel provides none.
 pub(crate) fn random<const WORDS: usize>() -> io::Result<[u64; WORDS]> {
     let mut words = [0u64; WORDS];
-    // SAFETY: the kernel writes as many bytes as the array has. So few come at once.
+    // SAFETY: the kernel writes as many bytes as the array has, all of them for this few.
     let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), size_of_val(&words), 0) };
     if got == size_of_val(&words) as isize { Ok(words) } else { Err(io::Error::last_os_error()) }
 }
@@ -227,7 +229,7 @@ pub(crate) fn monotonic() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// The kernel's number of a program.
+/// The kernel's id of a program.
 pub(crate) fn program_id(program: BorrowedFd<'_>) -> Option<u32> {
     libbpf_rs::ProgramImpl::<()>::id_from_fd(program).ok()
 }

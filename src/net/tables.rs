@@ -1,4 +1,4 @@
-//! The tables of talkers and flows: making them, and reading all CPUs' entries as one.
+//! The tables of talkers and flows: creation, and reading the entries of all CPUs as one.
 
 use std::collections::HashMap;
 use std::mem::offset_of;
@@ -16,18 +16,18 @@ use super::config::Count;
 use super::counters::Sum;
 use super::sys::random;
 
-/// Tables that all interfaces share.
+/// Tables shared by all interfaces.
 #[derive(Debug)]
 pub(crate) struct TrafficTables {
     pub talkers: MapHandle,
     pub flows: MapHandle,
     pub sketch: MapHandle,
-    /// Keep hash collisions from being made on purpose.
+    /// Random keys, so that hash collisions cannot be produced on purpose.
     pub keys: [u64; HASH_KEYS],
     pub with_flows: bool,
 }
 
-/// Which host a talker is.
+/// The key of a talker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TalkerKey {
     /// The interface's id.
@@ -44,7 +44,7 @@ pub struct Talker {
     pub last: u32,
 }
 
-/// Which flow it is; ports in host byte order.
+/// The key of a flow; ports in host byte order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FlowKey {
     /// The interface's id.
@@ -68,8 +68,8 @@ pub struct Flow {
     pub tcp_data: bool,
 }
 
-/// Sets of a table in which so many entries really fit: with two sets to choose from for each, two thirds of all places can
-/// be taken before one of them overflows.
+/// The number of sets in which this many entries really fit: with a choice of two sets for each entry, two thirds of
+/// all places can be used before a set overflows.
 pub(crate) fn sets(entries: u32) -> u32 {
     (entries + entries / 2).div_ceil(WAYS as u32).next_power_of_two().max(2)
 }
@@ -86,7 +86,7 @@ pub(crate) fn memory(count: &Count, cpus: usize) -> u64 {
 }
 
 impl TrafficTables {
-    /// Makes the tables, or takes over those in `pins`, whose keys these are; `None` if no talkers are wanted.
+    /// Creates the tables, or takes over those in `pins`, which use these keys; `None` if talkers are not configured.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
@@ -113,7 +113,7 @@ impl TrafficTables {
     }
 }
 
-/// All talkers of a table, all CPUs' shares of one added up.
+/// All talkers of a table, summed over CPUs.
 ///
 /// # Errors
 /// If the map cannot be read.
@@ -130,7 +130,7 @@ pub fn read_talkers(map: &MapHandle) -> libbpf_rs::Result<HashMap<TalkerKey, Tal
     Ok(all)
 }
 
-/// All flows of a table, all CPUs' shares of one added up.
+/// All flows of a table, summed over CPUs.
 ///
 /// # Errors
 /// If the map cannot be read.
@@ -148,13 +148,13 @@ pub fn read_flows(map: &MapHandle) -> libbpf_rs::Result<HashMap<FlowKey, Flow>> 
     Ok(all)
 }
 
-/// Unix time in seconds of a tick, given the tables' clock and the Unix time of the same moment.
+/// Converts a tick to Unix seconds, given the tables' clock and the Unix time of the same moment.
 pub(crate) fn unix_seconds(tick: u32, monotonic: u64, unix: f64) -> f64 {
     let age = (monotonic / TICK_NANOSECONDS).saturating_sub(u64::from(tick)) * TICK_NANOSECONDS;
     unix - age as f64 / 1e9
 }
 
-/// Hands over every entry of every CPU that is in use, with the tick it was last seen at.
+/// Calls `each` for every used entry of every CPU, with its last tick.
 fn each_entry(map: &MapHandle, size: usize, mut each: impl FnMut(u32, &[u8])) -> libbpf_rs::Result<()> {
     for set in 0..map.max_entries() {
         for bytes in map.lookup_percpu(&set.to_ne_bytes(), MapFlags::ANY)?.unwrap_or_default() {
@@ -215,7 +215,7 @@ fn sum_at(bytes: &[u8], at: usize) -> Option<Sum> {
     Some(Sum { packets: word(at)?, bytes: word(at + 8)? })
 }
 
-/// An address in network byte order; an IPv4-mapped one is shown as IPv4.
+/// An address in network byte order; mapped IPv4 addresses are returned as IPv4.
 fn address_at(bytes: &[u8], at: usize) -> Option<IpAddr> {
     let octets: [u8; 16] = bytes.get(at..at + 16)?.try_into().ok()?;
     Some(Ipv6Addr::from(octets).to_canonical())

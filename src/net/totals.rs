@@ -1,4 +1,4 @@
-//! `/api/v1/stats`: packets passed and dropped, as JSON. Pure.
+//! `/api/v1/stats`: passed and dropped packets, as JSON. Pure.
 
 use serde::Serialize;
 
@@ -9,13 +9,13 @@ use super::counters::{Counters, combinations};
 use super::query::InterfaceName;
 use super::stats::Reason;
 
-/// Packets of one direction: received ones, where nothing else is said.
+/// Packets of one direction; received packets unless noted otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 struct Totals {
     packets_processed: u64,
     packets_passed: u64,
     packets_dropped: u64,
-    /// Passed on, and dropped if the blocklist were enforced.
+    /// Passed packets that would be dropped if the blocklist were enforced.
     packets_would_drop: u64,
     bytes_processed: u64,
     bytes_dropped: u64,
@@ -40,7 +40,7 @@ struct Blocked {
     sources: Vec<BySource>,
 }
 
-/// What the entries of a source have met.
+/// Packets that matched entries of a source.
 #[derive(Serialize)]
 struct BySource {
     source: String,
@@ -75,7 +75,7 @@ struct Shown {
     /// Sent packets.
     egress: Totals,
     interfaces: Vec<Interface>,
-    /// None without a blocklist.
+    /// Absent without a blocklist.
     #[serde(skip_serializing_if = "Option::is_none")]
     blocklist: Option<Blocked>,
 }
@@ -108,7 +108,7 @@ impl Totals {
     }
 }
 
-/// The answer.
+/// The response.
 pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
     let interfaces: Vec<Interface> = readings
         .iter()
@@ -121,7 +121,7 @@ pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
         .collect();
     let (mut totals, mut egress) = (Totals::default(), Totals::default());
     interfaces.iter().for_each(|interface| totals.add(interface.totals));
-    // Also of interfaces on which only sent packets are counted.
+    // Includes interfaces on which only sent packets are counted.
     readings
         .iter()
         .filter_map(|reading| reading.egress.as_ref())
@@ -132,7 +132,7 @@ pub(crate) fn shown(readings: &[Reading], blocked: Option<&Summary>) -> String {
         allowed: summary.allowed,
         sources: BySource::all(summary),
     });
-    // Plain data with text keys: there is nothing that JSON could not say.
+    // Plain data with text keys always serializes.
     serde_json::to_string(&Shown { totals, egress, interfaces, blocklist })
         .unwrap_or_else(|_| "{}".to_string())
 }
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn interfaces_are_summed() {
-        // One IPv4 TCP frame of the fast path's shortest size for each word that is set.
+        // One IPv4 TCP frame of the fast path's smallest size for each word.
         let counters = |frames: u64| Counters::default().with_fast([frames]);
         let reading = |name: &str, frames| Reading {
             labels: vec![("interface", name.to_string())],

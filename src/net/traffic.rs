@@ -1,4 +1,4 @@
-//! What detection looks at: the tables and counters of all interfaces at one moment.
+//! Takes snapshots for detection: the tables and counters of all interfaces.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::sys::monotonic;
 use super::tables::{read_flows, read_talkers};
 use super::thresholds::DetectConfig;
 
-/// Where it is read from.
+/// The tables and counters that snapshots are taken from.
 #[derive(Debug, Clone)]
 pub(crate) struct TrafficReader {
     pub counter_maps: Arc<CounterMaps>,
@@ -18,10 +18,11 @@ pub(crate) struct TrafficReader {
 }
 
 impl TrafficReader {
-    /// As it is now, with the tables that these modules need; `None` if there are no tables or the kernel does not give them.
+    /// Takes a snapshot with the tables that the enabled modules need; `None` if there are no tables or they cannot be
+    /// read.
     pub fn read(&self, wanted: &DetectConfig) -> Option<Snapshot> {
         let tables = self.counter_maps.tables.as_ref()?;
-        // First the counters: what is refused meanwhile is known at the next look.
+        // Counters are read before tables: what is not tracked in between shows in the next snapshot.
         let (mut syns, mut untracked) = (0, 0);
         for reading in self.status.readings() {
             if let Some((received, _)) = &reading.ingress {

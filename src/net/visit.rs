@@ -1,4 +1,4 @@
-//! The life of one thread: it attaches in a network namespace, follows what happens there, and leaves.
+//! The thread of one network namespace: it attaches, follows changes, and leaves.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,7 +34,7 @@ const RETRY: u32 = 30;
 /// For how long interfaces are attached to before anything else goes on.
 const AT_START: Duration = Duration::from_millis(400);
 
-/// Ends the threads.
+/// Stops the threads.
 #[derive(Debug)]
 pub(super) struct Stop {
     pub asked: AtomicBool,
@@ -44,11 +44,11 @@ pub(super) struct Stop {
 impl Stop {
     pub fn now(&self) {
         self.asked.store(true, Ordering::Relaxed);
-        // It is never read, so that all who wait are woken. There is always room for one.
+        // It is never read, so all waiting threads are woken. There is always room for one.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }
 
-    /// Waits for this or for some time; whether it has come.
+    /// Waits up to `time`; returns whether the stop has been signaled.
     pub fn wait_for(&self, time: Duration) -> bool {
         self.wait(&[], time);
         self.is_asked()
@@ -58,18 +58,18 @@ impl Stop {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Waits for this, for one that is readable, or for some time; whether this has come.
+    /// Waits for the stop, a readable descriptor, or `time`; returns whether the stop has been signaled.
     pub fn wait_for_any(&self, readable: &[BorrowedFd<'_>], time: Duration) -> bool {
         self.wait(readable, time);
         self.is_asked()
     }
 
-    /// Waits for this, for what is readable, or for some time.
+    /// Waits for the stop, a readable descriptor, or `time`.
     fn wait(&self, readable: &[BorrowedFd<'_>], time: Duration) {
         let mut fds = vec![PollFd::new(&self.event, PollFlags::IN)];
         fds.extend(readable.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
         let limit = Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) };
-        // Whatever woke it, what has happened is looked for.
+        // Whatever the result, the caller checks what has happened.
         let _ = poll(&mut fds, Some(&limit));
     }
 }
@@ -94,7 +94,7 @@ pub(super) struct Visit {
 }
 
 impl Visit {
-    /// Attaches to what is there, and listens from before that on.
+    /// Subscribes to changes and attaches to the existing interfaces.
     pub fn begin(&self) -> Result<Follower, BeginError> {
         let end = Instant::now() + AT_START;
         let changes = Changes::listen().map_err(BeginError::Changes)?;
@@ -118,7 +118,7 @@ impl Visit {
         Ok(follower)
     }
 
-    /// Follows what happens until it is asked to stop, or the namespace is gone.
+    /// Follows changes until it is stopped or the namespace disappears.
     pub fn stay(&self, mut follower: Follower, is_there: &dyn Fn() -> bool) {
         let mut report = telling(&self.report);
         let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
@@ -155,8 +155,8 @@ impl Visit {
         }
     }
 
-    /// Waits for the namespace, is in it as long as others have it, and leaves it then: it would not end while this thread is
-    /// there.
+    /// Waits for the namespace to exist, stays in it while others use it, and then leaves it: the thread itself would
+    /// keep it alive.
     pub fn come_and_go(&self) {
         let home = match Namespace::own() {
             Ok(home) => home,

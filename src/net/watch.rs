@@ -1,4 +1,4 @@
-//! Threads that attach in each network namespace, and everything that is asked of what is there.
+//! The threads that attach in each network namespace, and queries of what is counted there.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -58,15 +58,15 @@ pub struct Network {
 }
 
 impl Network {
-    /// Attaches to all configured interfaces that are there, and starts a thread for each network namespace that watches for
-    /// others. `tell` is called with everything worth a log line, from this thread first and from those later.
+    /// Attaches to all existing configured interfaces, and starts a thread for each network namespace that follows
+    /// changes. `tell` is called with every event to be logged, at first on this thread.
     ///
-    /// Must be called in the network namespace that is meant, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, for other
-    /// namespaces `CAP_SYS_ADMIN` too. They are needed as long as interfaces are to be attached to that appear later.
+    /// Must be called in the exporter's network namespace, with `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_PERFMON`, and for
+    /// other namespaces with `CAP_SYS_ADMIN`. They are needed as long as new interfaces are to be attached.
     ///
     /// # Errors
-    /// If the kernel makes no tables, does not list its interfaces, or there is no thread. An interface that refuses is no
-    /// error: it is told, exported, and tried again.
+    /// If the kernel creates no tables, does not list its interfaces, or starts no thread. A failure to attach to an
+    /// interface is not an error: it is reported, exported and retried.
     pub fn start(
         config: NetworkConfig,
         report: impl FnMut(Event) + Send + 'static,
@@ -74,7 +74,7 @@ impl Network {
         Self::start_in(config, PinDir::default(), report)
     }
 
-    /// As [`Network::start`], with all that is in the kernel pinned in a directory; goes on with what an earlier exporter has left
+    /// As [`Network::start`], with all kernel state pinned in a directory; takes over what a previous exporter left
     /// there.
     ///
     /// # Errors
@@ -119,7 +119,8 @@ impl Network {
         Ok(network)
     }
 
-    /// Starts a thread that looks after the blocklist every so often, and after what is protected as soon as that changes.
+    /// Starts the thread that maintains the blocklist periodically, and updates the protected addresses as soon as they
+    /// change.
     fn attend_blocklist(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
         let stop = Arc::clone(&self.stop);
         let changes = block::ProtectedChanges::listen();
@@ -147,7 +148,7 @@ impl Network {
         Ok(())
     }
 
-    /// Starts a thread that looks after something every so often.
+    /// Starts a thread for periodic maintenance.
     fn attend(
         &mut self,
         name: &str,
@@ -164,19 +165,20 @@ impl Network {
         Ok(())
     }
 
-    /// What detection looks at.
+    /// The input of detection.
     pub(crate) fn traffic(&self) -> TrafficReader {
         let (counter_maps, status) = (Arc::clone(&self.counter_maps), Arc::clone(&self.status));
         TrafficReader { counter_maps, status }
     }
 
-    /// Has detection look at what is counted here, and bans put on the list, if there is one. In the thread's network namespace.
+    /// Connects detection to these counters and to the blocklist, if there is one. In the calling thread's network
+    /// namespace.
     pub fn detect(&self, detections: &Detections, report: impl Fn(Detection) + Send + 'static) {
         let traffic = self.traffic();
         detections.start(self.blocklist().cloned(), move |wanted| traffic.read(wanted), report);
     }
 
-    /// The list of what is blocked, if there is one.
+    /// The blocklist, if there is one.
     pub fn blocklist(&self) -> Option<&Arc<Blocklist>> {
         self.counter_maps.block.as_ref()
     }
@@ -197,7 +199,7 @@ impl Network {
             report: Arc::clone(report),
         };
         let here = if visit.space == Space::Own {
-            // Before this returns, so that what comes from now on is counted.
+            // Before this returns, so that packets from now on are counted.
             Some(visit.begin().map_err(NetworkError::Begin)?)
         } else {
             visit.absent("not looked for yet");
@@ -214,11 +216,12 @@ impl Network {
         Ok(())
     }
 
-    /// Counts on the interfaces of another configuration, which differs in nothing else ([`NetworkConfig::differs_in`]). Counters
-    /// of those that are in both go on. Returns when they have been looked for.
+    /// Applies another configuration, which may differ only in interfaces and the blocklist
+    /// ([`NetworkConfig::differs_in`]). Counters of interfaces that are in both continue. Returns when the new
+    /// interfaces have been attached.
     ///
     /// # Errors
-    /// If the kernel refuses to block what is to be blocked now: what was blocked before stays so.
+    /// If the kernel rejects the blocklist; the previous one stays in effect.
     pub fn change(&self, config: &NetworkConfig) -> libbpf_rs::Result<()> {
         let scopes = config.scopes();
         self.selections.iter().zip(scopes).for_each(|(selection, scope)| selection.change(scope));
@@ -229,7 +232,7 @@ impl Network {
         }
     }
 
-    /// All metrics, now. Reads a few maps for each interface; of talkers, only if top sources are asked for.
+    /// All metrics. Reads a few maps per interface; talkers only if top sources are configured.
     pub fn collect(&self) -> Vec<Family> {
         let connections = self.config.count.tcp_connections.then(tcp_connections).and_then(Result::ok);
         let mut all = families(
@@ -245,12 +248,12 @@ impl Network {
         all
     }
 
-    /// Interfaces that are counted on: name, and where what comes in is counted.
+    /// The counted interfaces: name, and hook of received packets.
     pub fn attached(&self) -> Vec<(String, Option<Hook>)> {
         self.status.all().iter().map(|interface| (interface.name.clone(), interface.hook)).collect()
     }
 
-    /// What is not attached though it should be, in words.
+    /// What is not attached although it is configured, in words.
     pub fn refusals(&self) -> Vec<Refusal> {
         let all = self.status.all();
         all.iter()
@@ -258,12 +261,12 @@ impl Network {
             .collect()
     }
 
-    /// Why not everything is counted that the configuration names; nothing if it is.
+    /// Why not everything that is configured is counted; empty if it is.
     pub fn not_ready(&self) -> Vec<String> {
         self.status.not_ready()
     }
 
-    /// The remote hosts with most bytes, the first first; none if talkers are not counted.
+    /// The remote hosts with most bytes, in descending order; empty if talkers are not counted.
     pub fn top_talkers(&self, most: usize) -> Vec<TalkerRow> {
         let mut rows = self.talker_rows();
         rows.sort_by_key(|row| (std::cmp::Reverse(row.bytes), row.address));
@@ -271,8 +274,8 @@ impl Network {
         rows
     }
 
-    /// The blocked sources that came most, the first first. None of a list with more than [`MOST_LOOKED_AT`] entries: each is read
-    /// from the kernel.
+    /// The blocked prefixes with most packets, in descending order. Empty for a list with more than [`MOST_LOOKED_AT`]
+    /// entries, because each is read from the kernel.
     pub(crate) fn busiest_blocked(&self, most: usize) -> Vec<BlockRow> {
         let Some(list) = self.blocklist().filter(|list| list.len() <= MOST_LOOKED_AT) else {
             return Vec::new();
@@ -284,23 +287,23 @@ impl Network {
         rows
     }
 
-    /// The answer to `/api/v1/talkers?query`, JSON.
+    /// The response to `/api/v1/talkers?query`, JSON.
     ///
     /// # Errors
-    /// If the query is not understood: an error of the request.
+    /// If the query is invalid.
     pub fn talkers(&self, query: &str) -> Result<String, QueryError> {
         Ok(Query::parse(query)?.answer(self.talker_rows()))
     }
 
-    /// The answer to `/api/v1/flows?query`, JSON.
+    /// The response to `/api/v1/flows?query`, JSON.
     ///
     /// # Errors
-    /// If the query is not understood: an error of the request.
+    /// If the query is invalid.
     pub fn flows(&self, query: &str) -> Result<String, QueryError> {
         Ok(Query::parse(query)?.answer(self.flow_rows()))
     }
 
-    /// The answer to `/api/v1/stats`, JSON.
+    /// The response to `/api/v1/stats`, JSON.
     ///
     /// # Errors
     /// If there is a query.
@@ -312,21 +315,21 @@ impl Network {
         Ok(totals::shown(&self.status.readings(), blocked.as_ref()))
     }
 
-    /// The answer to `/api/v1/blocklist?query`, JSON.
+    /// The response to `/api/v1/blocklist?query`, JSON.
     ///
     /// # Errors
-    /// If the query is not understood: an error of the request.
+    /// If the query is invalid.
     pub fn blocked(&self, query: &str) -> Result<String, QueryError> {
         let nothing = || QueryError("network.block is not configured".to_string());
         block::page(self.blocklist().ok_or_else(nothing)?, query)
     }
 
-    /// The answer to `/api/v1/blocklist/PREFIX`, JSON; `None` if the prefix is not listed.
+    /// The response to `/api/v1/blocklist/PREFIX`, JSON; `None` if the prefix is not listed.
     pub fn blocked_entry(&self, prefix: Prefix) -> Option<String> {
         block::entry(self.blocklist()?, prefix)
     }
 
-    /// Labels of interfaces by id.
+    /// Labels of interfaces, by id.
     fn interfaces(&self) -> BTreeMap<u32, Vec<(&'static str, String)>> {
         self.status.all().iter().map(|interface| (interface.entry.id(), interface.labels.clone())).collect()
     }
@@ -384,7 +387,7 @@ impl Network {
             .collect()
     }
 
-    /// The sources that sent most, at most as many as were asked for.
+    /// The sources that sent most, at most as many as configured.
     fn top_sources(&self) -> Vec<TopSource> {
         let wanted = self.config.count.top_sources as usize;
         if wanted == 0 {
@@ -409,7 +412,7 @@ impl Drop for Network {
         self.counter_maps.pins.keep();
         self.stop.now();
         for thread in self.threads.drain(..) {
-            // One that panicked has dropped what it had attached.
+            // A thread that panicked has dropped its attachments.
             let _ = thread.join();
         }
     }

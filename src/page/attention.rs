@@ -1,25 +1,25 @@
-//! What somebody should look at, why, and what to do about it.
+//! What needs attention, why, and what to do about it.
 
 use super::families::{ByName, Row};
 use super::history::History;
 use super::model::{Attention, Blocklist, Probe, Scrape, Severity, Target};
 use crate::kernel::LOST;
 
-/// Of these at most.
+/// The maximum number of items.
 const MOST: usize = 40;
 /// Names of probes in one line.
 const NAMES: usize = 8;
 
 const MINUTE: f64 = 60.0;
 const DAY: f64 = 86_400.0;
-/// A certificate that ends within this time is told of, as in the log.
+/// A certificate that expires within this time is reported, as in the log.
 const CERTIFICATE: f64 = 30.0 * DAY;
-/// Prometheus scrapes more often, and programs are hit sooner.
+/// Prometheus scrapes more often than this, and programs are hit sooner.
 const SCRAPE_TIMEOUT: f64 = 5.0 * MINUTE;
-/// From this share on, tracing is worth a thought.
+/// From this share on, the overhead of tracing is reported.
 const OVERHEAD: f64 = 0.05;
 
-/// What it is judged by.
+/// The input of the assessment.
 pub(super) struct AttentionInput<'a> {
     pub time: f64,
     pub started: f64,
@@ -31,7 +31,7 @@ pub(super) struct AttentionInput<'a> {
     pub scrapes: &'a [Scrape],
 }
 
-/// All of it, the worst first.
+/// Returns all items, the worst first.
 pub(super) fn attention(facts: &AttentionInput<'_>, history: &mut History) -> Vec<Attention> {
     let mut all = Vec::new();
     facts.targets.iter().for_each(|target| of_target(target, facts, &mut all));
@@ -76,14 +76,14 @@ fn note(subject: impl Into<String>, reason: impl Into<String>, action: impl Into
     item(Severity::Note, subject, reason, action)
 }
 
-/// Probes of one state, and what can be done about it.
+/// Adds probes by state, with what can be done about it.
 fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let mut groups: Vec<(&Probe, bool, Vec<&str>)> = Vec::new();
     for probe in target.probes.iter().filter(|probe| probe.state != "attached") {
         let missing = probe.is_missing;
         let same = |group: &&mut (&Probe, bool, Vec<&str>)| {
             (&group.0.state, &group.0.reason, group.1) == (&probe.state, &probe.reason, missing)
-                // What each of them lacks has its own name in it.
+                // The reason of an absent probe contains its own name.
                 || (group.0.state == "absent" && probe.state == "absent" && group.1 == missing)
         };
         match groups.iter_mut().find(same) {
@@ -178,7 +178,7 @@ fn lost(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attenti
             let trend = history.trend(format!("lost\0{}\0{reason}", target.name), hits);
             let (cause, action) = loss_advice(reason);
             let subject = format!("{}: {hits} hits lost ({reason})", target.name);
-            // Without an earlier look, it is not known when.
+            // Without an earlier observation, it is not known when.
             let is_over = trend.per_second == Some(0.0) && trend.recent.iter().all(|step| *step == 0.0);
             let (severity, when) = match reason {
                 "no_start" => (Severity::Note, ""),
@@ -190,7 +190,7 @@ fn lost(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attenti
     }
 }
 
-/// As docs/accounting.md has it.
+/// Advice on each reason for lost hits, as in docs/accounting.md.
 fn loss_advice(reason: &str) -> (&str, &str) {
     match reason {
         "ring_full" => ("The ring buffer was full.", "Raise `ring: { size: 16MiB }`."),
@@ -257,7 +257,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
         )),
         _ => {}
     }
-    // Losses are told of by target.
+    // Losses are reported by target.
     let is_loss = |row: &Row| LOST.iter().any(|(reason, _)| *reason == row.label("error_type"));
     for row in own.rows("fibre_exporter_errors_total").iter().filter(|row| row.value > 0.0 && !is_loss(row)) {
         all.push(warning(

@@ -1,4 +1,4 @@
-//! Sources that are blocked, from the network's metrics, and those of them that come most.
+//! Blocked sources, from the network's metrics, and the most active of them.
 
 use super::families::{ByName, cut};
 use super::history::History;
@@ -16,7 +16,7 @@ pub(super) fn blocklist(
     let sources = families.rows("xdp_blocklist_entries");
     let entries = sources.iter().map(|row| row.value).fold(0.0, std::ops::Add::add);
     let sources = sources.iter().filter(|row| row.value > 0.0);
-    // The one never grows while the other does.
+    // Of the two counters, only one can grow at a time.
     let both = |names: [&str; 2]| names.iter().map(|name| families.sum(name, |_| true)).sum::<f64>();
     let dropped = both(["xdp_drops_total", "tc_egress_drops_total"]);
     let would_drop = both(["xdp_would_drop_total", "tc_egress_would_drop_total"]);

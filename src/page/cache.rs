@@ -1,4 +1,4 @@
-//! The status as it was a moment ago, for everybody who looks.
+//! The recent status, shared by all clients.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,21 +10,21 @@ use super::html::page;
 use super::model::Status;
 use super::{Snapshot, status};
 
-/// How old a status may be that is shown.
+/// How old a status may be when it is served.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Looking takes at most this part of the time, however much there is to look at.
+/// Collecting the status takes at most one part in this many of the time.
 const PART: u32 = 50;
 
-/// The latest status. It is made when somebody asks, by one of those who ask.
+/// The latest status. It is produced on demand, by one of the requests.
 #[derive(Debug, Default)]
 pub(crate) struct StatusCache {
     latest: Mutex<Option<Arc<Shown>>>,
-    /// Held by who makes the next one.
+    /// Held by the request that produces the next status.
     history: Mutex<History>,
 }
 
-/// One status and what it is served as.
+/// One status, and its serialized forms.
 #[derive(Debug)]
 struct Shown {
     at: Instant,
@@ -44,18 +44,19 @@ impl StatusCache {
     /// The status as JSON.
     pub fn json(&self, look: impl FnOnce() -> Snapshot) -> Bytes {
         let shown = self.shown(look);
-        // Plain data with text keys: there is nothing that JSON could not say.
+        // Plain data with string keys, which cannot fail to serialize.
         let json = || serde_json::to_vec(&shown.status).unwrap_or_default().into();
         shown.json.get_or_init(json).clone()
     }
 
-    /// The page that has it.
+    /// The status as an HTML page.
     pub fn html(&self, look: impl FnOnce() -> Snapshot) -> Bytes {
         let shown = self.shown(look);
         shown.html.get_or_init(|| page(&shown.status).into()).clone()
     }
 
-    /// While another one is being made, the one of before is good enough: who waits holds a place that a scrape may need.
+    /// While a new status is being produced, the previous one is good enough: a waiting request occupies a slot that a
+    /// scrape may need.
     fn shown(&self, look: impl FnOnce() -> Snapshot) -> Arc<Shown> {
         if let Some(shown) = self.latest().clone().filter(|shown| shown.is_fresh()) {
             return shown;
@@ -69,7 +70,7 @@ impl StatusCache {
                 self.history.lock().unwrap_or_else(PoisonError::into_inner)
             }
         };
-        // Somebody may have made it meanwhile.
+        // Another request may have produced it meanwhile.
         if let Some(shown) = self.latest().clone().filter(|shown| shown.is_fresh()) {
             return shown;
         }
@@ -103,7 +104,7 @@ mod tests {
                     together.wait();
                     cache.json(|| {
                         looks.fetch_add(1, Ordering::Relaxed);
-                        // So long that what is made stays fresh for half a minute.
+                        // Long enough that the result stays fresh for half a minute.
                         std::thread::sleep(Duration::from_millis(600));
                         snapshot()
                     });

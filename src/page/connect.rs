@@ -8,13 +8,13 @@ pub(crate) struct Access<'a> {
     pub node: &'a str,
     pub port: u16,
     pub has_tls: bool,
-    /// It asks for a certificate.
+    /// A client certificate is required.
     pub wants_certificate: bool,
     /// The first user, if there are users.
     pub user: Option<&'a str>,
 }
 
-/// A scrape_config to copy. Whose files it names is for the reader to say.
+/// Returns a scrape_config to copy. The reader must adapt the file names in it.
 pub(crate) fn connect(access: &Access<'_>) -> Connect {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let mut text = "scrape_configs:\n  - job_name: fibre\n".to_owned();

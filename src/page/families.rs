@@ -1,10 +1,10 @@
-//! Families by their names, and their series with labels that can be looked at.
+//! Families by name, and their series with accessible labels.
 
 use std::collections::HashMap;
 
 use crate::exposition::{Family, SampleValue, labels};
 
-/// The families of one look.
+/// The families of one status.
 pub(super) struct ByName<'a>(HashMap<&'a str, &'a Family>);
 
 /// One series.
@@ -38,18 +38,18 @@ impl<'a> ByName<'a> {
         self.rows(name).first().map(|row| row.value)
     }
 
-    /// The sum of all series that are meant.
+    /// The sum of all selected series.
     pub fn sum(&self, name: &str, is_meant: impl Fn(&Row) -> bool) -> f64 {
         self.rows(name).iter().filter(|row| is_meant(row)).map(|row| row.value).fold(0.0, std::ops::Add::add)
     }
 
-    /// By target and probe.
+    /// Values by target and probe.
     pub fn by_probe(&self, name: &str) -> HashMap<(String, String), f64> {
         let rows = self.rows(name).into_iter();
         rows.map(|row| ((row.label("target"), row.label("probe")), row.value)).collect()
     }
 
-    /// By target.
+    /// Values by target.
     pub fn by_target(&self, name: &str) -> HashMap<String, f64> {
         self.rows(name).into_iter().map(|row| (row.label("target"), row.value)).collect()
     }
@@ -63,12 +63,12 @@ impl Row {
     }
 }
 
-/// Text of the traced programs, cut where it is too long to be shown.
+/// Text from traced programs, truncated if it is too long to be shown.
 pub(super) fn cut(text: &str) -> String {
     cut_to(text, 200)
 }
 
-/// At most this many characters, and a sign that there are more.
+/// Truncates text to this many characters, with an ellipsis.
 pub(super) fn cut_to(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         Some((at, _)) => format!("{}\u{2026}", &text[..at]),

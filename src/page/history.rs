@@ -1,20 +1,20 @@
-//! Counters as they were lately, for rates: kept while somebody looks, and only then.
+//! Recent values of counters, for rates: recorded only while the status is requested.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Of the last minute is kept,
+/// Samples of the last minute are kept,
 const KEPT: Duration = Duration::from_secs(62);
-/// no more often than this,
+/// at least this far apart,
 const STEP: Duration = Duration::from_millis(1900);
-/// and a rate is that of these seconds, so that it does not jump,
+/// and a rate covers these seconds, so that it does not fluctuate,
 const WINDOW: Duration = Duration::from_secs(12);
-/// or of a longer time if nobody looked meanwhile.
+/// or a longer time if there were no requests meanwhile.
 const LONGEST: Duration = Duration::from_secs(62);
-/// A shorter time says nothing.
+/// Rates over a shorter time mean nothing.
 const SHORTEST: Duration = Duration::from_millis(500);
 
-/// What each counter was.
+/// The recent values of each counter.
 #[derive(Debug, Default)]
 pub(super) struct History {
     tracks: HashMap<String, Track>,
@@ -30,24 +30,24 @@ struct Track {
 /// How fast a counter grows.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Trend {
-    /// None until it was seen twice.
+    /// `None` until the counter has been seen twice.
     pub per_second: Option<f64>,
     /// Each step of the last minute, the latest last.
     pub recent: Vec<f64>,
 }
 
 impl History {
-    /// A new look at all counters begins.
+    /// Starts a new observation of all counters.
     pub fn begin(&mut self, now: Instant) {
         self.now = Some(now);
     }
 
-    /// Notes a counter, once in a look.
+    /// Records a counter, once per observation.
     pub fn trend(&mut self, key: String, value: f64) -> Trend {
         let Some(now) = self.now else { return Trend::default() };
         let track = self.tracks.entry(key).or_default();
         if track.latest.is_some_and(|(_, before)| value < before) {
-            // It began anew.
+            // The counter was reset.
             track.points.clear();
         }
         track.latest = Some((now, value));
@@ -67,7 +67,7 @@ impl History {
         Trend { per_second, recent: recent.collect() }
     }
 
-    /// Forgets counters that are gone.
+    /// Forgets counters that no longer exist.
     pub fn end(&mut self) {
         let now = self.now;
         self.tracks.retain(|_, track| track.latest.map(|(at, _)| at) == now);

@@ -1,4 +1,4 @@
-//! The page as it is sent: a summary that can be read without a script.
+//! The page as served: a summary that can be read without JavaScript.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use super::model::{
 };
 use crate::slow::shown_reason;
 
-/// The page. Everything in it that others have written is escaped.
+/// Renders the page. All text of other origin is escaped.
 pub(super) fn page(status: &Status) -> String {
     let mut main = String::new();
     totals(status, &mut main);
@@ -66,7 +66,7 @@ pub(super) fn page(status: &Status) -> String {
     )
 }
 
-/// How each page begins, with lines of its own. The title is written as it is.
+/// The head of each page, with additional lines. The title is not escaped.
 pub(super) fn head(title: &str, more: &str) -> String {
     format!(
         "<!doctype html>
@@ -83,7 +83,8 @@ pub(super) fn head(title: &str, more: &str) -> String {
     )
 }
 
-/// For text and for attributes in double quotes. What would turn the direction of the text around it is shown as its number.
+/// Escapes text, also for attributes in double quotes. Characters that would change the direction of the surrounding
+/// text are shown as their code points.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -102,13 +103,13 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Escaped, with what is in backticks as code.
+/// Escapes text, and formats parts in backticks as code.
 fn prose(text: &str) -> String {
     let parts = text.split('`').map(escape).enumerate();
     parts.map(|(at, part)| if at % 2 == 0 { part } else { format!("<code>{part}</code>") }).collect()
 }
 
-/// A section with a heading, and in it what `content` writes.
+/// Adds a section with a heading and this content.
 fn section(id: &str, title: &str, content: &str, to: &mut String) {
     let _ = write!(
         to,
@@ -116,7 +117,7 @@ fn section(id: &str, title: &str, content: &str, to: &mut String) {
     );
 }
 
-/// A table in a region that scrolls where the screen is narrow.
+/// A table in a region that scrolls on narrow screens.
 fn table(name: &str, columns: &[&str], rows: &str) -> String {
     let head: String = columns.iter().map(|column| format!("<th scope=\"col\">{column}</th>")).collect();
     format!(
@@ -406,9 +407,9 @@ fn more(number: usize, what: &str, to: &mut String) {
     }
 }
 
-/// Three digits are enough for a look, and whole numbers are shown as they are.
+/// Three digits are enough at a glance; whole numbers are shown exactly.
 fn number(value: f64) -> String {
-    // Of nothing, the sum may be -0.
+    // An empty sum may be -0.
     let value = value + 0.0;
     if !value.is_finite() || value.abs() < 1e15 && value.fract() == 0.0 {
         return value.to_string();

@@ -1,4 +1,4 @@
-//! A metric's series as they are shown: the largest of them, whatever their number.
+//! A metric's series as shown: the largest ones, however many there are.
 
 use super::families::cut;
 use super::model::{Distribution, Metric, Quantile, Series};
@@ -8,10 +8,10 @@ use crate::kinds::panel::{base_unit, is_timestamp};
 /// Series of one metric that are shown.
 const SHOWN: usize = 8;
 
-/// Those of every histogram.
+/// The quantiles of each histogram.
 const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
 
-/// Sums up a family. `node` is in the labels of every series, and left out.
+/// Summarizes a family. `node` is a label of every series, and left out.
 pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'a>>, node: &str) -> Metric {
     let (mut total, mut number) = (0.0, 0);
     let mut largest: Vec<(f64, Sample<'a>)> = Vec::new();
@@ -22,7 +22,7 @@ pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'
             SampleValue::Histogram { counts, .. } => counts.iter().map(|count| *count as f64).sum(),
         };
         total += weight;
-        // Of equal ones, the first.
+        // Of equal series, the first.
         let at = largest.partition_point(|(other, _)| *other >= weight);
         if at < SHOWN {
             largest.insert(at, (weight, sample));
@@ -47,7 +47,7 @@ pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'
     }
 }
 
-/// The unit of what a metric measures, by its name.
+/// The unit of a metric's values, from its name.
 pub(super) fn unit_of(name: &str) -> &'static str {
     match base_unit(name) {
         _ if is_timestamp(name) => "timestamp",
@@ -78,7 +78,7 @@ fn distribution(counts: &[u64], sum: f64, bounds: &[f64]) -> Distribution {
     Distribution { count, mean: (count > 0.0).then(|| sum / count), counts: counts.to_vec(), quantiles }
 }
 
-/// As Prometheus' `histogram_quantile`: values are taken to be spread evenly in their bucket.
+/// As Prometheus' `histogram_quantile`: assumes that values are evenly distributed in their bucket.
 fn quantile(quantile: f64, counts: &[u64], bounds: &[f64]) -> Option<Quantile> {
     let all: f64 = counts.iter().map(|count| *count as f64).sum();
     let last = *bounds.last()?;
@@ -91,7 +91,7 @@ fn quantile(quantile: f64, counts: &[u64], bounds: &[f64]) -> Option<Quantile> {
         let count = *count as f64;
         if count > 0.0 && below + count >= rank {
             let lower = match at {
-                // Nothing is known of what is below.
+                // The lower bound is unknown.
                 0 if *bound <= 0.0 => *bound,
                 0 => 0.0,
                 _ => bounds[at - 1],

@@ -1,7 +1,8 @@
-//! The page at `/` and `/api/v1/status`: how the exporter is doing, for people who have only a browser.
+//! The page at `/` and `/api/v1/status`: the state of the exporter, for people who have only a browser.
 //!
-//! Everything is taken from the metrics that a scrape has ([`Snapshot`]), once for all who look ([`StatusCache`]); looking changes nothing of
-//! what scrapers see. The page is a summary that needs no script, which `page.js` replaces by what it draws from the JSON.
+//! Everything is taken from the metrics of a scrape ([`Snapshot`]), once for all clients ([`StatusCache`]); viewing the
+//! page does not change what scrapers see. The page is a summary that needs no JavaScript, which `page.js` replaces
+//! with what it renders from the JSON.
 
 mod attention;
 mod blocklist;
@@ -38,39 +39,39 @@ pub(crate) use model::{Connect, Link, Metric};
 pub(crate) use network::interfaces;
 pub(crate) use runbook::runbook;
 
-/// What the page loads beside itself.
+/// Other files that the page loads.
 pub(crate) const STYLE: &str = include_str!("page.css");
 pub(crate) const SCRIPT: &str = concat!(include_str!("elements.js"), "\n", include_str!("page.js"));
 pub(crate) const ICON: &str = include_str!("page.svg");
 
-/// Metrics of the configuration that are shown.
+/// Configured metrics that are shown.
 pub(crate) const MOST_METRICS: usize = 200;
 
 /// Remote hosts that are shown, and blocked sources.
 pub(crate) const MOST_TALKERS: usize = 8;
 
-/// What everything is taken from.
+/// The data for the status.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     pub at: Instant,
-    /// The same in seconds since 1970.
+    /// The same as a Unix time in seconds.
     pub time: f64,
     /// Names of the targets, in the order of the configuration.
     pub targets: Vec<String>,
-    /// Targets and names of the probes that `/ready` waits for.
+    /// Targets and probes for which `/ready` is waiting.
     pub missing: Vec<(String, String)>,
     /// The exporter's own metrics.
     pub own: Families,
     /// The configured metrics, at most [`MOST_METRICS`].
     pub metrics: Vec<Metric>,
-    /// Configured metrics beyond those.
+    /// Number of configured metrics beyond those.
     pub more_metrics: usize,
-    /// Series of all configured metrics.
+    /// Number of series of all configured metrics.
     pub series: usize,
-    /// Metrics of packets, if they are counted, and what `/ready` says of them.
+    /// Metrics of packets, if they are counted, and what `/ready` says about them.
     pub network: Option<(Vec<Family>, Vec<String>)>,
     pub talkers: Vec<TalkerRow>,
-    /// Blocked sources, those that came most.
+    /// The most active blocked sources.
     pub blocked: Vec<BlockRow>,
     /// Slow events, the latest first.
     pub slow: Vec<Arc<Row>>,
@@ -79,7 +80,7 @@ pub(crate) struct Snapshot {
     pub links: Vec<Link>,
 }
 
-/// What that means.
+/// Derives the status from a snapshot.
 fn status(snapshot: Snapshot, history: &mut History) -> Status {
     history.begin(snapshot.at);
     let own = ByName::of(snapshot.own.iter());

@@ -1,8 +1,9 @@
-//! What `/api/v1/status` says, as docs/status.md describes it. Units are base units: seconds, bytes; times are seconds since 1970.
+//! The content of `/api/v1/status`, as described in docs/status.md. Units are base units: seconds, bytes; times are
+//! Unix times in seconds.
 
 use serde::Serialize;
 
-/// Incremented when a field changes its meaning or is removed, not when one is added.
+/// Incremented when a field is removed or changes its meaning, not when one is added.
 pub const VERSION: u32 = 1;
 
 /// The status page and the JSON of `/api/v1/status`.
@@ -15,17 +16,17 @@ pub struct Status {
     pub summary: String,
     pub exporter: Exporter,
     pub totals: Totals,
-    /// What somebody should look at, the worst first.
+    /// What needs attention, the worst first.
     pub attention: Vec<Attention>,
     pub targets: Vec<Target>,
     pub metrics: Vec<Metric>,
-    /// Probes and metrics beyond what is shown.
+    /// Number of probes and metrics that are not shown.
     pub left_out: LeftOut,
-    /// None without `network:` in the configuration.
+    /// `None` without `network:` in the configuration.
     pub network: Option<Network>,
-    /// None without `network: { block: ... }`.
+    /// `None` without `network: { block: ... }`.
     pub blocklist: Option<Blocklist>,
-    /// Events that were kept because they were slow, the latest first.
+    /// Recorded slow events, the latest first.
     pub slow: Vec<SlowEvent>,
     pub scrapes: Scrapes,
     pub connect: Connect,
@@ -35,11 +36,11 @@ pub struct Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
-    /// All is attached, and nothing is lost.
+    /// Everything is attached, and nothing is lost.
     Working,
-    /// It counts, but not all of what it should.
+    /// It counts, but not everything that it should.
     Degraded,
-    /// Something of the configuration is not attached: `/ready` answers 503.
+    /// Some of the configuration is not attached: `/ready` answers 503.
     NotReady,
 }
 
@@ -50,10 +51,10 @@ pub struct Exporter {
     pub kernel: String,
     pub attach: String,
     pub started: f64,
-    /// Processors that the exporter itself keeps busy; None until it was looked at twice.
+    /// CPUs that the exporter itself keeps busy; `None` until measured twice.
     pub cpu_ratio: Option<f64>,
     pub memory_bytes: Option<f64>,
-    /// What a hit takes of a traced program at least, by how its instruction is run.
+    /// The minimum cost of a hit to a traced program, by how its instruction is executed.
     pub hit_cost_seconds: Vec<HitCost>,
 }
 
@@ -80,7 +81,7 @@ pub struct Totals {
     pub series: usize,
 }
 
-/// How much something in [`Status::attention`] matters.
+/// The importance of an item in [`Status::attention`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
@@ -93,7 +94,7 @@ pub enum Severity {
 pub struct Attention {
     pub severity: Severity,
     pub subject: String,
-    /// Why, as far as it is known.
+    /// Why, as far as known.
     pub reason: String,
     /// What to do.
     pub action: String,
@@ -102,7 +103,7 @@ pub struct Attention {
 #[derive(Debug, Serialize)]
 pub struct Target {
     pub name: String,
-    /// Probes that it has in the configuration.
+    /// Number of its probes in the configuration.
     pub configured: usize,
     pub attached: usize,
     #[serde(skip)]
@@ -111,9 +112,9 @@ pub struct Target {
     pub hits_per_second: Option<f64>,
     pub last_hit: Option<f64>,
     pub lost: f64,
-    /// Tracing's share of the CPU time of its processes, lately; None if they are not known.
+    /// Tracing's recent share of its processes' CPU time; `None` if the processes are not known.
     pub overhead_ratio: Option<f64>,
-    /// What tracing took of its processes so far.
+    /// CPU time that tracing has taken from its processes so far.
     pub overhead_seconds: f64,
     /// In the order of the configuration. If there are too many, those that are not attached and the busiest.
     pub probes: Vec<Probe>,
@@ -130,14 +131,14 @@ pub struct Probe {
     pub sites: f64,
     /// As in `fibre_exporter_probe_hits_total`.
     pub hits: f64,
-    /// Those of them that are of other processes.
+    /// How many of them were in other processes.
     pub filtered: f64,
     pub hits_per_second: Option<f64>,
     /// Hits a second in the last minute, the latest last, as far as somebody looked.
     pub recent: Vec<f64>,
     pub last_hit: Option<f64>,
     pub lost: Vec<Lost>,
-    /// Processor time that it takes of the programs, for each second.
+    /// CPU time that it takes from the programs, per second.
     pub cost_ratio: Option<f64>,
 }
 
@@ -155,20 +156,20 @@ pub struct Metric {
     pub kind: &'static str,
     /// `seconds`, `bytes`, `timestamp`, or empty.
     pub unit: &'static str,
-    /// Of a counter, the sum of all series; of a histogram, how many values there were.
+    /// For a counter, the sum of all series; for a histogram, the number of values.
     pub total: Option<f64>,
     pub per_second: Option<f64>,
-    /// Of a histogram: upper bounds of its buckets, the last of which is beyond all.
+    /// Upper bounds of a histogram's buckets; the last bucket is beyond all of them.
     pub bounds: Vec<f64>,
-    /// All series.
+    /// Number of all series.
     pub series_total: usize,
-    /// Those with the largest values, the largest first.
+    /// The series with the largest values, in descending order.
     pub series: Vec<Series>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct Series {
-    /// Name and value, without the node.
+    /// Name and value, without `node`.
     pub labels: Vec<(String, String)>,
     pub value: Option<f64>,
     pub distribution: Option<Distribution>,
@@ -178,17 +179,17 @@ pub struct Series {
 pub struct Distribution {
     pub count: f64,
     pub mean: Option<f64>,
-    /// Of each bucket alone.
+    /// The count of each bucket, not cumulative.
     pub counts: Vec<u64>,
     pub quantiles: Vec<Quantile>,
 }
 
-/// An estimate from the buckets, as `histogram_quantile` makes it.
+/// An estimate from the buckets, as by `histogram_quantile`.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct Quantile {
     pub quantile: f64,
     pub value: f64,
-    /// It is more than the last bound, which `value` is then.
+    /// It exceeds the last bound, which `value` is then.
     pub is_beyond: bool,
 }
 
@@ -203,14 +204,14 @@ pub struct Network {
     pub received_bytes_per_second: Option<f64>,
     pub sent_bytes_per_second: Option<f64>,
     pub interfaces: Vec<Interface>,
-    /// Beyond those.
+    /// Number of interfaces that are not shown.
     pub left_out: usize,
     pub talkers: Vec<Talker>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct Interface {
-    /// What tells it from others: `interface`, `netns`, `container`.
+    /// The labels that identify it: `interface`, `netns`, `container`.
     pub labels: Vec<(String, String)>,
     /// `ingress` or `egress`.
     pub direction: &'static str,
@@ -221,7 +222,7 @@ pub struct Interface {
     pub packets: Option<f64>,
     pub bytes_per_second: Option<f64>,
     pub packets_per_second: Option<f64>,
-    /// Bytes a second in the last minute.
+    /// Bytes per second in the last minute.
     pub recent: Vec<f64>,
     pub speed_bytes_per_second: Option<f64>,
     pub malformed: f64,
@@ -239,26 +240,26 @@ pub struct Talker {
 
 #[derive(Debug, Serialize)]
 pub struct Blocklist {
-    /// Packets are dropped, and not only counted.
+    /// Packets are dropped, not only counted.
     pub is_enforced: bool,
     pub entries: f64,
-    /// Who lists how many of them.
+    /// The sources of entries, and how many each lists.
     pub sources: Vec<(String, f64)>,
     /// Addresses and prefixes that are never dropped.
     pub allowed: f64,
-    /// Packets.
+    /// Number of packets.
     pub dropped: f64,
     pub would_drop: f64,
-    /// Of the one or the other.
+    /// Of the packets that are dropped, or would be.
     pub packets_per_second: Option<f64>,
-    /// Whether changes at run time outlast a restart; None where there are none.
+    /// Whether changes at run time survive a restart; `None` if there are none.
     pub is_stored: Option<bool>,
     pub unreadable_files: Vec<String>,
-    /// Lines of files that were not understood.
+    /// Invalid lines in files.
     pub invalid_lines: Vec<(String, f64)>,
-    /// Other machines that list sources and do not answer, and how old their last good answer is.
+    /// Remote sources that do not answer, and the age of their last good response.
     pub silent_sources: Vec<(String, Option<f64>)>,
-    /// Those of which most packets came, the first first; none of a list with very many entries.
+    /// The entries with the most packets, in descending order; empty for a list with very many entries.
     pub busiest: Vec<BlockedSource>,
 }
 
@@ -267,7 +268,7 @@ pub struct BlockedSource {
     pub prefix: String,
     pub source: String,
     pub reason: String,
-    /// None: it stays.
+    /// `None` if it does not expire.
     pub expires_in: Option<f64>,
     pub is_unconfirmed: bool,
     pub packets: u64,
@@ -284,17 +285,17 @@ pub struct SlowEvent {
     /// As [`Metric::unit`], of the value and its bound.
     pub unit: &'static str,
     pub value: f64,
-    /// Why it is kept: it is above this, or one of the so many worst of its hour.
+    /// Why it was recorded: it is above this, or among this many worst of its hour.
     pub over: Option<f64>,
     pub worst: Option<u32>,
     pub fields: Vec<(String, String)>,
-    /// What else happened to the same, as far as it is configured.
+    /// Other events with the same key, if configured.
     pub related: Vec<RelatedEvent>,
 }
 
 #[derive(Debug, Serialize)]
 pub struct RelatedEvent {
-    /// Seconds after the slow event; before it, if negative.
+    /// Seconds after the slow event; negative if before it.
     pub after: f64,
     pub probe: String,
     pub fields: Vec<(String, String)>,
@@ -303,9 +304,9 @@ pub struct RelatedEvent {
 #[derive(Debug, Serialize)]
 pub struct Scrapes {
     pub total: f64,
-    /// Those that were not answered with 200.
+    /// Scrapes not answered with 200.
     pub failed: f64,
-    /// The latest first.
+    /// The scrapes, the latest first.
     pub recent: Vec<Scrape>,
 }
 

@@ -9,10 +9,10 @@ use super::targets::sum;
 use crate::exposition::Family;
 use crate::net::TalkerRow;
 
-/// Interfaces that are shown, each with two directions.
+/// Interfaces that are shown, each in two directions.
 const MOST: usize = 48;
 
-/// What tells interfaces apart.
+/// The labels that identify an interface.
 type InterfaceKey = Vec<(String, String)>;
 
 fn place(row: &Row) -> InterfaceKey {
@@ -20,7 +20,7 @@ fn place(row: &Row) -> InterfaceKey {
     row.labels.iter().filter(|(name, _)| is_place(name)).cloned().collect()
 }
 
-/// Adds up the series of each interface; None if nothing of the sort is counted.
+/// Adds up the series of each interface; empty if the metric is not counted.
 fn by_place(
     families: &ByName<'_>,
     name: &str,
@@ -52,7 +52,7 @@ impl Direction {
     }
 }
 
-/// What is counted of packets.
+/// What is counted about packets.
 pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mut History) -> Network {
     let directions =
         [Direction::of(families, "ingress", "xdp"), Direction::of(families, "egress", "tc_egress")];
@@ -103,7 +103,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
         sum(there.map(|interface| interface.bytes_per_second))
     };
     let (received, sent) = (rate("ingress"), rate("egress"));
-    // What is not counted first, then the busiest; among equals the order stays.
+    // Uncounted interfaces first, then the busiest; ties keep their order.
     let weight = |interface: &Interface| match interface.is_counted {
         true => interface.bytes.unwrap_or(0.0),
         false => f64::INFINITY,

@@ -1,4 +1,4 @@
-//! What each alert means and what to do: docs/alerts.md as a page, so that the link in an alert leads somewhere wherever the
+//! What each alert means and what to do: docs/alerts.md as a page, so that the link in an alert works wherever the
 //! exporter runs.
 
 use std::fmt::Write;
@@ -9,10 +9,10 @@ use super::html::{escape, head};
 
 const TEXT: &str = include_str!("../../docs/alerts.md");
 
-/// The page. It changes with the program only.
+/// The page. It changes only with the program's version.
 pub(crate) fn runbook() -> Bytes {
     let mut sections = String::new();
-    // Blocks are separated by an empty line; the file has headings, paragraphs and code.
+    // Blocks are separated by an empty line; the file consists of headings, paragraphs and code.
     TEXT.split("\n\n").for_each(|block| show(block.trim_end(), &mut sections));
     let head = head("Alerts", "");
     format!(
@@ -38,13 +38,13 @@ fn show(block: &str, to: &mut String) {
     }
 }
 
-/// As the forges make it of a heading.
+/// The anchor that code hosting sites generate for a heading.
 fn anchor(title: &str) -> String {
     let kept = title.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
     kept.collect::<String>().to_lowercase().replace(' ', "-")
 }
 
-/// A paragraph: code in backticks, emphasis in asterisks, and links.
+/// A paragraph, with code in backticks, emphasis in asterisks, and links.
 fn inline(text: &str) -> String {
     let mut shown = String::new();
     for (at, part) in text.split('`').enumerate() {
@@ -57,7 +57,7 @@ fn inline(text: &str) -> String {
     shown
 }
 
-/// Links within the page lead there; other pages are not served, and only named.
+/// Links within the page work; other pages are not served, and only named.
 fn links(text: &str, to: &mut String) {
     let mut rest = text;
     while let Some((before, name, target, after)) = link(rest) {
@@ -75,7 +75,7 @@ fn links(text: &str, to: &mut String) {
     emphasis(rest, to);
 }
 
-/// What is before the first link, its name, where it leads, and what is after it.
+/// The text before the first link, its name, its target, and the text after it.
 fn link(text: &str) -> Option<(&str, &str, &str, &str)> {
     let (before, after) = text.split_once('[')?;
     let (name, after) = after.split_once("](")?;

@@ -1,4 +1,4 @@
-//! The latest events that were kept because they were slow.
+//! The latest recorded slow events.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use super::measured::unit_of;
 use super::model::{RelatedEvent, SlowEvent};
 use crate::slow::{Fields, Row};
 
-/// Events of other probes that are shown with one.
+/// Related events that are shown with one event.
 const MOST_RELATED: usize = 16;
 
-/// As they are shown.
+/// The events as shown.
 pub(super) fn slow(rows: &[Arc<Row>]) -> Vec<SlowEvent> {
     rows.iter().map(|row| event(row)).collect()
 }

@@ -11,7 +11,7 @@ use super::model::{Lost, Probe, Target};
 const MOST: usize = 300;
 const MAX_REASON: usize = 1000;
 
-/// A number of each probe, by target and name.
+/// A number for each probe, by target and name.
 type Column = HashMap<(String, String), f64>;
 
 struct Columns {
@@ -104,24 +104,24 @@ pub(super) fn targets(
 }
 
 impl Probe {
-    /// Whether hits are counted, if not at all of its sites.
+    /// Whether hits are counted, at least at some of its sites.
     pub(super) fn is_attached(&self) -> bool {
         matches!(self.state.as_str(), "attached" | "partly")
     }
 
-    /// Shown before others: what is not attached, then what is hit most.
+    /// What is shown first: probes that are not attached, then the busiest.
     fn weight(&self) -> f64 {
         if self.state == "attached" { self.hits } else { f64::INFINITY }
     }
 }
 
-/// The sum, if all are known.
+/// The sum, if all terms are known.
 pub(super) fn sum(all: impl Iterator<Item = Option<f64>>) -> Option<f64> {
     let mut all = all;
     all.try_fold(0.0, |sum, one| Some(sum + one?))
 }
 
-/// Keeps what matters most, in the order that it has.
+/// Keeps the most important probes, in their original order.
 fn leave_out(targets: &mut [Target]) -> usize {
     let mut weights: Vec<f64> = targets.iter().flat_map(|target| &target.probes).map(Probe::weight).collect();
     if weights.len() <= MOST {

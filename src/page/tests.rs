@@ -1,4 +1,4 @@
-//! What the metrics mean, from families as the exporter makes them.
+//! The interpretation of metrics, from families as the exporter creates them.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const PROBES: [Row; 4] = [
     ("billing", "refund", "waiting", "/opt/billing: No such file", 0),
 ];
 
-/// Of an exporter with these probes, of which the last two are missing.
+/// A snapshot of an exporter with these probes, of which the last two are missing.
 fn snapshot_at(probes: &[Row], at: Instant) -> Snapshot {
     let mut own = Families::default();
     let info = own.gauge("fibre_exporter_info", "");
@@ -256,7 +256,7 @@ fn every_way_to_lose_a_hit_has_words() {
         let mut all = snapshot_at(&PROBES[..1], Instant::now());
         let row = [("target", "bitcoind"), ("probe", "udp:block"), ("reason", reason)];
         all.own.counter("fibre_exporter_probe_lost_total", "").number(&row, 1u64);
-        // Of none that it does not know.
+        // There is advice on every reason.
         let action =
             seen(all).attention.iter().find(|one| one.subject.contains(reason)).unwrap().action.clone();
         assert!(!action.contains("accounting.md"), "{reason}: {action}");

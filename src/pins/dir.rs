@@ -20,35 +20,35 @@ use super::{PinError, failed};
 #[derive(Debug, Clone, Default)]
 pub struct PinDir {
     path: Option<PathBuf>,
-    /// The exporter ends, and what is pinned stays.
+    /// The exporter is exiting, and pinned objects stay.
     is_kept: Arc<AtomicBool>,
 }
 
-/// Removes what is pinned when it is dropped, unless the exporter ends.
+/// Unpins the object when it is dropped, unless the exporter is exiting.
 #[derive(Debug, Default)]
 pub struct Pin {
     path: Option<PathBuf>,
     is_kept: Arc<AtomicBool>,
 }
 
-/// How a map is made, and what one that is taken over must be like.
+/// How a map is created, and what a map must be like to be taken over.
 #[derive(Debug, Clone, Copy)]
 pub struct MapSpec<'a> {
     pub kind: MapType,
-    /// As the kernel knows it; programs that use the map must call it the same.
+    /// Its name in the kernel; programs that use the map must use the same.
     pub name: &'a str,
-    /// Bytes of a key.
+    /// Size of a key in bytes.
     pub key: usize,
-    /// Bytes of a value.
+    /// Size of a value in bytes.
     pub value: usize,
     pub entries: usize,
     pub flags: u32,
-    /// Of a map of maps: one like those in it.
+    /// For a map of maps: an example of its inner maps.
     pub inner: Option<BorrowedFd<'a>>,
 }
 
 impl MapSpec<'_> {
-    /// Makes one that is not pinned.
+    /// Creates a map that is not pinned.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
@@ -63,10 +63,10 @@ impl MapSpec<'_> {
         MapHandle::create(self.kind, Some(self.name), key, value, entries, &opts)
     }
 
-    /// The one that is pinned there; one is made and pinned if there is none.
+    /// Opens the map that is pinned at the path, or creates and pins it.
     ///
     /// # Errors
-    /// If the one that is there is of another kind or size, or the kernel refuses.
+    /// If the existing map has a different kind or size, or the kernel refuses.
     pub(super) fn at(&self, path: &Path) -> libbpf_rs::Result<MapHandle> {
         if path.symlink_metadata().is_err() {
             let mut map = self.create()?;
@@ -88,12 +88,12 @@ impl PinDir {
         Self { path: Some(path), is_kept: Arc::default() }
     }
 
-    /// Where something of this name is, if it outlives the exporter.
+    /// The path of this name, if it outlives the exporter.
     pub fn path(&self, name: &str) -> Option<PathBuf> {
         self.path.as_ref().map(|path| path.join(name))
     }
 
-    /// What it is called.
+    /// The name of the directory.
     pub fn name(&self) -> String {
         let name = self.path.as_deref().and_then(Path::file_name).unwrap_or_default();
         name.to_string_lossy().into_owned()
@@ -104,15 +104,15 @@ impl PinDir {
         self.path.is_some()
     }
 
-    /// Names of what is in it.
+    /// Names of the directory's entries.
     pub fn names(&self) -> Vec<String> {
         self.path.as_deref().map(names).unwrap_or_default()
     }
 
-    /// A directory in it, which is made if it is not there.
+    /// Opens a subdirectory, and creates it if necessary.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn child(&self, name: &str) -> Result<Self, PinError> {
         let path = self.path(name);
         if let Some(path) = &path {
@@ -124,27 +124,27 @@ impl PinDir {
     /// The map of this name: an earlier exporter's, or a new one.
     ///
     /// # Errors
-    /// If an earlier exporter's is of another kind or size, or the kernel refuses.
+    /// If an earlier exporter's map has a different kind or size, or the kernel refuses.
     pub fn map(&self, name: &str, spec: &MapSpec<'_>) -> libbpf_rs::Result<MapHandle> {
         self.path(name).map_or_else(|| spec.create(), |path| spec.at(&path))
     }
 
-    /// What removes this name when it is dropped.
+    /// Returns a guard that removes this name when it is dropped.
     pub fn pin(&self, name: &str) -> Pin {
         Pin { path: self.path(name), is_kept: self.is_kept.clone() }
     }
 
-    /// From now on what is pinned stays: the exporter ends.
+    /// From now on pinned objects stay: the exporter is exiting.
     pub fn keep(&self) {
         self.is_kept.store(true, Ordering::Relaxed);
     }
 
-    /// Whether what is in it is to be left as it is.
+    /// Whether its content must stay.
     pub fn is_kept(&self) -> bool {
         self.path.is_some() && self.is_kept.load(Ordering::Relaxed)
     }
 
-    /// Removes something of this name, or a directory with all that is in it, if it is there.
+    /// Removes this name, or a directory with its content, if it exists.
     ///
     /// # Errors
     /// If it cannot be removed.
@@ -157,23 +157,23 @@ impl PinDir {
         }
     }
 
-    /// Removes all that is in it.
+    /// Removes all entries.
     ///
     /// # Errors
-    /// If something cannot be removed.
+    /// If an entry cannot be removed.
     pub fn clear(&self) -> Result<(), PinError> {
         self.names().iter().try_for_each(|name| self.remove(name))
     }
 
-    /// The document about what is in it; `None` if there is none.
+    /// Reads the document that describes the content; `None` if there is none.
     ///
     /// # Errors
-    /// If there is something else in its place, or it cannot be understood.
+    /// If something else is in its place, or it cannot be decoded.
     pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, PinError> {
         self.path(DOCUMENT).map_or(Ok(None), |path| load(&path))
     }
 
-    /// Writes that document.
+    /// Writes the document.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -183,7 +183,7 @@ impl PinDir {
 }
 
 impl Pin {
-    /// Whether it stays.
+    /// Whether the object stays.
     pub fn is_kept(&self) -> bool {
         self.path.is_some() && self.is_kept.load(Ordering::Relaxed)
     }

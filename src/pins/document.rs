@@ -1,4 +1,4 @@
-//! Bytes as a pinned map: what a file would be elsewhere.
+//! Bytes in a pinned map, in place of a file.
 
 use std::error::Error;
 use std::fs;
@@ -11,13 +11,13 @@ use serde::de::DeserializeOwned;
 
 use super::{PinError, failed};
 
-/// What a directory's document is called by.
+/// The name of a directory's document.
 pub(super) const DOCUMENT: &str = "state";
 
 /// Bytes in one element of the map.
 const PIECE: usize = 1 << 16;
 
-/// No document is longer.
+/// The longest document, in bytes.
 const LONGEST: usize = 1 << 26;
 
 /// Reads the document at a path; `None` if there is none.
@@ -37,7 +37,7 @@ fn encoded<T: Serialize>(path: &Path, state: &T) -> Result<Vec<u8>, PinError> {
     bytes.map_err(|err| PinError::new(format!("write {}", path.display()), err, ""))
 }
 
-/// Writes a document in the place of the one before, at once: a reader finds the one or the other.
+/// Replaces the previous document atomically: a reader finds one or the other.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
     let failed_to =
         |err: Box<dyn Error + Send + Sync>| PinError::new(format!("write {}", path.display()), err, "");
@@ -59,7 +59,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
     }
     let mut next = path.as_os_str().to_owned();
     next.push("-next");
-    // Of an exporter that was killed meanwhile.
+    // Left by an exporter that was killed while writing.
     let _ = fs::remove_file(&next);
     map.pin(&next).map_err(|err| failed_to(err.into()))?;
     fs::rename(&next, path).map_err(failed("write", path))

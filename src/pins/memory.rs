@@ -1,4 +1,4 @@
-//! Memory of the exporter's own that outlives it: what it adds up from events, and the names behind its numbers.
+//! Memory of the exporter that outlives it: what it computes from events, and the names behind its numbers.
 
 use std::error::Error;
 use std::os::fd::AsFd;
@@ -10,7 +10,7 @@ use super::{EnginePins, MapSpec, PinError};
 use crate::mapping::Mapped;
 use crate::store::{KeptName, NameStore};
 
-/// Bytes of a name that are kept; of a longer one the end is lost.
+/// Bytes of a name that are kept; longer names are truncated.
 const NAME_BYTES: usize = 1016;
 
 const KEY_BYTES: usize = 8;
@@ -21,10 +21,10 @@ const VALUE_BYTES: usize = 8 + NAME_BYTES;
 pub struct PinnedNames(MapHandle);
 
 impl EnginePins {
-    /// So many numbers in memory that stays, zero at first, and room for so many names.
+    /// Maps this many numbers in persistent memory, initially zero, and room for this many names.
     ///
     /// # Errors
-    /// If the kernel refuses, or there is other memory than this.
+    /// If the kernel refuses, or the existing memory has a different size.
     pub fn memory(&self, numbers: usize, names: usize) -> Result<(Mapped<AtomicU64>, PinnedNames), PinError> {
         let path = self.map("user_slots");
         let failed =

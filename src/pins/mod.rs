@@ -27,10 +27,10 @@ use ring::digest::{SHA256, digest};
 pub use dir::{MapSpec, Pin, PinDir};
 pub use state::{EnginePins, StateDirectory, VersionStamp, check_place, describe, leftovers, remove_all};
 
-/// What could not be done with pinned state.
+/// An operation on pinned state that failed.
 #[derive(Debug)]
 pub struct PinError {
-    /// What was being done, on what.
+    /// The operation, and its object.
     pub what: String,
     pub reason: Box<dyn Error + Send + Sync>,
     /// What to do next.
@@ -69,16 +69,17 @@ impl PinError {
     }
 }
 
-/// A file or directory in here, and what it could not be used for.
+/// An operation on a file or directory that failed.
 fn failed(what: &str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> PinError {
     let path = path.into();
     move |err| PinError::new(format!("{what} {}", path.display()), err, "")
 }
 
-/// Changed by hand when the meaning of documents or tables changes and no text below does.
+/// Incremented by hand when the meaning of documents or tables changes and none of the texts below does.
 const EDITION: u32 = 1;
 
-/// Tells apart the versions whose programs and tables do not mean the same: of the contract with the programs, and of the maps.
+/// A fingerprint that differs between versions whose programs and tables are incompatible: of the contract with the
+/// programs, and of the maps.
 fn abi() -> String {
     let texts = [
         include_str!("../../bpf/abi.h"),
@@ -107,7 +108,7 @@ pub fn code_of(sources: &[&str]) -> String {
     code.split_ascii_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Tells texts apart, in sixteen characters that any file may be called by.
+/// A hash of a text, in sixteen characters that are valid in any file name.
 pub fn fingerprint(text: &str) -> String {
     let hash = digest(&SHA256, text.as_bytes());
     hash.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()

@@ -1,4 +1,4 @@
-//! The directory: whose it is, who uses it, and what is in it.
+//! The state directory: its owner, its user, and its content.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -15,17 +15,17 @@ use super::document::{DOCUMENT, load};
 use super::tree::{names, remove_files, remove_tree};
 use super::{PinError, failed};
 
-/// As statfs(2) tells a BPF file system.
+/// The type of a BPF file system in statfs(2).
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// What is pinned of the counters of packets.
+/// The directory of pinned packet counters.
 const NETWORK: &str = "network";
 
-/// What an engine's directory has.
+/// The subdirectories of an engine's directory.
 const MAPS: &str = "maps";
 const LINKS: &str = "links";
 
-/// The directory of one exporter, which no other one uses as long as this is held.
+/// The directory of one exporter, which no other one can use while this is held.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
@@ -34,10 +34,10 @@ pub struct StateDirectory {
 }
 
 impl StateDirectory {
-    /// Makes it if it is not there.
+    /// Opens the directory, and creates it if necessary.
     ///
     /// # Errors
-    /// If it is not on a BPF file system, is not this user's alone, or another exporter uses it.
+    /// If it is not on a BPF file system, is accessible to other users, or another exporter uses it.
     pub fn open(path: &Path) -> Result<Self, PinError> {
         check_place(path)?;
         let what = || format!("use {} for `state: pinned`", path.display());
@@ -73,20 +73,20 @@ impl StateDirectory {
         Ok(Self { path: path.to_path_buf(), dir: PinDir::at(path.to_path_buf()), _lock: lock })
     }
 
-    /// Where it is.
+    /// The path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What is in it; its document is about all engines.
+    /// Its content; its document describes all engines.
     pub fn dir(&self) -> &PinDir {
         &self.dir
     }
 
-    /// Where what is pinned of the counters of packets is.
+    /// Where packet counters are pinned.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn network(&self) -> Result<PinDir, PinError> {
         self.dir.child(NETWORK)
     }
@@ -96,10 +96,10 @@ impl StateDirectory {
         EnginePins::of(self.path.join(name))
     }
 
-    /// An engine that is new.
+    /// Creates a new engine.
     ///
     /// # Errors
-    /// If its directories cannot be made.
+    /// If its directories cannot be created.
     pub fn new_engine(&self) -> Result<EnginePins, PinError> {
         let taken: BTreeSet<u32> = self.dir.names().iter().filter_map(|name| name.parse().ok()).collect();
         let number = taken.last().map_or(0, |last| last + 1);
@@ -109,7 +109,7 @@ impl StateDirectory {
         Ok(self.engine(&number.to_string()))
     }
 
-    /// Removes all engines but these, and with an empty list the document too. Their probes are detached.
+    /// Removes all engines but these, and, if the list is empty, the document too. Their probes are detached.
     ///
     /// # Errors
     /// What could not be removed.
@@ -132,7 +132,7 @@ pub struct EnginePins {
     directory: PathBuf,
     dir: PinDir,
     next: AtomicU32,
-    /// It is not to outlive the exporter.
+    /// Whether it must not outlive the exporter.
     is_over: AtomicBool,
 }
 
@@ -148,34 +148,35 @@ impl EnginePins {
         }
     }
 
-    /// What is in it; its document is about this engine.
+    /// Its content; its document describes this engine.
     pub fn dir(&self) -> &PinDir {
         &self.dir
     }
 
-    /// Where the map of this name is.
+    /// The path of the map of this name.
     pub fn map(&self, name: &str) -> PathBuf {
         self.directory.join(MAPS).join(name)
     }
 
-    /// Where the link of this name is.
+    /// The path of the link of this name.
     pub fn link(&self, name: &str) -> PathBuf {
         self.directory.join(LINKS).join(name)
     }
 
-    /// A name that no link has.
+    /// Returns an unused name for a link.
     pub fn new_link(&self) -> String {
         self.next.fetch_add(1, Ordering::Relaxed).to_string()
     }
 
-    /// Removes the links that have a number and none of these names: of an exporter that was killed before it wrote them down.
+    /// Removes the numbered links with none of these names, which an exporter left that was killed before it recorded
+    /// them.
     pub fn remove_links_but(&self, kept: &BTreeSet<String>) {
         let directory = self.directory.join(LINKS);
         let gone = |name: &String| name.parse::<u32>().is_ok() && !kept.contains(name);
         remove_files(names(&directory).into_iter().filter(gone).map(|name| directory.join(name)).collect());
     }
 
-    /// From now on it is not to outlive the exporter.
+    /// From now on it must not outlive the exporter.
     pub fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
@@ -193,11 +194,11 @@ impl EnginePins {
     }
 }
 
-/// Removes all state in the directory, and the directory: everything that it has attached is detached. `detach` is called for that of
-/// the network first, for what is not detached by removing it.
+/// Removes all state in the directory, and the directory: everything that it keeps attached is detached. `detach` is
+/// called for the network's state first, for what removing it does not detach.
 ///
 /// # Errors
-/// If an exporter uses it, or it is not one.
+/// If an exporter uses the directory, or it is not a state directory.
 pub fn remove_all(path: &Path, detach: impl FnOnce(&PinDir)) -> Result<(), PinError> {
     let what = || format!("remove the pinned state in {}", path.display());
     let about = fs::symlink_metadata(path).map_err(failed("look at", path))?;
@@ -218,7 +219,7 @@ pub fn remove_all(path: &Path, detach: impl FnOnce(&PinDir)) -> Result<(), PinEr
     remove_tree(path)
 }
 
-/// Which exporter has written the rest of a document, and whether that can be understood.
+/// The exporter that has written the rest of a document, and whether it is compatible.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VersionStamp {
     pub version: String,
@@ -226,13 +227,13 @@ pub struct VersionStamp {
 }
 
 impl VersionStamp {
-    /// This one.
+    /// The stamp of this version.
     pub fn this() -> Self {
         Self { version: env!("CARGO_PKG_VERSION").to_string(), abi: super::abi() }
     }
 }
 
-/// What there is in the directory, for people.
+/// A description of the directory's content for people.
 pub fn describe(path: &Path) -> String {
     let shown = path.display();
     if !path.exists() {
@@ -254,14 +255,14 @@ pub fn describe(path: &Path) -> String {
     }
 }
 
-/// Whether a state directory can be where this one is to be, or is.
+/// Checks that a state directory may be at this path.
 ///
 /// # Errors
-/// If that is not on a BPF file system.
+/// If it is not on a BPF file system.
 pub fn check_place(path: &Path) -> Result<(), PinError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let system = match rustix::fs::statfs(parent).map_err(io::Error::from) {
-        // It is looked at again by who may.
+        // It is checked again with sufficient permissions.
         Err(err) if err.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
         system => system.map_err(failed("use", parent))?,
     };
@@ -275,7 +276,7 @@ pub fn check_place(path: &Path) -> Result<(), PinError> {
     ))
 }
 
-/// Directories beside this one that look like another exporter's state which nobody uses now.
+/// Sibling directories that look like another exporter's state and are not in use.
 pub fn leftovers(path: &Path) -> Vec<PathBuf> {
     let Some(parent) = path.parent() else { return Vec::new() };
     let is_free = |path: &PathBuf| {

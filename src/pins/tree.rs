@@ -1,20 +1,20 @@
-//! Directories of pinned objects: what is in them, and how they are removed.
+//! Directories of pinned objects: listing and removal.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{PinError, failed};
 
-/// Links that are removed at once: the kernel waits for each.
+/// Links that are removed concurrently: the kernel waits for each.
 const THREADS: usize = 32;
 
-/// Names of what is in a directory; none if it cannot be read.
+/// Names of a directory's entries; none if it cannot be read.
 pub(super) fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Links first, several at once.
+/// Removes a directory and its content: links first, several concurrently.
 pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
     let (mut files, mut directories) = (Vec::new(), vec![directory.to_path_buf()]);
     let mut at = 0;
@@ -36,7 +36,7 @@ pub(super) fn remove_tree(directory: &Path) -> Result<(), PinError> {
         .try_for_each(|directory| fs::remove_dir(directory).map_err(failed("remove", directory)))
 }
 
-/// Removes files, several at once.
+/// Removes files, several concurrently.
 pub(super) fn remove_files(files: Vec<PathBuf>) {
     let each = files.len().div_ceil(THREADS).max(1);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Whose addresses are banned by hits of a probe.
+//! Which addresses are banned because of a probe's hits.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::config::model::{ArgKind, Ban, Named};
 use crate::config::{Diagnostics, Place};
 use crate::net::{BanRule, BanTerms, parse_ttl};
 
-/// The longest time in which hits count together: what is remembered of addresses is in memory only.
+/// The longest window in which hits are counted together: the times are held in memory only.
 const LONGEST_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
-/// One `ban:`.
+/// One `ban:` entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BanPlan {
-    /// The value with the address, by index.
+    /// The value that is the address, by index.
     pub address: usize,
     pub when: Vec<ConditionPlan>,
     pub rule: BanRule,
 }
 
 impl Scope<'_> {
-    /// What one of the probe's bans means, with everything it needs read from now on.
+    /// Plans one of the probe's bans, and adds the values that it needs to those that are read.
     pub(super) fn ban(&mut self, ban: &Ban) -> Option<BanPlan> {
         let address = self.value(&ban.address.at, &ban.address.name);
         let when: Vec<_> = ban.when.iter().map(|condition| self.condition(condition)).collect();
@@ -83,7 +83,7 @@ fn may_be_an_address(kind: &ValueKind) -> bool {
     )
 }
 
-/// Reports bans that there is no blocklist for; `at` are the places of those that are enforced.
+/// Reports enforced bans if there is no blocklist; `at` are the places of these bans.
 pub(super) fn refuse_without_blocklist(plan: &Plan, at: &[Place], diags: &Diagnostics) {
     let has_list = plan.network.as_ref().is_some_and(|network| network.block.is_some());
     if has_list {

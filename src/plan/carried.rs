@@ -1,4 +1,4 @@
-//! What the end of a span, or the return of a function, needs of its start.
+//! What the end of a span, or the return of a function, needs from its start.
 
 use super::{ValueKind, ValuePlan, ValueSource};
 use crate::abi::{CARRIED_TEXTS, MAX_BYTES, MAX_CARRIED};
@@ -6,24 +6,24 @@ use crate::config::diagnose::Diagnostics;
 use crate::config::model::{Arg, ArgKind, ArgOf, IntType, Unit};
 use crate::config::place::Place;
 
-/// An address is a number without a sign.
+/// An address is an unsigned number.
 const ADDRESS: IntType = IntType { bytes: 8, signed: false };
 
-/// What a span's end gets from its start: each argument that is not read at the end itself. An argument means what it was
-/// when the function was called: registers, and the memory that they point to, are used again before it returns.
+/// What a span's end gets from its start: each argument that is not read at the end itself. An argument is its value at
+/// the time of the call: registers, and the memory that they point to, are reused before the function returns.
 #[derive(Debug, Default)]
 pub(super) struct CarriedValues {
-    /// The return of a function, where no argument can be read any more and `retval` is known.
+    /// The return of a function, where no argument can be read anymore and `retval` is known.
     pub is_return: bool,
-    /// Values that the start keeps, in order. Of text with a length, the length's number is among `lengths`.
+    /// Values that the start carries, in order. For text with a length, `len` is an index into `lengths`.
     pub carried: Vec<ValuePlan>,
-    /// Values that the start must read besides.
+    /// Additional values that the start must read.
     pub lengths: Vec<ValuePlan>,
     pub uses_duration: bool,
 }
 
 impl CarriedValues {
-    /// Where the end finds the argument, which the start reads.
+    /// Where the end finds an argument that the start reads.
     pub(super) fn source(&mut self, arg: &Arg, args: &[Arg], diags: &Diagnostics) -> Option<ValueSource> {
         if arg.of == ArgOf::Result {
             return Some(ValueSource::of(arg, arg.of));
@@ -64,7 +64,7 @@ impl CarriedValues {
         Some(self.carried.len() - 1)
     }
 
-    /// The number, among the lengths, of the one that is the argument at this position.
+    /// The index, in the lengths, of the argument at this position.
     fn length(&mut self, text: &Arg, of: ArgOf, args: &[Arg], diags: &Diagnostics) -> Option<usize> {
         let named = args.iter().find(|arg| arg.of == of && arg.offset.is_none());
         if of == ArgOf::Result || named.is_some_and(|arg| arg.at_return) {
@@ -85,7 +85,8 @@ impl CarriedValues {
         self.carried.iter().any(|value| value.kind.is_text())
     }
 
-    /// Among what a start keeps, a text begins only where the longest one would fit.
+    /// Reports texts that are too long. In the carried data, a text starts only where the longest possible one would
+    /// fit.
     pub(super) fn refuse_long(&self, at: &Place, diags: &Diagnostics) {
         let texts = self.carried.iter().map(|value| value.kind.max_bytes() as usize).filter(|max| *max > 0);
         let before_last: usize = texts.rev().skip(1).sum();
@@ -116,7 +117,7 @@ impl CarriedValues {
     }
 }
 
-/// The length of a text, at a position that has no name. The position is the text's own.
+/// The length of a text, at a position without a name. Its place is that of the text.
 pub(super) fn unnamed_length(text: &Arg) -> Arg {
     Arg {
         name: format!("length of {}", text.name),
@@ -128,11 +129,11 @@ pub(super) fn unnamed_length(text: &Arg) -> Arg {
     }
 }
 
-/// An argument as its bare 64 bits: a number, or the address of a text.
+/// An argument as its raw 64 bits: a number, or the address of a text.
 pub(super) fn raw(arg: &Arg, of: ArgOf) -> ValuePlan {
     let kind = match &arg.kind {
         ArgKind::Int(asked) => ArgKind::Int(*asked),
-        // What lies behind an address has no width of its own.
+        // Memory behind an address has no inherent width.
         ArgKind::Bool if arg.offset.is_some() => ArgKind::Int(Some(IntType { bytes: 1, signed: false })),
         _ => ArgKind::Int(None),
     };

@@ -1,5 +1,5 @@
-//! Where each metric is computed: in the kernel wherever it can be, because that neither copies nor wakes; in user
-//! space from events where it cannot.
+//! Where each metric is computed: in the kernel wherever possible, because that neither copies data nor wakes anyone;
+//! in user space, from events, where it is not.
 
 use super::{
     ActionPlan, ComputedIn, ConditionPlan, LabelPlan, MetricPlan, ProbePlan, ValueKind, ValuePlan,
@@ -14,10 +14,10 @@ use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Point, Setting
 use crate::kinds;
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
-/// which is cut there, is not mistaken for it; and one for the NUL.
+/// which is truncated there, is not mistaken for it; and one for the NUL.
 const MAX_PATTERN: usize = 8 * PATTERN_WORDS - 2;
 
-/// The longest text that stands for itself as a label in the kernel, its NUL included.
+/// The longest text that can be a label value in the kernel, including its NUL.
 const MAX_TEXT: usize = 8 * TEXT_WORDS;
 
 /// Decides for all metrics of a probe, and whether its hits must be sent to user space.
@@ -30,7 +30,7 @@ pub(super) fn decide(
 ) {
     let reason = probe.slow.iter().find_map(|slow| refuse_conditions(&slow.when, probe));
     let reason = if all_to_ring { Some("asked for".to_string()) } else { reason };
-    // A place for each: where all is decided in user space, none is taken.
+    // Each slow metric takes a place; if user space decides about them, none does.
     let most = MAX_ACTIONS - if reason.is_none() { probe.slow.len().min(MAX_ACTIONS) } else { 0 };
     for slow in &mut probe.slow {
         slow.computed_in = reason.clone().map_or(ComputedIn::Kernel, ComputedIn::Ring);
@@ -79,7 +79,7 @@ pub(super) fn decide(
             && kinds::of(&metrics[action.metric].kind).needs_time()
     });
     if late || !probe.slow.is_empty() || probe.related.is_some() || !probe.bans.is_empty() {
-        // The latest value is the latest by the kernel's clock, whichever way it came.
+        // The latest value is the latest by the kernel's clock, whether it came from the kernel or from an event.
         probe.values.push(unnamed(probe, ValueSource::Time));
     }
     let has_stack = probe.slow.iter().any(|slow| slow.stack);
@@ -87,11 +87,11 @@ pub(super) fn decide(
         if matches!(probe.point, Point::Function(_)) {
             probe.values.push(unnamed(probe, ValueSource::ReturnAddress));
         }
-        // The last text, since it is the longest.
+        // The last text, because it is the longest.
         probe.values.push(ValuePlan { kind: ValueKind::Stack, ..unnamed(probe, ValueSource::Stack) });
     }
     if has_stack || probe.values.iter().any(|value| value.kind.is_symbol()) {
-        // An address means something in its process only.
+        // An address has a meaning only in its process.
         probe.values.push(unnamed(probe, ValueSource::Pid));
     }
     if probe.values.len() > MAX_VALUES {
@@ -135,7 +135,7 @@ pub(super) fn decide(
     }
 }
 
-/// In an event, a text begins only where the longest one would fit.
+/// Reports texts that are too long. In an event, a text starts only where the longest possible one would fit.
 fn refuse_long_events(probe: &ProbePlan, diags: &Diagnostics) {
     let texts = probe.values.iter().map(|value| value.kind.max_bytes() as usize).filter(|bytes| *bytes > 0);
     let before_last: usize = texts.rev().skip(1).sum();
@@ -164,7 +164,7 @@ fn unnamed(probe: &ProbePlan, source: ValueSource) -> ValuePlan {
     }
 }
 
-/// A counter without conditions and variable labels is the number of hits, which is counted anyway.
+/// Whether it is a counter without conditions and variable labels, which is the number of hits and counted anyway.
 fn counts_hits(action: &ActionPlan, kind: &MetricKind) -> bool {
     kinds::of(kind).counts_hits()
         && action.value.is_none()

@@ -1,5 +1,5 @@
-//! Remarks on the names of metrics: what Prometheus' own linter (`promtool check metrics`) and its documentation on naming
-//! ask for. None of them is an error.
+//! Remarks on names of metrics, following Prometheus' own linter (`promtool check metrics`) and its documentation on
+//! naming. None of them is an error.
 
 use super::{Plan, ValueSource};
 use crate::config::diagnose::Diagnostics;
@@ -8,7 +8,7 @@ use crate::config::place;
 use crate::exposition;
 use crate::kinds;
 
-/// Words that name a unit other than the base unit, and the base unit.
+/// Words for a unit other than the base unit, and the base unit.
 const UNITS: &[(&[&str], &str)] = &[
     (&["ns", "us", "ms", "sec", "secs", "nanoseconds", "microseconds", "milliseconds"], "seconds"),
     (&["minutes", "hours", "days", "weeks", "nanosecond", "microsecond", "millisecond", "second"], "seconds"),
@@ -17,11 +17,11 @@ const UNITS: &[(&[&str], &str)] = &[
     (&["percent", "percents", "pct"], "ratio"),
 ];
 
-/// Words that say of what kind a metric is, which its type says already.
+/// Words for the kind of a metric, which its type already tells.
 const KINDS: &[&str] = &["counter", "gauge", "histogram", "summary"];
 
-/// What is worth telling of the names of the metrics that the configuration describes, those of profiles apart. One
-/// line each, with its place.
+/// Returns remarks on the names of the metrics that the configuration describes, except those of profiles. One line
+/// each, with its place.
 pub fn lint(plan: &Plan) -> Vec<String> {
     let remarks = Diagnostics::new();
     for (number, metric) in plan.metrics.iter().enumerate() {
@@ -50,7 +50,7 @@ pub fn lint(plan: &Plan) -> Vec<String> {
     remarks.into_vec().iter().map(|one| one.to_string().trim_end().to_owned()).collect()
 }
 
-/// What another metric has the name of that OpenMetrics needs for this one.
+/// Reports whether another metric has a name that OpenMetrics needs for this one.
 fn namesake(name: &str, kind: &MetricKind, plan: &Plan) -> Option<String> {
     let is_taken = |name: &str| plan.metrics.iter().any(|other| other.name == name);
     let kind = kinds::of(kind).exposed_as();

@@ -1,4 +1,4 @@
-//! The line that the verbose log has for an event, from the template of its probe.
+//! An event's line in the verbose log, from the template of its probe.
 
 use super::LogPart;
 use super::scope::Scope;
@@ -6,7 +6,7 @@ use crate::config::model::BUILT_INS;
 
 impl Scope<'_> {
     /// `{name}` in a template is the value of that name, or else the label of that name as a metric here shows it;
-    /// without a template all named arguments are shown.
+    /// without a template, all named arguments are shown.
     pub(super) fn log(&mut self) {
         let template = self.probe.log.clone().unwrap_or_else(|| {
             let display: Vec<_> =
@@ -36,7 +36,7 @@ impl Scope<'_> {
 
     fn logged(&mut self, name: &str) -> Option<LogPart> {
         if self.probe.unread.metrics {
-            // It may be one of their labels.
+            // It may be one of the labels that were not read.
             return None;
         }
         let is_value = self.probe.args.iter().any(|arg| arg.name == name) || BUILT_INS.contains(&name);

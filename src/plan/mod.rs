@@ -1,7 +1,7 @@
-//! What will be done, with every name resolved and every error found, before the kernel is asked for anything.
+//! What will be done, with every name resolved and every error found, before anything is requested from the kernel.
 //!
-//! A [`Plan`] comes from a configuration alone: whether the target's file exists, and which arguments its notes
-//! carry, is the business of the sites that are resolved later, perhaps much later.
+//! A [`Plan`] depends only on a configuration: whether the target's file exists, and which arguments its notes
+//! describe, is determined later when sites are resolved, perhaps much later.
 
 mod ban;
 mod build;
@@ -34,23 +34,24 @@ use crate::config::place::Place;
 pub use crate::kinds::Scale;
 use crate::net::NetworkConfig;
 
-/// Everything the later stages need.
+/// Everything that the later stages need.
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub settings: Settings,
     pub targets: Vec<TargetPlan>,
     pub probes: Vec<ProbePlan>,
     pub metrics: Vec<MetricPlan>,
-    /// Spans there are.
+    /// Number of spans.
     pub spans: u32,
-    /// Packet statistics, where they are asked for.
+    /// Packet statistics, if configured.
     pub network: Option<NetworkConfig>,
-    /// What is likely a slip, though not wrong. One line each.
+    /// Likely mistakes that are not errors. One line each.
     pub warnings: Vec<String>,
 }
 
 impl Plan {
-    /// What ends the span that this probe starts, or starts the one that it ends; nothing for the two ends of a call.
+    /// The ends of the span that this probe starts, or the starts of the one that it ends; nothing for the two ends of
+    /// a call.
     pub fn other_ends(&self, probe: usize) -> impl Iterator<Item = &ProbePlan> {
         let this = self.probes[probe].span.filter(|span| span.by != Pairing::Frame);
         self.probes.iter().filter(move |other| {
@@ -60,7 +61,7 @@ impl Plan {
     }
 }
 
-/// An application and the probes to set on its file.
+/// An application and the probes for its file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TargetPlan {
     #[serde(skip, default = "Place::none")]
@@ -71,42 +72,43 @@ pub struct TargetPlan {
     pub probes: Vec<usize>,
 }
 
-/// One probe, the values that are read when it is hit, and what is done with them.
+/// One probe, the values that are read when it is hit, and how they are used.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbePlan {
     #[serde(skip, default = "Place::none")]
     pub at: Place,
     pub target: usize,
-    /// Probes of one unit are attached and detached together: those of one entry, and where there are many entries of several.
+    /// Probes of one unit are attached and detached together: those of one entry, or of several where there are many
+    /// entries.
     pub unit: usize,
-    /// As it is shown: `udp:block_race_winner`, `SSL_write`.
+    /// As displayed: `udp:block_race_winner`, `SSL_write`.
     pub name: String,
     pub point: Point,
     pub hook: Hook,
-    /// How a function's return is traced; of other probes it says nothing.
+    /// How a function's return is traced; meaningless for other probes.
     pub returns_by: ReturnsBy,
     /// Its part in a span, if it has one.
     pub span: Option<SpanPlan>,
-    /// It is never taken out, whatever it costs: asked for, or because what it counts goes up and down by two probes.
+    /// Never shed, whatever it costs: configured so, or because its metric is raised and lowered by two probes.
     pub keep: bool,
-    /// Its absence from the file is reported, but is no reason not to be ready.
+    /// Its absence from the file is reported, but does not prevent readiness.
     pub optional: bool,
     pub event_type: String,
     pub values: Vec<ValuePlan>,
     pub actions: Vec<ActionPlan>,
     /// The line that `verbose` logs; without a template, name and values.
     pub log: Vec<LogPart>,
-    /// Which hits are kept whole.
+    /// Which hits are recorded as slow events.
     pub slow: Vec<SlowPlan>,
-    /// What is kept of hits with slow ones of other probes.
+    /// What is recorded of hits that belong to slow ones of other probes.
     pub related: Option<RelatedPlan>,
-    /// Whose addresses are banned.
+    /// Which addresses are banned.
     pub bans: Vec<BanPlan>,
-    /// Why all hits must reach user space, if they must.
+    /// Why all hits must be sent to user space, if they must.
     pub emit: Option<String>,
 }
 
-/// Where in a function a probe is set. A USDT probe is an entry.
+/// Where in a function a probe is placed. A USDT probe is an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Hook {
     Entry,
@@ -116,23 +118,23 @@ pub enum Hook {
 /// One end of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpanPlan {
-    /// Number of the span; both ends have the same.
+    /// Number of the span; the same at both ends.
     pub number: u32,
     pub end: SpanEnd,
     pub by: Pairing,
-    /// From a function's entry to its return, and the end needs nothing of the start but its time.
+    /// The span is a function's call, and the end needs only the time of its start.
     pub only_time: bool,
-    /// Values that the start keeps, and whether text is among them.
+    /// Number of carried values, and whether text is among them.
     pub carried: usize,
     pub texts: bool,
-    /// Of a function: something is read when it returns, which is not known before.
+    /// For a function: something is read at its return that is not known earlier.
     pub reads_result: bool,
 }
 
-/// What is the same at both ends of a span.
+/// What the two ends of a span have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Pairing {
-    /// A call's place on the stack.
+    /// The call's place on the stack.
     Frame,
     Thread,
     /// Value 0, which both ends read.
@@ -141,7 +143,7 @@ pub enum Pairing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpanEnd {
-    /// Keeps the time, and its first values (after the key) for the end.
+    /// Stores the time, and its first values (after the key) for the end.
     Start,
     End,
 }
@@ -160,9 +162,9 @@ pub struct ValuePlan {
 /// Where a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ValueSource {
-    /// Argument by position.
+    /// The argument at this position.
     Arg(usize),
-    /// What lies this many bytes into the structure whose address is the argument at this position.
+    /// The data at this offset in the structure that the argument at this position points to.
     Field {
         index: usize,
         offset: i32,
@@ -175,38 +177,38 @@ pub enum ValueSource {
     /// The executable's path.
     Exe,
     Cmdline,
-    /// When the probe was hit, by the kernel's clock.
+    /// When the probe was hit, in the kernel's clock.
     Time,
-    /// What the function returns; None if that is for debug information to say.
+    /// What the function returns; `None` if debug information must tell its type.
     Retval(Option<IntType>),
-    /// What lies this many bytes into the structure whose address the function returns.
+    /// The data at this offset in the structure that the function returns a pointer to.
     ResultField {
         offset: i32,
     },
     /// Nanoseconds since the span's start.
     Duration,
-    /// What the span's start kept, by number.
+    /// A value that the span's start carried, by index.
     Carried(usize),
-    /// The address that the start kept under this number, or what lies, at the end, this many bytes from it.
+    /// The address that the start carried under this number, or the data at this offset from it, read at the end.
     CarriedAddress {
         number: usize,
         offset: Option<i32>,
     },
-    /// The address that the function returns to.
+    /// The function's return address.
     Caller,
-    /// The same, at its return too.
+    /// The same, available also at the return.
     ReturnAddress,
     /// The addresses of [`ValueKind::Stack`].
     Stack,
-    /// Which of the functions that the pattern names it is.
+    /// Which of the functions matching the pattern it is.
     Function,
 }
 
-/// What a value is: as in the configuration, with the length of a `string_len` being another value of the probe.
+/// What a value is: as in the configuration, but the length of a `string_len` is another value of the probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ValueKind {
     Arg(ArgKind),
-    /// Text with its length in the value with this index.
+    /// Text whose length is the value with this index.
     StrLen {
         len: usize,
         max: u32,
@@ -215,15 +217,15 @@ pub enum ValueKind {
     Comm,
     /// The number of a function's name.
     Function,
-    /// The number of a cgroup, of which this is shown.
+    /// The number of a cgroup, shown as this.
     Cgroup(CgroupName),
-    /// The number of a text that the kernel keeps of a process.
+    /// The number of a process text that the kernel stores.
     ProcessText,
-    /// Addresses of code: where the thread is, and what its calls return to.
+    /// Code addresses: the thread's position, and the return addresses of its calls.
     Stack,
 }
 
-/// What is shown of a cgroup.
+/// What is shown for a cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CgroupName {
     Path,
@@ -236,7 +238,7 @@ pub enum CgroupName {
 }
 
 impl ValueSource {
-    /// Whether the value means something only when the function has done its work.
+    /// Whether the value is meaningful only after the function has done its work.
     pub(crate) fn is_result(&self) -> bool {
         matches!(
             self,
@@ -244,7 +246,7 @@ impl ValueSource {
         )
     }
 
-    /// The argument, or what it leads to, when this is what it is read from.
+    /// The source of an argument, or of what it points to, that is read from `of`.
     pub(crate) fn of(arg: &Arg, of: ArgOf) -> Self {
         match (of, arg.offset) {
             (ArgOf::Call(index), Some(offset)) => ValueSource::Field { index, offset },
@@ -260,27 +262,27 @@ impl ValueSource {
 }
 
 impl ValueKind {
-    /// Whether the value is read as bytes from the application's memory, else it is an integer.
+    /// Whether the value is read as bytes from the application's memory; otherwise it is an integer.
     pub fn is_text(&self) -> bool {
         self.max_bytes() > 0
     }
 
-    /// Whether the value is an address in the application that is shown by name, which only user space can tell.
+    /// Whether the value is an address in the application that is shown by name, which only user space can resolve.
     pub fn is_symbol(&self) -> bool {
         *self == ValueKind::Arg(ArgKind::Symbol)
     }
 
-    /// Whether it is a number that nothing can be compared with: labels show what it stands for.
+    /// Whether it is a number that cannot be compared with anything: labels show what it stands for.
     pub(crate) fn is_only_shown(&self) -> bool {
         matches!(self, ValueKind::Function | ValueKind::ProcessText)
     }
 
-    /// Whether its 64 bits have no sign, so that it can be 2^63 and more, which no sum of numbers with a sign can hold.
+    /// Whether its 64 bits are unsigned, so that it can be 2^63 or more, which no sum of signed numbers can hold.
     pub fn is_unsigned_word(&self) -> bool {
         *self == ValueKind::Arg(ArgKind::Int(Some(IntType { bytes: 8, signed: false })))
     }
 
-    /// Whether it is text that ends at a NUL, if there is one within its length.
+    /// Whether it is text that ends at the first NUL within its length, if any.
     pub fn is_characters(&self) -> bool {
         matches!(
             self,
@@ -290,12 +292,12 @@ impl ValueKind {
         )
     }
 
-    /// The number that its 64 bits are.
+    /// The number in its 64 bits.
     pub fn integer(&self, word: i64) -> i128 {
         if self.is_unsigned_word() { i128::from(word as u64) } else { i128::from(word) }
     }
 
-    /// Whether patterns and conditions mean the text that is shown, which is not how the value lies in memory.
+    /// Whether patterns and conditions apply to the displayed text, which differs from the value in memory.
     pub fn is_compared_as_displayed(&self) -> bool {
         matches!(
             self,
@@ -305,7 +307,7 @@ impl ValueKind {
         )
     }
 
-    /// Most bytes that the value can have; 0 for integers.
+    /// The maximum length of the value in bytes; 0 for integers.
     pub fn max_bytes(&self) -> u32 {
         match self {
             ValueKind::Arg(ArgKind::Str { max } | ArgKind::StrLen { max, .. })
@@ -313,7 +315,7 @@ impl ValueKind {
             ValueKind::Arg(ArgKind::Hex { len, .. }) => *len,
             ValueKind::Arg(ArgKind::Ipv4) => 4,
             ValueKind::Arg(ArgKind::Ipv6) | ValueKind::Comm => 16,
-            // A sockaddr_in6; of a shorter one the rest is ignored.
+            // A sockaddr_in6; for a shorter one, the rest is ignored.
             ValueKind::Arg(ArgKind::SockAddr) => 28,
             ValueKind::Stack => MAX_BYTES as u32,
             ValueKind::Function
@@ -324,19 +326,19 @@ impl ValueKind {
     }
 }
 
-/// One metric as the scrape shows it.
+/// One metric as exposed by a scrape.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MetricPlan {
     pub name: String,
     pub help: String,
     pub kind: MetricKind,
-    /// A histogram that is a native one, too: nothing is negative in it.
+    /// A histogram that is also exposed as a native one: it rejects negative values.
     pub native: bool,
-    /// In the order shown; every action that feeds the metric has a [`LabelPlan`] for each.
+    /// In display order; every action that feeds the metric has a [`LabelPlan`] for each.
     pub labels: Vec<String>,
 }
 
-/// The name of a label that tells slots apart and no series: several runs of slots add up to one series.
+/// The name of a label that tells slots apart but not series: several runs of slots add up to one series.
 pub const HIDDEN: &str = "";
 
 impl MetricPlan {
@@ -356,7 +358,7 @@ pub struct ActionPlan {
     /// Index into the probe's values; `None` counts.
     pub value: Option<usize>,
     pub scale: Scale,
-    /// A value that is negative, or without a sign 2^63 and more, is refused and told: the metric cannot hold it.
+    /// Negative values, or unsigned ones of 2^63 and more, are rejected and reported: the metric cannot hold them.
     pub refuses_negative: bool,
     pub when: Vec<ConditionPlan>,
     pub labels: Vec<LabelPlan>,
@@ -369,7 +371,7 @@ pub enum ComputedIn {
     /// It equals the number of hits: nothing to compute.
     Hits,
     Kernel,
-    /// From events on the ring buffer, because of this.
+    /// From events on the ring buffer, for this reason.
     Ring(String),
 }
 

@@ -1,4 +1,4 @@
-//! Parts of a plan: what is the same in two plans, and a plan of some of the probes.
+//! Parts of a plan: what two plans have in common, and a plan of a subset of the probes.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,7 +8,8 @@ use crate::config::model::MetricKind;
 use crate::config::place::Place;
 use crate::selectors::Selector;
 
-/// What of a probe decides what is counted: without the places where it is written, and with what its numbers stand for.
+/// Everything about a probe that decides what is counted: without its places in the configuration, and with indices
+/// resolved.
 #[derive(PartialEq)]
 struct ProbeKey<'a> {
     target: (&'a str, &'a Selector),
@@ -16,15 +17,15 @@ struct ProbeKey<'a> {
     metrics: Vec<(&'a str, &'a MetricKind, &'a [String])>,
 }
 
-/// The most units of a plan. Each has links of its own in a file, and when the exporter is killed the kernel closes links one
-/// after the other, each for some 70 ms.
+/// Maximum number of units of a plan. Each has links of its own in a file, and when the exporter is killed the kernel
+/// closes links one after the other, each in about 70 ms.
 const MAX_UNITS: usize = 16;
 
-/// The same where somebody has asked that dear probes are taken out while the exporter runs: what is joined is taken out together.
+/// The same where shedding of expensive probes is configured explicitly: joined units are shed together.
 const MAX_UNITS_TO_SHED: usize = 64;
 
 impl Plan {
-    /// Joins units where there are too many. By their names, so that another entry leaves the other units as they are.
+    /// Joins units if there are too many. By name, so that a new entry leaves the other units unchanged.
     pub(super) fn bound_units(&mut self) {
         let units = self.units();
         let is_asked_for = self.settings.limits.overhead.is_some_and(|overhead| !overhead.is_default);
@@ -36,13 +37,14 @@ impl Plan {
             let first = &self.probes[probes[0]];
             let mut hasher = DefaultHasher::new();
             (&self.targets[first.target].name, &first.name).hash(&mut hasher);
-            // What is never taken out is not joined with what is.
+            // Units that are never shed are not joined with others.
             let unit = 2 * (hasher.finish() % (most as u64 / 2)) as usize + usize::from(first.keep);
             probes.into_iter().for_each(|probe| self.probes[probe].unit = unit);
         }
     }
 
-    /// For each probe of this plan the probe of the other that is the same. Probes of one unit have all a twin or none.
+    /// For each probe of this plan, the same probe in the other one. Either all probes of a unit have a counterpart, or
+    /// none.
     pub fn same_in(&self, other: &Plan) -> Vec<Option<usize>> {
         let mut unchanged = vec![None; self.probes.len()];
         let mut left: Vec<(Vec<usize>, Vec<ProbeKey<'_>>)> =
@@ -58,7 +60,7 @@ impl Plan {
         unchanged
     }
 
-    /// A plan of these probes only, in this order. It has all metrics.
+    /// A plan of only these probes, in this order. It has all metrics.
     #[must_use]
     pub fn part(&self, probes: &[usize]) -> Plan {
         let mut copy = Plan {
@@ -115,7 +117,7 @@ impl Plan {
     }
 }
 
-/// Numbers spans in the order in which they are met.
+/// Numbers spans in the order in which they are encountered.
 fn renumber_span(probe: &mut ProbePlan, spans: &mut BTreeMap<u32, u32>) {
     if let Some(span) = &mut probe.span {
         let next = spans.len() as u32;
@@ -143,7 +145,7 @@ mod tests {
     fn probes_are_the_same_wherever_they_stand() {
         let (before, after) =
             (planned(&[COUNTED, TIMED].concat()), planned(&[SLOW, TIMED, COUNTED].concat()));
-        // A function's duration is two probes.
+        // A function's duration takes two probes.
         assert_eq!(after.same_in(&before), [None, None, Some(1), Some(2), Some(0)]);
         assert_eq!(before.same_in(&before), [Some(0), Some(1), Some(2)]);
     }
@@ -183,7 +185,7 @@ mod tests {
         };
         let before = planned(&(1..200).map(entry).collect::<String>());
         assert!(before.units().len() <= MAX_UNITS);
-        // One more before all others, so that all have other numbers.
+        // A new one before all others, so that all others have new indices.
         let after = planned(&(0..200).map(entry).collect::<String>());
         let unchanged = after.same_in(&before);
         let unit = after.probes[0].unit;

@@ -1,10 +1,10 @@
-//! The profiles that are compiled into the program.
+//! The built-in profiles.
 
 use std::sync::OnceLock;
 
 use crate::config::{Diagnostics, Profile, parse_profile};
 
-/// Every profile: name and text. A new one is a file in `profiles/` and a line here.
+/// The name and text of every profile. A new one is a file in `profiles/` and a line here.
 const TEXTS: &[(&str, &str)] = &[
     ("fibre", include_str!("../../profiles/fibre.yaml")),
     ("bitcoin-core", include_str!("../../profiles/bitcoin-core.yaml")),
@@ -19,13 +19,13 @@ const TEXTS: &[(&str, &str)] = &[
     ("pam", include_str!("../../profiles/pam.yaml")),
 ];
 
-/// Names and texts of all profiles, in the order they are listed.
+/// Names and texts of all profiles, in listing order.
 pub fn profiles() -> &'static [(&'static str, &'static str)] {
     TEXTS
 }
 
-/// The profile called `name`, or `None` if there is none; the inner error lists what is wrong with its text, which
-/// a test keeps from happening.
+/// The profile called `name`, or `None` if there is none; the inner error lists the errors in its text, which a test
+/// rules out.
 pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
     let at = TEXTS.iter().position(|(known, _)| *known == name)?;
     if let Some(parsed) = PARSED[at].get() {
@@ -35,7 +35,7 @@ pub fn profile(name: &str) -> Option<Result<Profile, Diagnostics>> {
     Some(parse_profile(name, text).map(|profile| PARSED[at].get_or_init(|| profile).clone()))
 }
 
-/// The built-in profiles that were asked for: their texts are constants, so each is parsed once in a process.
+/// The built-in profiles that have been used: their texts are constant, so each is parsed once per process.
 static PARSED: [OnceLock<Profile>; TEXTS.len()] = [const { OnceLock::new() }; TEXTS.len()];
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A plan as it is written down for an exporter that goes on from here.
+//! A plan as it is saved for an exporter that continues from it.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{MetricPlan, Plan, ProbePlan, TargetPlan};
 use crate::config::model::{Limits, Settings};
 
-/// A plan whose numbers lead nowhere.
+/// A plan with indices out of range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InconsistentPlan;
 
@@ -20,7 +20,7 @@ impl fmt::Display for InconsistentPlan {
 
 impl Error for InconsistentPlan {}
 
-/// What of a plan decides what programs and tables mean, with the settings that their sizes come from.
+/// The parts of a plan that decide what programs and tables mean, with the settings that determine their sizes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SavedPlan {
     limits: Limits,
@@ -43,7 +43,7 @@ impl SavedPlan {
         }
     }
 
-    /// Which setting was another one, if one was that cannot change while the tables stay.
+    /// The name of a setting that was different and cannot change while the tables stay, if any.
     pub fn differs_from(&self, settings: &Settings) -> Option<&'static str> {
         let (before, now) = (&self.limits, &settings.limits);
         [
@@ -56,10 +56,10 @@ impl SavedPlan {
         .find_map(|(name, is_same)| (!is_same).then_some(name))
     }
 
-    /// The plan, with the settings of now.
+    /// Returns the plan, with the current settings.
     ///
     /// # Errors
-    /// If its numbers lead nowhere.
+    /// If an index is out of range.
     pub fn plan(&self, settings: &Settings) -> Result<Plan, InconsistentPlan> {
         let is_sound = self.probes.iter().all(|probe| {
             probe.target < self.targets.len()

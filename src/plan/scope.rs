@@ -1,4 +1,4 @@
-//! The names that are known inside one probe: arguments and built-in values, and the metrics made of them.
+//! The names that are known in one probe: arguments and built-in values, and the metrics that use them.
 
 use super::CgroupName;
 use super::carried::{CarriedValues, unnamed_length};
@@ -13,10 +13,10 @@ use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
 use crate::kinds;
 
-/// A whole number of 64 bits with a sign.
+/// A signed 64-bit integer.
 const WORD: IntType = IntType { bytes: 8, signed: true };
 
-/// The names that are known inside one probe, and the plan that is being filled.
+/// The names that are known in one probe, and the plan that is being filled.
 pub(super) struct Scope<'a> {
     pub probe: &'a Probe,
     pub plan: &'a mut ProbePlan,
@@ -27,7 +27,7 @@ pub(super) struct Scope<'a> {
 
 impl Scope<'_> {
     pub(super) fn action(&mut self, metric: &Metric) -> Option<ActionPlan> {
-        // All parts are looked at before the first that is wrong ends it.
+        // All parts are checked before the first error returns.
         let value = metric.value.as_ref().map(|named| self.number(named));
         let when: Vec<_> = metric.when.iter().map(|condition| self.condition(condition)).collect();
         let labels: Vec<_> = metric.labels.iter().map(|label| self.label(label)).collect();
@@ -116,7 +116,7 @@ impl Scope<'_> {
             self.diags.error(&condition.at, format!("{number} does not fit in a 64-bit integer{sign}"));
         }
         let (mut op, mut with) = (condition.op, condition.with.clone());
-        // Whatever is not 0 is true.
+        // Any number other than 0 is true.
         if self.plan.values[value].kind == ValueKind::Arg(ArgKind::Bool) && with == Operand::Int(1) {
             match op {
                 Op::Eq => (op, with) = (Op::Ne, Operand::Int(0)),
@@ -152,7 +152,7 @@ impl Scope<'_> {
         }
         let limit = label.limit.unwrap_or(u32::MAX);
         if *kind == ValueKind::Arg(ArgKind::Bool) {
-            // Whatever is not 0 is true, so there are two values, however many numbers.
+            // Any number other than 0 is true, so there are only two values.
             let display = |number, plain: &str| {
                 let found = mapping.iter().find(|(pattern, _)| *pattern == Pattern::Int(number));
                 found.map_or_else(
@@ -167,7 +167,7 @@ impl Scope<'_> {
         Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
     }
 
-    /// Reports that what this value stands for is known only when it is shown.
+    /// Reports that this value is resolved only when it is displayed.
     fn refuse_comparison(&self, at: &Place, name: &str) {
         let help = match name {
             "function" => "give each of the functions its own probe",
@@ -188,14 +188,14 @@ impl Scope<'_> {
         None
     }
 
-    /// The index of the value called `name`, which is read from now on.
+    /// The index of the value called `name`, which is added to those that are read.
     pub(super) fn value(&mut self, at: &Place, name: &str) -> Option<usize> {
         if let Some(known) = self.plan.values.iter().position(|value| value.name == name) {
             return Some(known);
         }
         let planned = if let Some(arg) = self.probe.args.iter().find(|arg| arg.name == name) {
             let kind = match &arg.kind {
-                // Text that the start kept brings its length.
+                // Text carried from the start includes its length.
                 ArgKind::StrLen { max, .. } if self.is_carried(arg) => {
                     ValueKind::Arg(ArgKind::Str { max: *max })
                 }
@@ -243,7 +243,7 @@ impl Scope<'_> {
         Some(self.plan.values.len() - 1)
     }
 
-    /// Whether the argument is read at the start and wanted at the end.
+    /// Whether the argument is read at the start and used at the end.
     fn is_carried(&self, arg: &Arg) -> bool {
         self.late.is_some() && arg.to_index.is_none() && !arg.at_return
     }
@@ -266,7 +266,7 @@ impl Scope<'_> {
         Some(self.plan.values.len() - 1)
     }
 
-    /// Where an argument is read: here, or at the start of the span, which keeps it.
+    /// Where an argument is read: here, or at the start of the span, which carries it.
     fn source(&mut self, arg: &Arg) -> Option<ValueSource> {
         let Some(late) = &mut self.late else { return Some(ValueSource::of(arg, arg.of)) };
         match arg.to_index {
@@ -310,7 +310,7 @@ impl Scope<'_> {
     }
 }
 
-/// Whether the name may be known but for an error that has been reported.
+/// Whether the name may be unknown only because of an error that has been reported.
 pub(super) fn is_unread(probe: &Probe, name: &str) -> bool {
     let unread = &probe.unread;
     let is_built_in = BUILT_INS.contains(&name);
@@ -334,7 +334,7 @@ fn unit_scale(unit: Unit) -> Scale {
     Scale { mul, div }
 }
 
-/// The pattern as one for values of this kind; `None` if it can match none of them.
+/// The pattern for values of this kind; `None` if it can match none of them.
 fn fit_pattern(pattern: &Pattern, kind: &ValueKind) -> Option<Pattern> {
     if kind.is_text() || kind.is_symbol() {
         return Some(match pattern {
@@ -382,11 +382,11 @@ pub(super) fn mentioned_by(ban: &Ban) -> impl Iterator<Item = &str> {
     std::iter::once(ban.address.name.as_str()).chain(conditions)
 }
 
-/// An argument that nothing mentions is likely a slip, and costs nothing.
+/// Warns about arguments that nothing mentions: likely a mistake, though they cost nothing.
 pub(super) fn warn_of_unused(probe: &Probe, key: Option<&str>, warnings: &Diagnostics) {
     let template = probe.log.as_deref().unwrap_or_default();
     if probe.metrics.iter().any(|metric| metric.slow.as_ref().is_some_and(|slow| slow.fields.is_none())) {
-        // All are kept.
+        // All arguments are recorded.
         return;
     }
     for arg in &probe.args {

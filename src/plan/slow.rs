@@ -1,4 +1,4 @@
-//! Which hits of a probe are slow, and what is kept of them.
+//! Which hits of a probe are slow, and what is recorded of them.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,51 +8,51 @@ use crate::config::model::{Metric, Named, Point};
 use crate::config::place::Place;
 use crate::kinds;
 
-/// What the call stack is called among the fields of an event.
+/// The name of the call stack in an event's fields.
 pub(crate) const STACK: &str = "stack";
 
 /// The slow hits of one histogram.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SlowPlan {
     pub metric: String,
-    /// Slow is what is above this, in the metric's unit; all, if it is not said.
+    /// Values above this are slow, in the metric's unit; if absent, all are.
     pub over: Option<f64>,
-    /// The same as the integer that is read.
+    /// The same in the unit of the integer that is read.
     pub above: i64,
-    /// Of these, so many of each hour, the largest.
+    /// Keep only this many of each hour, those with the largest values.
     pub worst: Option<u32>,
-    /// As of the histogram's [`ActionPlan`].
+    /// As in the histogram's [`ActionPlan`].
     pub value: usize,
     pub scale: Scale,
     pub refuses_negative: bool,
     pub when: Vec<ConditionPlan>,
-    /// Values that are kept, by index.
+    /// Values that are recorded, by index.
     pub kept: Vec<usize>,
-    /// What events of other probes that belong to it have in common with it.
+    /// How related events of other probes are found.
     pub related: Option<RelatedBy>,
-    /// The call stack is kept, too.
+    /// Whether the call stack is recorded, too.
     pub stack: bool,
-    /// Where it is decided that a hit is slow; the same for all of a probe.
+    /// Where it is decided whether a hit is slow; the same for all of a probe.
     pub computed_in: ComputedIn,
 }
 
-/// Which events of other probes belong to a slow one.
+/// Which events of other probes are related to a slow one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RelatedBy {
-    /// The value that must be the same, by index, and the process.
+    /// The value that must be equal, by index, and the process.
     pub key: usize,
     pub process: usize,
-    /// The probes.
+    /// The related probes.
     pub with: Vec<Point>,
 }
 
-/// What is kept of an event that may belong to slow ones of other probes.
+/// What is recorded of an event that may be related to slow ones of other probes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RelatedPlan {
-    /// Values that can be the same, by index, and the process.
+    /// Values that may be equal, by index, and the process.
     pub keys: Vec<usize>,
     pub process: usize,
-    /// Values that are kept.
+    /// Values that are recorded.
     pub kept: Vec<usize>,
 }
 
@@ -64,7 +64,7 @@ impl ProbePlan {
 }
 
 impl Scope<'_> {
-    /// What the metric's `slow:` means, with everything it keeps read from now on.
+    /// Plans the metric's `slow:`, and adds the values that it needs to those that are read.
     pub(super) fn slow(&mut self, metric: &Metric, action: &ActionPlan) -> Option<SlowPlan> {
         let slow = metric.slow.as_ref()?;
         let is_kept = kinds::of(&metric.kind).form().has("slow");
@@ -115,13 +115,13 @@ impl Scope<'_> {
 
     /// All arguments that can be read here, and the process.
     fn all_fields(&self, at: &Place) -> Vec<Named> {
-        // What is read when the function returns is not known at its entry.
+        // Values that are read when the function returns are not available at its entry.
         let args = self.probe.args.iter().filter(|arg| !arg.at_return || self.late.is_some());
         let named = args.map(|arg| Named { at: arg.at.clone(), name: arg.name.clone() });
         named.chain([Named { at: at.clone(), name: "pid".to_owned() }]).collect()
     }
 
-    /// Events of this probe are kept with slow ones that have the same value of one of these names.
+    /// Plans to record this probe's events with slow ones that have the same value of one of these names.
     pub(super) fn related(&mut self, keys: &[Named]) -> Option<RelatedPlan> {
         let at = &keys.first()?.at;
         let numbers: Vec<_> = keys.iter().map(|key| self.value(&key.at, &key.name)).collect();

@@ -1,10 +1,10 @@
-//! A seccomp(2) filter: system calls that the exporter never makes are refused, whatever is found in what it reads.
+//! A seccomp(2) filter: system calls that the exporter never makes are refused, whatever its input contains.
 //!
-//! It is a list of what is refused and not of what is allowed, on purpose. The C library and the kernel bring new calls
-//! with every version, and a library that finds one refused fails at night and far from here; an allow list that is
-//! kept for all of them exists already, and the shipped unit has it (`SystemCallFilter=@system-service`). This one
-//! holds everywhere, also for root in a container: of what turns a fault into more than the process itself has, nothing
-//! is left. What is refused is `EPERM`, as without the right to it.
+//! It is a deny list rather than an allow list, on purpose. The C library and the kernel add new calls with every
+//! version, and a library whose call is refused fails at night and far from here; a well-maintained allow list exists
+//! already, and the shipped unit uses it (`SystemCallFilter=@system-service`). This filter applies everywhere, also to
+//! root in a container: nothing is left that would turn a vulnerability into more than the process itself has. Refused
+//! calls fail with `EPERM`, as without the permission.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +18,9 @@ use super::Needs;
 /// Never made, whatever the arguments.
 #[rustfmt::skip]
 const NEVER: &[c_long] = &[
-    // Programs.
+    // Executing programs.
     libc::SYS_execve, libc::SYS_execveat, libc::SYS_fork, libc::SYS_vfork, libc::SYS_uselib,
-    // Other processes; process_vm_readv reads names of functions.
+    // Access to other processes, except by process_vm_readv, which reads names of functions.
     libc::SYS_ptrace, libc::SYS_process_vm_writev, libc::SYS_kcmp, libc::SYS_pidfd_getfd, libc::SYS_pidfd_send_signal,
     libc::SYS_kill, libc::SYS_tkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo, libc::SYS_process_madvise,
     libc::SYS_process_mrelease, libc::SYS_move_pages, libc::SYS_migrate_pages,
@@ -28,7 +28,7 @@ const NEVER: &[c_long] = &[
     libc::SYS_unshare, libc::SYS_chroot, libc::SYS_pivot_root, libc::SYS_mount, libc::SYS_umount2, libc::SYS_fsopen,
     libc::SYS_fsconfig, libc::SYS_fsmount, libc::SYS_fspick, libc::SYS_move_mount, libc::SYS_open_tree,
     libc::SYS_mount_setattr,
-    // Files past the permissions of their paths, and who owns them.
+    // Access to files that bypasses the permissions of their paths, and ownership of files.
     libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_fanotify_init, libc::SYS_mknod,
     libc::SYS_mknodat, libc::SYS_chown, libc::SYS_lchown, libc::SYS_fchown, libc::SYS_fchownat, libc::SYS_setxattr,
     libc::SYS_lsetxattr, libc::SYS_fsetxattr, libc::SYS_quotactl, libc::SYS_quotactl_fd,
@@ -37,27 +37,27 @@ const NEVER: &[c_long] = &[
     libc::SYS_kexec_file_load, libc::SYS_reboot, libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_acct, libc::SYS_syslog,
     libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_settimeofday, libc::SYS_clock_settime,
     libc::SYS_clock_adjtime, libc::SYS_adjtimex, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_vhangup,
-    // Who it is.
+    // User and group ids.
     libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setreuid, libc::SYS_setregid, libc::SYS_setresuid, libc::SYS_setresgid,
     libc::SYS_setfsuid, libc::SYS_setfsgid, libc::SYS_setgroups, libc::SYS_personality, libc::SYS_setsid,
     // Keys.
     libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl,
-    // Ways past a filter or into the kernel's memory, of which the exporter has no use.
+    // Ways around a filter or into kernel memory that the exporter does not use.
     libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register, libc::SYS_userfaultfd,
     libc::SYS_modify_ldt, libc::SYS_memfd_secret, libc::SYS_vmsplice,
-    // Memory and messages that are shared by number.
+    // Shared memory and message queues by number.
     libc::SYS_shmget, libc::SYS_shmat, libc::SYS_shmctl, libc::SYS_msgget, libc::SYS_msgsnd, libc::SYS_msgrcv,
     libc::SYS_msgctl, libc::SYS_semget, libc::SYS_semop, libc::SYS_semctl, libc::SYS_semtimedop, libc::SYS_mq_open,
 ];
 
-/// Calls of the x32 ABI have this bit, and the architecture of all others.
+/// Calls of the x32 ABI have this bit, and the same architecture as all others.
 const X32: u32 = 0x4000_0000;
 
-/// Refuses, in all threads of the process and those to come, what the exporter never asks of the kernel. Also sets
-/// `no_new_privs`. There is no way back.
+/// Refuses, in all present and future threads of the process, the system calls that the exporter never makes. Also sets
+/// `no_new_privs`. This is irreversible.
 ///
 /// # Errors
-/// What the kernel refuses: it may be built without seccomp.
+/// If the kernel refuses: it may have been built without seccomp.
 pub(super) fn confine(needs: Needs) -> Result<(), seccompiler::Error> {
     for filter in filters(needs)? {
         seccompiler::apply_filter_all_threads(&filter)?;
@@ -65,14 +65,15 @@ pub(super) fn confine(needs: Needs) -> Result<(), seccompiler::Error> {
     Ok(())
 }
 
-/// The first refuses, as if the right to it were missing; the others as if the kernel did not know the call.
+/// The first filter refuses calls as if the permission were missing; the others as if the kernel did not know them.
 fn filters(needs: Needs) -> Result<[BpfProgram; 3], seccompiler::Error> {
     let refuse = |errno: i32, rules: Rules| -> Result<BpfProgram, seccompiler::Error> {
         let errno = SeccompAction::Errno(errno.unsigned_abs());
         let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, TargetArch::x86_64)?;
         Ok(filter.try_into()?)
     };
-    // The flags of clone3(2) are in memory, where no filter looks. The C library makes its threads by clone(2) then.
+    // The flags of clone3(2) are in memory, which a filter cannot read. The C library falls back to clone(2) for its
+    // threads.
     let unknown = Rules::from([(libc::SYS_clone3, Vec::new())]);
     Ok([refuse(libc::EPERM, refused(needs)?)?, refuse(libc::ENOSYS, unknown)?, without_x32()])
 }
@@ -86,22 +87,22 @@ fn refused(needs: Needs) -> Result<Rules, seccompiler::Error> {
     };
     let has = |argument, bits: i32| is(argument, MaskedEq(u64::from(bits.cast_unsigned())), bits);
     let has_not = |argument, bits: i32| is(argument, MaskedEq(u64::from(bits.cast_unsigned())), 0);
-    // Processes; only threads are made.
+    // Creating processes; only threads are created.
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![has_not(0, libc::CLONE_THREAD)?])?]);
-    // Signals to others; abort(3) sends itself one.
+    // Signals to other processes; abort(3) sends one to itself.
     let own = std::process::id().cast_signed();
     rules.insert(libc::SYS_tgkill, vec![SeccompRule::new(vec![is(0, Ne, own)?])?]);
-    // Code that was data. A file's code may be mapped, also privately.
+    // Turning data into code. A file's code may be mapped, also privately.
     let write_and_execute = has(2, libc::PROT_WRITE | libc::PROT_EXEC)?;
     rules.insert(libc::SYS_mmap, vec![SeccompRule::new(vec![write_and_execute])?]);
     for call in [libc::SYS_mprotect, libc::SYS_pkey_mprotect] {
         rules.insert(call, vec![SeccompRule::new(vec![has(2, libc::PROT_EXEC)?])?]);
     }
-    // What terminals take for typed.
+    // Injecting input into terminals.
     let typed = SeccompRule::new(vec![is(1, Eq, libc::TIOCSTI as i32)?])?;
     let pasted = SeccompRule::new(vec![is(1, Eq, libc::TIOCLINUX as i32)?])?;
     rules.insert(libc::SYS_ioctl, vec![typed, pasted]);
-    // Sockets of other kinds: raw frames, virtual machines, the kernel's cryptography.
+    // Sockets of other families: raw frames, virtual machines, the kernel's cryptography.
     let mut families = vec![libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
     families.extend(needs.network.then_some(libc::AF_NETLINK));
     let others: Result<Vec<_>, _> = families.iter().map(|family| is(0, Ne, *family)).collect();
@@ -112,11 +113,11 @@ fn refused(needs: Needs) -> Result<Rules, seccompiler::Error> {
     Ok(rules)
 }
 
-/// The x32 ABI has other numbers for the same calls.
+/// Refuses the x32 ABI, which has other numbers for the same calls.
 fn without_x32() -> BpfProgram {
     let step = |code: u32, jt, jf, k| seccompiler::sock_filter { code: code as u16, jt, jf, k };
     vec![
-        // The number is the first word of what a filter sees (`struct seccomp_data`).
+        // The number is the first word of the filter's input (`struct seccomp_data`).
         step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         step(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS.unsigned_abs()),
@@ -131,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    /// In a thread that is confined by itself: what each call comes to, with these arguments.
+    /// The result of each call with these arguments, in a thread that has the filters alone.
     fn try_in_a_thread(
         needs: Needs,
         calls: &[(&'static str, c_long, [c_long; 4])],
@@ -142,7 +143,7 @@ mod tests {
                 seccompiler::apply_filter(&filter).unwrap();
             }
             let result = |(name, call, [a, b, c, d]): (&'static str, c_long, [c_long; 4])| {
-                // SAFETY: each is called with what is invalid or harmless.
+                // SAFETY: each is called with arguments that are invalid or harmless.
                 let result = unsafe { libc::syscall(call, a, b, c, d, -1, 0) };
                 (name, if result < 0 { io::Error::last_os_error().raw_os_error().unwrap() } else { 0 })
             };

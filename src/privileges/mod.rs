@@ -1,4 +1,4 @@
-//! Giving up every right that is not needed, before anything else is done.
+//! Dropping every privilege that is not needed, before anything else is done.
 
 mod calls;
 mod threads;
@@ -9,43 +9,43 @@ use caps::{CapSet, Capability, CapsHashSet};
 
 pub use threads::{give_up_all, given_up};
 
-/// What remains, and why.
+/// The capabilities that remain, and why.
 const KEPT: &[Capability] = &[
-    // Load programs, make maps, and attach again when a target is replaced.
+    // Load programs, create maps, and attach again when a target is replaced.
     Capability::CAP_BPF,
     Capability::CAP_PERFMON,
     // Read /proc/PID/exe and maps of other users' processes.
     Capability::CAP_SYS_PTRACE,
     // Read executables and keys of other users.
     Capability::CAP_DAC_READ_SEARCH,
-    // Be told before a traced file of another user is written over: leases.
+    // Leases: be notified before a traced file of another user is overwritten.
     Capability::CAP_LEASE,
-    // Open what a process maps and no path leads to: /proc/PID/map_files.
+    // Open mapped files that have no path: /proc/PID/map_files.
     Capability::CAP_CHECKPOINT_RESTORE,
 ];
 
-/// What a configuration needs beside what every one does.
+/// What a configuration needs in addition to what each of them needs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Needs {
-    /// Uprobes are perf events.
+    /// Whether uprobes are perf events.
     pub perf_events: bool,
-    /// Packets are counted.
+    /// Whether packets are counted.
     pub network: bool,
-    /// Packets are counted in other network namespaces.
+    /// Whether packets are counted in other network namespaces.
     pub namespaces: bool,
 }
 
 impl Needs {
     fn capabilities(self) -> Vec<Capability> {
         let mut more = Vec::new();
-        // perf_event_open(2) wants it for uprobes, whatever else it accepts; setns(2) for network namespaces.
+        // perf_event_open(2) requires it for uprobes, whatever else it accepts; setns(2) for network namespaces.
         more.extend((self.perf_events || self.namespaces).then_some(Capability::CAP_SYS_ADMIN));
         more.extend(self.network.then_some(Capability::CAP_NET_ADMIN));
         more
     }
 }
 
-/// What the kernel would not take away.
+/// What the kernel refused to drop.
 #[derive(Debug)]
 pub enum PrivilegeError {
     Capabilities(caps::errors::CapsError),
@@ -77,28 +77,29 @@ impl std::error::Error for PrivilegeError {
     }
 }
 
-/// Keeps [`KEPT`] and what is needed beside it, as far as the process has them, and gives up everything else for good:
-/// other capabilities, privileges by starting a program, and system calls that are never made. Call it before threads are
-/// made, since each thread has capabilities of its own.
+/// Keeps [`KEPT`] and what is needed in addition, as far as the process has them, and irreversibly drops everything
+/// else: other capabilities, privileges gained by executing a program, and system calls that are never made. Must be
+/// called before threads are created, since each thread has its own capabilities.
 ///
 /// # Errors
-/// What the kernel refuses. What could be given up is.
+/// What the kernel refuses. Everything else is dropped.
 pub fn keep_only(needs: Needs) -> Result<(), PrivilegeError> {
     let dropped = drop_all_but(&needs.capabilities()).map_err(PrivilegeError::Capabilities);
     calls::confine(needs).map_err(PrivilegeError::Calls).and(dropped)
 }
 
-/// What of these capabilities remains.
+/// The subset of these capabilities that remains.
 fn kept(has: &CapsHashSet, more: &[Capability]) -> CapsHashSet {
     let mut wanted: CapsHashSet = KEPT.iter().chain(more).copied().collect();
-    // The kernel takes it in their place, and container engines that do not know them give nothing else (Docker before 23).
+    // The kernel accepts it in their place, and container engines that do not know them grant nothing else (Docker
+    // before 23).
     if !has.contains(&Capability::CAP_BPF) || !has.contains(&Capability::CAP_PERFMON) {
         wanted.insert(Capability::CAP_SYS_ADMIN);
     }
     has.intersection(&wanted).copied().collect()
 }
 
-/// Also from the bounding set, so that no program that is started could get it back.
+/// Drops capabilities, also from the bounding set, so that no executed program could regain them.
 fn drop_all_but(more: &[Capability]) -> Result<(), caps::errors::CapsError> {
     let has = caps::read(None, CapSet::Permitted)?;
     let keep = kept(&has, more);

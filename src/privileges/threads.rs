@@ -1,7 +1,7 @@
-//! Giving up all capabilities in a process that has threads.
+//! Dropping all capabilities in a process that has threads.
 //!
-//! capset(2) is about the calling thread only, and the C library has nothing that calls it in all of them, as it has for
-//! setuid(2). So each thread is sent a signal whose handler does.
+//! capset(2) affects only the calling thread, and the C library has no wrapper that calls it in all threads, as it has
+//! for setuid(2). So each thread is sent a signal whose handler calls it.
 #![allow(unsafe_code)]
 
 use std::fs;
@@ -9,14 +9,15 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// `_LINUX_CAPABILITY_VERSION_3`, in which a set is two words.
+/// `_LINUX_CAPABILITY_VERSION_3`, in which a set has two words.
 const VERSION: u32 = 0x2008_0522;
 
-/// How often threads are looked through at most: they are asked again each time, and handle it within milliseconds.
+/// Passes over all threads at most: each is signaled again, and handles it within milliseconds.
 const ROUNDS: usize = 2000;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A static because capabilities belong to the process, too: whatever fails for lack of them has to say that a restart is needed.
+/// A static because capabilities belong to the process, too: whatever fails without them must say that a restart is
+/// needed.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
 /// Whether all capabilities were dropped on purpose: whatever needs one from then on needs a restart.
@@ -24,7 +25,7 @@ pub fn given_up() -> bool {
     GIVEN_UP.load(Ordering::Relaxed)
 }
 
-/// Gives up every capability in all threads, and so in those to come.
+/// Drops every capability in all threads, and so in future ones.
 ///
 /// # Errors
 /// If a thread does not; those that did have lost theirs.
@@ -33,8 +34,8 @@ pub fn give_up_all() -> io::Result<()> {
     let signal = libc::SIGRTMIN() + 4;
     handle(signal)?;
     let own = std::process::id().cast_signed();
-    // A thread may begin while they are listed, by one that is asked only then: nobody begins one that has some after two
-    // rounds in which nobody had any.
+    // While threads are listed, one that has not handled the signal yet may create another: after two passes in which
+    // no thread has capabilities, no thread can create one that has.
     let mut clean = 0;
     for _ in 0..ROUNDS {
         let having = threads_with_capabilities()?;
@@ -43,7 +44,7 @@ pub fn give_up_all() -> io::Result<()> {
             return Ok(());
         }
         for thread in having {
-            // SAFETY: a system call without pointers. A thread that has ended gets nothing.
+            // SAFETY: a system call without pointers. A thread that has exited gets nothing.
             unsafe { libc::syscall(libc::SYS_tgkill, own, thread, signal) };
         }
         if clean == 0 {
@@ -53,12 +54,12 @@ pub fn give_up_all() -> io::Result<()> {
     Err(io::Error::other("a thread does not answer"))
 }
 
-/// Those of this process.
+/// The threads of this process that have capabilities.
 fn threads_with_capabilities() -> io::Result<Vec<i32>> {
     let mut having = Vec::new();
     for task in fs::read_dir("/proc/self/task")? {
         let path = task?.path();
-        // It may have ended.
+        // It may have exited.
         let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
         let has = |line: &str| {
             line.strip_prefix("CapPrm:").is_some_and(|set| set.trim().bytes().any(|c| c != b'0'))
@@ -70,9 +71,9 @@ fn threads_with_capabilities() -> io::Result<Vec<i32>> {
     Ok(having)
 }
 
-/// Has every thread that gets this signal give up what it has.
+/// Installs a handler for this signal that drops the capabilities of the thread.
 fn handle(signal: i32) -> io::Result<()> {
-    // SAFETY: a structure of integers and a pointer to a function that is there for ever.
+    // SAFETY: a structure of integers and a pointer to a function with static lifetime.
     let failed = unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = give_up as extern "C" fn(i32) as usize;
@@ -82,11 +83,12 @@ fn handle(signal: i32) -> io::Result<()> {
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What is interrupted finds its error number as it was.
+/// Preserves errno for the interrupted code.
 extern "C" fn give_up(_: i32) {
     let header = [VERSION, 0];
     let nothing = [0_u32; 6];
-    // SAFETY: capset(2) only reads the two, which are as large as this version says, and may be called in a handler.
+    // SAFETY: capset(2) only reads the two arrays, which have the size for this version, and may be called in a
+    // handler.
     unsafe {
         let errno = *libc::__errno_location();
         libc::syscall(libc::SYS_capset, header.as_ptr(), nothing.as_ptr());

@@ -1,4 +1,4 @@
-//! The listing for people.
+//! The human-readable listing.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use super::functions::display_name;
 use super::{Argument, File, Function, Listing, Provider, count};
 use crate::table::{TextTable, wrapped};
 
-/// The listing in columns, one table for each provider. What is wider than `screen` becomes blocks.
+/// Formats the listing in columns, one table for each provider. Rows wider than `screen` become blocks.
 pub fn columns(listing: &Listing, screen: Option<usize>) -> String {
     let mut to = String::new();
     for (n, file) in listing.files.iter().enumerate() {

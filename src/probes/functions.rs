@@ -1,4 +1,4 @@
-//! Functions, where the user asks for some.
+//! Functions, if the user requested them.
 
 use serde::Serialize;
 
@@ -7,44 +7,44 @@ use crate::elf::{Convention, FunctionSite, SiteError, SymbolIndex, signature};
 use crate::returns::{by_exits, by_trampoline};
 use crate::unusable::unusable_reason;
 
-/// A function, or a place in one.
+/// A function, or a location in one.
 #[derive(Debug, Clone, Serialize)]
 pub struct Function {
-    /// The symbol, as a configuration names it.
+    /// The symbol, as used in a configuration.
     pub name: String,
     /// The name in its C++ or Rust source.
     pub source_name: Option<String>,
-    /// Offset in the file of the instruction that is probed.
+    /// File offset of the probed instruction.
     pub offset: u64,
-    /// Bytes of code; 0 when unknown.
+    /// Size of its code in bytes; 0 if unknown.
     pub size: u64,
     pub cost: CostWord,
     /// How its return is traced.
     #[serde(rename = "return")]
     pub returned: Return,
-    /// What is not possible here.
+    /// What is not possible for this function.
     pub limits: Vec<&'static str>,
-    /// Why it cannot be traced at all; None if it can.
+    /// Why it cannot be traced at all; `None` if it can.
     pub unusable: Option<String>,
 }
 
-/// How a function's return is traced: by probes where its code leaves it, unless a probe says `returns_by: trampoline`.
+/// How a function's return is traced: by probes at its exits, unless a probe sets `returns_by: trampoline`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Return {
-    /// Probes at its exits; 0 where it cannot be traced.
+    /// Number of probes at its exits; 0 if it cannot be traced.
     pub exits: usize,
-    /// Those of them that cost two traps.
+    /// How many of them need two traps.
     pub single_stepped: usize,
-    /// Why it cannot be traced by its exits; None if it can.
+    /// Why it cannot be traced by its exits; `None` if it can.
     pub refused: Option<String>,
-    /// Why the kernel must not replace its return address; None if `returns_by: trampoline` is possible.
+    /// Why the kernel must not replace its return address; `None` if `returns_by: trampoline` is possible.
     pub trampoline_refused: Option<String>,
 }
 
 impl Return {
     fn of(index: &SymbolIndex<'_>, found: &FunctionSite) -> Self {
         if !found.at_entry || matches!(found.convention, Convention::Unknown | Convention::GoStack) {
-            // The limits tell.
+            // The reason is in `limits`.
             return Return::default();
         }
         let trampoline_refused = by_trampoline(index, found).err();
@@ -59,7 +59,7 @@ impl Return {
         }
     }
 
-    /// In a few words.
+    /// A short description.
     pub fn word(&self) -> String {
         match (self.exits, self.single_stepped) {
             (0, _) => "none".to_string(),
@@ -71,10 +71,10 @@ impl Return {
     }
 }
 
-/// The functions that a pattern names.
+/// Returns the functions that a pattern matches.
 ///
 /// # Errors
-/// If there is none; with the nearest names.
+/// If there are none; suggests the most similar names.
 pub(super) fn functions(index: &SymbolIndex<'_>, pattern: &str) -> Result<Vec<Function>, SiteError> {
     let mut found: Vec<Function> =
         index.sites(pattern)?.into_iter().map(|site| function(index, site)).collect();
@@ -82,7 +82,7 @@ pub(super) fn functions(index: &SymbolIndex<'_>, pattern: &str) -> Result<Vec<Fu
     Ok(found)
 }
 
-/// The shortest name in the source that means this function alone; with parameters it may mean others of the same name, too.
+/// The shortest source name that matches only this function; with parameters it may match others of the same name, too.
 fn source_name(index: &SymbolIndex<'_>, found: &FunctionSite) -> Option<String> {
     let name = found.demangled.clone()?;
     if index.entries(&name) == [found.entry] {
@@ -117,7 +117,7 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     }
 }
 
-/// The name that people know it by.
+/// The name by which people know it.
 pub(super) fn display_name(function: &Function) -> &str {
     function.source_name.as_deref().unwrap_or(&function.name)
 }

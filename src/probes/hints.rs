@@ -1,4 +1,4 @@
-//! The next step, where a program lacks what was asked for.
+//! Suggests the next step if a program lacks what was requested.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::plan::{ValueKind, ValuePlan, ValueSource};
 use crate::procfs::{Mapping, text};
 use crate::targets::{TargetFile, has_probes};
 
-/// How programs get USDT probes: what their file's name begins with, and what to do. Sources: their own build
+/// How to get USDT probes in a program: the start of its file's name, and what to do. Sources: their own build
 /// instructions.
 const KNOWN: &[(&str, &str)] = &[
     ("bitcoind", "build it with cmake -DWITH_USDT=ON, which needs systemtap-sdt-dev"),
@@ -36,7 +36,7 @@ const KNOWN: &[(&str, &str)] = &[
     ("libc.so", "build glibc with configure --enable-systemtap; functions such as malloc need no probes"),
 ];
 
-/// The interpreter that a script's first line names.
+/// The interpreter in the first line of a script.
 pub(super) fn interpreter(bytes: &[u8]) -> Option<String> {
     let line = bytes.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     let text = std::str::from_utf8(&line[..line.len().min(256)]).ok()?.trim();
@@ -65,7 +65,7 @@ pub(crate) fn no_notes(found: &TargetFile, image: &Image<'_>, selector: &Selecto
     format!("no USDT probes (no .note.stapsdt section): {next}")
 }
 
-/// What limits the functions of this program.
+/// Limitations of tracing this program's functions.
 pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
     let mut remarks = Vec::new();
     if go_binary(image) {
@@ -84,7 +84,7 @@ pub(super) fn functions(image: &Image<'_>) -> Vec<String> {
     remarks
 }
 
-/// What is taken for granted of the arguments that a function's probe reads, of those whose types are not known.
+/// Assumptions about the arguments of unknown type that a function's probe reads.
 pub(crate) fn arguments(values: &[ValuePlan], untyped: &BTreeSet<usize>) -> impl Iterator<Item = String> {
     let read: Vec<&ValuePlan> =
         values.iter().filter(|value| position(value).is_some_and(|index| untyped.contains(&index))).collect();
@@ -113,14 +113,14 @@ fn jvm_beside(name: &str, path: &Path) -> Option<String> {
     jvm.is_file().then(|| jvm.display().to_string())
 }
 
-/// The libraries with USDT probes that a process has loaded: often it is these that are meant. None if it is not
-/// a process that was asked for, or it has none.
+/// The libraries with USDT probes that a process has loaded: these are often the intended ones. `None` if the target is
+/// not selected by process, or has loaded none.
 pub(super) fn libraries(found: &TargetFile, selector: &Selector) -> Option<String> {
     let process = found.path.parent().filter(|_| selector.is_by_process())?;
     let maps = text(process.join("maps")).ok()?;
     let code = maps.lines().filter_map(Mapping::parse).filter(Mapping::is_executable);
     let of_files = code.filter(|mapping| mapping.name.starts_with('/') && mapping.name != found.display);
-    // Of several mappings of a file, one.
+    // One of several mappings of a file.
     let entries: BTreeMap<&str, String> = of_files.map(|mapping| (mapping.name, mapping.entry())).collect();
     let with_probes: Vec<String> = entries
         .into_iter()
@@ -129,7 +129,7 @@ pub(super) fn libraries(found: &TargetFile, selector: &Selector) -> Option<Strin
                 let path = process.join("root").join(name.trim_start_matches('/'));
                 return has_probes(&path).then(|| format!("`exporter probes {name}`"));
             }
-            // No path leads to it: it is in a memfd, or was replaced.
+            // It has no path: it is in a memfd, or was replaced.
             let path = process.join("map_files").join(entry);
             has_probes(&path).then(|| format!("`exporter probes {}` ({name})", path.display()))
         })

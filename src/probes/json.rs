@@ -1,9 +1,9 @@
-//! The listing for programs.
+//! The machine-readable listing.
 
 use super::Listing;
 
-/// The listing as JSON, in the fields of [`Listing`].
+/// Formats the listing as JSON, with the fields of [`Listing`].
 pub fn json(listing: &Listing) -> String {
-    // Strings, numbers and lists only: nothing of it can fail.
+    // Only strings, numbers and lists, which cannot fail to serialize.
     serde_json::to_string_pretty(listing).unwrap_or_default() + "\n"
 }

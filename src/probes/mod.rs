@@ -1,6 +1,6 @@
 //! What can be traced in a program: the `probes` command.
 //!
-//! [`list`] gathers plain data, which [`columns`], [`json`] and [`yaml`] show.
+//! [`list`] gathers plain data, which [`columns`], [`json`] and [`yaml`] format.
 
 mod columns;
 mod functions;
@@ -32,7 +32,7 @@ pub struct Listing {
     pub target: String,
     #[serde(skip)]
     pub selector: Selector,
-    /// Processes of one name may run different files.
+    /// Processes of the same name may run different files.
     pub files: Vec<File>,
 }
 
@@ -48,13 +48,13 @@ pub struct File {
     /// In hexadecimal.
     pub build_id: Option<String>,
     pub providers: Vec<Provider>,
-    /// Those asked for; None if none were.
+    /// The requested functions; `None` if none were requested.
     pub functions: Option<Vec<Function>>,
-    /// What cannot be used here, why, and what to do instead.
+    /// What is unusable here, why, and what to do instead.
     pub remarks: Vec<String>,
 }
 
-/// What a hit costs the program, as one or two words.
+/// The cost of a hit, in one or two words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CostWord {
@@ -81,11 +81,11 @@ impl CostWord {
     }
 }
 
-/// Lists the probes of a target: of a path, else of a process id, else of the processes of that name. `functions`
-/// asks for functions too: a name, a glob, `name+0x10` or a file offset.
+/// Lists the probes of a target, which is a path, a process id, or else a process name. `functions` also lists
+/// functions, by a name, a glob, `name+0x10` or a file offset.
 ///
 /// # Errors
-/// If there is no such target, or its file is none that can be traced; says what to do next.
+/// If there is no such target, or its file cannot be traced; the message suggests what to do next.
 pub fn list(target: &str, functions: Option<&str>) -> Result<Listing, String> {
     let selector = selector(target)?;
     let found = find(&selector)?;
@@ -93,7 +93,7 @@ pub fn list(target: &str, functions: Option<&str>) -> Result<Listing, String> {
     Ok(Listing { target: target.to_string(), selector, files })
 }
 
-/// What the user means: see [`list`].
+/// Parses the target: see [`list`].
 fn selector(target: &str) -> Result<Selector, String> {
     let path = Path::new(target);
     if target.contains('/') || path.exists() {

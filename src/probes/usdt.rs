@@ -20,30 +20,30 @@ pub struct Provider {
 pub struct Probe {
     pub name: String,
     pub sites: usize,
-    /// Sites that have one.
+    /// Number of sites that have a semaphore.
     pub semaphores: usize,
-    /// Of the dearest site.
+    /// The cost at the most expensive site.
     pub cost: CostWord,
     pub args: Vec<Argument>,
-    /// Why it cannot be traced at all; None if it can.
+    /// Why it cannot be traced at all; `None` if it can.
     pub unusable: Option<String>,
 }
 
 /// One argument at all sites of its probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Argument {
-    /// `u64`, `i32`, `f64` and the like, more than one if sites differ; `?` for a form that is not understood.
+    /// `u64`, `i32`, `f64` and the like, more than one if sites differ; `?` for a format that is not supported.
     pub types: Vec<String>,
-    /// As the notes write it: one for each form.
+    /// As written in the notes: one for each format.
     pub forms: Vec<String>,
-    /// Why it cannot be read; None if it can be at every site.
+    /// Why it cannot be read; `None` if it can be read at every site.
     pub unreadable: Option<String>,
 }
 
-/// All USDT probes of a program.
+/// Returns all USDT probes of a program.
 ///
 /// # Errors
-/// If it has none, or its notes are damaged.
+/// If it has none, or its notes are malformed.
 pub(super) fn providers(image: &Image<'_>) -> Result<Vec<Provider>, ElfError> {
     let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for note in notes(image)? {
@@ -77,7 +77,7 @@ fn probe(image: &Image<'_>, provider: &str, name: String) -> Probe {
     }
 }
 
-/// Why the probe cannot be used: one bad site costs only that site.
+/// Why the probe cannot be used: a bad site makes only that site unusable.
 fn unusable(sites: &[Site]) -> Option<String> {
     let reason = |site: &Site| {
         unusable_reason(site).map(|err| format!("the site at file offset {:#x}: {err}", site.offset))

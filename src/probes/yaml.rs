@@ -1,4 +1,4 @@
-//! The listing as a configuration to start from.
+//! The listing as an initial configuration.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -9,19 +9,19 @@ use super::{Argument, Function, Listing, Probe, count};
 use crate::config::is_probe_word;
 use crate::config::limits;
 
-/// Functions that are written out; a configuration has at most 1 MiB.
+/// Functions that are written; a configuration has 1 MiB at most.
 const MOST_FUNCTIONS: usize = 1000;
 
-/// Sites that can be attached without `limits.sites`.
+/// Sites that can be attached without setting `limits.sites`.
 const DEFAULT_SITES: usize = 8192;
 
-/// Longest metric name that is made.
+/// The longest generated metric name.
 const NAME_MAX: usize = 120;
 
-/// A configuration with a counter for every probe that can be used, which `exporter check` accepts.
+/// Generates a configuration with a counter for every usable probe, which `exporter check` accepts.
 ///
 /// # Errors
-/// If nothing can be used; says why.
+/// If no probe is usable, with the reason.
 pub fn yaml(listing: &Listing) -> Result<String, String> {
     let mut writer = Writer { target: target_name(listing), ..Writer::default() };
     for file in &listing.files {
@@ -47,12 +47,12 @@ pub fn yaml(listing: &Listing) -> Result<String, String> {
 struct Writer {
     target: String,
     probes: String,
-    /// Probes written: `usdt:a:b`, or a function's name.
+    /// Probes that have been written: `usdt:a:b`, or a function's name.
     seen: HashSet<String>,
     metrics: HashSet<String>,
     sites: usize,
     functions: usize,
-    /// Functions left out.
+    /// Number of functions left out.
     left_out: usize,
 }
 
@@ -85,7 +85,7 @@ impl Writer {
         );
     }
 
-    /// As comments: `check` warns of an argument that no metric uses.
+    /// Writes arguments as comments: `check` warns about arguments that no metric uses.
     fn arguments(&mut self, args: &[Argument]) {
         if !args.is_empty() {
             self.probes.push_str("        # args:\n");
@@ -131,7 +131,7 @@ impl Writer {
         );
     }
 
-    /// A metric's name from words, which no other metric has.
+    /// A unique metric name made from words.
     fn metric(&mut self, words: &[&str], ending: &str) -> String {
         let mut name = String::new();
         for c in words.join("_").chars() {
@@ -189,7 +189,8 @@ impl Writer {
         to
     }
 
-    /// A process ends, its file stays: the file is named if it is the same outside the process's own view.
+    /// A process ends, but its file stays: uses the file's path if it leads to the same file outside the process's own
+    /// view.
     fn of_process(&self, to: &mut String, listing: &Listing, pid: u32) -> std::fmt::Result {
         let same_file = |path: &Path| {
             use std::os::unix::fs::MetadataExt;
@@ -205,7 +206,7 @@ impl Writer {
     }
 }
 
-/// A name for the target: its file's.
+/// A name for the target, from its file.
 fn target_name(listing: &Listing) -> String {
     let of_file = || listing.files.first().map_or("", |file| file.file.as_str());
     let file = listing.selector.processes.name().unwrap_or_else(of_file);
@@ -213,16 +214,16 @@ fn target_name(listing: &Listing) -> String {
     if name.is_empty() { "program".to_string() } else { name.to_string() }
 }
 
-/// Text that stays on a comment's line.
+/// Text that cannot break out of a comment's line.
 fn comment(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// A YAML string, in quotes where it needs some: JSON's strings are YAML's too.
+/// A YAML string, quoted where necessary: JSON strings are valid YAML.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/_-.".contains(c);
     if text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/') && text.chars().all(plain) {
-        // Words that YAML reads as something else than text are short.
+        // Words that YAML does not read as text are short.
         if text.len() > 5 {
             return text.to_string();
         }

@@ -1,5 +1,5 @@
-//! The page of all metrics, from the families that are served: those of the profiles by their plans, the exporter's own and
-//! those of packets by the code that a scrape runs, on counts that are zero.
+//! The page of all metrics, from the families that are served: those of the profiles by their plans, the exporter's own
+//! and those of packets by the code that runs at a scrape, with counts of zero.
 
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ impl Counts for Nothing {
     }
 
     fn last_hit(&self, _: usize) -> u64 {
-        // Never hit, it would have no series.
+        // Without a hit it would have no series.
         1
     }
 
@@ -44,10 +44,10 @@ impl Counts for Nothing {
     }
 }
 
-/// The page of documentation, as Markdown.
+/// Returns the documentation page, as Markdown.
 ///
 /// # Panics
-/// If a profile, or the configuration in here, is wrong.
+/// If a profile, or the configuration in here, is invalid.
 pub fn metrics_page() -> String {
     let mut page = String::from(
         "# Metrics\n\n\
@@ -119,7 +119,7 @@ fn planned(rest: &str) -> Plan {
     plan::plan_draft(read).unwrap_or_else(|wrong| panic!("{}", wrong.render())).1
 }
 
-/// All that the exporter tells of itself, with everything on that can be.
+/// All of the exporter's own metrics, with every feature enabled.
 fn telemetry() -> Telemetry {
     let plan = Arc::new(planned(
         "    probes:\n      - span: wait_seconds\n        from: usdt:a:begin\n        to: usdt:a:end\n",

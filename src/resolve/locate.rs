@@ -1,4 +1,4 @@
-//! Where a value is found at a site.
+//! Where a value is located at a site.
 
 use std::borrow::Cow;
 
@@ -9,14 +9,14 @@ use crate::config::model::{ArgKind, IntType};
 use crate::elf::{ArgForm, Form, FormError, FunctionResult, Reg, Site, ValueType};
 use crate::plan::{ValueKind, ValuePlan, ValueSource};
 
-/// Places in the x86-64 `struct pt_regs`.
+/// Register indices in the x86-64 `struct pt_regs`.
 const RETURN_REGISTER: u8 = 10;
 const STACK_POINTER: u8 = 19;
-/// In no place there, so that it is read as 0.
+/// Not a register, so that it is read as 0.
 const NO_REGISTER: u8 = u8::MAX;
 
-/// A function's truth value is a byte: what is above it in the register is left over from something else. A USDT probe's note
-/// says how wide it is. A result is as wide as debug information says, if the configuration does not.
+/// A function's boolean is one byte: the higher bits of the register are stale. The note of a USDT probe gives the
+/// width. The width of a result comes from debug information if it is not configured.
 pub(super) fn narrowed<'v>(
     value: &'v ValuePlan,
     is_function: bool,
@@ -66,7 +66,7 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
             (to.offset, to.bytes, to.is_signed) = (i64::from(offset), bytes, u8::from(signed));
             location_op::LOC_CARRIED_MEMORY
         }
-        // At the entry the return address is on top of the stack.
+        // At the entry, the return address is on top of the stack.
         ValueSource::Caller | ValueSource::ReturnAddress => {
             to.reg = STACK_POINTER;
             location_op::LOC_MEMORY
@@ -82,14 +82,14 @@ pub(super) fn locate(site: &Site, value: &ValuePlan, function: u32) -> Result<lo
         ValueSource::Comm => location_op::LOC_COMM,
         ValueSource::Exe => location_op::LOC_EXE,
         ValueSource::Cmdline => location_op::LOC_CMDLINE,
-        // It is read when the event is made.
+        // Read when the event is created.
         ValueSource::Time | ValueSource::Stack => location_op::LOC_CONST,
     };
     to.op = op.0 as u8;
     Ok(to)
 }
 
-/// What lies `offset` bytes into the structure that the argument points to: a number, or the address of a text.
+/// The data at `offset` in the structure that the argument points to: a number, or the address of a text.
 fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Result<location, ResolveError> {
     let kind = ValueKind::Arg(ArgKind::Int(None));
     let mut to = locate_argument(site, &ValuePlan { kind, ..value.clone() }, index)?;
@@ -104,7 +104,7 @@ fn locate_field(site: &Site, value: &ValuePlan, index: usize, offset: i32) -> Re
     Ok(to)
 }
 
-/// How many bytes of memory are a value of this kind; of text it is the address that lies there.
+/// The width in memory of a value of this kind; for text, that of its address.
 fn width_in_memory(kind: &ValueKind) -> IntType {
     match kind {
         ValueKind::Arg(ArgKind::Int(Some(asked))) => *asked,
@@ -146,7 +146,7 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
             (to.reg, to.index, to.offset) = (base, index.pt_regs_index(), *offset);
             to.scale = scale.trailing_zeros() as u8;
         }
-        // Wherever the file was loaded, it is as far from the instruction as it is in the file.
+        // Its distance from the instruction is the same wherever the file is loaded.
         Form::Static { vaddr } => {
             to.op = location_op::LOC_MEMORY.0 as u8;
             to.reg = Reg::X86_64_IP.pt_regs_index();
@@ -160,14 +160,14 @@ fn locate_argument(site: &Site, value: &ValuePlan, index: usize) -> Result<locat
     Ok(to)
 }
 
-/// The width and sign by which an argument is read. What lies beyond the width that its note gives is not the argument: in
-/// memory it is what comes next, in a register often zero where the sign would be.
+/// The width and signedness with which an argument is read. Bits beyond the width that its note gives do not belong to
+/// the argument: in memory it is the data that follows, in a register they are often zero instead of the sign.
 fn width_as_read(asked: Option<IntType>, form: &ArgForm) -> IntType {
     let noted = IntType { bytes: form.size, signed: form.signed };
     asked.filter(|asked| asked.bytes <= noted.bytes).unwrap_or(noted)
 }
 
-/// The low bytes of a number, extended by its sign or by zeros.
+/// The low bytes of a number, sign-extended or zero-extended.
 fn extended(number: i64, bytes: u8, signed: bool) -> i64 {
     let unused = 64 - 8 * u32::from(bytes);
     let high = number << unused;

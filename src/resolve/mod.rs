@@ -1,4 +1,5 @@
-//! Plan and file to sites: where in this file a probe is set, and where each of its values is found there. Pure.
+//! From plan and file to sites: where a probe is placed in this file, and where each of its values is located there.
+//! Pure.
 
 mod locate;
 
@@ -22,52 +23,52 @@ use locate::{locate, narrowed};
 #[derive(Debug, Clone)]
 pub struct Resolved {
     pub sites: Vec<ResolvedSite>,
-    /// Where a function's arguments are, with what debug information says of them; once for each kind of site.
+    /// Where a function's arguments are, and their types from debug information; one entry for each kind of site.
     pub arguments: Vec<Vec<String>>,
-    /// Positions of arguments whose types are not known at every site.
+    /// Positions of arguments whose types are unknown at some site.
     pub untyped: BTreeSet<usize>,
-    /// Whether some function's result is read as 64 bits because nothing says what it is.
+    /// Whether some function's result is read as 64 bits because its type is unknown.
     pub untyped_result: bool,
-    /// Those that no probe is set at: one bad site costs only that site.
+    /// Sites without a probe: a bad site makes only that site unusable.
     pub unusable: Vec<UnusableSite>,
-    /// What the user should know of the sites' choice.
+    /// Remarks for the user on how the sites were chosen.
     pub remarks: Vec<String>,
-    /// Bit i: value i is 8 bytes without a sign at every site, so it is shown without one.
+    /// Bit i: value i is an unsigned 64-bit integer at every site, and is shown as such.
     pub unsigned: u32,
-    /// What may do harm.
+    /// Possible harm.
     pub warnings: Vec<String>,
 }
 
 /// One place to attach.
 #[derive(Debug, Clone)]
 pub struct ResolvedSite {
-    /// Offset in the file of the instruction.
+    /// File offset of the instruction.
     pub offset: u64,
-    /// Offset in the file of the semaphore; 0 for none.
+    /// File offset of the semaphore; 0 for none.
     pub ref_ctr_offset: u64,
     pub shape: SiteShape,
     /// The function, or the file offset of a USDT probe's site.
     pub name: String,
     /// Offset of the function's entry: its entry and its returns are probed together or not at all.
     pub function: u64,
-    /// Set on the return of the function that begins here.
+    /// Placed on the return of the function that starts here.
     pub is_return: bool,
-    /// Leaves a function.
+    /// An exit of a function.
     pub is_exit: bool,
     /// The semaphore, if the kernel may not raise it everywhere.
     pub semaphore: Option<Semaphore>,
-    /// As the kernel is told; the probe's number is in it.
+    /// The site as passed to the kernel, including the probe's number.
     pub(crate) entry: site,
 }
 
-/// Why a probe cannot be set in a file.
+/// Why a probe cannot be placed in a file.
 #[derive(Debug)]
 pub enum ResolveError {
-    /// The file has no such probe or function, or cannot be used at all.
+    /// The file has no such probe or function, or is unusable.
     Site(SiteError),
     /// An argument that a metric uses cannot be read.
     Value { name: String, reason: String },
-    /// Fewer arguments than are asked for.
+    /// Fewer arguments than requested.
     Missing { name: String, index: usize, has: usize },
     /// At every site a probe would never fire, or would harm the program.
     NoneFit(Vec<UnusableSite>),
@@ -90,7 +91,7 @@ impl std::fmt::Display for ResolveError {
 impl std::error::Error for ResolveError {}
 
 impl ResolveError {
-    /// Whether it is only that the file lacks the probe.
+    /// Whether the only problem is that the file lacks the probe.
     pub fn is_absent(&self) -> bool {
         matches!(self, ResolveError::Site(SiteError::NoProbe { .. } | SiteError::NoFunction { .. }))
     }
@@ -98,11 +99,11 @@ impl ResolveError {
 
 /// Finds all sites of probe number `number` in the file.
 ///
-/// `name` gives a number to each function's name, always the same to the same name.
+/// `name` assigns a number to each function's name, always the same for the same name.
 ///
 /// # Errors
-/// If the probe is not there, or a value that it uses cannot be read at one of its sites. Arguments that are not used
-/// are not looked at.
+/// If the probe is not in the file, or a value that it uses cannot be read at one of its sites. Unused arguments are
+/// not checked.
 pub fn resolve(
     index: &SymbolIndex<'_>,
     number: u32,
@@ -151,11 +152,12 @@ pub fn resolve(
         if is_return {
             entry.frame_offset = POPPED;
         }
-        // Where the kernel replaces the return address, it is the entry that is stepped, which may be a start's.
+        // Where the kernel replaces the return address, it is the entry that is single-stepped, which may be that of a
+        // start.
         if at.cost() == Cost::SingleStepped && !(is_return && probe.span.is_some()) {
             entry.flags |= site_flag::SITE_STEPPED.0;
         }
-        // At a jump to the entry nothing is read.
+        // At a jump to the entry, nothing is read.
         let is_turn = entry.flags & site_flag::SITE_LOOP_HEAD.0 != 0 && is_exit;
         let values = if is_turn { &[][..] } else { &probe.values };
         let frame = i64::from(entry.frame_offset);
@@ -163,7 +165,7 @@ pub fn resolve(
             untyped_result |= value.source == ValueSource::Retval(None) && result.is_none();
             *to = match locate(&at, &narrowed(value, is_function, result.as_ref()), function) {
                 Ok(location) => location,
-                // Copies of a function may lack an argument.
+                // Some copies of a function may lack an argument.
                 Err(err) if is_function => {
                     not_used.push(UnusableSite { name, reason: err.to_string() });
                     unreadable.get_or_insert(err);
@@ -225,12 +227,12 @@ pub fn resolve(
     })
 }
 
-/// What the types of parameters say of the values that a probe reads.
+/// What the types of parameters say about the values that a probe reads.
 #[derive(Debug, Default)]
 struct Typed {
     notes: Vec<String>,
     warnings: BTreeSet<String>,
-    /// Functions whose result is not what is read, by what is wrong.
+    /// Functions whose result type contradicts what is read, by the contradiction.
     results: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -264,7 +266,7 @@ impl Typed {
     }
 }
 
-/// Where the arguments are at a site, and what they are as far as that is known: `%rdi (int n)`.
+/// Where the arguments are at a site, and their types if known: `%rdi (int n)`.
 fn places_of(at: &Site, parameters: Option<&Parameters>) -> Vec<String> {
     let one = |(word, form): (usize, &Result<ArgForm, FormError>)| {
         let place = form.as_ref().map_or("?", ArgForm::place);
@@ -276,7 +278,7 @@ fn places_of(at: &Site, parameters: Option<&Parameters>) -> Vec<String> {
     at.args.iter().enumerate().map(one).collect()
 }
 
-/// Where a probe is in the file.
+/// File offsets of a probe.
 fn offsets(index: &SymbolIndex<'_>, point: &Point) -> Vec<u64> {
     match point {
         Point::Usdt { provider, name } => {
@@ -290,18 +292,18 @@ fn offsets(index: &SymbolIndex<'_>, point: &Point) -> Vec<u64> {
     }
 }
 
-/// Functions that a warning of their results names.
+/// Functions that a warning about results names.
 const LISTED_RESULTS: usize = 4;
 
-/// Why neither end of a span is set at a place: two names may mean the same code.
+/// Why neither end of a span is placed at an instruction: two names may refer to the same code.
 const SAME_PLACE: &str = "the span's other end is at the same instruction (two names of one function, or two functions \
      that the linker folded into one), so that a hit does not tell which end it is";
 
-/// What is to be said of a semaphore that the kernel raises where the program does not look.
+/// The remark on a semaphore that the kernel increments where the program does not read it.
 const SHARED_PAGE: &str = "the linker (lld) put the probe's semaphore on a file page that is mapped twice, \
      and in processes that start later the kernel raises the wrong copy; the exporter raises the right one \
      some milliseconds after the start (in a library up to 5 s), and hits before that are not counted. Link \
      with -z separate-loadable-segments, or with another linker";
 
-/// When a uretprobe is hit, the function's `ret` has taken the return address from the stack.
+/// When a uretprobe is hit, the function's `ret` has popped the return address from the stack.
 const POPPED: i32 = -8;

@@ -1,4 +1,4 @@
-//! Why it ended.
+//! Why the exporter ended.
 
 use std::error::Error;
 use std::{fmt, io};
@@ -9,7 +9,7 @@ use crate::net::NetworkError;
 use crate::pins::PinError;
 use crate::slow::SlowError;
 
-/// Why it ended.
+/// Why the exporter ended.
 #[derive(Debug)]
 pub enum RunError {
     Kernel(KernelError),
@@ -17,7 +17,7 @@ pub enum RunError {
     Network(NetworkError),
     Pins(PinError),
     Slow(SlowError),
-    /// What could not be done, and why.
+    /// The operation that failed, and why.
     Io(&'static str, io::Error),
 }
 
@@ -71,7 +71,7 @@ impl From<HttpError> for RunError {
     }
 }
 
-/// The error of an operation that is called so.
+/// Maps the error of an operation with this name.
 pub(crate) fn failed_to(what: &'static str) -> impl Fn(io::Error) -> RunError {
     move |err| RunError::Io(what, err)
 }

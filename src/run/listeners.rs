@@ -1,4 +1,4 @@
-//! The sockets that are served on.
+//! The listening sockets.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -16,15 +16,15 @@ use crate::service;
 pub struct Listeners {
     pub(super) metrics: Vec<Listener>,
     pub(super) health: Listener,
-    /// Where commands are taken, with its path, if there is something to command.
+    /// The control socket and its path, if there is something to control.
     pub(super) control: Option<(PathBuf, Result<Listener, HttpError>)>,
 }
 
 impl Listeners {
-    /// Binds all of them. Ports are taken over from the service manager if it has kept them.
+    /// Binds all of them. Sockets that the service manager has stored are taken over.
     ///
     /// # Errors
-    /// If one of them cannot be had, but for the control socket.
+    /// If one of them cannot be bound, except for the control socket.
     pub fn bind(settings: &Settings, network: Option<&NetworkConfig>) -> Result<Self, HttpError> {
         let at = |port| SocketAddr::new(settings.bind, port);
         let mut ports = vec![at(settings.health_port)];
@@ -69,7 +69,7 @@ impl Listeners {
         Ok(Self { metrics, health, control })
     }
 
-    /// Those that other machines can reach.
+    /// The ports that other machines can reach.
     pub(super) fn ports(&self) -> Vec<u16> {
         let all = self.metrics.iter().chain([&self.health]).filter_map(Listener::socket_address);
         let mut ports: Vec<u16> =

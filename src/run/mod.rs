@@ -34,19 +34,19 @@ pub use self::error::RunError;
 pub(crate) use self::error::failed_to;
 pub use self::listeners::Listeners;
 
-/// How long the thread that drains the ring may take to answer the service manager's watchdog.
+/// How long the drain thread may take to answer the service manager's watchdog.
 const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long threads that still render have, once a signal has come.
+/// How long threads that are still rendering have to finish after a signal.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
 
-/// With fewer, parts of it would fail one after the other, the runtime's signals with a panic.
+/// With fewer, parts of the exporter would fail one after the other, and the runtime's signal handling with a panic.
 const FEWEST_DESCRIPTORS: u64 = 128;
 
 /// Traces and serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the certificate is unusable, the limit of open files too low, or the kernel refuses the probe programs.
+/// If the certificate is unusable, the limit of open files is too low, or the kernel refuses the probe programs.
 pub(crate) fn run(
     overrides: &Overrides,
     checked: Checked,
@@ -75,7 +75,7 @@ pub(crate) fn run(
     }
     let pins = directory.as_ref().map(|all| network_pins(all, network.is_some())).transpose()?;
     let state = std::thread::scope(|scope| {
-        // Before the first scrape, so that what is told of costs does not change.
+        // Before the first scrape, so that the reported costs do not change.
         scope.spawn(|| attaching.prices.measure(attaching.kind));
         ActiveConfig::begin(plan, &settings, &attaching, directory, &recorder)
     })?;
@@ -166,7 +166,7 @@ fn demand_descriptors() -> Result<(), RunError> {
     }
 }
 
-/// Probes of an earlier run that stay attached slow the traced programs, and nobody reads their counts.
+/// Warns about attached probes of an earlier run, which slow the traced programs although their counts are not read.
 fn tell_of_leftover(settings: &Settings) {
     let directory = default_state_directory(settings.metrics_port);
     for left in pins::leftovers(&directory) {
@@ -234,7 +234,7 @@ fn metrics_urls(settings: &Settings, listeners: &Listeners) -> String {
     urls.join(", ")
 }
 
-/// Where counters of packets are pinned. What an earlier exporter has left there goes if none are wanted.
+/// Where packet counters are pinned. Those of an earlier exporter are removed if none are configured.
 fn network_pins(directory: &StateDirectory, is_wanted: bool) -> Result<PinDir, PinError> {
     let pins = directory.network()?;
     if !is_wanted {
@@ -243,7 +243,7 @@ fn network_pins(directory: &StateDirectory, is_wanted: bool) -> Result<PinDir, P
     Ok(pins)
 }
 
-/// An interface that refuses does not keep the exporter from starting; it is told, and tried again.
+/// An interface that cannot be attached does not prevent the exporter from starting; it is reported, and retried.
 fn start_network(config: NetworkConfig, pins: PinDir) -> Result<Network, RunError> {
     let tell = |event: Event| {
         if event.is_problem() { log::warn!("{event}") } else { log::info!("{event}") }
@@ -272,7 +272,7 @@ fn serve(
         let reloads = tokio::spawn(async move {
             while hup.recv().await.is_some() {
                 let reloaded = reloaded.clone();
-                // It has logged what came of it.
+                // It has logged the outcome.
                 let _ = tokio::task::spawn_blocking(move || reloaded.reload()).await;
             }
         });
@@ -301,10 +301,10 @@ fn serve(
     served
 }
 
-/// Drops the privileges that are not needed, before the first thread is made. The error is for the log, which needs a thread.
+/// Drops unneeded privileges, before the first thread is created. The error is to be logged, which needs a thread.
 ///
 /// # Errors
-/// If the kernel refuses to take them away.
+/// If the kernel refuses to drop them.
 pub fn drop_privileges(
     attach: Attach,
     network: Option<&NetworkConfig>,
@@ -317,10 +317,10 @@ pub fn drop_privileges(
     Attaching::prepare(attach, || privileges::keep_only(needs))
 }
 
-/// `keep_privileges: none`: once all is attached, or this long after the start.
+/// `keep_privileges: none`: capabilities are dropped when everything is attached, or this long after the start.
 const ATTACHING: Duration = Duration::from_secs(10);
 
-/// Gives up every capability when all is attached; says what is not, and cannot be any more.
+/// Drops every capability when everything is attached; logs what is not, and no longer can be.
 fn give_up_privileges(running: &Running) {
     let began = Instant::now();
     let mut missing = running.ready().err();

@@ -1,4 +1,4 @@
-//! What belongs to one configuration.
+//! The state that belongs to one configuration.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::slow::SlowRecorder;
 use crate::targets::Attaching;
 
-/// What belongs to one configuration.
+/// The state that belongs to one configuration.
 pub(crate) struct ActiveConfig {
     pub(super) engines: Arc<Engines>,
     pub(super) registry: Registry,
@@ -25,7 +25,7 @@ impl ActiveConfig {
         Self { engines, registry, overflows: Arc::default() }
     }
 
-    /// Loads and attaches the probes, or goes on with what an earlier exporter has left in the directory.
+    /// Loads and attaches the probes, or continues with what an earlier exporter has left in the directory.
     ///
     /// # Errors
     /// If the kernel refuses the programs.
@@ -70,7 +70,7 @@ impl ActiveConfig {
         Ok(state)
     }
 
-    /// What counts from now on, with the series of before.
+    /// Switches to these engines, and carries the series over.
     pub(super) fn changed_to(&mut self, engines: Arc<Engines>) -> Self {
         let (before, now) = (self.engines.status().facts(), engines.status().facts());
         let mut next = Self::new(engines);
@@ -79,7 +79,7 @@ impl ActiveConfig {
         next
     }
 
-    /// Notes that what is not of the configuration any more is taken out.
+    /// Records that probes that are no longer configured have been detached.
     pub(super) fn settle(&mut self, settled: Engines) {
         self.registry.forget_stores(settled.stores().0.len());
         self.engines = Arc::new(settled);

@@ -1,4 +1,4 @@
-//! What is at work while the exporter runs: what a scrape reads, and what a reload exchanges.
+//! What is active while the exporter runs: what a scrape reads, and what a reload replaces.
 
 mod active;
 mod reload;
@@ -29,35 +29,35 @@ pub(crate) use self::active::ActiveConfig;
 /// How long a scrape waits for events that are still in the ring.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// All that the requests are answered from.
+/// The state from which requests are answered.
 pub(crate) struct Running {
     overrides: Overrides,
-    /// As the exporter was started with them: some hold until it ends.
+    /// The settings at the start: some apply until the exporter ends.
     started: Settings,
     attaching: Attaching,
     pub security: Arc<Security>,
-    /// What the security was made from.
+    /// The source of the security settings.
     web: Mutex<WebSource>,
-    /// Addresses that the metrics are served on.
+    /// Addresses on which metrics are served.
     addresses: Vec<IpAddr>,
-    /// Before the state, which holds the lock of what is pinned.
+    /// Dropped before the state, which holds the lock of the pinned state.
     pub network: Option<Arc<Network>>,
     state: Mutex<ActiveConfig>,
-    /// Held while the configuration is read anew.
+    /// Held during a reload.
     reloading: Mutex<()>,
     reloads: Arc<Reloads>,
     logging: Logging,
     http: [Arc<HttpStats>; 2],
-    /// In seconds since 1970.
+    /// As a Unix time in seconds.
     start_time: f64,
     series: Arc<AtomicU64>,
     recorder: Arc<SlowRecorder>,
-    /// Who scrapes.
+    /// The clients that scrape.
     pub visitors: Arc<Visitors>,
     pub status: StatusCache,
 }
 
-/// Security settings, and the files among them as they were when they were last read.
+/// Security settings, and the fingerprint of their files when they were last read.
 struct WebSource {
     web: Web,
     fingerprint: Fingerprint,
@@ -113,7 +113,8 @@ impl Running {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// When counting began, in seconds since 1970: before this exporter, if it goes on with another's counts.
+    /// When counting began, as a Unix time in seconds: before this exporter started, if it continues another one's
+    /// counts.
     pub fn since(&self) -> f64 {
         self.engines().since()
     }
@@ -122,7 +123,7 @@ impl Running {
         self.state().engines.clone()
     }
 
-    /// One scrape of these metrics.
+    /// Renders a scrape of these metrics.
     pub fn render(&self, format: Format, names: &Names) -> Vec<u8> {
         self.engines().catch_up(DRAIN_TIMEOUT);
         let mut text = Vec::new();
@@ -149,7 +150,7 @@ impl Running {
         text
     }
 
-    /// Where the exporter's own metrics come from.
+    /// The source of the exporter's own metrics.
     fn telemetry(&self, state: &ActiveConfig, status: Arc<TargetsStatus>) -> Telemetry {
         let engines = &state.engines;
         let telemetry = Telemetry {
@@ -171,7 +172,7 @@ impl Running {
         telemetry
     }
 
-    /// Why not all probes are attached and interfaces counted on, or else what is attached in part.
+    /// Why not all probes are attached or interfaces counted; otherwise what is only partly attached.
     pub fn ready(&self) -> Result<Vec<String>, Vec<String>> {
         let engines = self.engines();
         let status = engines.status();
@@ -180,7 +181,7 @@ impl Running {
         if reasons.is_empty() { Ok(status.partly(&engines.plan)) } else { Err(reasons) }
     }
 
-    /// Holds what tracing costs against `limits.overhead`; not while the configuration is read anew.
+    /// Compares the cost of tracing with `limits.overhead`, except during a reload.
     pub fn look_at_costs(&self, controllers: &mut Controllers) -> Activity {
         match self.reloading.try_lock() {
             Ok(_no_reload) => controllers.look(&self.engines()),

@@ -1,4 +1,4 @@
-//! Reading the configuration and its files anew.
+//! Reloading the configuration and its files.
 
 use std::sync::{Arc, PoisonError};
 
@@ -13,11 +13,11 @@ use crate::net::NetworkConfig;
 use crate::service;
 
 impl Running {
-    /// Reads the configuration, with all files that it names, anew, and does what it says. Probes that are the same are not
-    /// touched. With an error in it nothing changes, and all errors are reported. What was done is also logged.
+    /// Reloads the configuration, with all files that it names, and applies it. Unchanged probes are not touched. If
+    /// there is an error nothing changes, and all errors are reported. The outcome is also logged.
     ///
     /// # Errors
-    /// What is wrong, a line each.
+    /// All errors, one per line.
     pub fn reload(&self) -> Result<String, String> {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         service::reloading();
@@ -34,10 +34,11 @@ impl Running {
         done
     }
 
-    /// The interfaces to count on if they are others than now.
+    /// The network configuration if its interfaces have changed.
     ///
     /// # Errors
-    /// If something else of `network:` is different: its programs and tables were made for it, and privileges kept.
+    /// If something else in `network:` is different: its programs and tables, and the remaining privileges, depend on
+    /// it.
     fn other_interfaces(&self, new: Option<&NetworkConfig>) -> Result<Option<NetworkConfig>, String> {
         let engines = self.engines();
         match (engines.plan.network.as_ref(), new) {
@@ -57,7 +58,7 @@ impl Running {
             load_keeping(&self.overrides, |settings| notices = keep(&self.started, settings))
                 .map_err(|wrong| wrong.render())?;
         let settings = &loaded.config.settings;
-        // Before the files are read: a change in between shows at the next look.
+        // Before the files are read: a change in between is noticed by the next check.
         let source = WebSource::new(settings.web.clone());
         let previous = self.security.now();
         let (secured, advice) =
@@ -86,7 +87,7 @@ impl Running {
             let mut state = self.state();
             *state = state.changed_to(new.clone());
         }
-        // What is taken out is not shown any more.
+        // Detached probes are not shown anymore.
         let settled = new.settled();
         self.state().settle(settled);
         let (kept, all, before) = (new.kept_of(&old), new.plan.probes.len(), old.plan.probes.len());
@@ -98,8 +99,8 @@ impl Running {
         Ok(notices.iter().map(|line| format!("{line}\n")).collect())
     }
 
-    /// Reads the files with users, passwords and the like anew if they have changed. What comes of it is logged; with an
-    /// error in them nothing changes. False if there are no such files.
+    /// Reads the files with users, passwords and the like again if they have changed. The outcome is logged; if there
+    /// is an error nothing changes. Returns false if there are no such files.
     pub fn refresh_web(&self) -> bool {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut source = self.web();
@@ -146,7 +147,7 @@ fn needs_restart(what: &str) -> String {
     format!("{what} cannot change without a restart: `systemctl restart`, or change it back\n")
 }
 
-/// Sets back what cannot change while the exporter runs; tells of each that would have.
+/// Reverts settings that cannot change at run time; returns a notice for each one that differs.
 fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     let mut notices = Vec::new();
     set_back("bind", &mut now.bind, &started.bind, &mut notices);

@@ -1,4 +1,4 @@
-//! What the status page is made from: the metrics of a scrape, without being one.
+//! The data for the status page: the metrics of a scrape, without being one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +11,8 @@ use crate::http::Demand;
 use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_TALKERS, Snapshot, connect};
 
 impl Running {
-    /// All metrics as they are now. Nothing changes by it of what scrapers see: no window of extremes ends, and nothing is forgotten.
+    /// Returns the current values of all metrics. This does not change what scrapers see: no window of extremes ends,
+    /// and nothing is forgotten.
     pub fn snapshot(&self, links: &[Link]) -> Snapshot {
         let at = Instant::now();
         let (mut metrics, mut more_metrics) = (Vec::new(), 0);

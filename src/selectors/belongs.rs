@@ -1,11 +1,11 @@
-//! What the path of a control group says about who is in it: containers, pods and units.
+//! What the path of a cgroup tells about its members: containers, pods and units.
 
 use std::fmt;
 
 /// What a process belongs to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Belongs {
-    /// The control group's path.
+    /// The cgroup's path.
     pub path: String,
     /// From the outermost to the innermost.
     pub containers: Vec<Container>,
@@ -21,11 +21,11 @@ pub struct Container {
     pub image: Option<String>,
 }
 
-/// A pod of Kubernetes.
+/// A Kubernetes pod.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Pod {
     pub uid: String,
-    /// Empty if it is not known.
+    /// Empty if unknown.
     pub name: String,
     pub namespace: String,
 }
@@ -33,13 +33,13 @@ pub struct Pod {
 /// Digits of a container's id.
 const DIGITS: usize = 64;
 
-/// A container's id is taken for one from so many digits on.
+/// Minimum number of digits of a container id or its prefix.
 pub(super) const ID_DIGITS: usize = 8;
 
 pub(super) const UNIT_SUFFIXES: [&str; 6] = [".service", ".scope", ".slice", ".socket", ".mount", ".swap"];
 
 impl Belongs {
-    /// What can be told from the path alone.
+    /// Parses what the path alone tells.
     pub fn parse(path: &str) -> Self {
         let cgroups = || path.split('/');
         let container = |id: &str| Container { id: id.to_owned(), ..Container::default() };
@@ -52,7 +52,7 @@ impl Belongs {
         }
     }
 
-    /// The names of its control groups, outermost first, without what systemd puts before names that the kernel has taken.
+    /// The names of its cgroups, outermost first, without the prefix that systemd adds to names reserved by the kernel.
     pub fn cgroups(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.path
             .split('/')
@@ -60,13 +60,13 @@ impl Belongs {
             .map(|name| name.strip_prefix('_').unwrap_or(name))
     }
 
-    /// Whether an engine may still say what a container or pod is called.
+    /// Whether the name of a container or pod is not known yet from its engine.
     pub fn is_unnamed(&self) -> bool {
         self.containers.iter().any(|container| container.name.is_none())
             || self.pod.as_ref().is_some_and(|pod| pod.name.is_empty())
     }
 
-    /// The innermost unit of systemd: a service or scope if there is one.
+    /// The innermost systemd unit, preferring services and scopes to slices.
     pub fn unit(&self) -> Option<&str> {
         let units =
             || self.cgroups().rev().filter(|name| UNIT_SUFFIXES.iter().any(|end| name.ends_with(end)));
@@ -75,7 +75,7 @@ impl Belongs {
 }
 
 impl Container {
-    /// Whether its id is this, or begins so.
+    /// Whether its id is this one, or starts with it.
     pub fn has_id(&self, id: &str) -> bool {
         self.id == id || self.has_number() && id.len() >= ID_DIGITS && self.id.starts_with(id)
     }
@@ -98,7 +98,8 @@ impl fmt::Display for Pod {
     }
 }
 
-/// The id of the container that the control group of this name is made for, as `is_container` of `bpf/filter.bpf.h` finds it.
+/// The id of the container for which the cgroup of this name was created, determined as by `is_container` in
+/// `bpf/filter.bpf.h`.
 fn container_of(cgroup: &str) -> Option<&str> {
     let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
     let (before, id) = name.split_at_checked(name.len().checked_sub(DIGITS)?)?;
@@ -139,8 +140,8 @@ fn unescaped(part: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The uid of the pod that the control group of this name is made for: `kubepods-burstable-podUID.slice` with underscores, or
-/// `podUID`; of a static pod it is a hash. As `pod_uid` of `bpf/filter.bpf.h` finds it.
+/// The uid of the pod for which the cgroup of this name was created: `kubepods-burstable-podUID.slice` with
+/// underscores, or `podUID`; for a static pod it is a hash. Determined as by `pod_uid` in `bpf/filter.bpf.h`.
 fn pod_of(cgroup: &str) -> Option<String> {
     let name = cgroup.strip_suffix(".slice").unwrap_or(cgroup);
     let of = |length: usize| {

@@ -1,7 +1,8 @@
-//! What a target is found by: a file, and what must hold of the processes that are meant. Pure.
+//! How a target is selected: by a file, and by conditions on its processes. Pure.
 //!
-//! A selector is a conjunction of [`Predicate`]s. Each is written in one place, here: its key in the configuration, how it is
-//! told from what is known of a process ([`ProcessFacts`]), and how the kernel tells it ([`KernelTest`]). Both must agree.
+//! A selector is a conjunction of [`Predicate`]s. Each is defined in one place, here: its key in the configuration, how
+//! it is evaluated on the facts about a process ([`ProcessFacts`]), and how the kernel evaluates it ([`KernelTest`]).
+//! Both must agree.
 
 mod belongs;
 mod pattern;
@@ -16,7 +17,7 @@ pub use belongs::{Belongs, Container, Pod};
 pub(crate) use pattern::Automaton;
 pub use pattern::{Pattern, PatternError};
 
-/// Which processes, and which of their files.
+/// A selection of processes, and of their files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selector {
     pub file: FileSelector,
@@ -26,57 +27,59 @@ pub struct Selector {
 /// Which file is probed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FileSelector {
-    /// The one at this path, or that takes its place.
+    /// The file at this path, or one that replaces it.
     Path(PathBuf),
-    /// What the processes run.
+    /// The executables of the processes.
     Executable,
-    /// Those of this name or soname that the processes have loaded.
+    /// Libraries with this name or soname that the processes have loaded.
     Library(Pattern),
 }
 
-/// Which processes are meant: all of which every predicate holds, and, if so, those that they have started.
+/// The selected processes: those that fulfill every predicate, and, if `children` is set, the processes that they have
+/// started.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSelector {
     pub predicates: Vec<Predicate>,
     pub children: bool,
 }
 
-/// What may be asked of a process.
+/// A condition on a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Predicate {
-    /// It has this number.
+    /// It has this process id.
     Pid(u32),
-    /// Its leader, or the base name of what it runs, is called so.
+    /// Its thread group leader, or the base name of its executable, has this name.
     Process(Pattern),
-    /// Its command line, as [`command_line`] has it.
+    /// Its command line matches, as formatted by [`command_line`].
     Cmdline(Pattern),
-    /// It is in a container with this id, or one that begins so, or with this name.
+    /// It is in a container with this id, id prefix, or name.
     Container(Pattern),
-    /// It is in a container that was made of this image.
+    /// It is in a container created from this image.
     Image(Pattern),
-    /// It is in a unit of systemd that is called so.
+    /// It is in a systemd unit with this name.
     Unit(Pattern),
-    /// It is in a pod of Kubernetes that is called so.
+    /// It is in a Kubernetes pod with this name.
     Pod(Pattern),
     /// It is in a pod of this namespace.
     Namespace(Pattern),
 }
 
-/// What is known of a process, as far as predicates ask for it.
+/// The facts about a process that predicates need.
 #[derive(Debug, Clone, Copy)]
 pub struct ProcessFacts<'a> {
     pub pid: u32,
-    /// Of the leader; the kernel cuts it after 15 bytes.
+    /// The name of the leader; the kernel truncates it to 15 bytes.
     pub comm: &'a str,
-    /// Base name of what it runs.
+    /// Base name of its executable.
     pub exe: Option<&'a str>,
     pub cmdline: &'a str,
-    /// By its control groups of version 2, by which the kernel goes.
+    /// From its version 2 cgroup, which the kernel uses.
     pub belongs: &'a Belongs,
 }
 
 impl<'a> ProcessFacts<'a> {
-    /// What the process is called: by its leader, unless that is only the beginning of what it runs is called, and by that.
+    /// The names of the process: that of its leader, unless it is only the truncated name of its executable, and that
+    /// of the executable.
     pub fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
         let is_cut = self.comm.len() == COMM_BYTES
             && self.exe.is_some_and(|exe| exe.len() > COMM_BYTES && exe.starts_with(self.comm));
@@ -84,37 +87,37 @@ impl<'a> ProcessFacts<'a> {
     }
 }
 
-/// Bytes of a name that the kernel keeps.
+/// Bytes of a thread name that the kernel stores.
 const COMM_BYTES: usize = 15;
 
-/// How the kernel tells whether a predicate holds.
+/// How the kernel evaluates a predicate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelTest<'a> {
     Pid(u32),
-    /// The leader or the executable is called so.
+    /// The leader or the executable has this name.
     Name(&'a Pattern),
     Cmdline(&'a Pattern),
-    /// It is in a control group that is called so.
+    /// It is in a cgroup with this name.
     Cgroup(&'a Pattern),
-    /// It is in the control group of a container or pod of which the kernel is told the ids as they become known, or of a
-    /// container whose id begins so.
+    /// It is in the cgroup of a container or pod whose id has been passed to the kernel as it became known, or of a
+    /// container whose id starts with `begin`.
     Members {
         begin: Option<&'a str>,
     },
 }
 
-/// Bytes of a command line that are looked at.
+/// Bytes of a command line that are compared.
 pub const CMDLINE_BYTES: usize = abi::MAX_LINE;
 
-/// A key of a selector.
+/// A configuration key of a selector.
 pub struct SelectorKey {
     pub name: &'static str,
-    /// What is written behind it, for messages.
+    /// The meaning of its value, for messages.
     pub what: &'static str,
     make: fn(Pattern) -> Predicate,
 }
 
-// Each of these and `pid`.
+// One predicate for each of these, and one for `pid`.
 const _: () = assert!(KEYS.len() < abi::MAX_PREDICATES);
 
 /// The keys whose values are patterns.
@@ -129,10 +132,10 @@ pub const KEYS: [SelectorKey; 7] = [
 ];
 
 impl SelectorKey {
-    /// The predicate that is written so.
+    /// Parses the predicate's value.
     ///
     /// # Errors
-    /// Why the text is no pattern.
+    /// If the text is not a valid pattern.
     pub fn read(&self, text: &str) -> Result<Predicate, PatternError> {
         let predicate = Pattern::new(text).map(self.make)?;
         // The kernel has no other way to compare these.
@@ -143,7 +146,7 @@ impl SelectorKey {
     }
 }
 
-/// Without a suffix it is a service, as for systemctl; a template means all of its instances.
+/// Without a suffix it is a service, as for systemctl; a template matches all of its instances.
 fn unit(written: Pattern) -> Predicate {
     let text = written.text();
     let has_suffix = belongs::UNIT_SUFFIXES.iter().any(|suffix| text.ends_with(suffix));
@@ -153,22 +156,22 @@ fn unit(written: Pattern) -> Predicate {
 }
 
 impl Selector {
-    /// This file, whoever runs it.
+    /// This file, in all processes.
     pub fn binary(path: impl Into<PathBuf>) -> Self {
         Self { file: FileSelector::Path(path.into()), processes: ProcessSelector::default() }
     }
 
-    /// What processes with this name run.
+    /// The executables of processes with this name.
     pub fn process(name: &str) -> Self {
         Self::of(Predicate::Process(Pattern::literal(name)))
     }
 
-    /// What this process runs.
+    /// The executable of this process.
     pub fn pid(pid: u32) -> Self {
         Self::of(Predicate::Pid(pid))
     }
 
-    /// What processes run of which this holds.
+    /// The executables of processes that fulfill this predicate.
     pub fn of(predicate: Predicate) -> Self {
         Self {
             file: FileSelector::Executable,
@@ -176,7 +179,7 @@ impl Selector {
         }
     }
 
-    /// The path, if it is a file that is looked for by one.
+    /// The path, if the file is selected by path.
     pub fn path(&self) -> Option<&Path> {
         match &self.file {
             FileSelector::Path(path) => Some(path),
@@ -184,7 +187,7 @@ impl Selector {
         }
     }
 
-    /// What its executables are called, if they are looked for by nothing else, so that paths to these are worth a look.
+    /// The name of its executables, if nothing else selects them, so that checking paths of this name is worthwhile.
     pub fn executable_name(&self) -> Option<&Pattern> {
         if self.file != FileSelector::Executable || self.processes.children {
             return None;
@@ -195,26 +198,27 @@ impl Selector {
         }
     }
 
-    /// Whether it is whatever runs in a control group, by any name: an engine's own helpers and shells, too.
+    /// Whether it selects everything that runs in a cgroup, under any name: including a container engine's helpers and
+    /// shells.
     pub fn is_whatever_runs(&self) -> bool {
         let processes = &self.processes;
         let is_named = processes.name_glob().is_some() || processes.line_glob().is_some();
         self.file == FileSelector::Executable && processes.is_by_cgroup() && !is_named
     }
 
-    /// Whether the files follow from what processes run or load.
+    /// Whether its files are those that processes execute or load.
     pub fn is_by_process(&self) -> bool {
         self.path().is_none()
     }
 
-    /// Whether some of the processes that run its files are meant, and not all.
+    /// Whether it selects only some of the processes that run its files.
     pub fn needs_filter(&self) -> bool {
         !self.processes.predicates.is_empty()
     }
 }
 
 impl ProcessSelector {
-    /// The one process, if it is given by number.
+    /// The process, if it is selected by id.
     pub fn pid(&self) -> Option<u32> {
         self.predicates.iter().find_map(|predicate| match predicate {
             Predicate::Pid(pid) => Some(*pid),
@@ -222,7 +226,7 @@ impl ProcessSelector {
         })
     }
 
-    /// Names of which the process must have one, if they are known beforehand.
+    /// The exact name that the process must have, if there is one.
     pub fn name(&self) -> Option<&str> {
         self.predicates.iter().find_map(|predicate| match predicate {
             Predicate::Process(name) => name.as_literal(),
@@ -230,7 +234,7 @@ impl ProcessSelector {
         })
     }
 
-    /// A pattern that the process's name must fit.
+    /// A pattern that the process's name must match.
     pub fn name_glob(&self) -> Option<&Pattern> {
         self.predicates.iter().find_map(|predicate| match predicate {
             Predicate::Process(name) => Some(name),
@@ -238,7 +242,7 @@ impl ProcessSelector {
         })
     }
 
-    /// A pattern that its command line must fit.
+    /// A pattern that its command line must match.
     pub fn line_glob(&self) -> Option<&Pattern> {
         self.predicates.iter().find_map(|predicate| match predicate {
             Predicate::Cmdline(line) => Some(line),
@@ -246,13 +250,13 @@ impl ProcessSelector {
         })
     }
 
-    /// Whether all predicates hold; none at all mean no process.
+    /// Whether all predicates hold; without any, no process is selected.
     pub fn fits(&self, facts: &ProcessFacts<'_>) -> bool {
         !self.predicates.is_empty() && self.predicates.iter().all(|predicate| predicate.fits(facts))
     }
 
-    /// Whether all holds but for the command line, which a process can write over at any time: good enough to look for files, as
-    /// the kernel looks again at each hit. If nothing else is asked for, it must hold, too.
+    /// Whether all predicates hold except those on the command line, which a process can overwrite at any time: good
+    /// enough to find files, as the kernel checks again at each hit. If there are no others, they must hold too.
     pub fn may_fit(&self, facts: &ProcessFacts<'_>) -> bool {
         let mut others = self.predicates.iter().filter(|predicate| !predicate.is_line()).peekable();
         if others.peek().is_none() {
@@ -265,17 +269,17 @@ impl ProcessSelector {
         self.predicates.iter().any(Predicate::is_line)
     }
 
-    /// Whether nothing but command lines say which processes are meant.
+    /// Whether processes are selected only by command line.
     pub fn is_by_line(&self) -> bool {
         !self.predicates.is_empty() && self.predicates.iter().all(Predicate::is_line)
     }
 
-    /// Whether control groups say which processes are meant.
+    /// Whether processes are selected by cgroup.
     pub fn is_by_cgroup(&self) -> bool {
         self.predicates.iter().any(Predicate::is_by_cgroup)
     }
 
-    /// Whether processes in such a control group can be meant.
+    /// Whether processes in this cgroup may be selected.
     pub fn matches_cgroup(&self, belongs: &Belongs) -> bool {
         let facts = ProcessFacts { pid: 0, comm: "", exe: None, cmdline: "", belongs };
         let mut by_cgroup = self.predicates.iter().filter(|of| of.is_by_cgroup()).peekable();
@@ -326,7 +330,7 @@ impl Predicate {
         }
     }
 
-    /// How the kernel tells it.
+    /// How the kernel evaluates it.
     pub fn test(&self) -> KernelTest<'_> {
         match self {
             Predicate::Pid(pid) => KernelTest::Pid(*pid),
@@ -342,7 +346,7 @@ impl Predicate {
         }
     }
 
-    /// The ids that the kernel must know for [`KernelTest::Members`]: of containers and pods of which it holds.
+    /// The ids that the kernel needs for [`KernelTest::Members`]: those of matching containers and pods.
     pub fn members<'a>(&self, belongs: &'a Belongs) -> Vec<&'a str> {
         let containers = belongs.containers.iter().filter(|of| self.fits_container(of)).map(|of| &of.id);
         let pods = belongs.pod.iter().filter(|pod| self.fits_pod(pod)).map(|pod| &pod.uid);
@@ -359,7 +363,7 @@ fn is_id(text: &str) -> bool {
         && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// `nginx` is `docker.io/library/nginx:1.27`, too: what the name leaves out is anything.
+/// `nginx` also matches `docker.io/library/nginx:1.27`: omitted parts match anything.
 fn is_image(pattern: &Pattern, image: &str) -> bool {
     let without_digest = image.split('@').next().unwrap_or(image);
     let after_slash = without_digest.rfind('/').map_or(0, |at| at + 1);
@@ -371,7 +375,7 @@ fn is_image(pattern: &Pattern, image: &str) -> bool {
         .any(|begin| ends.iter().any(|end| begin < *end && pattern.matches(&image[begin..*end])))
 }
 
-/// A command line as predicates see it: arguments with one space between them, without empty ones, bounded.
+/// A command line as predicates see it: arguments separated by one space, without empty ones, of limited length.
 pub fn command_line(bytes: &[u8]) -> String {
     let bytes = &bytes[..bytes.len().min(CMDLINE_BYTES)];
     let mut words = bytes.split(|byte| *byte == 0).filter(|word| !word.is_empty());
@@ -380,7 +384,7 @@ pub fn command_line(bytes: &[u8]) -> String {
         line.push(b' ');
         line.extend_from_slice(word);
     }
-    // A character may have been cut.
+    // A character may have been truncated.
     String::from_utf8_lossy(&line).into_owned()
 }
 

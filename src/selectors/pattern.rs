@@ -1,4 +1,4 @@
-//! Text, or a glob, against which names and command lines are held: here, and by the kernel.
+//! Text, or a glob, that names and command lines are matched against: here, and by the kernel.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{abi, glob};
 
-/// A plain text, or a glob of `*`, `?` and `[...]`.
+/// A plain text, or a glob with `*`, `?` and `[...]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pattern {
     text: String,
     is_glob: bool,
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a valid pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PatternError {
     Empty,
@@ -23,10 +23,10 @@ pub enum PatternError {
     ForeignSet,
 }
 
-/// Bytes of a pattern: the longest name of a file.
+/// Bytes of a pattern: the longest file name.
 const BYTES: usize = abi::MAX_NAME;
 
-/// States of the automaton, the first included.
+/// States of the automaton, including the first.
 const STATES: usize = 128;
 
 impl fmt::Display for PatternError {
@@ -44,8 +44,10 @@ impl fmt::Display for PatternError {
 }
 
 impl Pattern {
+    /// Parses a pattern.
+    ///
     /// # Errors
-    /// Why it is none.
+    /// If the text is not a valid one.
     pub fn new(text: &str) -> Result<Self, PatternError> {
         let is_glob = text.contains(['*', '?', '[']);
         let pattern = Self { text: text.to_owned(), is_glob };
@@ -57,7 +59,7 @@ impl Pattern {
         }
     }
 
-    /// Exactly this.
+    /// Matches exactly this text.
     pub fn literal(text: &str) -> Self {
         Self { text: text.to_owned(), is_glob: false }
     }
@@ -66,16 +68,18 @@ impl Pattern {
         if self.is_glob { glob::matches(&self.text, text) } else { self.text == text }
     }
 
-    /// The text, if nothing else fits.
+    /// The text, if the pattern matches nothing else.
     pub fn as_literal(&self) -> Option<&str> {
         (!self.is_glob).then_some(&self.text)
     }
 
-    /// As it was written.
+    /// The pattern as written.
     pub fn text(&self) -> &str {
         &self.text
     }
 
+    /// Checks that the kernel can match it.
+    ///
     /// # Errors
     /// If the kernel's automaton has too few states for it.
     pub(super) fn check_parts(&self) -> Result<(), PatternError> {
@@ -116,7 +120,7 @@ impl fmt::Display for Pattern {
 enum Part {
     Star,
     Byte(u8),
-    /// One character: of ASCII, or any other.
+    /// One character of a set: ASCII characters, or any other.
     Set {
         bytes: [bool; 128],
         any_other: bool,
@@ -132,10 +136,11 @@ fn part(set: &glob::Set<'_>) -> Result<Part, PatternError> {
     Ok(Part::Set { bytes, any_other: set.is_negated })
 }
 
-/// The pattern as the kernel runs it: a set of states as bits, and for each byte those that it leads to.
+/// The pattern as executed by the kernel: a set of states as a bit mask, and, for each byte, the states that it leads
+/// to.
 ///
-/// A byte leads from state n to n + 1 if bit n + 1 of its row is set. It stays in the states of `any`, which have a `*` behind
-/// them, and, being within a character, in those of `within`, which took any character.
+/// A byte leads from state n to n + 1 if bit n + 1 of its row is set. It stays in the states of `any`, which a `*`
+/// follows, and, if it continues a character, in those of `within`, which accepted any character.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Automaton {
     pub any: u128,
@@ -146,7 +151,7 @@ pub(crate) struct Automaton {
 }
 
 impl Automaton {
-    /// None if it is no pattern.
+    /// `None` if the pattern is invalid.
     pub fn of(pattern: &Pattern) -> Option<Self> {
         let mut table = Self { any: 0, within: 0, end: 0, to: [0; 256] };
         for part in pattern.parts().ok()? {
@@ -163,7 +168,7 @@ impl Automaton {
                     }
                     if any_other {
                         table.within |= 1 << table.end;
-                        // Whatever begins a character.
+                        // All first bytes of multi-byte characters.
                         table.to[0xc0..].iter_mut().for_each(|to| *to |= 1 << table.end);
                     }
                 }
@@ -172,7 +177,7 @@ impl Automaton {
         Some(table)
     }
 
-    /// What the kernel does, for tests.
+    /// Matches as the kernel does, for tests.
     #[cfg(test)]
     fn matches(&self, text: &[u8]) -> bool {
         let mut states = 1u128;

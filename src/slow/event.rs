@@ -1,4 +1,4 @@
-//! A slow event: on its way to the file, and as the file has it.
+//! A slow event, on its way to the file and as stored there.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,30 +13,30 @@ use crate::config::model::Point;
 use crate::layout::{SLOW_DISPLACED, SLOW_KEPT, SLOW_OUTDONE, SLOW_REFUSED, SLOW_SEEN, SLOW_UNWRITTEN};
 use crate::store::UserStore;
 
-/// What is kept of an event.
+/// The recorded data of an event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// When the probe was hit, in nanoseconds since 1970.
     pub time: i64,
     pub target: String,
     pub probe: String,
-    /// The histogram.
+    /// The name of the histogram.
     pub metric: String,
-    /// In the metric's unit, like `over`, which it is above.
+    /// In the metric's unit, like `over`, which it exceeds.
     pub value: f64,
     pub over: Option<f64>,
-    /// It is one of the so many worst of its hour.
+    /// If set, it is one of this many worst events of its hour.
     pub worst: Option<u32>,
     pub fields: Fields,
-    /// Events of other probes that belong to it, in their order.
+    /// Related events of other probes, in order.
     pub related: Vec<RelatedRow>,
-    /// Which are wanted, until they are there.
+    /// The criteria for related events, until these have been looked up.
     pub(crate) wanted: Option<Wanted>,
-    /// Its place among the worst, while they are not known for good.
+    /// Its rank among the worst, while it can still be displaced.
     pub(crate) ranked: Option<Ranked>,
 }
 
-/// Which events of other probes belong to a slow one: of this process, with this key, of these probes.
+/// The criteria for related events of other probes: same process, same key, one of these probes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wanted {
     pub process: String,
@@ -44,7 +44,7 @@ pub(crate) struct Wanted {
     pub with: Vec<Point>,
 }
 
-/// An event that may belong to slow ones.
+/// An event that may be related to slow ones.
 #[derive(Debug)]
 pub(crate) struct Related {
     pub time: i64,
@@ -56,37 +56,37 @@ pub(crate) struct Related {
     pub fields: Fields,
 }
 
-/// An event that belongs to a slow one, as it is kept with it.
+/// A related event as stored with the slow one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RelatedRow {
-    /// Seconds after the slow event; before it, if negative.
+    /// Seconds after the slow event; negative if before it.
     pub after: f64,
     pub probe: String,
     pub fields: Fields,
 }
 
-/// An event as the file has it.
+/// An event as stored in the file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Later events have a higher one.
+    /// Increases from event to event.
     pub id: i64,
-    /// The label `node` of the exporter that kept it.
+    /// The label `node` of the exporter that stored it.
     pub node: String,
     pub event: Event,
 }
 
-/// Values by name, as text, in their order.
+/// Values by name, as text, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Fields(pub Vec<(String, String)>);
 
 impl Fields {
-    /// The value with this name.
+    /// Returns the value with this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// A time in nanoseconds since 1970, as RFC 3339 has it, in UTC.
+/// Formats a time in nanoseconds since 1970 per RFC 3339, in UTC.
 pub(super) fn shown_time(nanoseconds: i64) -> String {
     DateTime::from_timestamp_nanos(nanoseconds).to_rfc3339_opts(SecondsFormat::Micros, true)
 }
@@ -138,11 +138,11 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// Where it is counted what becomes of a probe's slow events.
+/// The outcome counters of a probe's slow events.
 #[derive(Debug, Clone)]
 pub struct SlowCounters {
     pub(crate) store: Arc<UserStore>,
-    /// First of the slots that are said at [`crate::layout::SlowLayout::user`].
+    /// The first of the slots described at [`crate::layout::SlowLayout::user`].
     pub(crate) slots: u32,
 }
 
@@ -151,17 +151,17 @@ impl SlowCounters {
         self.store.add(self.slots + SLOW_SEEN, 1);
     }
 
-    /// By the thread that drains the ring, like [`Self::seen`].
+    /// Called by the thread that drains the ring, like [`Self::seen`].
     pub(super) fn rejected(&self) {
         self.store.add(self.slots + SLOW_REFUSED, 1);
     }
 
-    /// Likewise: it is not among the worst, which the kernel did not know yet.
+    /// Likewise: the event is not among the worst, but the kernel did not know that yet.
     pub(crate) fn outdone(&self) {
         self.store.add(self.slots + SLOW_OUTDONE, 1);
     }
 
-    /// By the thread that writes, like [`Self::unwritten`].
+    /// Called by the writer thread, like [`Self::unwritten`].
     pub(super) fn written(&self) {
         self.store.add(self.slots + SLOW_KEPT, 1);
     }

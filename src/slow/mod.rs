@@ -1,8 +1,8 @@
-//! Slow events, kept whole: the thread that writes them to a file, and what reads them.
+//! Slow events, recorded in full: the thread that writes them to a file, and the readers of that file.
 //!
-//! The kernel decides which hits are slow, and only these are sent. The threads that drain the ring hand them over by a queue that
-//! is bounded and never waited for; one thread writes them. Every event is kept or counted as lost, where it is lost:
-//! `seen = kept + lost + waiting`.
+//! The kernel decides which hits are slow and sends only these. The threads that drain the ring pass them on through a
+//! bounded queue without ever blocking; a single thread writes them. Every event is either stored or counted as lost at
+//! the point where it is lost: `seen = kept + lost + waiting`.
 
 mod event;
 mod query;
@@ -33,71 +33,72 @@ pub(crate) use query::{shown_reason, shown_value};
 pub use store::SlowError;
 pub(crate) use worst::{Worst, end_of_hour};
 
-/// Events that can wait for the thread that writes.
+/// The capacity of the queue to the writer thread.
 const QUEUE: usize = 1024;
 
-/// Events that [`SlowRecorder::recent`] knows: all that a page shows, for they are read anew with each write.
+/// The number of events returned by [`SlowRecorder::recent`]: as many as a page shows, because they are read again
+/// after each write.
 const RECENT: usize = 10;
 
-/// Keeps slow events. It begins with the first configuration that has some.
+/// Records slow events, starting with the first configuration that has any.
 #[derive(Debug, Default)]
 pub struct SlowRecorder {
     work: Mutex<Work>,
     queue: OnceLock<SyncSender<Message>>,
     shared: Arc<Shared>,
     webhook: Webhook,
-    /// Of the events that are among the worst of an hour.
+    /// The next number for an event among the worst of an hour.
     ranked: AtomicU64,
     exemplars: Mutex<Exemplars>,
-    /// What is detected by events and packets, which is kept beside slow events.
+    /// Detections from events and packets, which are recorded along with slow events.
     pub(crate) detections: Detections,
-    /// What becomes of those.
+    /// The counters of the recorded detections.
     security: OnceLock<SlowCounters>,
 }
 
 #[derive(Debug, Default)]
 struct Work {
-    /// Opened, and not yet written to.
+    /// An open file that has no writer thread yet.
     open: Option<(Store, String)>,
-    /// Whether there may be threads.
+    /// Whether threads may be spawned.
     is_started: bool,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread that writes tells the others.
+/// State that the writer thread publishes.
 #[derive(Debug, Default)]
 struct Shared {
     waiting: AtomicU64,
     rows: AtomicU64,
     bytes: AtomicU64,
     is_failing: AtomicBool,
-    /// Events that may belong to slow ones: those in the queue, and those that were not taken.
+    /// Possibly related events: those in the queue, and those that were dropped.
     related_waiting: AtomicU64,
     related_lost: AtomicU64,
     is_ending: AtomicBool,
     recent: Mutex<Vec<Arc<Row>>>,
 }
 
-/// Numbers of all slow events together.
+/// Totals over all slow events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SlowNumbers {
-    /// Events that wait to be written.
+    /// Events waiting to be written.
     pub waiting: u64,
-    /// Events in the file, and its size.
+    /// The number of events in the file, and the file's size.
     pub rows: u64,
     pub bytes: u64,
-    /// The last write has failed.
+    /// The last write failed.
     pub failing: bool,
-    /// Events of other probes that were not looked at, because there were too many.
+    /// Events of other probes that were dropped because there were too many.
     pub related_lost: u64,
-    /// `None` if there is no webhook.
+    /// `None` without a webhook.
     pub webhook: Option<WebhookNumbers>,
 }
 
-/// Who is told of slow events.
+/// Creates the receiver of slow events.
 ///
 /// # Errors
-/// If the certificates of the authority cannot be used.
+/// If the authority's certificates are unusable.
 pub(crate) fn receiver(settings: &WebhookSettings) -> Result<Receiver, HttpError> {
     Receiver::new(settings.url.clone(), &settings.secret, settings.authority.clone())
 }
@@ -107,10 +108,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SlowRecorder {
-    /// Opens the file if the plan keeps slow events; of one that is open, takes over the bounds.
+    /// Opens the file if the plan records slow events; if it is already open, updates its limits.
     ///
     /// # Errors
-    /// If the file cannot be had.
+    /// If the file cannot be opened or created.
     pub fn keep_for(&self, plan: &Plan) -> Result<(), SlowError> {
         let bans = plan.probes.iter().flat_map(|probe| &probe.bans);
         let packets = plan.network.as_ref().map(|network| &network.detect);
@@ -124,7 +125,7 @@ impl SlowRecorder {
         let receiver = receiver.map_err(|err| SlowError::told(err.to_string(), ""))?;
         let bounds = Bounds::of(settings);
         if let Some(queue) = self.queue.get() {
-            // With the queue full, the bounds stay as they were until the next reload.
+            // If the queue is full, the limits stay unchanged until the next reload.
             if queue.try_send(Message::Bounds(bounds)).is_err() {
                 log::warn!("The limits of the slow event file were not changed: too many events are queued");
             }
@@ -137,10 +138,10 @@ impl SlowRecorder {
         if work.is_started { self.write(&mut work) } else { Ok(()) }
     }
 
-    /// Begins to write. The file is opened before, with more privileges and without threads.
+    /// Starts writing. The file is opened earlier, with more privileges and before threads are spawned.
     ///
     /// # Errors
-    /// If there is no thread.
+    /// If a thread cannot be spawned.
     pub fn start(&self) -> Result<(), SlowError> {
         let mut work = lock(&self.work);
         work.is_started = true;
@@ -157,7 +158,7 @@ impl SlowRecorder {
             SlowError::told(format!("failed to start the thread that writes slow events: {err}"), "")
         })?;
         work.thread = Some(thread);
-        // Nobody else sets it while the work is locked.
+        // It is only set while `work` is locked.
         let _ = self.queue.set(queue);
         self.begin_to_send()
     }
@@ -168,22 +169,22 @@ impl SlowRecorder {
             .map_err(|err| SlowError::told(format!("failed to start the thread of the webhook: {err}"), ""))
     }
 
-    /// Takes note of a slow event as an exemplar of its bucket.
+    /// Records a slow event as an exemplar of its bucket.
     pub(crate) fn note_exemplar(&self, note: impl FnOnce(&mut Exemplars)) {
         note(&mut lock(&self.exemplars));
     }
 
-    /// The latest of each bucket.
+    /// Returns the latest exemplar of each bucket.
     pub fn exemplars(&self) -> Exemplars {
         lock(&self.exemplars).clone()
     }
 
-    /// A number for an event among the worst that no other one has.
+    /// Returns a unique number for an event among the worst.
     pub(crate) fn number(&self) -> u64 {
         self.ranked.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes an event, or counts that there is no room for it. Never waits. Returns whether it was taken.
+    /// Queues an event, or counts it as refused if the queue is full. Never blocks. Returns whether it was queued.
     pub(crate) fn offer(&self, event: Event, counters: SlowCounters) -> bool {
         let Some(queue) = self.queue.get() else {
             counters.rejected();
@@ -198,7 +199,7 @@ impl SlowRecorder {
         true
     }
 
-    /// Takes an event that may belong to slow ones. At most half of the queue is for them.
+    /// Queues an event that may be related to slow ones. Such events may take up at most half of the queue.
     pub(crate) fn offer_related(&self, event: impl FnOnce() -> Related) {
         let Some(queue) = self.queue.get() else { return };
         let waiting = &self.shared.related_waiting;
@@ -210,12 +211,12 @@ impl SlowRecorder {
         }
     }
 
-    /// The latest events that were written, the last one first: at most ten.
+    /// Returns the latest written events, latest first: at most ten.
     pub fn recent(&self) -> Vec<Arc<Row>> {
         lock(&self.shared.recent).clone()
     }
 
-    /// `None` if no slow events are kept.
+    /// Returns `None` if slow events are not recorded.
     pub fn numbers(&self) -> Option<SlowNumbers> {
         self.queue.get()?;
         let load = |number: &AtomicU64| number.load(Ordering::Relaxed);
@@ -234,7 +235,7 @@ impl SlowRecorder {
 }
 
 impl Drop for SlowRecorder {
-    /// What waits is written.
+    /// Writes the queued events.
     fn drop(&mut self) {
         self.shared.is_ending.store(true, Ordering::Relaxed);
         drop(self.queue.take());

@@ -1,4 +1,4 @@
-//! `exporter events`: what a file of slow events has.
+//! `exporter events`: queries a file of slow events.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -12,16 +12,16 @@ use crate::clock::wall;
 use crate::plan::STACK;
 use crate::table::TextTable;
 
-/// Which events are meant.
+/// A filter for events.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Query {
-    /// Of the last so much time.
+    /// Only events within this period before now.
     pub since: Option<Duration>,
     pub probe: Option<String>,
     pub metric: Option<String>,
-    /// Fields that have these values.
+    /// Only events whose fields have these values.
     pub fields: Vec<(String, String)>,
-    /// At most so many, the latest.
+    /// The maximum number of events; the latest are returned.
     pub limit: usize,
 }
 
@@ -35,16 +35,16 @@ impl Query {
     }
 }
 
-/// The events that are meant, the latest one last. Needs no more than the right to read the file.
+/// Returns the matching events, latest last. Requires only read permission for the file.
 ///
 /// # Errors
-/// If the file cannot be read, or has no slow events.
+/// If the file cannot be read or contains no slow events.
 pub fn read(path: &Path, query: &Query) -> Result<Vec<Row>, SlowError> {
     read_at(path, query, wall())
 }
 
 fn read_at(path: &Path, query: &Query, now: i64) -> Result<Vec<Row>, SlowError> {
-    // What is wrong with the file itself is told better by the system.
+    // The system's message about the file itself is clearer.
     if let Err(err) = std::fs::File::open(path) {
         let next = "`exporter events --file FILE` reads another file";
         return Err(SlowError::told(format!("failed to open {}: {err}", path.display()), next));
@@ -62,7 +62,7 @@ fn read_at(path: &Path, query: &Query, now: i64) -> Result<Vec<Row>, SlowError> 
             found.len() < query.limit
         })
     };
-    // Where no exporter writes and the directory is not one's own, SQLite must be told that nobody does.
+    // If no exporter is writing and the directory is not ours, SQLite must be told that nothing modifies the file.
     let err = match open(path, false).and_then(&mut select) {
         Err(err) => match open(path, true).and_then(&mut select) {
             Err(_) => Err(err),
@@ -97,9 +97,9 @@ fn open(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// Events as a table, with the fields of each below it.
+/// Formats events as a table, with the fields of each event below it.
 ///
-/// What is wider than `screen` becomes blocks.
+/// Rows wider than `screen` become blocks.
 pub fn table(rows: &[Row], screen: Option<usize>) -> String {
     if rows.is_empty() {
         return "no slow events\n".to_owned();
@@ -129,14 +129,14 @@ pub fn table(rows: &[Row], screen: Option<usize>) -> String {
     table.fitted(screen)
 }
 
-/// Why an event is kept: the bound that it is above, and that it is one of the worst of its hour.
+/// Formats why an event was recorded: the bound that it exceeds, and that it is one of the worst of its hour.
 pub(crate) fn shown_reason(metric: &str, over: Option<f64>, worst: Option<u32>) -> String {
     let over = over.map(|over| shown_value(metric, over));
     let worst = worst.map(|worst| format!("worst {worst}"));
     over.into_iter().chain(worst).collect::<Vec<_>>().join(", ")
 }
 
-/// A value of this metric: times in a unit that people read.
+/// Formats a value of this metric; times get a human-readable unit.
 pub(crate) fn shown_value(metric: &str, value: f64) -> String {
     if !metric.ends_with("_seconds") {
         return value.to_string();
@@ -144,12 +144,12 @@ pub(crate) fn shown_value(metric: &str, value: f64) -> String {
     shown_seconds(value)
 }
 
-/// A time with the unit that leaves the fewest zeros.
+/// Formats a time in the unit with the fewest zeros.
 fn shown_seconds(seconds: f64) -> String {
     let units = [(1.0, "s"), (1e3, "ms"), (1e6, "us"), (1e9, "ns")];
     let fitting = units.iter().find(|(factor, _)| (seconds * factor).abs() >= 1.0);
     let (factor, unit) = fitting.unwrap_or(&(1.0, "s"));
-    // Of six digits, those that say something.
+    // The significant ones of six decimal places.
     let text = format!("{:.6}", seconds * factor);
     format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn events_are_found_by_what_is_in_them() {
         let directory = tempfile::tempdir().unwrap();
-        // A name that an URI would take apart.
+        // A name with characters that are special in a URI.
         let path = directory.path().join("a b?c#d%20.db");
         let bounds = Bounds { rows: 100, bytes: 1 << 20, age: Duration::from_secs(1 << 40) };
         let mut store = Store::open(&path, bounds).unwrap();
@@ -179,7 +179,7 @@ mod tests {
             read_at(&path, &query, 4 * second).unwrap().iter().map(|row| row.event.value).collect()
         };
         let field = |value: &str| Query { fields: vec![("z".into(), value.into())], ..all() };
-        // While it is open, and when nobody has it.
+        // While it is open, and after it was closed.
         for _ in 0..2 {
             assert_eq!(values(all()), [0.0, 1.0, 2.0, 3.0]);
             assert_eq!(values(Query { limit: 2, ..all() }), [2.0, 3.0]);

@@ -1,13 +1,13 @@
-//! Events of other probes that belong to slow ones: the latest are remembered, and looked through when a slow event is there.
+//! Related events of other probes: the latest events are remembered, and searched when a slow event arrives.
 
 use std::collections::VecDeque;
 
 use super::event::{Event, Related, RelatedRow};
 
-/// Events that are remembered.
+/// The maximum number of remembered events.
 const REMEMBERED: usize = 4096;
 
-/// Of these, how many are kept with one slow event, and how long before it they may be, in nanoseconds.
+/// The maximum number of related events per slow event, and how long before it they may have occurred, in nanoseconds.
 const MOST: usize = 32;
 const BEFORE: i64 = 600_000_000_000;
 
@@ -25,7 +25,7 @@ impl RecentEvents {
         self.events.push_back(event);
     }
 
-    /// Puts to the event what belongs to it: the latest, in their order.
+    /// Attaches the related events to a slow event: the latest ones, in order.
     pub(super) fn complete(&self, event: &mut Event) {
         let Some(wanted) = event.wanted.take() else { return };
         let belongs = |other: &&Related| {
@@ -34,11 +34,11 @@ impl RecentEvents {
                 && other.keys.contains(&wanted.key)
                 && wanted.with.contains(&other.point)
                 && event.time.saturating_sub(other.time) <= BEFORE
-                // It is not its own.
+                // Not the slow event itself.
                 && (other.time, &other.probe) != (event.time, &event.probe)
         };
         let mut found: Vec<_> = self.events.iter().rev().filter(belongs).take(MOST).collect();
-        // Those of several engines come by several ways.
+        // Events of different engines arrive independently.
         found.sort_by_key(|other| other.time);
         let row = |other: &Related| RelatedRow {
             after: other.time.saturating_sub(event.time) as f64 / 1e9,

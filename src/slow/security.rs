@@ -1,4 +1,4 @@
-//! What was detected, kept in the file of slow events.
+//! Recording of detections in the file of slow events.
 
 use std::sync::Arc;
 
@@ -9,11 +9,11 @@ use crate::layout::SLOW_SLOTS;
 use crate::net::{Detection, Network, Outcome};
 use crate::store::UserStore;
 
-/// The metric that such an event is one of.
+/// The metric name of such events.
 const METRIC: &str = "security_events_total";
 
 impl SlowRecorder {
-    /// Begins to detect, and to keep what is detected.
+    /// Starts detection and the recording of detections.
     pub(crate) fn detect(self: &Arc<Self>, network: Option<&Network>) {
         let recorder = Arc::downgrade(self);
         let report = move |detection| {

@@ -1,12 +1,12 @@
-//! The worst of each hour: which events are among them, and below what none is.
+//! The worst events of each hour: which events rank among them, and the threshold for the kernel.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-/// The hour that is still open, and the one before it: what was read on several CPUs comes in no strict order.
+/// The current hour and the previous one: events read from several CPUs arrive in no strict order.
 const WINDOWS: usize = 2;
 
-/// Nanoseconds of an hour.
+/// An hour in nanoseconds.
 const HOUR: u64 = 3_600_000_000_000;
 
 /// The largest values of a clock hour, for one histogram of one probe.
@@ -20,25 +20,25 @@ pub(crate) struct Worst {
 #[derive(Debug)]
 struct Window {
     until: u64,
-    /// The smallest is on top; of equal ones the latest, which goes first.
+    /// The smallest value is on top; among equal values the latest, which is displaced first.
     largest: BinaryHeap<Reverse<(i64, Reverse<u64>)>>,
 }
 
-/// An event among the worst, and the one whose place it takes.
+/// An event among the worst, and the event that it displaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ranked {
     pub number: u64,
     pub displaces: Option<u64>,
 }
 
-/// What no hit that is among the worst is at or below, and until when that holds, by the kernel's clock.
+/// The value that a hit must exceed to rank among the worst, and until when that holds, by the kernel's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Floor {
     pub until: u64,
     pub above: i64,
 }
 
-/// When the hour ends that `since_1970` is in, which is `time` of the kernel's clock.
+/// Returns the end of the current clock hour, by the kernel's clock. `time` and `since_1970` are the same instant.
 pub(crate) fn end_of_hour(time: u64, since_1970: i64) -> u64 {
     let passed = since_1970.rem_euclid(HOUR as i64).unsigned_abs();
     time.saturating_add(HOUR - passed)
@@ -49,8 +49,8 @@ impl Worst {
         Self { most: most as usize, windows: VecDeque::new() }
     }
 
-    /// Lets `keep` keep the event with this number if it is among the worst; one that it cannot keep changes nothing. `until` says
-    /// when an hour ends that begins with this event. Returns whether it is among them.
+    /// If an event ranks among the worst, calls `keep`; if that fails, nothing changes. `until` returns the end of the
+    /// hour that starts with this event, if it starts one. Returns whether the event ranks among the worst.
     pub fn offer(
         &mut self,
         time: u64,
@@ -81,7 +81,7 @@ impl Worst {
         true
     }
 
-    /// That of the open hour.
+    /// Returns the floor of the current hour.
     pub fn floor(&self) -> Option<Floor> {
         let window = self.windows.back()?;
         let least = window.largest.peek().filter(|_| window.largest.len() >= self.most);
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// Offers the events, and returns the values that are kept at the end, sorted.
+    /// Offers the events and returns the final values, sorted.
     fn kept(worst: &mut Worst, events: &[(u64, i64)], from: u64) -> Vec<i64> {
         let mut all: BTreeMap<u64, i64> = BTreeMap::new();
         for (number, (time, value)) in (from..).zip(events) {
@@ -131,10 +131,10 @@ mod tests {
         let mut worst = Worst::new(5);
         assert_eq!(kept(&mut worst, &events, 0), [495, 496, 497, 498, 499]);
         assert_eq!(worst.floor(), Some(Floor { until: 100, above: 495 }));
-        // The next hour begins from nothing, and one that comes late is still of the last.
+        // The next hour starts empty, and a late event still counts towards the previous one.
         assert_eq!(kept(&mut worst, &[(100, -1), (99, 3), (101, -2)], 1000), [-2, -1]);
         assert_eq!(worst.floor(), Some(Floor { until: 200, above: i64::MIN }));
-        // After some that nothing came in, too.
+        // Likewise after hours without events.
         assert_eq!(kept(&mut worst, &[(1300, 1), (1299, 2), (1400, 3)], 2000), [1, 2, 3]);
     }
 

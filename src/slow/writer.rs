@@ -1,4 +1,4 @@
-//! The thread that writes slow events, many at a time.
+//! The thread that writes slow events, in batches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use super::store::{Bounds, Store, is_damage};
 use super::{QUEUE, RECENT, Shared, lock};
 use crate::webhook::Outbox;
 
-/// How long an event may wait for others before it is written.
+/// How long an event may wait for others before the batch is written.
 const GATHERING: Duration = Duration::from_secs(1);
 
-/// How long it waits for events of other probes that belong to it.
+/// How long an event waits for related events of other probes.
 const COMPLETING: Duration = Duration::from_secs(5);
 
-/// How long nothing at all is waited for.
+/// The receive timeout when nothing is due.
 const IDLE: Duration = Duration::from_secs(3600);
 
-/// How long the place of an event among the worst can be taken: an hour, in which others come that are older than they.
+/// How long an event among the worst can be displaced: within its hour, plus another one for late events.
 const OPEN: Duration = Duration::from_secs(7200);
 
-/// So many are not let wait.
+/// A batch of this size is written without waiting.
 const BATCH: usize = 128;
 
-/// What the thread is told.
+/// Messages to the writer thread.
 #[derive(Debug)]
 pub(super) enum Message {
     Event(Box<(Event, SlowCounters)>),
@@ -41,16 +41,16 @@ pub(super) struct Writer {
     node: String,
     messages: Receiver<Message>,
     shared: Arc<Shared>,
-    /// For who is told of what was written.
+    /// The queue to the webhook.
     outbox: Arc<Outbox>,
-    /// Not yet written.
+    /// Events not yet written.
     events: Vec<(Event, SlowCounters)>,
-    /// Those that wait for what belongs to them, with the time when they have waited long enough.
+    /// Events waiting for related ones, with the deadline.
     incomplete: VecDeque<(Instant, Event, SlowCounters)>,
     related: RecentEvents,
-    /// Of the events that are among the worst of an hour, the rows, for as long as others can take their place.
+    /// The rows of the events among the worst of an hour, for as long as they can be displaced.
     ranked: BTreeMap<u64, (Instant, i64)>,
-    /// Rows of those whose place was taken.
+    /// The rows of displaced events.
     gone: Vec<i64>,
 }
 
@@ -69,11 +69,12 @@ impl Writer {
         writer
     }
 
-    /// Until nobody can send any more.
+    /// Runs until there are no senders left.
     pub(super) fn run(mut self) {
         let mut due = None;
         loop {
-            // With as many waiting here as in the queue, the queue is left to fill, whose events are counted as refused then.
+            // If as many events are held here as fit in the queue, leave the queue to fill up; events are then counted
+            // as refused.
             let has_room = self.events.len() + self.incomplete.len() < QUEUE;
             let next = self.incomplete.front().map(|(until, ..)| *until).into_iter().chain(due).min();
             let timeout = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
@@ -137,7 +138,7 @@ impl Writer {
         self.related.add(event);
     }
 
-    /// Gives up the event whose place this one takes.
+    /// Drops the event that this one displaces.
     fn displace(&mut self, by: &Event) {
         let Some(gone) = by.ranked.and_then(|ranked| ranked.displaces) else { return };
         if let Some((_, row)) = self.ranked.remove(&gone) {
@@ -157,7 +158,7 @@ impl Writer {
         self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// The first that waits for what belongs to it waits no longer; whether there was one.
+    /// Completes the first event that waits for related ones; returns whether there was one.
     fn complete_first(&mut self) -> bool {
         let Some((_, mut event, counters)) = self.incomplete.pop_front() else { return false };
         self.related.complete(&mut event);
@@ -165,7 +166,7 @@ impl Writer {
         true
     }
 
-    /// Writes all events, or keeps them for the next time.
+    /// Writes all events, or keeps them for the next attempt.
     fn write(&mut self) {
         if self.events.is_empty() {
             return;
@@ -182,11 +183,11 @@ impl Writer {
                 if was_failing {
                     log::info!("Slow events are written to {} again", self.store.path().display());
                 }
-                // Before they are counted as kept: who sees that nothing waits sees all rows.
+                // Before counting them as kept: a reader who sees that none are waiting sees all rows.
                 self.show_latest();
                 for ((event, counters), id) in self.events.drain(..).zip(rows) {
                     let row = Row { id, node: self.node.clone(), event };
-                    // Plain data with text keys: there is nothing that JSON could not say.
+                    // Plain data with text keys always serializes.
                     self.outbox.offer(|| serde_json::to_string(&row).unwrap_or_default());
                     counters.written();
                     self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -195,7 +196,7 @@ impl Writer {
         }
     }
 
-    /// Returns the rows of the events.
+    /// Like [`Self::write_batch`], but recreates a missing or damaged file. Returns the rows of the events.
     fn try_to_write(&mut self) -> Result<Vec<i64>, String> {
         if self.store.is_gone() {
             log::warn!(
@@ -223,20 +224,20 @@ impl Writer {
         Ok(rows)
     }
 
-    /// Writes all events, and takes out those whose place was taken. Returns the rows of the new ones.
+    /// Writes all events and deletes the displaced ones. Returns the rows of the new events.
     fn write_batch(&mut self) -> rusqlite::Result<Vec<i64>> {
         let events: Vec<_> = self.events.iter().map(|(event, _)| event).collect();
         self.store.write(&self.node, &events, &self.gone)
     }
 
-    /// Another file has other rows.
+    /// Opens a new file; row IDs of the old one are no longer valid.
     fn renew(&mut self) -> Result<(), String> {
         self.ranked.clear();
         self.gone.clear();
         self.store.renew().map_err(|err| err.to_string())
     }
 
-    /// Tells the others what is in the file.
+    /// Publishes the state of the file.
     fn show_latest(&mut self) {
         let rows = self.store.rows().unwrap_or_default();
         self.shared.rows.store(rows, Ordering::Relaxed);

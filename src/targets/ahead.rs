@@ -1,7 +1,7 @@
-//! Libraries that processes have not loaded yet, in the directories where they would look for them.
+//! Attaches to libraries before any process loads them, in the directories where loaders will look.
 //!
-//! A program can call a library as soon as it has loaded it, and a breakpoint takes the kernel longer than that. So files that are
-//! called as a target's library are attached to before, as candidates: only hits of processes that are meant count.
+//! A program can call a library as soon as it has loaded it, sooner than the kernel can set a breakpoint. So files with
+//! the name of a target's library are attached in advance, as candidates: only hits of selected processes count.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -16,15 +16,15 @@ use crate::plan::TargetPlan;
 use crate::regular;
 use crate::selectors::{FileSelector, Pattern};
 
-/// Files of one target that are attached to before any process has loaded them.
+/// Files of one target that are attached before any process has loaded them.
 const AHEAD: usize = 16;
 
-/// Where loaders look whatever a process has loaded so far, beside the directory in which it is.
+/// Directories in which loaders always look, besides the one that a library was loaded from.
 const USUAL: [&str; 6] =
     ["/usr/local/lib", "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/lib/x86_64-linux-gnu"];
 
 impl Worker {
-    /// Attaches to files of the target's library that processes may load, as far as their mappings were read just now.
+    /// Attaches to files of the target's library that processes may load, given the mappings that were just read.
     pub(super) fn attach_ahead(&mut self, target: usize, planned: &TargetPlan) {
         let FileSelector::Library(name) = &planned.selector.file else { return };
         if self.finder.directories.is_empty() {
@@ -71,7 +71,7 @@ impl Worker {
     }
 }
 
-/// The directories in which a process may look, with those from which it has loaded something.
+/// The directories in which a process may look for libraries, including those from which it has loaded one.
 fn places(pid: u32, mut directories: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
     let beside: Vec<_> =
         directories.iter().flat_map(|of| ["../lib", "../lib64"].map(|to| of.join(to))).collect();
@@ -82,7 +82,7 @@ fn places(pid: u32, mut directories: BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
     directories
 }
 
-/// Paths below `root` of the files in a directory that are called so.
+/// Paths below `root` of the files in a directory whose name matches.
 fn files(root: &Path, directory: &Path, name: &Pattern) -> Vec<PathBuf> {
     if let Some(name) = name.as_literal() {
         return vec![directory.join(name)];
@@ -92,7 +92,7 @@ fn files(root: &Path, directory: &Path, name: &Pattern) -> Vec<PathBuf> {
     fitting.take(AHEAD).map(|file| directory.join(file)).collect()
 }
 
-/// A path of this mount namespace without links to the file that the path below `root` leads to.
+/// The path in this mount namespace, without links, of the file that the path below `root` leads to.
 fn path_inside(root: &Path, path: &Path) -> Option<PathBuf> {
     let file = regular::open_inside(root, path).ok()?;
     let meta = file.metadata().ok()?;

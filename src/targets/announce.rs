@@ -1,4 +1,4 @@
-//! What the log tells of a file that was attached to.
+//! Log messages about attached files.
 
 use log::Level;
 
@@ -7,10 +7,10 @@ use super::attached_file::AttachedFile;
 use super::status::ProbeState;
 use crate::plan::{Plan, TargetPlan};
 
-/// Probes that are named together.
+/// Probes that one message names.
 const NAMED: usize = 4;
 
-/// With `elsewhere`, what this file lacks is in libraries that its process has loaded.
+/// With `elsewhere`, the probes missing from this file are in libraries that its process has loaded.
 pub(super) fn announce(
     plan: &Plan,
     planned: &TargetPlan,
@@ -55,7 +55,8 @@ pub(super) fn announce(
     }
 }
 
-/// How much it matters. A container runs shells, and first of all its engine's own helper: that these have none of the probes is no fault.
+/// The log level. A container also runs shells, and first of all its engine's own helper; that these have none of the
+/// probes is not an error.
 fn level(attached: usize, elsewhere: bool, is_other_program: bool) -> Level {
     match attached {
         0 if elsewhere => Level::Debug,
@@ -65,7 +66,7 @@ fn level(attached: usize, elsewhere: bool, is_other_program: bool) -> Level {
     }
 }
 
-/// Probes that are not attached, those with the same reason together: a file that cannot be read has many.
+/// Probes that are not attached, grouped by reason: an unreadable file has many.
 #[derive(Debug, Default)]
 struct NotAttached<'a>(Vec<(&'a ProbeState, Vec<&'a str>)>);
 

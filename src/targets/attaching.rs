@@ -1,4 +1,4 @@
-//! What managers of one process have in common.
+//! What the probe managers of one process share.
 
 use std::sync::Arc;
 
@@ -6,21 +6,21 @@ use super::gate::Gate;
 use super::readers::SharedReaders;
 use crate::kernel::{Attach, SharedPrices, can_make_wait};
 
-/// How probes are attached, and what all who attach share.
+/// The attach method and other state shared by all managers.
 #[derive(Debug, Clone)]
 pub struct Attaching {
     pub kind: Attach,
-    /// What a hit costs.
+    /// The cost of a hit.
     pub prices: SharedPrices,
-    /// Holds back programs whose file is being replaced; None where the right to that is missing, and where it is not needed: a kernel that
-    /// makes programs wait itself lets them go on by itself, too.
+    /// Holds back programs whose file is being replaced. None without the necessary capabilities, and where it is not
+    /// needed because the kernel itself makes programs wait.
     pub(super) gate: Option<Arc<Gate>>,
-    /// Keeps breakpoints from those who read traced files.
+    /// Hides breakpoints from processes that read traced files.
     pub(super) readers: Arc<SharedReaders>,
 }
 
 impl Attaching {
-    /// Makes what needs rights that are given up later; `give_up` gives them up, before any thread is created.
+    /// Creates what needs capabilities that are dropped later; `give_up` drops them, before any thread is created.
     pub fn prepare<T>(kind: Attach, give_up: impl FnOnce() -> T) -> (Self, T) {
         let gate = if can_make_wait() { None } else { Gate::prepare() };
         let given_up = give_up();
@@ -28,7 +28,7 @@ impl Attaching {
         (Self { kind, prices: SharedPrices::default(), gate, readers: Arc::default() }, given_up)
     }
 
-    /// Where no rights are given up.
+    /// Without dropping capabilities.
     pub fn new(kind: Attach) -> Self {
         Self::prepare(kind, || ()).0
     }

@@ -1,17 +1,17 @@
-//! When it is looked at again what processes have made of their code: nothing tells of it.
+//! Schedules checks of the code of running processes, whose changes are not reported by any event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::file::Identity;
 
-/// It takes no more than one part in so many of the time.
+/// Checks take at most one part in so many of the time.
 const SHARE: u32 = 4000;
 
 /// So often breakpoints of one process are set again: each time its semaphores are raised once more, and only lowered once.
 const REARMED: u32 = 1000;
 
-/// What was found of a process's code.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Finding {
     Replaced,
@@ -21,11 +21,11 @@ pub(super) enum Finding {
     ThrownAway,
 }
 
-/// Whose turn it is, and what was told.
+/// The schedule of checks, and what was reported.
 #[derive(Debug)]
 pub(super) struct CodeChecks {
     due: Instant,
-    /// Processes that have the file.
+    /// Processes of the file that remain to be checked.
     waiting: Vec<(u32, Identity)>,
     last: Option<Identity>,
     told: BTreeSet<(Identity, u32, Finding)>,
@@ -43,7 +43,7 @@ impl CodeChecks {
         }
     }
 
-    /// Whether it is told for the first time.
+    /// Whether this finding is reported for the first time.
     pub(super) fn is_new(&mut self, pid: u32, identity: Identity, finding: Finding) -> bool {
         self.told.insert((identity, pid, finding))
     }
@@ -58,12 +58,12 @@ impl CodeChecks {
         Instant::now() >= self.due
     }
 
-    /// Whether all processes that had the last file were looked at.
+    /// Whether all processes of the last file have been checked.
     pub(super) fn is_idle(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// The file whose turn it is.
+    /// The file that is next.
     pub(super) fn next_of(&self, files: &BTreeSet<Identity>) -> Option<Identity> {
         let after = files.iter().find(|of| self.last.is_none_or(|last| **of > last));
         after.or(files.first()).copied()
@@ -73,12 +73,12 @@ impl CodeChecks {
         self.waiting.pop()
     }
 
-    /// After so much work.
+    /// Schedules the next check according to the time that was used.
     pub(super) fn rest(&mut self, used: Duration) {
         self.due = Instant::now() + used.saturating_mul(SHARE).max(Duration::from_secs(1));
     }
 
-    /// The processes that have a file now; what was told of others is forgotten.
+    /// Sets the processes that run a file now; reports about others are forgotten.
     pub(super) fn begin(&mut self, identity: Identity, processes: BTreeSet<u32>) {
         let is_left = |of: Identity, pid: u32| of != identity || processes.contains(&pid);
         self.told.retain(|(of, pid, _)| is_left(*of, *pid));

@@ -1,8 +1,8 @@
-//! Numbers of sites.
+//! Site numbers (attach cookies).
 
 use std::collections::BTreeSet;
 
-/// Numbers of sites, given back when a file is no longer probed.
+/// Allocates site numbers; they are freed when a file is detached.
 #[derive(Debug)]
 pub struct Cookies {
     pub(super) free: Vec<u32>,
@@ -13,7 +13,7 @@ impl Cookies {
         Self { free: (0..sites).rev().collect() }
     }
 
-    /// These are in use.
+    /// Marks numbers as used.
     pub(super) fn remove(&mut self, used: &BTreeSet<u32>) {
         self.free.retain(|number| !used.contains(number));
     }

@@ -1,13 +1,13 @@
-//! Why a process may not be looked into.
+//! Explains why a process cannot be inspected.
 
 use std::fs;
 
 use crate::procfs::text;
 
-/// Of `linux/capability.h`.
+/// From `linux/capability.h`.
 const CAP_SYS_PTRACE: u32 = 19;
 
-/// The reason, and what to do about it, where the kernel has just denied it to this process.
+/// The reason, and what to do about it, after the kernel has denied access.
 pub(super) fn why_denied() -> &'static str {
     let status = text("/proc/thread-self/status").unwrap_or_default();
     let users = fs::read_to_string("/proc/thread-self/uid_map").unwrap_or_default();

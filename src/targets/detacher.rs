@@ -1,8 +1,8 @@
-//! Takes probes out of files, in threads of their own.
+//! Detaches probes on threads of their own.
 //!
-//! The kernel lets go of a probe when none of its programs can be using it any more; such is also the one that makes a process wait
-//! until its file was looked at. So whoever looks at files must not wait for that: neither would go on before the process has waited for
-//! as long as it may.
+//! The kernel releases a probe only when none of its programs can still be running, including the one that makes a
+//! process wait until its file has been examined. So the thread that examines files must not wait for a detachment: it
+//! would wait for the process, and the process for it, until the time limit.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,33 +14,33 @@ use super::file::Identity;
 use super::raised::RaisedCopies;
 use crate::kernel::{Lease, PinnableLink, release};
 
-/// The probes of a file, on the way out.
+/// The probes of a file that are being detached.
 #[derive(Debug)]
 pub(super) struct Leaving {
     pub(super) identity: Identity,
     pub(super) links: Vec<PinnableLink>,
-    /// Those of its sites: a hit can name them until the links are gone.
+    /// Numbers of its sites: a hit can carry them until the links are gone.
     pub(super) numbers: Vec<u32>,
     /// Writers wait for it until then.
     pub(super) lease: Option<Lease>,
 }
 
-/// What is done when the probes are out.
+/// Runs when the probes are detached.
 type Afterwards = Box<dyn FnOnce() + Send>;
 
-/// Probes that are on the way out for a while.
+/// Probes that are being detached because they are shed.
 pub(super) struct Shedding {
-    /// Tells when they are.
+    /// Signals that they are detached.
     pub(super) out: Receiver<()>,
-    /// Whose they are.
+    /// Their targets.
     pub(super) targets: BTreeSet<usize>,
-    /// What they begin.
+    /// The spans that they start.
     pub(super) spans: BTreeSet<u32>,
-    /// Who is told then.
+    /// Is signaled then.
     pub(super) done: SyncSender<()>,
 }
 
-/// What is on the way out.
+/// Tracks what is being detached.
 #[derive(Debug, Default)]
 pub(super) struct Detacher {
     shared: Arc<Mutex<DetachState>>,
@@ -51,9 +51,9 @@ pub(super) struct Detacher {
 
 #[derive(Debug, Default)]
 struct DetachState {
-    /// Files that have probes on the way out, and of how many lots.
+    /// Files with probes that are being detached, and the number of batches.
     files: HashMap<Identity, usize>,
-    /// Of those that are out.
+    /// Of sites that are detached.
     numbers: Vec<u32>,
     changes: u64,
 }
@@ -67,17 +67,17 @@ impl Detacher {
         Self { raised, ..Self::default() }
     }
 
-    /// Takes all of these out at the same time, for the kernel takes as long for one, and then lets go of the leases.
+    /// Detaches all of these at the same time, because the kernel needs as long for one, and then releases the leases.
     pub(super) fn detach(&mut self, lot: Vec<Leaving>) {
         self.start(lot, None, None);
     }
 
-    /// As [`Detacher::detach`], and tells somebody when that is done.
+    /// As [`Detacher::detach`], and signals `done` afterwards.
     pub(super) fn detach_and_tell(&mut self, lot: Vec<Leaving>, done: SyncSender<()>) {
         self.start(lot, None, Some(done));
     }
 
-    /// As [`Detacher::detach`]; between the two it does something.
+    /// As [`Detacher::detach`], and runs `then` between detaching and releasing the leases.
     pub(super) fn detach_then(&mut self, lot: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
         self.start(lot, Some(Box::new(then)), None);
     }
@@ -95,7 +95,7 @@ impl Detacher {
             lot.iter().for_each(|leaving| *state.files.entry(leaving.identity).or_default() += 1);
         }
         let (shared, raised) = (self.shared.clone(), self.raised.clone());
-        // What it is given is not lost where there is no thread.
+        // The batch is not lost if no thread can be started.
         let (give, given) = sync_channel(1);
         let work =
             move || given.iter().for_each(|(lot, then, done)| take_out(&shared, &raised, lot, then, done));
@@ -111,22 +111,22 @@ impl Detacher {
         }
     }
 
-    /// Whether former probes of the file are still there: with others, hits would count twice.
+    /// Whether previous probes of the file are still being detached: with new ones, hits would count twice.
     pub(super) fn is_busy_with(&self, identity: Identity) -> bool {
         lock(&self.shared).files.contains_key(&identity)
     }
 
-    /// How often something has begun to leave, or has left.
+    /// How many times detaching has begun or ended.
     pub(super) fn changes(&self) -> u64 {
         lock(&self.shared).changes
     }
 
-    /// Numbers of sites are free again whose probes are out.
+    /// Frees the site numbers whose probes are detached.
     pub(super) fn give_back(&self, cookies: &mut Cookies) {
         cookies.free.append(&mut lock(&self.shared).numbers);
     }
 
-    /// Waits until all is out.
+    /// Waits until everything is detached.
     pub(super) fn end(&mut self) {
         self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
@@ -142,7 +142,7 @@ fn take_out(
     let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
     release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
     identities.iter().for_each(|identity| raised.lower(*identity));
-    // Before others can be attached.
+    // Before the file can be attached again.
     then.into_iter().for_each(|then| then());
     {
         let mut state = lock(shared);
@@ -157,7 +157,7 @@ fn take_out(
     finish(shared, lot, done);
 }
 
-/// Once the writer goes on, the file can be attached to.
+/// Once the writer continues, the file can be attached.
 fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
     lock(shared).numbers.extend(lot.iter().flat_map(|leaving| &leaving.numbers));
     lot.into_iter().for_each(|leaving| drop(leaving.lease));

@@ -1,4 +1,4 @@
-//! A file that probes are set in: which one it is, and which contents it has.
+//! Identifies a file and its contents.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 use crate::kernel::Inode;
 use crate::regular;
 
-/// A file to set probes in.
+/// A file to attach to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetFile {
     /// A path that opens it now.
     pub path: PathBuf,
-    /// For people to read.
+    /// For messages.
     pub display: String,
     pub identity: Identity,
-    /// Its device and inode as stat(2) has them where the path leads to it.
+    /// Device and inode according to stat(2) at the path.
     pub(super) key: (u64, u64),
     pub stamp: Stamp,
-    /// Loaded by a process that is meant, and not what it runs: only its USDT probes are of interest.
+    /// It is loaded by a selected process, and is not its executable: only its USDT probes are considered.
     pub is_library: bool,
-    /// It lies beside the target's file, and may take its place.
+    /// It lies beside the target's file, and may replace it.
     pub is_candidate: bool,
 }
 
@@ -31,8 +31,8 @@ impl TargetFile {
     /// Opens it.
     ///
     /// # Errors
-    /// What the kernel says, or that the path leads to another file by now: a process has executed another program, or a
-    /// file was replaced. Probes that went into that one under this one's identity would be set a second time under its own.
+    /// From the kernel, or if the path leads to another file by now: a process has executed another program, or a file
+    /// was replaced. Attaching to that one under this one's identity would attach it a second time under its own.
     pub fn open(&self) -> io::Result<File> {
         let file = regular::open(&self.path)?;
         if key(&file.metadata()?) == self.key {
@@ -42,7 +42,7 @@ impl TargetFile {
         }
     }
 
-    /// What is in it.
+    /// Reads it.
     ///
     /// # Errors
     /// Those of [`TargetFile::open`], and of reading.
@@ -55,15 +55,15 @@ pub(super) fn key(meta: &fs::Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-/// Which file it is, whatever it is called: probes are set on this.
+/// Identifies the file whatever its path: probes are attached to this.
 pub type Identity = Inode;
 
-/// Which contents it has.
+/// Identifies the file's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Seconds and nanoseconds.
     modified: (i64, i64),
-    /// Of the inode: it also changes by chmod, which on overlayfs can make another file of it.
+    /// Of the inode: it also changes with chmod, which on overlayfs can turn it into another file.
     changed: (i64, i64),
     bytes: u64,
 }
@@ -74,7 +74,7 @@ impl Stamp {
         self.bytes
     }
 
-    /// Whether it was written meanwhile; what else changes the inode, as chmod does, writes nothing.
+    /// Whether it was written in between. Other changes of the inode, such as chmod, write nothing.
     pub(super) fn has_other_contents(self, before: Self) -> bool {
         (self.modified, self.bytes) != (before.modified, before.bytes)
     }
@@ -88,11 +88,11 @@ impl Stamp {
     }
 }
 
-/// A process whose executable no path leads to.
+/// A process whose executable cannot be reached by any path.
 #[derive(Debug)]
 pub struct CopiedUp {
     pub pid: u32,
     pub display: String,
-    /// All that it maps.
+    /// All files that it maps.
     pub maps: Vec<Identity>,
 }

@@ -1,4 +1,4 @@
-//! Which files a target's selector means at this moment.
+//! Determines the files that a target's selector matches at the moment.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
@@ -13,53 +13,53 @@ use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
 use crate::procfs::{Stat, is_denied};
 use crate::selectors::{FileSelector, Pattern, Selector};
 
-/// Finds files, and remembers what it has found out about them.
+/// Finds files, and caches what it learns about them.
 #[derive(Debug, Default)]
 pub struct Finder {
     pub(super) files: Option<Files>,
-    /// What the kernel tells of processes; without it they are walked through.
+    /// Process events from the kernel; without them, /proc is scanned.
     pub(super) events: Option<ProcessEvents>,
-    /// By device and inode as stat(2) has them.
+    /// By device and inode according to stat(2).
     pub(super) known: HashMap<(u64, u64), (Stamp, Identity)>,
     pub(super) processes: Processes,
     pub(super) libraries: Libraries,
-    /// Processes that targets name by number.
+    /// Processes that targets select by number.
     pub(super) pinned: HashSet<u32>,
-    /// When these began.
+    /// Their start times.
     pub(super) begun: HashMap<u32, u64>,
-    /// Processes that run the file which their executable's path leads to.
+    /// Processes that run the file to which their executable's path leads.
     pub(super) checked: HashMap<u32, Identity>,
-    /// Whether a file was in use, and when that was looked up.
+    /// Whether a file was in use, and when that was determined.
     pub(super) used: Option<(Identity, Instant, bool)>,
-    /// Files that processes were seen to run, as the kernel tells of them.
+    /// Files executed by processes, as identified in the kernel's events.
     pub(super) executed: HashMap<FileUse, (Identity, KnownUnless)>,
-    /// What processes run that have begun to since.
+    /// The files that processes started since then run.
     pub(super) running: HashMap<u32, FileUse>,
-    /// Processes that began a moment ago and may not have loaded all of their libraries: when they are looked at again, and
-    /// how long after that once more. None where nobody needs libraries.
+    /// Recently started processes that may not have loaded all of their libraries: when to read their mappings again,
+    /// and the interval after that. None if no target needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,
-    /// Processes whose mappings were read in this round, and the directories from which they have loaded something.
+    /// Processes whose mappings were read in this round, and the directories from which they loaded something.
     pub(super) directories: Vec<(u32, BTreeSet<PathBuf>)>,
-    /// Where processes have just mapped what may be the beginning of a library: its code is not mapped yet.
+    /// Addresses where processes have just mapped what may be the first segment of a library, before its code.
     pub(super) loading: HashMap<u32, Vec<u64>>,
-    /// Files of which it is not told any more when their code is mapped, because they are dealt with.
+    /// Files whose mappings are no longer reported, because they have been handled.
     pub(super) mapped: HashMap<NamedFile, Identity>,
-    /// How often all of /proc was looked through.
+    /// Number of full scans of /proc.
     pub walks: u64,
-    /// What people should know of the latest search, though something was found.
+    /// Remarks for the user about the latest search, which may have succeeded.
     pub remarks: Vec<String>,
-    /// Processes of the latest search that run another file than their executable's path leads to: on overlayfs, the one
-    /// below, which was copied up meanwhile.
+    /// Processes of the latest search that run another file than their executable's path leads to: on overlayfs, the
+    /// lower file, which was copied up meanwhile.
     pub copied_up: Vec<CopiedUp>,
 }
 
 /// What is remembered of so many files; then it is found out anew.
 pub(super) const KNOWN: usize = 4096;
 
-/// The files that the selector means now, told apart as stat(2) does.
+/// The files that the selector matches now, distinguished by stat(2).
 ///
 /// # Errors
-/// Why there is none, as a sentence for people.
+/// Why there are none, as a sentence for the user.
 pub fn find(selector: &Selector) -> Result<Vec<TargetFile>, String> {
     let mut finder = Finder::default();
     finder.libraries.want(selector);
@@ -67,8 +67,8 @@ pub fn find(selector: &Selector) -> Result<Vec<TargetFile>, String> {
 }
 
 impl Finder {
-    /// With the kernel's knowledge of files, and what it tells of the processes that targets mean.
-    /// `needs_libraries` if any of the targets has probes that can be in these.
+    /// Uses the kernel's identities of files, and its events about processes that targets select.
+    /// `needs_libraries` if any target has probes that can be in libraries.
     pub fn new(
         files: Files,
         selectors: &[Selector],
@@ -88,19 +88,19 @@ impl Finder {
         finder
     }
 
-    /// Looks at all processes anew when next a selector needs them.
+    /// Scans all processes again when a selector next needs them.
     pub fn begin_walk(&mut self) {
         self.processes.forget();
     }
 
-    /// Processes may have loaded other files meanwhile, which the kernel does not tell: those that began a while ago, and a
-    /// few of all others in turn.
+    /// Reads mappings again, because processes may have loaded files without an event: those of processes started a
+    /// while ago, and a few of all others in turn.
     pub fn read_mappings_again(&mut self) {
         let are_told = self.tells_mappings();
         self.processes.forget_some_libraries(are_told);
     }
 
-    /// Asks the engines again what containers and pods are called.
+    /// Asks container engines again for the names of containers and pods.
     pub fn name_containers(&mut self) {
         if self.processes.name_again()
             && let Some(events) = &self.events
@@ -109,7 +109,8 @@ impl Finder {
         }
     }
 
-    /// What the file is called that the target's path leads to: whoever executes it by that name, and not by the path's, is told, too.
+    /// Adds the name of the file that the target's path leads to: processes that execute it by that name are reported,
+    /// too.
     pub(super) fn note_name(&mut self, target: usize, path: &Path) {
         let Ok(path) = path.canonicalize() else { return };
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
@@ -120,32 +121,32 @@ impl Finder {
         }
     }
 
-    /// The containers and pods that each of the target's predicates means.
+    /// The containers and pods that each of the target's predicates matches.
     pub fn members(&self, target: usize) -> Vec<BTreeSet<String>> {
         self.processes.members(target).to_vec()
     }
 
-    /// Processes that the target means.
+    /// Processes that the target selects.
     pub fn of_target(&mut self, target: usize, selector: &Selector) -> Vec<u32> {
         self.processes.fitting(&selector.processes, Some(target)).0
     }
 
-    /// Processes that were started by those that the target means.
+    /// Descendants of processes that the target selects.
     pub fn family(&mut self, target: usize) -> Vec<u32> {
         self.walk();
         self.processes.family(target).collect()
     }
 
-    /// Whether the contents of these files have changed is looked at again.
+    /// Checks again whether the contents of these files have changed.
     pub fn check_again(&mut self, files: &[Identity]) {
         self.processes.forget_files(files);
     }
 
-    /// The files that the selector means now. Files that its processes have
-    /// loaded are among them if they have one of these USDT probes, written `provider:name`.
+    /// The files that the selector matches now. They include files loaded by its processes if these have one of the
+    /// given USDT probes, written `provider:name`.
     ///
     /// # Errors
-    /// Why there is none, as a sentence for people.
+    /// Why there are none, as a sentence for the user.
     pub fn find(
         &mut self,
         selector: &Selector,
@@ -168,13 +169,13 @@ impl Finder {
             return self.of_library(&wanted, name);
         }
         match (processes.pid(), wanted.as_slice()) {
-            // Why is known better of a single process.
+            // For a single process, the reason is more specific.
             (Some(pid), [] | [_]) if processes.predicates.len() == 1 => self.of_one(pid, usdt),
             _ => self.of_all(&wanted, &uncovered, format!("no process is {processes}"), usdt),
         }
     }
 
-    /// The files of this name or soname that the processes have loaded.
+    /// The files with this name or soname that the processes have loaded.
     fn of_library(&mut self, processes: &[u32], name: &Pattern) -> Result<Vec<TargetFile>, String> {
         let all = self.libraries_that(processes, |library| library.is_called(name));
         match (all.is_empty(), processes.len()) {
@@ -184,7 +185,7 @@ impl Finder {
         }
     }
 
-    /// The files of libraries that the processes have loaded, each once.
+    /// The library files that the processes have loaded, each once.
     fn libraries_that(&mut self, processes: &[u32], are_meant: impl Fn(&Library) -> bool) -> Vec<TargetFile> {
         let mut all: Vec<TargetFile> = Vec::new();
         let mut seen = HashSet::new();
@@ -193,7 +194,7 @@ impl Finder {
                 continue;
             }
             let Ok(found) = self.look_at(&library.path, library.display) else {
-                // Another process that has loaded it may still be there.
+                // Another process that has loaded it may still exist.
                 seen.remove(&library.file);
                 continue;
             };
@@ -221,7 +222,7 @@ impl Finder {
         all
     }
 
-    /// Whether the number is still the same process's.
+    /// Whether the number still belongs to the same process.
     fn check_number(&mut self, pid: u32) -> Result<(), String> {
         let failed = |err: &io::Error| format!("process {pid}: {}", process_error(err));
         let began = Stat::of(pid).map_err(|err| failed(&err))?.start_ticks;
@@ -284,10 +285,10 @@ impl Finder {
     }
 }
 
-/// What tells whether a process is of interest to a target.
+/// Decides whether a process is relevant to a target.
 fn filters(selector: &Selector) -> Option<ProcessFilter> {
     match selector.path() {
-        // To be told when it is run.
+        // So that its execution is reported.
         Some(path) => {
             let name = path.file_name().and_then(|name| name.to_str());
             name.map(|name| ProcessFilter::Runs(vec![name.to_string()], selector.processes.clone()))

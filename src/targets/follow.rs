@@ -1,4 +1,4 @@
-//! What becomes of processes, as the kernel tells it, and which targets that concerns.
+//! Follows the kernel's process events, and determines which targets they concern.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -11,23 +11,23 @@ use super::file::Identity;
 use super::find::{Finder, KNOWN};
 use crate::kernel::{FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
 
-/// What has become of processes.
+/// Changes of processes.
 #[derive(Debug, Default)]
 pub struct ProcessChanges {
-    /// Targets that may mean other files now.
+    /// Targets that may match other files now.
     pub targets: BTreeSet<usize>,
     /// Programs that have ended already: their names, and paths.
     pub ended: Vec<(String, PathBuf)>,
-    /// Processes that have begun to run a program.
+    /// Processes that have executed a program.
     pub executed: Vec<Executed>,
-    /// Processes that a breakpoint has ended, which the kernel did not know: what they ran.
+    /// Processes that were killed by a breakpoint unknown to the kernel, and the files they ran.
     pub trapped: Vec<(u32, Identity)>,
     pub mapped: Vec<MappedFile>,
-    /// Processes that have loaded a file whose semaphores have to be raised, and the address of its inode.
+    /// Processes that have loaded a file whose semaphores must be raised, and the address of its inode.
     pub loaded: Vec<(u32, u64)>,
 }
 
-/// A process has mapped code of a file that is not known to be dealt with.
+/// A process has mapped code of a file that has not been handled yet.
 #[derive(Debug)]
 pub struct MappedFile {
     pub pid: u32,
@@ -35,20 +35,20 @@ pub struct MappedFile {
     pub address: u64,
 }
 
-/// A process that has begun to run a program.
+/// A process that has executed a program.
 #[derive(Debug)]
 pub struct Executed {
     pub pid: u32,
     key: FileUse,
     /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub time: u64,
-    /// It waits until its file was looked at, but not for long.
+    /// It waits until its file has been examined, up to a limit.
     pub is_held: bool,
-    /// Nothing is to be found in it any more.
+    /// It has ended and cannot be examined any more.
     pub has_ended: bool,
 }
 
-/// How long after a program began its mappings are read first; then after four times that, and so on.
+/// When the mappings of a new program are first read; each further interval is four times as long.
 const FIRST_READ: Duration = Duration::from_millis(1);
 const LAST_READ: Duration = Duration::from_secs(3);
 
@@ -56,18 +56,17 @@ const LAST_READ: Duration = Duration::from_secs(3);
 const YOUNG: usize = 256;
 
 impl Finder {
-    /// Whether changes of processes are told.
+    /// Whether the kernel reports process events.
     pub fn has_events(&self) -> bool {
         self.events.is_some()
     }
 
-    /// Becomes readable when there is something to follow at once.
+    /// Becomes readable when there are events.
     pub fn events_fd(&self) -> Option<BorrowedFd<'_>> {
         self.events.as_ref().map(AsFd::as_fd)
     }
 
-    /// Follows what the kernel has told of processes. None if some of that was lost, so that a
-    /// walk is needed.
+    /// Handles the kernel's events. None if some were lost, so that a scan is needed.
     pub fn follow(&mut self) -> Option<ProcessChanges> {
         let mut changes = ProcessChanges::default();
         self.directories.clear();
@@ -78,7 +77,7 @@ impl Finder {
             self.running.clear();
             return None;
         }
-        // Of a process that has ended meanwhile nothing can be looked up.
+        // Nothing can be looked up of a process that has ended.
         let ends = |event: &&ProcessEvent| matches!(event.change, ProcessChange::Ended { .. });
         let ended: HashSet<u32> = received.iter().filter(ends).map(|event| event.pid).collect();
         for event in &received {
@@ -90,18 +89,18 @@ impl Finder {
         Some(changes)
     }
 
-    /// Programs wait no longer that begin to run files of which was told: these were looked at.
+    /// Lets programs run that wait because of a reported file: the files have been examined.
     pub fn let_run(&mut self) {
         self.events.iter_mut().for_each(ProcessEvents::answer);
     }
 
-    /// When [`follow`](Self::follow) has something to do, even if nothing is told.
+    /// When [`follow`](Self::follow) has something to do, even without events.
     pub fn due_in(&self) -> Option<Duration> {
         let due = self.young.iter().flatten().map(|(due, ..)| *due).min();
         due.map(|due| due.saturating_duration_since(Instant::now()))
     }
 
-    /// The process's mappings are read again in a moment, and then now and then.
+    /// Schedules reading the process's mappings, soon and then at growing intervals.
     pub(super) fn read_soon(&mut self, pid: u32) {
         if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
             young.retain(|(_, _, of)| *of != pid);
@@ -109,12 +108,12 @@ impl Finder {
         }
     }
 
-    /// Whether the kernel tells when processes load libraries.
+    /// Whether the kernel reports when processes load libraries.
     pub(super) fn tells_mappings(&self) -> bool {
         self.events.as_ref().is_some_and(ProcessEvents::tells_mappings)
     }
 
-    /// Whether the kernel tells of all that processes do which concerns targets.
+    /// Whether the kernel reports everything that processes do and that concerns targets.
     pub(super) fn is_told_of_all(&self) -> bool {
         self.has_events() && (self.young.is_none() || self.tells_mappings())
     }
@@ -153,7 +152,7 @@ impl Finder {
             self.processes.name_cgroup(pid, cgroup);
         }
         let is_pinned = self.pinned.contains(&pid);
-        // Of a process that has ended the kernel has forgotten everything itself; another one may have the number by now.
+        // The kernel has removed its own state of an ended process; another one may have the number by now.
         if !is_of_interest && !is_end && !has_ended && !is_pinned {
             events.forget(pid);
         }
@@ -166,8 +165,8 @@ impl Finder {
         let ProcessChange::Executed { path, parent, file, time, ticket, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
         if !is_seen {
-            // It has ended before it could be looked at, even if its name could still be read; the next one is to find its
-            // file attached to.
+            // It ended before it could be examined, even if its name could still be read; the file should be attached
+            // for the next one.
             let Some(path) = absolute(path, *parent) else { return };
             if fs::metadata(&path).is_ok_and(|meta| meta.ino() == file.file.number) {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -182,7 +181,7 @@ impl Finder {
         }
     }
 
-    /// Keeps account of what processes run, for that is not to be found out when one has ended.
+    /// Tracks what processes run, because it cannot be determined after they have ended.
     fn note_run(&mut self, event: &ProcessEvent, changes: &mut ProcessChanges) {
         match event.change {
             ProcessChange::Executed { file, .. } => drop(self.running.insert(event.pid, file)),
@@ -204,13 +203,13 @@ impl Finder {
         }
     }
 
-    /// Forgets what those run of whom nothing is told any more, not even that they have ended.
+    /// Forgets processes that are no longer reported, not even their end.
     pub(super) fn forget_runs(&mut self) {
         let Self { running, processes, pinned, .. } = self;
         running.retain(|pid, _| processes.get(*pid).is_some() || pinned.contains(pid));
     }
 
-    /// Looks through /proc, if that is needed, and has the kernel tell of what was found there.
+    /// Scans /proc, if necessary, and requests events for the processes that were found.
     pub(super) fn walk(&mut self) {
         let found = self.processes.walk_if_needed();
         self.walks += u64::from(found.is_some());
@@ -219,7 +218,7 @@ impl Finder {
             if !self.pinned.contains(&pid) {
                 events.track(pid);
             }
-            // It may have ended before that.
+            // It may have ended before.
             if !Path::new("/proc").join(pid.to_string()).exists() {
                 self.processes.apply(&ProcessEvent { pid, change: ProcessChange::Ended { signal: 0 } });
                 if !self.pinned.contains(&pid) {
@@ -252,13 +251,13 @@ impl Finder {
         }
     }
 
-    /// What the process runs.
+    /// The file that the process runs.
     pub fn file_of(&mut self, executed: &Executed) -> Option<Identity> {
         let known = self.executed.get(&executed.key).map(|(identity, _)| *identity);
         known.or_else(|| Some(self.of_process(executed.pid).ok()?.identity))
     }
 
-    /// The file is no longer attached to: whoever runs it next is to be looked at.
+    /// The file is no longer attached: the next process that executes it must be reported.
     pub fn forget_executed(&mut self, identity: Identity) {
         let Some(events) = &self.events else { return };
         self.executed.retain(|key, (of, _)| {
@@ -278,7 +277,7 @@ impl Finder {
     }
 }
 
-/// Where a path leads that a process has executed which is gone: mostly it was where its parent is.
+/// Resolves a path that an ended process executed: usually relative to its parent's working directory.
 fn absolute(path: &Path, parent: u32) -> Option<PathBuf> {
     if path.is_absolute() {
         return Some(path.to_path_buf());
@@ -293,7 +292,7 @@ mod tests {
 
     #[test]
     fn what_those_run_of_whom_nothing_is_told_is_forgotten() {
-        // Numbers that nobody has.
+        // Numbers that no process has.
         let [stranger, pinned] = [u32::MAX - 1, u32::MAX];
         let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };
         for pid in [stranger, pinned] {

@@ -1,10 +1,10 @@
-//! Holds back programs that start at the moment in which their file takes a target's place, until it is attached to.
+//! Holds back programs that start while their file replaces a target's file, until it is attached.
 //!
-//! A breakpoint takes the kernel longer than a program takes to start. A thread of its own marks a file as soon as it is
-//! written beside a target's or put in its place. Who executes it meanwhile waits until all managers have dealt with what they
-//! were told before, but never longer than [`LONGEST`]; the marks go a moment later. The thread waits for nothing else, and
-//! where it fails or the exporter ends nobody waits any more. Where the kernel makes programs wait by itself (`kernel::can_make_wait`)
-//! there is no gate.
+//! Setting a breakpoint takes longer than starting a program. A dedicated thread marks a file as soon as it is written
+//! beside a target's file or renamed over it. A process that executes a marked file waits until all managers have
+//! handled what was reported before, but never longer than [`LONGEST`]; the marks are removed a moment later. The
+//! thread waits for nothing else; if it fails or the exporter ends, all waiting programs continue. Where the kernel
+//! makes programs wait by itself (`kernel::can_make_wait`), there is no gate.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -21,7 +21,7 @@ use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_ordinary, be_prompt}
 /// How long a program is held back at most.
 const LONGEST: Duration = Duration::from_millis(500);
 
-/// How long a file is marked after something was last done to it.
+/// How long a file stays marked after the last change.
 const MARKED: Duration = Duration::from_secs(1);
 
 /// Files that are marked at a time, at most.
@@ -29,7 +29,7 @@ const MARKS: usize = 64;
 
 const NOT_HELD: &str = "programs that start while their file is replaced are not held back";
 
-/// What the thread waits for.
+/// What the thread polls.
 type Parts = (ExecGate, PathWatcher, UnixStream);
 
 fn descriptors((gate, watcher, woken): &Parts) -> Vec<RawFd> {
@@ -38,7 +38,7 @@ fn descriptors((gate, watcher, woken): &Parts) -> Vec<RawFd> {
     all.chain(gate.descriptors()).chain([woken.as_raw_fd()]).collect()
 }
 
-/// Of all managers of a process, since it can only be made before rights are given up.
+/// Shared by all managers of a process, because it can be created only before capabilities are dropped.
 #[derive(Debug)]
 pub struct Gate {
     state: Arc<Mutex<GateState>>,
@@ -48,12 +48,12 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct GateState {
-    /// What the thread is made of, until it is needed.
+    /// The parts of the thread until it is started.
     parts: Option<Parts>,
     is_at_work: bool,
     clients: Vec<GateClient>,
     last_client: u64,
-    /// The clients watch other files than before.
+    /// The clients' paths have changed.
     has_moved: bool,
     /// Files that are about to be written.
     expected: Vec<PathBuf>,
@@ -65,12 +65,12 @@ struct GateClient {
     number: u64,
     waker: Waker,
     paths: Vec<PathBuf>,
-    /// It is asked to deal with all that it was told, and has done so as often.
+    /// The number of the latest request to the manager, and of its latest answer.
     asked: u64,
     answered: u64,
 }
 
-/// What a manager has to do with the gate. It belongs to the manager's thread, and ends in it.
+/// A manager's side of the gate. It belongs to the manager's thread and ends with it.
 #[derive(Debug)]
 pub struct GateHandle {
     gate: Arc<Gate>,
@@ -83,16 +83,16 @@ fn lock(state: &Mutex<GateState>) -> MutexGuard<'_, GateState> {
 }
 
 impl Gate {
-    /// Makes what needs `CAP_SYS_ADMIN` and `CAP_SYS_NICE`, while the process has them; None where it cannot. The thread is
-    /// created by the calling one, which runs before others until that is done.
+    /// Creates what needs `CAP_SYS_ADMIN` and `CAP_SYS_NICE` while the process has them; None if it cannot. The calling
+    /// thread will start the gate's thread, and runs with high priority until then.
     pub fn prepare() -> Option<Arc<Self>> {
         let created = Self::new().inspect_err(|err| log::debug!("{NOT_HELD}: {err}")).ok()?;
-        // The thread is created by this one, and as this one is now.
+        // Threads inherit the priority of their creator.
         be_prompt();
         Some(Arc::new(created))
     }
 
-    /// Starts the thread, when rights have been given up.
+    /// Starts the thread, after capabilities have been dropped.
     pub fn start(&self) {
         self.start_thread();
         be_ordinary();
@@ -107,7 +107,7 @@ impl Gate {
         Ok(Self { state: Arc::new(Mutex::new(state)), wake })
     }
 
-    /// Starts the thread, if it is not at work yet. Whether it is.
+    /// Starts the thread unless it is running; returns whether it runs.
     fn start_thread(&self) -> bool {
         let mut state = lock(&self.state);
         if let Some(parts) = state.parts.take() {
@@ -130,7 +130,8 @@ impl Gate {
 }
 
 impl GateHandle {
-    /// For the manager of the calling thread, which is woken where it is told of leases; None where nobody can be held back.
+    /// For the manager on the calling thread, which is woken when leases are broken; None if programs cannot be held
+    /// back.
     pub fn new(gate: Arc<Gate>, _woken: &LeaseBreaks) -> Option<Self> {
         if !gate.start_thread() {
             return None;
@@ -148,7 +149,7 @@ impl GateHandle {
         lock(&self.gate.state).clients.iter_mut().find(|client| client.number == self.number).map(change)
     }
 
-    /// These are watched from now on.
+    /// Sets the watched paths.
     pub fn follow(&self, paths: &[(usize, PathBuf)]) {
         let paths: Vec<PathBuf> = paths.iter().map(|(_, path)| path.clone()).collect();
         let has_moved = self.with(|client| {
@@ -163,18 +164,19 @@ impl GateHandle {
         }
     }
 
-    /// The file is about to be written over, and may be started right after that.
+    /// The file is about to be overwritten, and may be executed right after that.
     pub fn expect(&self, path: PathBuf) {
         lock(&self.gate.state).expected.push(path);
         self.gate.wake();
     }
 
-    /// How often the manager was asked, if it has not answered yet; to be read before it looks what it was told.
+    /// The number of the pending request to the manager, if there is one; must be read before the manager reads its
+    /// events.
     pub fn asked(&self) -> Option<u64> {
         self.with(|client| (client.asked != client.answered).then_some(client.asked)).flatten()
     }
 
-    /// The manager has dealt with all that it was told before it read this number.
+    /// The manager has handled all events that it received before it read this number.
     pub fn answer(&self, asked: u64) {
         self.with(|client| client.answered = asked);
         self.gate.wake();
@@ -197,14 +199,14 @@ struct GateThread {
     watcher: PathWatcher,
     woken: UnixStream,
     state: Arc<Mutex<GateState>>,
-    /// Those of all clients.
+    /// Of all clients.
     paths: Vec<PathBuf>,
-    /// Files that are marked, and until when.
+    /// The marked files, and when they expire.
     marked: Option<(usize, Instant)>,
     held: Option<Held>,
 }
 
-/// Programs that wait until the clients have answered.
+/// Programs that wait for the clients' answers.
 struct Held {
     since: Instant,
     programs: usize,
@@ -215,7 +217,7 @@ impl GateThread {
         loop {
             self.wait();
             if io::copy(&mut &self.woken, &mut io::sink()).is_ok() {
-                // Nobody is there any more who could wake it.
+                // No client is left that could wake it.
                 return;
             }
             self.update_from_clients();
@@ -232,14 +234,14 @@ impl GateThread {
             self.ask();
             self.admit();
             if !moved.is_empty() {
-                // They may lead through other directories now, in which something has happened before these were watched.
+                // They may lead through other directories now, where something happened before these were watched.
                 self.watcher.follow_also(&moved);
                 moved.iter().for_each(|(_, path)| drop(self.gate.close(path, true)));
             }
         }
     }
 
-    /// Until something happens, or has lasted long enough.
+    /// Waits for an event, or until a limit is reached.
     fn wait(&mut self) {
         let due = match (&self.held, self.marked) {
             (Some(held), _) => Some(held.since + LONGEST),
@@ -248,7 +250,7 @@ impl GateThread {
         };
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
         let left = [left, self.watcher.pause()].into_iter().flatten().min();
-        // Rounded up, or it would be asked for again and again in the last moment.
+        // Rounded up: otherwise the last moment would be polled in a loop.
         let left = left.map(|left| left + Duration::from_micros(100));
         let left =
             left.map(|left| Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() });
@@ -289,12 +291,12 @@ impl GateThread {
         }
         match self.gate.close(path, follow) {
             Ok(()) => self.marked = Some((marks + 1, Instant::now() + MARKED)),
-            // It is gone again, or no file that can be executed.
+            // It no longer exists, or is not executable.
             Err(err) => log::trace!("{}: not held back: {err}", path.display()),
         }
     }
 
-    /// Asks all clients to deal with what they were told, if a program waits.
+    /// Asks all clients to handle their events if a program waits.
     fn ask(&mut self) {
         let programs = if self.held.is_none() { self.gate.waiting() } else { 0 };
         if programs > 0 {
@@ -306,7 +308,7 @@ impl GateThread {
         }
     }
 
-    /// Lets programs in for which all is done, or that have waited long enough, and takes marks away that are old.
+    /// Lets programs run whose files have been handled, or that have waited long enough, and removes old marks.
     fn admit(&mut self) {
         let Some(held) = &self.held else {
             if self.marked.is_some_and(|(_, until)| until <= Instant::now()) {
@@ -334,7 +336,7 @@ impl GateThread {
     fn open(&mut self) {
         self.gate.open();
         self.marked = None;
-        // Directories are not watched any more through which no path leads.
+        // Stops watching directories that are on no path.
         self.follow();
     }
 

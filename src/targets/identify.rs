@@ -1,4 +1,4 @@
-//! Which file a path or a process leads to, as the kernel knows it, and who maps that.
+//! Determines which file a path or a process leads to, by the kernel's identity, and which processes map it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use crate::kernel::MappedPart;
 use crate::procfs::{is_denied, living_thread, text};
 use crate::regular;
 
-/// The kernel's own device numbers have so many bits for the minor one.
+/// The width of the minor number in the kernel's own device numbers.
 const KERNEL_MINOR_BITS: u32 = 20;
 
 /// How long it is not looked up again whether a file is in use.
@@ -30,10 +30,10 @@ fn display(pid: u32, exe: &Path) -> String {
 }
 
 impl Finder {
-    /// A file by its path.
+    /// The file at a path.
     ///
     /// # Errors
-    /// If it cannot be looked at, or is no regular file.
+    /// If it cannot be examined, or is not a regular file.
     pub fn look_at(&mut self, path: &Path, display: String) -> io::Result<TargetFile> {
         let mut meta = fs::metadata(path)?;
         if !meta.is_file() {
@@ -46,7 +46,7 @@ impl Finder {
                     self.known.clear();
                 }
                 let file = regular::open(path);
-                // All of one file, if the path leads to another one by now.
+                // All fields from the opened file, in case the path leads to another one by now.
                 if let Ok(file) = &file {
                     meta = file.metadata()?;
                 }
@@ -78,7 +78,7 @@ impl Finder {
         })
     }
 
-    /// All that the process maps, if that is not the file which its executable's path leads to.
+    /// All files that the process maps, if the file at its executable's path is not among them.
     fn check_layer(&mut self, pid: u32, exe: &Path, found: &TargetFile) -> io::Result<Option<Vec<Identity>>> {
         let meta = fs::metadata(exe)?;
         let device =
@@ -104,12 +104,12 @@ impl Finder {
         Ok(Some(maps).filter(|maps| !maps.is_empty()))
     }
 
-    /// Whether it can be told what the process runs, or only the right to is missing.
+    /// Whether it can be determined what the process runs, or only the permission is missing.
     pub(super) fn is_there(&mut self, pid: u32) -> bool {
         self.of_process(pid).map_or_else(|err| is_denied(pid, &err), |_| true)
     }
 
-    /// Through /proc, so that it is the file that runs, in whatever mount namespace, even if it has been replaced.
+    /// Through /proc, so that it is the running file in whatever mount namespace, even if it has been replaced.
     pub(super) fn of_process(&mut self, pid: u32) -> io::Result<TargetFile> {
         let known = self
             .processes
@@ -134,17 +134,17 @@ impl Finder {
         Ok(found)
     }
 
-    /// Where the process has mapped the file: the addresses at which a mapping of it begins.
+    /// The start addresses of the process's mappings of the file.
     ///
     /// # Errors
-    /// If the process has ended, or the kernel does not say.
+    /// If the process has ended, or the kernel does not report them.
     pub fn starts_of_mappings(&mut self, pid: u32, identity: Identity) -> io::Result<HashSet<u64>> {
         let Some(files) = &mut self.files else { return Ok(HashSet::new()) };
         let all = files.mapped_by(pid)?;
         Ok(all.into_iter().filter(|(_, inode)| *inode == identity).map(|(start, _)| start).collect())
     }
 
-    /// The processes that map the file, as far as the kernel's numbers are those of /proc.
+    /// The processes that map the file, if the kernel's process numbers are those of /proc.
     pub fn mapping(&mut self, identity: Identity) -> BTreeSet<u32> {
         let files = self.files.as_mut().filter(|_| identity.address != 0);
         files.and_then(|files| files.mapping(identity).ok()).unwrap_or_default()
@@ -162,7 +162,7 @@ impl Finder {
         files.and_then(|files| files.mapping_twice(identity).ok()).unwrap_or_default()
     }
 
-    /// Whether any process still has the file mapped, or had a moment ago.
+    /// Whether any process maps the file, or did a moment ago.
     pub fn in_use(&mut self, identity: Identity) -> bool {
         if let Some((of, at, used)) = self.used
             && of == identity
@@ -177,13 +177,13 @@ impl Finder {
 
     fn look_for_use(&mut self, identity: Identity) -> bool {
         match self.files.as_mut().filter(|files| identity.address != 0 && files.sees_all()) {
-            // To detach from a file that runs is worse than to stay.
+            // Detaching from a running file is worse than staying attached.
             Some(files) => files.is_mapped(identity).unwrap_or(true),
             None => self.processes.map(identity),
         }
     }
 
-    /// When the process began, by the kernel's clock; 0 if that is not known.
+    /// The start time of the process by the kernel's clock; 0 if unknown.
     pub fn began(&mut self, pid: u32) -> u64 {
         self.files.as_mut().and_then(|files| files.began(pid).ok()).unwrap_or_default()
     }

@@ -1,7 +1,7 @@
-//! What is written down of an engine's probes while they are attached, and taken over by the next exporter.
+//! Records an engine's attached probes for the next exporter, and takes them over.
 //!
-//! It is written after every change. An exporter that is killed before that leaves links of which nothing is known: they are
-//! removed; or it names links that are gone: then the file is attached to anew.
+//! The record is written after every change. An exporter killed before that leaves links that are not in the record,
+//! which are removed, or a record of links that no longer exist, in which case the file is attached anew.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -23,7 +23,7 @@ use crate::plan::SavedPlan;
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Worker {
-    /// As [`Worker::keep`], if there may be something new.
+    /// As [`Worker::keep`], if anything may have changed.
     pub(super) fn keep_if_changed(&mut self) {
         let is_due = self.last_kept.elapsed() >= PAUSE;
         if self.kernel.pins().is_some() && (is_due || self.signature() != self.signature) {
@@ -41,7 +41,7 @@ impl Worker {
         self.targets.iter().enumerate().flat_map(of).collect()
     }
 
-    /// Writes down what there is now, if it is to stay.
+    /// Writes the current record, if state is pinned.
     pub(super) fn keep(&mut self) {
         (self.last_kept, self.signature) = (Instant::now(), self.signature());
         let Some(pins) = self.kernel.pins().filter(|pins| !pins.is_over()) else { return };
@@ -53,7 +53,7 @@ impl Worker {
         let files = self.targets.iter().map(TargetState::records).collect();
         let changing = Changing { files, memory: self.status.memory() };
         if self.kept.as_ref() == Some(&changing) {
-            // The plan is many times as long as what changes: it is not put into words again to see that nothing has.
+            // The plan is many times as long as what changes, so it is not serialized just to detect that nothing has.
             return;
         }
         let record = EngineRecord {
@@ -68,7 +68,7 @@ impl Worker {
         }
     }
 
-    /// Goes on with what an earlier exporter has attached.
+    /// Takes over what a previous exporter attached.
     pub(super) fn take_over(&mut self, record: EngineRecord) {
         let all = || record.changing.files.iter().flatten().map(|(_, file)| file);
         let names: BTreeSet<String> =
@@ -116,7 +116,7 @@ impl Worker {
         for target in 0..self.targets.len() {
             (self.targets[target].editions, self.targets[target].began) = self.kernel.filter_now(target);
         }
-        // Or the filters would begin with fewer processes than they have had.
+        // Otherwise the filters would start with fewer processes than they had.
         self.finder.walk();
         let plan = self.plan.clone();
         for (target, planned) in plan.targets.iter().enumerate() {
@@ -124,8 +124,8 @@ impl Worker {
         }
     }
 
-    /// Takes the lease on a file that an earlier exporter attached to and that no target may ask for; those that targets ask for
-    /// get it when that is known.
+    /// Takes the lease on a file that a previous exporter attached and that no target may select any more; for selected
+    /// files it is taken once that is known.
     ///
     /// # Errors
     /// Those of [`guard`].
@@ -134,7 +134,7 @@ impl Worker {
         let found = self.finder.look_at(path, file.display.clone());
         match found.ok().filter(|found| found.identity == file.identity) {
             Some(found) => guard(file, &found, &self.watch.breaks, &mut self.finder),
-            // Nobody writes a file that no path leads to.
+            // A file that no path leads to is not written.
             None => Ok(()),
         }
     }
@@ -170,7 +170,7 @@ impl TargetState {
 }
 
 impl AttachedFile {
-    /// What an exporter has to know that takes it over.
+    /// The record of this file.
     pub(super) fn record(&self) -> Record {
         let names = self.links.iter().filter_map(|(unit, link)| Some((*unit, link.name()?)));
         let probe = |(at, probe): (usize, &Outcome)| {
@@ -204,7 +204,7 @@ impl AttachedFile {
         }
     }
 
-    /// The file as an earlier exporter has left it, with its links.
+    /// Restores a file with its links from a previous exporter's record.
     pub(super) fn take_over(record: Record, links: Vec<(usize, PinnableLink)>) -> Self {
         let mut attached = Self::new(record.display, record.identity, record.stamp);
         for (at, probe) in record.probes.into_iter().enumerate() {
@@ -235,7 +235,7 @@ impl AttachedFile {
         attached
     }
 
-    /// Finds again the sites that an earlier exporter could not attach to yet.
+    /// Restores the sites that a previous exporter could not attach yet.
     pub(super) fn reopen(&mut self, context: AttachContext<'_>, found: &TargetFile, file: &File) {
         let open = std::mem::take(&mut self.open);
         if open.is_empty() {

@@ -1,5 +1,5 @@
-//! Files with USDT probes that processes have loaded: shared libraries, and those that a program makes for itself at run
-//! time in a memfd, as the bindings of libstapsdt do.
+//! Files with USDT probes that processes have loaded: shared libraries, and those that a program creates in a memfd at
+//! run time, as the bindings of libstapsdt do.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
@@ -20,19 +20,19 @@ use crate::selectors::{FileSelector, Pattern, Selector};
 /// What is remembered of so many files; then it is found out anew.
 const KNOWN: usize = 4096;
 
-/// Bytes of a soname that are read.
+/// Maximum length of a soname.
 const SONAME_BYTES: u64 = 256;
 
-/// What is known of files.
+/// A cache of what is known about files.
 #[derive(Debug, Default)]
 pub struct Libraries {
     /// By device, inode and ctime.
     files: HashMap<FileTimes, LibraryNames>,
-    /// Names of libraries that targets ask for.
+    /// Library names that targets select.
     wanted: Vec<Pattern>,
 }
 
-/// What is of interest of a file: its probes, and its soname.
+/// The probes and the soname of a file.
 type LibraryNames = (Names, Option<Arc<str>>);
 
 /// Device, inode and ctime.
@@ -47,14 +47,14 @@ pub struct Library {
     /// A path that opens it.
     pub path: PathBuf,
     pub display: String,
-    /// Tells it apart from others.
+    /// Identifies the file.
     pub file: FileTimes,
     probes: Names,
     soname: Option<Arc<str>>,
 }
 
 impl Library {
-    /// Whether its file's name, or its soname, is this.
+    /// Whether its file name or soname matches.
     pub fn is_called(&self, name: &Pattern) -> bool {
         is_called(&self.display, self.soname.as_deref(), name)
     }
@@ -73,21 +73,21 @@ fn is_called(path: &str, soname: Option<&str>, name: &Pattern) -> bool {
 }
 
 impl Libraries {
-    /// Files of this name are of interest, whether they have probes or not.
+    /// Files of this name are relevant, whether they have probes or not.
     pub fn want(&mut self, selector: &Selector) {
         if let FileSelector::Library(name) = &selector.file {
             self.wanted.push(name.clone());
         }
     }
 
-    /// What a process has loaded that is of interest, and the directories from which it has loaded something. `loading` are addresses
-    /// at which it has mapped files whose code is still to come.
+    /// The relevant files that a process has loaded, and the directories from which it loaded anything. `loading` are
+    /// addresses of mappings whose code segment is not mapped yet.
     pub fn of(&mut self, pid: u32, loading: &[u64]) -> (Vec<Library>, BTreeSet<PathBuf>) {
         let pid = living_thread(pid);
         let maps = text(format!("/proc/{pid}/maps")).unwrap_or_default();
         let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let (mut found, mut directories) = (Vec::new(), BTreeSet::new());
-        // Files can have the same name, as those in memory do.
+        // Files can have the same name, as memfds do.
         let mut seen = HashSet::new();
         let is_code =
             |of: &Mapping<'_>| of.is_executable() || loading.iter().any(|address| of.contains(*address));
@@ -104,7 +104,7 @@ impl Libraries {
         (found, directories)
     }
 
-    /// The file that a process has mapped at this address, whether it is code, or of interest, or neither.
+    /// The file that a process has mapped at this address, whether it is code, relevant, or neither.
     pub fn at(&mut self, pid: u32, address: u64) -> Option<Library> {
         let pid = living_thread(pid);
         let maps = text(format!("/proc/{pid}/maps")).ok()?;
@@ -152,12 +152,12 @@ pub fn has_any(path: &Path, wanted: &[String]) -> bool {
     !wanted.is_empty() && found().is_some_and(|found| wanted.iter().any(|name| found.contains(name)))
 }
 
-/// Whether the file has probes, of which only its headers are read.
+/// Whether the file has probes; reads only its headers.
 pub(crate) fn has_probes(path: &Path) -> bool {
     regular::open(path).is_ok_and(|mut file| has_notes(&ReadCache::new(&mut file)).unwrap_or(false))
 }
 
-/// None if the file is none that has probes; most are not, and only their headers are read.
+/// None if the file has no probes; that holds for most files, whose headers only are read.
 fn probes(file: &mut File) -> Option<BTreeSet<String>> {
     if !has_notes(&ReadCache::new(&mut *file)).unwrap_or(false) {
         return None;
@@ -173,7 +173,7 @@ fn has_notes<'data>(data: impl ReadRef<'data>) -> object::Result<bool> {
     Ok(header.sections(endian, data)?.section_by_name(endian, b".note.stapsdt").is_some())
 }
 
-/// What other files call it when they need it.
+/// The name by which other files refer to it.
 fn soname<'data>(data: impl ReadRef<'data>) -> object::Result<Option<Arc<str>>> {
     let header = FileHeader64::<Endianness>::parse(data)?;
     let endian = header.endian()?;
@@ -195,7 +195,7 @@ fn soname<'data>(data: impl ReadRef<'data>) -> object::Result<Option<Arc<str>>> 
     Ok(std::str::from_utf8(bytes).ok().map(Arc::from))
 }
 
-/// A line of /proc/PID/maps that is of a file.
+/// Parses a line of /proc/PID/maps if it is of a file.
 fn of_file(line: &str) -> Option<Mapping<'_>> {
     Mapping::parse(line).filter(|mapping| mapping.name.starts_with('/'))
 }

@@ -1,4 +1,4 @@
-//! Compares a target with the files that it means now, attaches to new ones and lets go of others.
+//! Compares a target with the files that it matches now, attaches to new ones and releases others.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,18 +15,19 @@ use super::worker::Worker;
 use crate::kernel::{Filter, LeaseBreaks};
 use crate::plan::TargetPlan;
 
-/// Walks for the children of one target, at most: one that finds no more ends it.
+/// Scans for the descendants of one target at most; the scan that finds no more ends it.
 const FAMILY_WALKS: usize = 5;
 
 impl Worker {
-    /// Tells the kernel which processes the target means, if that is another answer than before. It must know before a file
-    /// is attached to.
+    /// Updates the kernel's filter of the target's processes if it changed. It must be in place before a file is
+    /// attached.
     pub(super) fn set_filter(&mut self, target: usize, planned: &TargetPlan) {
         let processes = &planned.selector.processes;
         if processes.predicates.is_empty() {
             return;
         }
-        // The first one with the number is it; the kernel takes it if it hits a probe before it is seen here.
+        // The first process with this number is accepted; the kernel takes it if it hits a probe before it is seen
+        // here.
         let known = self.targets[target].filter.as_ref().map_or(self.targets[target].began, Filter::began);
         let began = match processes.pid() {
             Some(pid) if known == 0 => self.finder.began(pid),
@@ -44,8 +45,8 @@ impl Worker {
         }
     }
 
-    /// Tells the kernel whom those have started that the target means, as walks through /proc find them; of later ones it knows by
-    /// their forks.
+    /// Adds descendants of selected processes, as found by scans of /proc, to the kernel's filter; later ones are added
+    /// by the kernel at fork.
     fn note_family(&mut self, target: usize, planned: &TargetPlan) {
         if !planned.selector.processes.children || self.targets[target].family_walk == Some(self.finder.walks)
         {
@@ -61,7 +62,7 @@ impl Worker {
                         planned.name
                     );
                 }
-                // It may have ended before that.
+                // It may have ended before.
                 if !Path::new("/proc").join(pid.to_string()).exists() {
                     self.kernel.remove_child(target, pid);
                 } else {
@@ -71,13 +72,13 @@ impl Worker {
             if !is_new {
                 break;
             }
-            // Children of those that the kernel did not know while these were made.
+            // Scans again for children that were started before the kernel knew their parents.
             self.finder.begin_walk();
         }
         self.targets[target].family_walk = Some(self.finder.walks);
     }
 
-    /// The files that a target means now, and those that took the place of its executables and do not run yet.
+    /// The files that a target matches now, and those that replaced its executables and do not run yet.
     pub(super) fn find(&mut self, target: usize, planned: &TargetPlan) -> Result<Vec<TargetFile>, String> {
         let state = &mut self.targets[target];
         let mut found = self.finder.find(&planned.selector, Some(target), &state.usdt);
@@ -120,13 +121,13 @@ impl Worker {
         found
     }
 
-    /// Watches the ways to all files that paths of this mount namespace lead to.
+    /// Watches the paths of all files in this mount namespace.
     pub(super) fn follow(&mut self) {
         let paths: Vec<_> = (0..self.targets.len()).flat_map(|target| self.ways_of(target)).collect();
         self.watch.follow(&paths);
     }
 
-    /// Watches the ways to a target's files as they are now, before it is looked where they lead.
+    /// Watches the paths of a target's files as they are now, before they are resolved.
     pub(super) fn follow_again(&mut self, target: usize) {
         self.watch.follow_also(&self.ways_of(target));
     }
@@ -146,7 +147,7 @@ impl Worker {
     }
 
     fn compare(&mut self, target: usize, planned: &TargetPlan) {
-        // All of them have been taken out.
+        // All of them have been removed.
         if planned.probes.is_empty() {
             return;
         }
@@ -158,14 +159,14 @@ impl Worker {
             Ok(files) => files,
             Err(err) => {
                 state.written = None;
-                // That one process will not come back.
+                // That single process will not come back.
                 if planned.selector.is_by_process() && planned.selector.processes.pid().is_some() {
                     for old in state.current.drain(..) {
                         self.finder.forget_executed(old.identity);
                         self.detacher.detach(vec![old.into_leaving()]);
                     }
                 }
-                // Files that are attached stay so: their processes may still run, or the file may come back.
+                // Attached files stay attached: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
                     let is_new = state.missing.as_ref() != Some(&err);
                     if is_new {
@@ -206,7 +207,7 @@ impl Worker {
                     }
                     state.current.push(old);
                 }
-                // Written over in place: the sites are elsewhere now.
+                // Overwritten in place: the sites are elsewhere now.
                 Some(_) => {
                     self.finder.forget_executed(old.identity);
                     self.detacher.detach(vec![old.into_leaving()]);
@@ -239,7 +240,7 @@ impl Worker {
                 changed = true;
                 continue;
             }
-            // Written over while nobody ran it.
+            // Overwritten while no process ran it.
             if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
                 self.detacher.detach(vec![state.replaced.swap_remove(at).into_leaving()]);
             }
@@ -254,7 +255,7 @@ impl Worker {
                 gone.push(file.identity);
                 continue;
             }
-            // Before it is attached to: who executes it meanwhile waits.
+            // Before it is attached: a process that executes it meanwhile waits.
             if planned.selector.path().is_some() {
                 self.finder.note_name(target, &file.path);
             }
@@ -293,7 +294,7 @@ impl Worker {
         self.wait_for_writer(target, planned, written);
     }
 
-    /// Why no file is attached to that counts, where that is so.
+    /// Publishes why no file is attached, if that is so.
     pub(super) fn publish_missing(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         let Some(reason) = &state.missing else { return };
@@ -306,7 +307,7 @@ impl Worker {
         }
     }
 
-    /// Probes stay in a replaced file as long as a process runs it.
+    /// Detaches from replaced files that no process runs any more.
     pub(super) fn drop_unused(&mut self, target: usize, planned: &TargetPlan) {
         let state = &mut self.targets[target];
         let is_unused =
@@ -319,7 +320,7 @@ impl Worker {
         self.detacher.detach(unused.into_iter().map(AttachedFile::into_leaving).collect());
     }
 
-    /// The states of a target's probes: attached if it is so in any of its files, and partly if not at all sites.
+    /// Publishes the states of a target's probes: attached if attached in any of its files, partly if not at all sites.
     pub(super) fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
@@ -351,17 +352,17 @@ impl Worker {
     }
 }
 
-/// What is not put back.
+/// Why a site is not attached again.
 const LEFT_OUT: &str = "it was shed, and a file that was replaced and still runs is not traced any more";
 
 fn leaving(file: &str) -> String {
     format!("the probes of what {file} was before are being removed; it is attached afterwards")
 }
 
-/// Takes the lease on a file that an earlier exporter attached to.
+/// Takes the lease on a file that a previous exporter attached.
 ///
 /// # Errors
-/// If it is being written, why it has to wait, or `None` if it was written meanwhile.
+/// If it is being written: why it has to wait, or `None` if it was written meanwhile.
 pub(super) fn guard(
     old: &mut AttachedFile,
     file: &TargetFile,

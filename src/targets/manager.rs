@@ -1,4 +1,4 @@
-//! The thread that owns the loaded programs and their links, and looks after the targets.
+//! The thread that owns the loaded programs and their links, and manages the targets.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -21,13 +21,13 @@ use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::selectors::{FileSelector, ProcessSelector, Selector};
 
-/// How often files are looked at: one stat(2) for each.
+/// How often files are checked: one stat(2) each.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same where everything that can change is told of, and nothing was.
+/// The same while all possible changes are reported by events, and none was.
 const REST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often container engines are asked for names, which can change without any process doing something.
+/// How often container engines are asked for names, which can change without any process event.
 const NAME_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The running thread. Dropping it detaches everything and unloads the programs.
@@ -41,14 +41,14 @@ pub struct ProbeManager {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What is to be done, and whom to tell that it is done.
+/// A task, and where to signal that it is done.
 type Request = (Task, SyncSender<()>);
 
-/// With probes, by their numbers in the plan.
+/// Probes are given by their numbers in the plan.
 #[derive(Debug)]
 enum Task {
     Retire(BTreeSet<usize>),
-    /// Each with the reason.
+    /// Each with its reason.
     Shed(Shed),
     Restore(BTreeSet<usize>),
 }
@@ -57,12 +57,13 @@ impl ProbeManager {
     /// Loads the programs and attaches what can be attached now; the rest is attached when it appears.
     ///
     /// # Errors
-    /// If the kernel refuses the programs, or the thread cannot be made.
+    /// If the kernel rejects the programs, or the thread cannot be started.
     pub fn start(plan: Arc<Plan>, layout: Arc<Layout>, attach: Attach) -> Result<Self, KernelError> {
         Self::begin(plan, layout, &Attaching::new(attach), StartState::default())
     }
 
-    /// As [`ProbeManager::start`]; what is attached may stay when the exporter ends, or may have stayed.
+    /// As [`ProbeManager::start`], with attachments that may outlive the exporter, or are taken over from a previous
+    /// one.
     pub(crate) fn begin(
         plan: Arc<Plan>,
         layout: Arc<Layout>,
@@ -89,7 +90,7 @@ impl ProbeManager {
                 Ok(mut worker) => {
                     worker.look(true);
                     worker.tell_readers();
-                    // The leases are taken.
+                    // The guard holds the leases from now on.
                     worker.guard.iter().for_each(Guard::take_charge);
                     worker.keep();
                     let _ = ready.send(Ok(worker.kernel.shared()));
@@ -101,18 +102,18 @@ impl ProbeManager {
         Ok(Self { shared, status, attach, stop: Some(stop), requests, thread: Some(thread) })
     }
 
-    /// Takes these probes out for good, by their numbers in the plan, and waits until that is done. The others are not touched:
-    /// not for an instant are they detached.
+    /// Detaches these probes for good, by their numbers in the plan, and waits until that is done. The others stay
+    /// attached throughout.
     pub fn retire(&self, probes: BTreeSet<usize>) {
         self.request(Task::Retire(probes));
     }
 
-    /// Takes these probes out for a while, each for its reason: all of a unit, by their numbers in the plan. Waits until that is done.
+    /// Detaches these probes for now, each for its reason, with all others of their units. Waits until that is done.
     pub fn shed(&self, probes: Shed) {
         self.request(Task::Shed(probes));
     }
 
-    /// Puts them back.
+    /// Attaches them again.
     pub fn restore(&self, probes: BTreeSet<usize>) {
         self.request(Task::Restore(probes));
     }
@@ -120,7 +121,7 @@ impl ProbeManager {
     fn request(&self, task: Task) {
         let (done, wait) = sync_channel(1);
         let asked = self.requests.send((task, done)).is_ok();
-        // A thread that has panicked has detached everything.
+        // A thread that panicked has detached everything.
         if asked && self.stop.as_ref().is_some_and(|mut stop| stop.write_all(b"!").is_ok()) {
             let _ = wait.recv();
         }
@@ -149,14 +150,14 @@ impl Drop for ProbeManager {
 }
 
 impl Worker {
-    /// Until the other end of the watch's stream is dropped.
+    /// Runs until the other end of the watch's stream is dropped.
     fn run(&mut self, requests: &Receiver<Request>) {
         let mut pause = LOOK_INTERVAL / 5;
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
             let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
             self.is_disturbed |= wakeup.is_told() || self.finder.due_in().is_some();
-            // Before anything else: somebody waits.
+            // First: a writer waits.
             self.give_way(&wakeup.breaks);
             self.detacher.give_back(&mut self.cookies);
             self.end_shedding();
@@ -183,7 +184,7 @@ impl Worker {
                 self.follow_processes();
             }
             let plan = self.plan.clone();
-            // What is executed is not written any more.
+            // A file that is executed is no longer written.
             let is_free = |written: Written| wakeup.asked.is_some() || written.is_due();
             for (target, planned) in plan.targets.iter().enumerate() {
                 let has_moved = wakeup.targets.contains(&target);
@@ -210,14 +211,14 @@ impl Worker {
             self.keep_if_changed();
         }
         self.detacher.end();
-        // It is summed with those of managers that go on.
+        // It is added to those of the managers that continue.
         self.status.end_usage();
         self.keep();
         if self.kernel.pins().is_some_and(|pins| !pins.is_over()) {
-            // What is pinned stays.
+            // Pinned probes stay.
             return;
         }
-        // Or the kernel could not lower them.
+        // Otherwise the kernel could not lower them.
         self.raise_all_semaphores();
         let all: Vec<_> = self
             .targets
@@ -233,9 +234,9 @@ impl Worker {
         self.kernel.unpin();
     }
 
-    /// Takes probes out of the plan; returns what is to be taken out of files.
+    /// Removes probes from the plan; returns what must be detached.
     fn retire(&mut self, probes: &BTreeSet<usize>) -> Vec<Leaving> {
-        // Or the kernel could not lower them.
+        // Otherwise the kernel could not lower them.
         self.raise_all_semaphores();
         let mut plan = Plan::clone(&self.plan);
         let units = probes.iter().map(|probe| plan.probes[*probe].unit).collect();
@@ -253,7 +254,7 @@ impl Worker {
         lot
     }
 
-    /// Looks at the targets for which processes have begun or changed.
+    /// Handles the targets whose processes have changed.
     fn follow_processes(&mut self) {
         match self.finder.follow() {
             Some(changes) => self.follow_changes(&changes),
@@ -269,7 +270,7 @@ impl Worker {
         self.status.set_walks(self.finder.walks);
         let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
         self.look_for(changes);
-        // What becomes of them is to be told from now on.
+        // Their processes must be reported from now on.
         if self.targets.iter().map(|state| state.paths.len()).sum::<usize>() != known {
             self.follow();
         }
@@ -315,7 +316,7 @@ impl Worker {
             let files = states.iter().flat_map(|state| &state.current);
             files.filter(|of| of.identity == identity).any(AttachedFile::has_semaphores_on_shared_pages)
         };
-        // A target by command line or parent alone may mean another process that runs the same file under the same name.
+        // A target selected by command line or parent alone may match another process with the same file and name.
         let selectors = self.plan.targets.iter().map(|target| &target.selector.processes);
         let unless = |identity| {
             let lacking = || {
@@ -331,7 +332,7 @@ impl Worker {
         self.finder.note_executed(changes, is_waiting, needs_semaphores, unless);
     }
 
-    /// What is done at each look, and, of that, what is done less often.
+    /// The periodic check, parts of which are done less often.
     fn look_around(&mut self) {
         self.note_lost_children();
         let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
@@ -348,8 +349,8 @@ impl Worker {
         self.look(walk);
     }
 
-    /// Compares targets with the files that they mean now: those given by files, and those of which something says that there
-    /// may be new. With `walk`, also what is looked at rarely.
+    /// Compares targets with the files that they match now: those selected by path, and those for which an event
+    /// suggests changes. With `walk`, also what is rarely checked.
     fn look(&mut self, walk: bool) {
         let plan = self.plan.clone();
         if walk {

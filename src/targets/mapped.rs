@@ -1,4 +1,4 @@
-//! Files that processes map while they run, as the kernel tells it: most are libraries.
+//! Files that running processes map, from the kernel's events; most are libraries.
 
 use super::file::Identity;
 use super::follow::MappedFile;
@@ -6,15 +6,15 @@ use super::libraries::Library;
 use super::worker::Worker;
 use crate::selectors::{FileSelector, Selector};
 
-/// Files that are remembered; then all are told again.
+/// Files that are remembered; when full, all are reported again.
 const FILES: usize = 4096;
 
 impl Worker {
-    /// After all targets that mean these processes were looked at: of files that are of interest to none, or that all targets
-    /// know which ask for them, nothing need be told any more.
+    /// After all targets that select these processes have been handled: files that are relevant to no target, or known
+    /// to all that select them, need not be reported again.
     pub(super) fn note_mapped(&mut self, mapped: &[MappedFile]) {
         for MappedFile { pid, file, address } in mapped {
-            // It may have unmapped it since.
+            // It may have been unmapped since.
             let Some(library) = self.finder.libraries.at(*pid, *address) else { continue };
             let all = self.selectors.iter().zip(&self.targets);
             let mut asking = all.filter(|(of, state)| asks_for(of, &state.usdt, &library)).peekable();
@@ -27,7 +27,7 @@ impl Worker {
                 Ok(identity) if asking.all(|(_, state)| state.knows(identity)) => {
                     self.finder.set_mapped(*file, Some(identity));
                 }
-                // Its code is not mapped yet, or was not when that was looked up.
+                // Its code is not mapped yet, or was not at the time of the look-up.
                 _ => self.finder.read_soon(*pid),
             }
         }
@@ -43,7 +43,7 @@ fn asks_for(selector: &Selector, usdt: &[String], library: &Library) -> bool {
 }
 
 impl super::find::Finder {
-    /// The file is dealt with until it is not attached to any more, if it is of interest.
+    /// If it is relevant, the file counts as handled until it is detached.
     fn set_mapped(&mut self, file: crate::kernel::NamedFile, identity: Option<Identity>) {
         let Some(events) = &self.events else { return };
         events.set_library_known(file);

@@ -1,4 +1,4 @@
-//! Keeping probes attached: to targets that start late, restart, or are replaced by an upgrade.
+//! Keeps probes attached to targets that start late, restart, or are replaced by an upgrade.
 
 mod ahead;
 mod announce;

@@ -1,4 +1,4 @@
-//! Mounts that come and go in this mount namespace, after which a path leads to another file.
+//! Mounts that change in this mount namespace, after which a path may lead to another file.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// The share of the time, as one of so many, that may go into reading the table where mounts come and go all the time.
 const SHARE: u32 = 20;
 
-/// The table of mounts.
+/// The mount table.
 #[derive(Debug)]
 pub struct Mounts {
     table: File,
@@ -21,14 +21,14 @@ pub struct Mounts {
     due: Instant,
 }
 
-/// Its number, and where it is.
+/// Its id and mount point.
 type Mount = (u64, PathBuf);
 
 impl Mounts {
-    /// Knows those of this moment.
+    /// Reads the current table.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn new() -> io::Result<Self> {
         let table = File::open("/proc/self/mountinfo")?;
         let mut mounts = Self { table, known: HashSet::new(), due: Instant::now() };
@@ -36,12 +36,12 @@ impl Mounts {
         Ok(mounts)
     }
 
-    /// How long to wait until it may be read again.
+    /// How long to wait before it may be read again.
     pub fn pause(&self) -> Duration {
         self.due.saturating_duration_since(Instant::now())
     }
 
-    /// Where mounts have come or gone since.
+    /// Mount points that were added or removed since.
     pub fn changed(&mut self) -> Vec<PathBuf> {
         let began = Instant::now();
         let Ok(now) = self.read() else { return Vec::new() };
@@ -59,21 +59,21 @@ impl Mounts {
     }
 }
 
-/// Has exceptional conditions ([`PollFlags::PRI`](rustix::event::PollFlags::PRI)) when something has changed, once.
+/// Has an exceptional condition ([`PollFlags::PRI`](rustix::event::PollFlags::PRI)) once after each change.
 impl AsFd for Mounts {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.table.as_fd()
     }
 }
 
-/// A line of `/proc/PID/mountinfo`; see proc_pid_mountinfo(5).
+/// Parses a line of `/proc/PID/mountinfo`; see proc_pid_mountinfo(5).
 fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|byte| *byte == b' ');
     let number = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     Some((number, unescaped(fields.nth(3)?)))
 }
 
-/// Spaces and the like are written as a backslash and three octal digits.
+/// Spaces and other special characters are escaped as a backslash and three octal digits.
 fn unescaped(mut text: &[u8]) -> PathBuf {
     let mut path = Vec::new();
     while let [first, rest @ ..] = text {

@@ -1,7 +1,8 @@
-//! Programs that replace their own code, mostly to have it in huge pages.
+//! Programs that replace their own code, usually to have it in huge pages.
 //!
-//! They copy it to memory of their own and put that in its place. No breakpoint can be set there, so no hits come. What is
-//! copied while it is traced has breakpoints that the kernel does not know, and the program ends by `SIGTRAP` at the first.
+//! They copy it to anonymous memory and remap that over it. No breakpoint can be set there, so there are no hits. If
+//! the code is copied while it is traced, the copy contains breakpoints that the kernel does not know, and the program
+//! is killed by `SIGTRAP` at the first one.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
@@ -38,17 +39,17 @@ const LOOKED_AT: usize = 256;
 /// Bytes of the longest instruction.
 const LONGEST: usize = 15;
 
-/// What is known of a process's mappings of a file.
+/// A process's mappings of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Code {
-    /// By offsets in the file.
+    /// As offsets in the file.
     mapped: Vec<Range<u64>>,
     /// The address of each.
     starts: Vec<u64>,
 }
 
 impl Code {
-    /// `starts` are the addresses at which mappings of the file begin.
+    /// `starts` are the start addresses of the file's mappings.
     fn of(maps: &str, starts: &HashSet<u64>) -> Self {
         let maps = maps.lines().filter_map(Mapping::parse);
         let code = maps.filter(|map| map.is_executable() && starts.contains(&map.start));
@@ -57,7 +58,7 @@ impl Code {
         Self { mapped, starts }
     }
 
-    /// The sites that are mapped and have no breakpoint there, each with its address.
+    /// The mapped sites without a breakpoint, each with its address.
     fn unarmed(&self, sites: &[u64], memory: &File) -> Vec<(u64, u64)> {
         let unarmed = |site: u64| {
             let mut byte = [0];
@@ -70,7 +71,7 @@ impl Code {
         sites.iter().filter_map(|site| unarmed(*site)).collect()
     }
 
-    /// Where the site is mapped: a library more than once, if it is loaded into several namespaces.
+    /// The addresses of a site; a library that is loaded into several linker namespaces has several.
     fn addresses(&self, site: u64) -> impl Iterator<Item = u64> {
         let all = self.mapped.iter().zip(&self.starts).filter(move |(range, _)| range.contains(&site));
         all.map(move |(range, start)| start + (site - range.start))
@@ -103,7 +104,7 @@ impl Code {
 }
 
 impl Worker {
-    /// Takes the probes out of files whose processes are ended by breakpoints that the kernel does not know.
+    /// Detaches from files whose processes were killed by breakpoints unknown to the kernel.
     pub(super) fn give_up_what_kills(&mut self, changes: &ProcessChanges) {
         let plan = self.plan.clone();
         for (pid, identity) in &changes.trapped {
@@ -128,7 +129,7 @@ impl Worker {
                     file.display
                 );
                 let leaving = file.give_up(&reason);
-                // Who starts it when that is told copies no breakpoint any more.
+                // Logged afterwards: a process that is started because of the message copies no breakpoint any more.
                 let told = format!("Target {name}: not traced any more: {reason}");
                 self.detacher.detach_then(vec![leaving], move || log::error!("{told}"));
                 self.publish(target, planned);
@@ -142,8 +143,8 @@ impl Worker {
         }
     }
 
-    /// Tells of processes that have replaced traced code: those that ran a file when it was attached to, and those that
-    /// began to run one since this was called last.
+    /// Reports processes that have replaced traced code: those that ran a file when it was attached, and those that
+    /// executed one since the previous call.
     pub(super) fn tell_of_moved_code(&mut self) {
         let mut asked = std::mem::take(&mut self.fresh);
         for file in self.targets.iter_mut().flat_map(|state| &mut state.current) {
@@ -185,7 +186,7 @@ impl Worker {
         let thread = living_thread(pid);
         let Ok(maps) = text(format!("/proc/{thread}/maps")) else { return };
         let code = Code::of(&maps, &starts);
-        // Who only reads the file does not run it.
+        // A process that only reads the file does not run it.
         if code.mapped.is_empty() && !self.finder.of_process(pid).is_ok_and(|runs| runs.identity == identity)
         {
             return;
@@ -193,7 +194,7 @@ impl Worker {
         if code.is_mapped_again() {
             self.raise_semaphores(pid, identity);
         }
-        // What translates code has no breakpoints, on purpose.
+        // Translators have no breakpoints, on purpose.
         let memory = (!translates(pid)).then(|| File::open(format!("/proc/{thread}/mem")));
         let memory = memory.and_then(Result::ok);
         // The file that the process has, whatever its path leads to.
@@ -251,7 +252,7 @@ impl Worker {
         }
     }
 
-    /// Sets breakpoints again that a process has thrown away with pages of its code: the kernel takes them to be there.
+    /// Sets breakpoints again that a process discarded with pages of its code: the kernel still considers them set.
     fn rearm(&mut self, target: usize, pid: u32, identity: Identity, code: &Code) {
         let thread = living_thread(pid);
         let state = &self.targets[target];
@@ -265,7 +266,7 @@ impl Worker {
         if places.is_empty() || !self.code_checks.may_rearm(pid, identity) {
             return;
         }
-        // The file that the process has, whatever its path leads to.
+        // The file that the process maps, whatever its path leads to.
         let at = code.addresses(places[0].offset).next().unwrap_or_default();
         let maps = text(format!("/proc/{thread}/maps")).unwrap_or_default();
         let map = maps.lines().filter_map(Mapping::parse).find(|map| map.contains(at));
@@ -296,7 +297,7 @@ impl Worker {
     }
 }
 
-/// The sites whose pages are as they are in the file, of those that have no breakpoint, and how many others there are.
+/// Of the sites without a breakpoint, those whose pages are unmodified, and the number of the others.
 fn by_content(thread: u32, sites: &[(u64, u64)]) -> (Vec<u64>, usize) {
     let Ok(pages) = File::open(format!("/proc/{thread}/pagemap")) else { return (Vec::new(), sites.len()) };
     let of_file: Vec<u64> =

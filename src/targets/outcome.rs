@@ -1,22 +1,22 @@
-//! How one probe fares in one file, site by site.
+//! The result of one probe in one file, site by site.
 
 use super::status::ProbeState;
 use crate::kernel::Refusal;
 use crate::resolve::ResolvedSite;
 use crate::unusable::{UnusableSite, summary};
 
-/// How one probe fares in one file.
+/// The result of one probe in one file.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub probe: usize,
     pub state: ProbeState,
-    /// Sites that are attached.
+    /// The number of attached sites.
     pub sites: usize,
     /// See [`crate::resolve::Resolved::unsigned`].
     pub unsigned: u32,
-    /// Sites that are not attached, and never will be.
+    /// Sites that can never be attached.
     pub unusable: Vec<UnusableSite>,
-    /// Sites that were refused for a reason that can pass.
+    /// Sites that failed temporarily.
     pub open: Vec<(ResolvedSite, Refusal)>,
 }
 
@@ -31,7 +31,7 @@ impl Outcome {
         self.unusable.len() + self.open.len()
     }
 
-    /// Notes a refusal; [`settle`](Self::settle) then says what it means for the probe.
+    /// Records a failure; [`settle`](Self::settle) then derives the probe's state.
     pub fn refuse(&mut self, site: ResolvedSite, refusal: Refusal) {
         if refusal.kind.passes() {
             self.open.push((site, refusal));
@@ -40,7 +40,7 @@ impl Outcome {
         }
     }
 
-    /// Derives the state from what became of the sites.
+    /// Derives the state from the results of the sites.
     pub fn settle(&mut self) {
         let all = self.sites + self.refused();
         let unusable = self.unusable.iter().map(|site| (site.name.as_str(), site.reason.as_str()));

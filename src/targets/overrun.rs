@@ -1,8 +1,9 @@
-//! Files that were written over while breakpoints were in them, because the exporter was stopped for longer than the kernel lets a
-//! writer wait (`/proc/sys/fs/lease-break-time`).
+//! Files that were overwritten with breakpoints in place, because the exporter was stopped for longer than the kernel
+//! makes a writer wait (`/proc/sys/fs/lease-break-time`).
 //!
-//! A process that was started since has breakpoints of the old code in the new, and executes the old instruction there. The kernel puts
-//! the old code's byte there when it takes a breakpoint out, which is no better: the file's is written over it.
+//! A process started since has breakpoints of the old code in the new code, and executes the old instructions there.
+//! When a breakpoint is removed, the kernel writes the old code's byte, which is wrong as well: the file's byte is
+//! written over it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -17,13 +18,13 @@ use crate::procfs::{Mapping, living_thread, processes, text};
 /// Processes that are named.
 const NAMED: usize = 16;
 
-/// A file with other contents than its breakpoints are for.
+/// A file whose contents are not those that its breakpoints were set for.
 #[derive(Debug)]
 pub(super) struct Overrun {
     target: String,
     display: String,
     file: File,
-    /// The old code's bytes under breakpoints, by offsets in the file.
+    /// The old code's bytes under breakpoints, by offset in the file.
     originals: BTreeMap<u64, u8>,
 }
 
@@ -41,7 +42,7 @@ impl Overrun {
         })
     }
 
-    /// When the probes are out: mends what they have left in processes that run the file, and says which these are.
+    /// After detaching: repairs the processes that run the file, and logs which these are.
     pub(super) fn mend(&self) {
         let (mut running, mut mended) = (Vec::new(), 0);
         for pid in processes() {
@@ -51,7 +52,7 @@ impl Overrun {
                     mended += bytes;
                 }
                 Ok(None) => {}
-                // It has ended, or may not be looked into.
+                // It has ended, or must not be inspected.
                 Err(err) => log::debug!("process {pid}: {err}"),
             }
         }
@@ -68,7 +69,7 @@ impl Overrun {
         );
     }
 
-    /// How many bytes were put right; None if the process does not run the file.
+    /// The number of repaired bytes; None if the process does not run the file.
     fn mend_in(&self, pid: u32) -> io::Result<Option<usize>> {
         let pid = living_thread(pid);
         let meta = self.file.metadata()?;
@@ -99,8 +100,8 @@ impl Overrun {
         Ok(Some(mended))
     }
 
-    /// Where on a page the old code's bytes are in the new code; nowhere if it differs from the file in anything else, for then it
-    /// is the process's own.
+    /// The positions on a page where the new code has the old code's bytes. Empty if the page differs from the file in
+    /// any other way: then the process itself has modified it.
     fn wrong_bytes(&self, memory: &File, page: u64, offset: u64) -> io::Result<Vec<u64>> {
         if self.originals.range(offset..offset + PAGE).next().is_none() {
             return Ok(Vec::new());

@@ -1,7 +1,7 @@
-//! Processes that have other code at a probe's place than the file, as hot patches, XRay and live patches leave it.
+//! Processes whose code at a probe's site differs from the file, as hot patching, XRay and live patching leave it.
 //!
-//! The kernel looks only at the file: it would put its breakpoint into the other code, execute the file's instruction
-//! instead, and leave the file's byte there when the probe is taken out.
+//! The kernel compares only the file: it would set its breakpoint into the other code, execute the file's instruction
+//! instead, and write the file's byte when the probe is removed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -22,7 +22,7 @@ const BEFORE: u64 = 4;
 /// And so many from there on: the longest instruction.
 const AFTER: u64 = 15;
 
-/// What the kernel makes of a hit no-operation of five bytes (Linux 6.18): a call into a page with this name.
+/// What the kernel turns a hit five-byte NOP into (Linux 6.18): a call into a page with this name.
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
 
 /// Who maps a file, and what is compared with it.
@@ -115,7 +115,7 @@ fn private_pages(pages: &File, memory: &Range<u64>) -> io::Result<Vec<bool>> {
     Ok(entries.map(|entry| !is_of_file_by(u64::from_ne_bytes(*entry))).collect())
 }
 
-/// Whether there is other code, apart from what the kernel sets for probes. `address` is that of the first byte.
+/// Whether the code differs, apart from what the kernel sets for probes. `address` is that of the first byte.
 fn differs(there: &[u8], original: &[u8], address: u64, maps: &[Mapping<'_>]) -> bool {
     let (no_operation, call, trampoline) = OPTIMIZED;
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! The ways on which paths lead to files, and what happens on them, as inotify(7) and the table of mounts tell it.
+//! Watches the directories on the paths of files, and the mount table, by inotify(7) and mountinfo.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -15,15 +15,15 @@ use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 use super::mounts::Mounts;
 
-/// Symbolic links on the way to a file, as many as the kernel follows.
+/// Maximum number of symbolic links on a path, as in the kernel.
 const LINKS: usize = 40;
 
-/// What has changed on the way to a file.
+/// A change on the path of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum PathChange {
     /// The path with this number may lead to another file now, or to other contents.
     OnPath(usize),
-    /// A file was written or put beside one, and could take its place.
+    /// A file was written or moved beside a target's file, and could replace it.
     Sibling(Sibling),
 }
 
@@ -32,15 +32,15 @@ pub enum PathChange {
 pub struct Sibling {
     pub target: usize,
     pub path: PathBuf,
-    /// It is called like the target's, with something before or after that.
+    /// Its name is the target's with a prefix or suffix.
     pub is_called_like: bool,
 }
 
-/// The ways that are watched.
+/// The watched paths.
 #[derive(Debug)]
 pub struct PathWatcher {
     inotify: OwnedFd,
-    /// By watch: the directory, and which names in it are on the way of which target.
+    /// By watch descriptor: the directory, and which names in it are on the path of which target.
     directories: HashMap<i32, Directory>,
     mounts: Mounts,
     has_mounted: bool,
@@ -56,13 +56,13 @@ impl PathWatcher {
     /// Watches nothing yet.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         Ok(Self { inotify, directories: HashMap::new(), mounts: Mounts::new()?, has_mounted: false })
     }
 
-    /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
+    /// Sets the watched paths: each from its first directory through all symbolic links.
     pub fn follow(&mut self, paths: &[(usize, PathBuf)]) {
         for directory in self.directories.values_mut() {
             directory.names.clear();
@@ -72,14 +72,14 @@ impl PathWatcher {
         self.directories.retain(|watch, directory| {
             let is_needed = !directory.names.is_empty();
             if !is_needed {
-                // It may be gone already.
+                // It may no longer exist.
                 let _ = inotify::remove_watch(inotify, *watch);
             }
             is_needed
         });
     }
 
-    /// Watches these ways too, or as they are now.
+    /// Adds paths, or updates those that lead elsewhere now.
     pub fn follow_also(&mut self, paths: &[(usize, PathBuf)]) {
         for (target, path) in paths {
             for (directory, name, is_last) in way(path) {
@@ -88,23 +88,23 @@ impl PathWatcher {
         }
     }
 
-    /// What tells of changes: of those in directories, and of mounts, if these may be looked at now.
+    /// The descriptors to poll: inotify, and the mount table if it may be read now.
     pub fn poll_fds(&self) -> (PollFd<'_>, Option<PollFd<'_>>) {
         let mounts = self.mounts.pause().is_zero().then(|| PollFd::new(&self.mounts, PollFlags::PRI));
         (PollFd::new(&self.inotify, PollFlags::IN), mounts)
     }
 
-    /// How long to wait until mounts may be looked at again.
+    /// How long to wait before the mount table may be read again.
     pub fn pause(&self) -> Option<Duration> {
         Some(self.mounts.pause()).filter(|pause| !pause.is_zero())
     }
 
-    /// All that is open.
+    /// All open descriptors.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.inotify.as_fd(), self.mounts.as_fd()]
     }
 
-    /// Mounts may have come or gone.
+    /// Mounts may have changed.
     pub fn note_mounts(&mut self) {
         self.has_mounted = true;
     }
@@ -122,7 +122,7 @@ impl PathWatcher {
                     directory.names.push((name, target, is_last));
                 }
             }
-            // What is not there yet is found by the regular look.
+            // Files that do not exist yet are found by the periodic check.
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
             Err(err) => {
                 log::debug!("{}: failed to watch it: {err}; polling every second instead", path.display())
@@ -130,7 +130,7 @@ impl PathWatcher {
         }
     }
 
-    /// What has changed since.
+    /// The changes since the last call.
     pub fn take(&mut self) -> Vec<PathChange> {
         let mut siblings = Vec::new();
         let mut on_path = HashSet::new();
@@ -176,7 +176,7 @@ fn is_called_like(written: &OsStr, name: &OsStr) -> bool {
     !name.is_empty() && written.len() > name.len() && written.windows(name.len()).any(|part| part == name)
 }
 
-/// Directories and names that are looked up on the way to a file, and which of them is the file itself.
+/// The directories and names that are looked up on the path of a file, and which of them is the file itself.
 fn way(path: &Path) -> Vec<(PathBuf, OsString, bool)> {
     let mut steps = Vec::new();
     let mut left: Vec<OsString> = components(path);
@@ -202,7 +202,7 @@ fn way(path: &Path) -> Vec<(PathBuf, OsString, bool)> {
     steps
 }
 
-/// Last first.
+/// In reverse order.
 fn components(path: &Path) -> Vec<OsString> {
     let named = |component: Component<'_>| match component {
         Component::Normal(_) | Component::ParentDir => Some(component.as_os_str().to_os_string()),

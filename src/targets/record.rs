@@ -1,4 +1,4 @@
-//! What is written down of an engine's probes while they are attached.
+//! The record of an engine's attached probes.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::kernel::{Pinning, Shape};
 use crate::plan::SavedPlan;
 use crate::unusable::UnusableSite;
 
-/// An engine, as the next exporter has to know it.
+/// An engine, as the next exporter needs to know it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct EngineRecord {
     pub plan: SavedPlan,
@@ -20,7 +20,7 @@ pub(crate) struct EngineRecord {
     pub(super) changing: Changing,
 }
 
-/// What changes while an engine is at work.
+/// What changes while an engine runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Changing {
     /// By target.
@@ -28,7 +28,7 @@ pub(super) struct Changing {
     pub memory: SavedCounts,
 }
 
-/// What a file is to its target.
+/// The role of a file for its target.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) enum Role {
     Current,
@@ -37,15 +37,15 @@ pub(super) enum Role {
     Candidate,
 }
 
-/// How an engine begins.
+/// The state in which an engine starts.
 #[derive(Debug, Default)]
 pub(crate) struct StartState {
     pub pinning: Option<Pinning>,
-    /// What an earlier exporter has left.
+    /// The record of a previous exporter.
     pub record: Option<EngineRecord>,
 }
 
-/// What is written down of a file that stays attached when the exporter ends.
+/// The record of a file that stays attached when the exporter ends.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub display: String,
@@ -63,9 +63,9 @@ pub(super) struct Record {
     pub span: u64,
     pub unread: bool,
     pub attached_at: u64,
-    /// Whether another file has its place, if no process that is meant runs it.
+    /// Whether another file has replaced it, if no selected process runs it.
     pub unused: Option<bool>,
-    /// Of a candidate, the path that it stays attached for.
+    /// For a candidate: the path that it stays attached for.
     #[serde(default)]
     pub ahead: Option<String>,
 }
@@ -80,5 +80,5 @@ pub(super) struct ProbeRecord {
     pub open: Vec<(u64, bool)>,
 }
 
-/// Tells, at little cost, whether files, links or refused sites are others than before.
+/// Changes, cheaply computed, when files, links or failed sites change.
 pub(super) type Signature = Vec<(usize, usize, usize, u64)>;

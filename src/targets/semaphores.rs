@@ -22,7 +22,7 @@ use super::worker::Worker;
 use crate::elf::Semaphore;
 use crate::procfs::{Mapping, living_thread, text};
 
-/// A semaphore by its place in the file, and the sites that name it.
+/// A semaphore by its offset in the file, and the sites that refer to it.
 type Wanted = BTreeMap<u64, (Semaphore, BTreeSet<u64>)>;
 
 impl Worker {
@@ -59,7 +59,7 @@ impl Worker {
         }
     }
 
-    /// In a process that has just loaded the file with this address of its inode.
+    /// In a process that has just loaded the file with this inode address.
     pub(super) fn raise_loaded(&mut self, pid: u32, inode: u64) {
         let states = self.targets.iter();
         let mut files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
@@ -96,8 +96,7 @@ impl Worker {
     }
 }
 
-/// Raises those that are not. `starts` are the addresses at which mappings of the file begin. Returns how many were
-/// raised.
+/// Raises those that are zero. `starts` are the start addresses of the file's mappings. Returns how many were raised.
 fn raise(
     pid: u32,
     starts: &HashSet<u64>,

@@ -1,4 +1,4 @@
-//! Takes probes out of all files of their target for a while, and puts them back.
+//! Sheds probes, in all files of their target, and restores them.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::{SyncSender, TryRecvError, sync_channel};
@@ -8,9 +8,9 @@ use super::detacher::Shedding;
 use super::worker::Worker;
 
 impl Worker {
-    /// Takes the probes out: all of their units. `done` is told when they are.
+    /// Sheds the probes with their whole units. `done` is signaled afterwards.
     pub(super) fn take_out(&mut self, probes: Shed, done: SyncSender<()>) {
-        // Or the kernel could not lower them.
+        // Otherwise the kernel could not lower them.
         self.raise_all_semaphores();
         let plan = self.plan.clone();
         let of = |probe: &usize| &plan.probes[*probe];
@@ -23,7 +23,7 @@ impl Worker {
             }
             let state = &mut self.targets[target];
             lot.extend(state.files_mut().map(|file| file.shelve(&units, &plan)));
-            // What was measured with them says nothing any more.
+            // What was measured with them is obsolete.
             state.meter.lately.clear();
         }
         let spans = probes.keys().filter_map(|probe| Some(of(probe).span?.number)).collect();
@@ -34,7 +34,8 @@ impl Worker {
         self.shed.extend(probes);
     }
 
-    /// Where probes are out, their counts stand still, and what has begun ends unseen: the next end at the same place is not its.
+    /// After detaching: the counts of shed probes stop, and open starts can end unseen, so the next end at the same
+    /// place is not theirs.
     pub(super) fn end_shedding(&mut self) {
         let is_out = |shedding: &mut Shedding| shedding.out.try_recv() != Err(TryRecvError::Empty);
         for Shedding { targets, spans, done, .. } in self.shedding.extract_if(.., is_out).collect::<Vec<_>>()
@@ -47,7 +48,7 @@ impl Worker {
         }
     }
 
-    /// Puts probes back that were taken out.
+    /// Restores shed probes.
     pub(super) fn put_back(&mut self, probes: &BTreeSet<usize>) {
         let plan = self.plan.clone();
         self.shed.retain(|probe, _| !probes.contains(probe));

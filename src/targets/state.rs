@@ -1,4 +1,4 @@
-//! One target's files, and what keeps it from having them.
+//! The files of one target, and what keeps it from having any.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -10,36 +10,36 @@ use super::status::{Reattached, TargetsStatus};
 use super::usage::Meter;
 use crate::kernel::{Filter, Kernel};
 
-/// One target's files.
+/// The files of one target.
 #[derive(Debug, Default)]
 pub(super) struct TargetState {
     pub(super) current: Vec<AttachedFile>,
-    /// Replaced, but some process still runs them.
+    /// Replaced, but still run by a process.
     pub(super) replaced: Vec<AttachedFile>,
-    /// Files without any of the probes that ran a while ago: they need not be read again.
+    /// Files without any of the probes that ran recently: they need not be read again.
     pub(super) without_probes: Vec<AttachedFile>,
-    /// Not the target's yet: beside its file, or where a library of it may be loaded from.
+    /// Not the target's yet: beside its file, or where one of its libraries may be loaded from.
     pub(super) candidates: Vec<Candidate>,
-    /// Since when a file that is being written keeps the target waiting.
+    /// Since when the target waits for a file that is being written.
     pub(super) written: Option<Written>,
     /// Files that began to run while their former probes were on the way out, and when.
     pub(super) early: Vec<(Identity, u64)>,
-    /// When somebody last wanted to write a file.
+    /// When a lease was last broken.
     pub(super) broken: Option<Instant>,
     pub(super) missing: Option<String>,
     pub(super) remarks: Vec<String>,
     /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
     /// And when it was last seen that one runs from there.
     pub(super) paths: BTreeMap<PathBuf, Instant>,
-    /// What was attached to by each name of a file.
+    /// What was attached under each file name.
     pub(super) identities: HashMap<String, Identity>,
     pub(super) filter: Option<Filter>,
-    /// The number of the walk whose children the kernel knows.
+    /// The number of the scan whose descendants the kernel knows.
     pub(super) family_walk: Option<u64>,
     pub(super) editions: u32,
-    /// When breakpoints that the kernel did not know ended processes, by what they ran.
+    /// When processes were killed by breakpoints unknown to the kernel, and the files they ran.
     pub(super) trapped: Vec<(Identity, Instant)>,
-    /// When its one process began, as an earlier exporter knew it.
+    /// The start time of its single process, according to a previous exporter.
     pub(super) began: u64,
     /// Its USDT probes, as `provider:name`.
     pub(super) usdt: Vec<String>,
@@ -90,7 +90,7 @@ impl TargetState {
         }
     }
 
-    /// Notes that no process which is meant runs the file, or that another one has its place.
+    /// Notes that no selected process runs the file, or that it was replaced.
     pub(super) fn leave(&mut self, mut old: AttachedFile, is_replaced: bool, target: &str) {
         if old.is_attached() {
             if is_replaced {
@@ -102,13 +102,13 @@ impl TargetState {
             if self.without_probes.len() >= WITHOUT_PROBES {
                 self.without_probes.remove(0);
             }
-            // A file that is not probed can be written over by anyone.
+            // A file without probes may be overwritten.
             old.lease = None;
             self.without_probes.push(old);
         }
     }
 
-    /// The probes of a file that runs again, or that has got its place back, as when an upgrade is undone.
+    /// The attached probes of a file that runs again, or is back at its path, as when an upgrade is undone.
     pub(super) fn take_back(&mut self, file: &TargetFile) -> Option<AttachedFile> {
         let is_it = |old: &AttachedFile| {
             old.identity == file.identity && (old.stamp == file.stamp || old.is_as_it_was())
@@ -124,20 +124,20 @@ impl TargetState {
         Some(old)
     }
 
-    /// Whether the file is attached to, or need not be.
+    /// Whether the file is attached, or need not be.
     pub(super) fn knows(&self, identity: Identity) -> bool {
         let all = self.current.iter().chain(&self.replaced).chain(&self.without_probes);
         all.into_iter().any(|of| of.identity == identity)
     }
 
-    /// All files that may be attached to.
+    /// All files that may be attached.
     pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut AttachedFile> {
         let candidates = self.candidates.iter_mut().map(|candidate| &mut candidate.attached);
         let files = self.current.iter_mut().chain(&mut self.replaced).chain(&mut self.without_probes);
         files.chain(candidates)
     }
 
-    /// The candidate that is this file, which has taken the target's place.
+    /// The candidate that is this file, which has become the target's.
     pub(super) fn admit(&mut self, kernel: &Kernel, file: &TargetFile) -> Option<AttachedFile> {
         let is_it = |candidate: &Candidate| candidate.attached.identity == file.identity;
         let at = self.candidates.iter().position(is_it)?;
@@ -147,8 +147,7 @@ impl TargetState {
     }
 }
 
-/// Since when a file that is being written keeps a target waiting, and until when it is left alone unless it is told that
-/// something has changed.
+/// Since when a target waits for a file that is being written, and until when it is not checked again without an event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Written {
     pub(super) since: Instant,
@@ -166,7 +165,7 @@ impl Written {
     }
 }
 
-/// A file that may become the target's, attached to before.
+/// A file that may become the target's, attached in advance.
 #[derive(Debug)]
 pub(super) struct Candidate {
     pub(super) attached: AttachedFile,

@@ -1,4 +1,4 @@
-//! How each probe is doing, for the log, `/ready` and the self-metrics.
+//! The state of each probe, for the log, `/ready` and the self-metrics.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,66 +18,66 @@ pub struct TargetsStatus {
     targets: Mutex<TargetCounts>,
 }
 
-/// What is counted of targets.
+/// Counts about targets.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TargetCounts {
-    /// How often all of /proc was looked through.
+    /// Number of full scans of /proc.
     pub walks: u64,
-    /// Children of processes that targets mean for which the kernel's table had no room.
+    /// Descendants of selected processes that did not fit into the kernel's table.
     pub lost_children: u64,
-    /// By target: files that were attached to in place of another, by [`Reattached`].
+    /// By target: files that were attached in place of another, by [`Reattached`].
     pub reattached: Vec<[u64; 2]>,
-    /// By target: mappings of its files by processes that do not run them, by [`Foreign`].
+    /// By target: mappings of its files by processes that do not execute them, by [`Foreign`].
     #[serde(default)]
     pub foreign: Vec<[u64; 2]>,
-    /// By target: how long processes ran before their file was attached to.
+    /// By target: how long processes ran before their file was attached.
     pub unprobed: Vec<Duration>,
-    /// Breakpoints that processes threw away with pages of their code.
+    /// Breakpoints that processes discarded with pages of their code.
     #[serde(default)]
     pub thrown_away: Vec<u64>,
     /// By target.
     pub usage: Vec<Usage>,
 }
 
-/// What was measured of a target's processes so far, while they hit its probes.
+/// Measurements of a target's processes while they hit its probes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Seconds of processor time.
+    /// Seconds of CPU time.
     pub cpu: f64,
-    /// What tracing took of that, in the same time.
+    /// Seconds of it that tracing took.
     pub tracing: f64,
-    /// The part that tracing took lately; None if it is not known, as of processes that end at once.
+    /// The recent share of tracing; None if unknown, as for processes that end at once.
     pub share: Option<f64>,
-    /// It may be too high: processes have ended whose last moments were not seen.
+    /// It may be too high: processes have ended whose last moments were not measured.
     #[serde(default)]
     pub is_doubtful: bool,
 }
 
-/// Why a target's file was attached to again.
+/// Why a target's file was attached again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reattached {
     /// Another file has its name.
     Replaced,
-    /// It was written over in place.
+    /// It was overwritten in place.
     Written,
 }
 
 impl Reattached {
-    /// Each, with its word as a label.
+    /// Each with its label value.
     pub const ALL: [(Self, &'static str); 2] = [(Self::Replaced, "replaced"), (Self::Written, "written")];
 }
 
-/// What a process has mapped a traced file for, other than to run it.
+/// Why a process maps a traced file, other than to execute it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foreign {
-    /// To read it, as what copies it does.
+    /// To read it, for example to copy it.
     Read,
     /// To translate its code.
     Translated,
 }
 
 impl Foreign {
-    /// Each, with its word as a label.
+    /// Each with its label value.
     pub const ALL: [(Self, &'static str); 2] = [(Self::Read, "read"), (Self::Translated, "translated")];
 }
 
@@ -85,19 +85,19 @@ impl Foreign {
 #[derive(Debug, Clone)]
 pub struct ProbeStatus {
     pub state: ProbeState,
-    /// Sites attached now, in all files.
+    /// Attached sites in all files.
     pub sites: usize,
     /// Sites that are in the files and not attached.
     pub refused: usize,
-    /// How long it was taken out, until it was put back last.
+    /// How long it has been shed, up to its last restoration.
     shed: Duration,
-    /// When it was taken out.
+    /// When it was shed.
     shed_since: Option<Instant>,
     pub facts: ProbeFacts,
 }
 
 impl ProbeStatus {
-    /// How long it was taken out so far.
+    /// How long it has been shed so far.
     pub fn shed(&self) -> Duration {
         self.shed + self.shed_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
@@ -105,26 +105,26 @@ impl ProbeStatus {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeState {
-    /// The target's file or process is not there yet.
+    /// The target's file or process does not exist yet.
     Waiting(String),
     /// The file has no such probe.
     Absent(String),
-    /// It is there but cannot be used, or the kernel refuses.
+    /// It exists but cannot be used, or the kernel rejects it.
     Refused(String),
     /// Attached, but not at all of its sites.
     Partly(String),
-    /// Taken out for a while, because tracing takes too much of the target's time.
+    /// Detached for now, because tracing takes too much of the target's time.
     Shed(String),
     Attached,
 }
 
 impl ProbeState {
-    /// Whether hits are counted, if not at all of its sites.
+    /// Whether hits are counted, at least at some of its sites.
     pub fn is_attached(&self) -> bool {
         matches!(self, ProbeState::Attached | ProbeState::Partly(_))
     }
 
-    /// One word, as a label.
+    /// The label value.
     pub fn word(&self) -> &'static str {
         match self {
             ProbeState::Waiting(_) => "waiting",
@@ -149,7 +149,7 @@ impl ProbeState {
     }
 }
 
-/// The kernel's tick: which jiffies went with which time, and how many there are in a second.
+/// The kernel's tick: a pair of jiffies and time, and the number of jiffies per second.
 #[derive(Debug, Clone, Copy)]
 pub struct Ticks {
     pub jiffies: u64,
@@ -192,7 +192,8 @@ impl TargetsStatus {
         }
     }
 
-    /// Those of several plans as one: `probe_refs` has for each probe of `plan` the part, as its engine, and the number there.
+    /// Merges the states of several plans: for each probe of `plan`, `probe_refs` has the part, as its engine, and the
+    /// number there.
     pub fn of_parts(plan: &Plan, parts: &[(Arc<Plan>, Arc<TargetsStatus>)], probe_refs: &[ProbeRef]) -> Self {
         let whole = Self::new(plan);
         let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();
@@ -221,13 +222,13 @@ impl TargetsStatus {
                 for (to, more) in sums.reattached[at].iter_mut().zip(counts.reattached[number]) {
                     *to += more;
                 }
-                // Each part has seen the same ones.
+                // Each part has seen the same processes.
                 for (to, of_part) in sums.foreign[at].iter_mut().zip(counts.foreign[number]) {
                     *to = of_part.max(*to);
                 }
                 sums.unprobed[at] += counts.unprobed[number];
                 sums.thrown_away[at] += counts.thrown_away[number];
-                // They are the same processes, measured more than once.
+                // They are the same processes, measured several times.
                 let (sum, of_part) = (&mut sums.usage[at], counts.usage[number]);
                 (sum.cpu, sum.tracing) = (sum.cpu.max(of_part.cpu), sum.tracing + of_part.tracing);
                 let known = of_part.share.map(|share| share + sum.share.unwrap_or(0.0));
@@ -244,12 +245,12 @@ impl TargetsStatus {
         self.lock().clone()
     }
 
-    /// What the measured series need to know.
+    /// What the metrics need to know.
     pub fn facts(&self) -> Vec<ProbeFacts> {
         self.lock().iter().map(|probe| probe.facts.clone()).collect()
     }
 
-    /// Sets one state, with the sites that are attached and those that are refused.
+    /// Sets one state, with the numbers of attached and failed sites.
     pub(super) fn set(&self, probe: usize, state: ProbeState, sites: [usize; 2], unsigned: Option<u32>) {
         let mut probes = self.lock();
         let Some(at) = probes.get_mut(probe) else { return };
@@ -266,10 +267,10 @@ impl TargetsStatus {
         [at.sites, at.refused] = sites;
     }
 
-    /// Why the targets are not ready; empty when they are. Every target needs a probe attached, and every probe that
-    /// the user wrote, while a profile's probe may be absent from this build of the application. A probe that is attached in
-    /// part counts as attached: what it counts is true, [`TargetsStatus::partly`] says what it leaves out, and no restart helps. So does one
-    /// that is taken out for a while.
+    /// Why the targets are not ready; empty when they are. Every target needs an attached probe, and every probe that
+    /// the user wrote must be attached, while a profile's probe may be missing from this build of the application. A
+    /// partly attached probe counts as attached: what it counts is true, [`TargetsStatus::partly`] says what it leaves
+    /// out, and no restart helps. So does a shed probe.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
         let missing = self.missing(plan);
         let probes = self.lock();
@@ -281,7 +282,7 @@ impl TargetsStatus {
         reasons.collect()
     }
 
-    /// The probes that keep the targets from being ready, as [`TargetsStatus::not_ready`] has it.
+    /// The probes that keep the targets from being ready, according to [`TargetsStatus::not_ready`].
     pub fn missing(&self, plan: &Plan) -> Vec<usize> {
         let probes = self.lock();
         let mut missing = Vec::new();
@@ -299,7 +300,7 @@ impl TargetsStatus {
         missing
     }
 
-    /// Which probes leave out some of their sites, or are taken out, and why.
+    /// Which probes are partly attached or shed, and why.
     pub fn partly(&self, plan: &Plan) -> Vec<String> {
         let probes = self.lock();
         let lines = plan.probes.iter().zip(&*probes).filter_map(|(planned, status)| {
@@ -314,7 +315,7 @@ impl TargetsStatus {
         lines.collect()
     }
 
-    /// The number of a function's name at this probe, given now if it is new.
+    /// The number of a function's name at this probe, assigned if it is new.
     pub(super) fn function(&self, probe: usize, name: &str) -> u32 {
         let mut probes = self.lock();
         let Some(at) = probes.get_mut(probe) else { return 0 };
@@ -326,14 +327,14 @@ impl TargetsStatus {
         u32::try_from(number).unwrap_or(u32::MAX)
     }
 
-    /// What is remembered of functions, spans and targets, for an exporter that goes on from here.
+    /// What is remembered of functions, spans and targets for the next exporter.
     pub(super) fn memory(&self) -> SavedCounts {
         let functions = self.lock().iter().map(|probe| probe.facts.functions.to_vec()).collect();
         let expired = self.lock_spans().iter().map(|span| span.expired).collect();
         SavedCounts { functions, expired, targets: self.targets() }
     }
 
-    /// Goes on from what an earlier exporter remembered.
+    /// Restores what a previous exporter remembered.
     pub(super) fn recall(&self, memory: SavedCounts) {
         for (probe, functions) in self.lock().iter_mut().zip(memory.functions) {
             probe.facts.functions = Arc::new(functions);
@@ -352,7 +353,7 @@ impl TargetsStatus {
         }
     }
 
-    /// Of each span, by number: how many starts were open at the latest look, and how many were forgotten so far.
+    /// For each span, by number: open starts at the latest sweep, and starts discarded so far.
     pub fn spans(&self) -> Vec<Sweep> {
         self.lock_spans().clone()
     }
@@ -372,7 +373,7 @@ impl TargetsStatus {
         }
     }
 
-    /// What was counted of targets so far.
+    /// The counts about targets.
     pub fn targets(&self) -> TargetCounts {
         self.lock_targets().clone()
     }
@@ -411,13 +412,13 @@ impl TargetsStatus {
         (usage.share, usage.is_doubtful) = (more.share, more.is_doubtful);
     }
 
-    /// Whether no target's share is known, and no probe taken out for a while.
+    /// Whether no target's share is known, and no probe is shed.
     pub fn is_at_rest(&self) -> bool {
         let is_out = |probe: &ProbeStatus| matches!(probe.state, ProbeState::Shed(_));
         self.lock_targets().usage.iter().all(|of| of.share.is_none()) && !self.lock().iter().any(is_out)
     }
 
-    /// From now on nothing is measured.
+    /// Ends all measurements.
     pub(super) fn end_usage(&self) {
         for usage in &mut self.lock_targets().usage {
             (usage.share, usage.is_doubtful) = (None, false);

@@ -1,10 +1,10 @@
-//! Which files are traced, for the thread that keeps breakpoints from those who read them.
+//! Reports traced files to the thread that hides breakpoints from readers.
 
 use super::readers::TracedFiles;
 use super::worker::Worker;
 
 impl Worker {
-    /// Tells the thread which files are traced, if that may be others than before.
+    /// Reports the traced files to the thread, if they may have changed.
     pub(super) fn tell_readers(&mut self) {
         let now = (self.signature(), self.detacher.changes());
         let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != now) else { return };

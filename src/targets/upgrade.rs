@@ -1,8 +1,8 @@
-//! Files that are replaced, or written over, under the probes that are set in them.
+//! Files that are replaced or overwritten while probes are attached.
 //!
-//! A file that is written over in place would get the old code's breakpoints into its new code. So the exporter holds a read
-//! lease on it: the writer waits until the probes are out. A file that is renamed over the target's is told by inotify, and is
-//! mostly attached to before, when it is written beside it under another name.
+//! A file that is overwritten in place would get the old code's breakpoints into its new code. So the exporter holds a
+//! read lease on it: the writer waits until the probes are detached. A file that is renamed over the target's is
+//! reported by inotify, and is usually attached before that, when it is written beside it under another name.
 
 use std::io::Read;
 use std::path::Path;
@@ -26,19 +26,19 @@ const CANDIDACY: Duration = Duration::from_secs(60);
 /// Files of one target that may take the place of its file. One more takes that of the oldest.
 const CANDIDATES: usize = 4;
 
-/// A file that is being written is looked at so often, for so long; then with all others.
+/// A file that is being written is checked this often, for this long; then with all others.
 const WRITER_PAUSE: Duration = Duration::from_millis(20);
 const WRITER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Some programs, such as truncate(1), do not wait for the lease but give up at once. One that tries again within this time
-/// finds the file free for a while.
+/// Some programs, such as truncate(1), do not wait for the lease but fail at once. If one tries again within this time,
+/// it finds the file without a lease for a while.
 const AGAIN: Duration = Duration::from_secs(10);
 const FREE: Duration = Duration::from_secs(2);
 
-/// The lease on a file that is about to be attached to; none where the file system gives none.
+/// Takes the lease on a file that is about to be attached; none if the file system does not support it.
 ///
 /// # Errors
-/// Why the file must not be attached to now.
+/// Why the file must not be attached now.
 pub(super) fn lease(
     lease_breaks: &LeaseBreaks,
     finder: &mut Finder,
@@ -46,12 +46,12 @@ pub(super) fn lease(
 ) -> Result<Option<Lease>, String> {
     let opened = match file.open() {
         Ok(opened) => opened,
-        // Attaching will say so.
+        // Attaching will report it.
         Err(_) => return Ok(None),
     };
     match Lease::take(opened, lease_breaks) {
         Ok(lease) => Ok(Some(lease)),
-        // What runs is not written any more, or at its own risk: the memory of a memfd stays open.
+        // A running file is no longer written, or at its own risk: the memory of a memfd stays open.
         Err(NoLease::Written) if finder.in_use(file.identity) => Ok(None),
         Err(NoLease::Written) => Err(being_written(&file.display)),
         Err(NoLease::Refused(err)) => {
@@ -70,7 +70,7 @@ fn being_written(file: &str) -> String {
 }
 
 impl Worker {
-    /// Takes the probes out of files that somebody is about to write, and lets the writer go on.
+    /// Detaches from files that are about to be written, and lets the writers continue.
     pub(super) fn give_way(&mut self, breaks: &[LeaseBreak]) {
         if breaks.is_empty() {
             return;
@@ -118,7 +118,7 @@ impl Worker {
         }
     }
 
-    /// Notes why a target has to wait, or that it has not.
+    /// Records why a target has to wait, or that it need not.
     pub(super) fn wait_for_writer(&mut self, target: usize, planned: &TargetPlan, reason: Option<String>) {
         let state = &mut self.targets[target];
         let Some(reason) = reason else {
@@ -133,7 +133,8 @@ impl Worker {
         }
     }
 
-    /// How long to wait for news, when a target waits for a writer, or probes are on the way out that somebody waits for.
+    /// How long to wait for events while a target waits for a writer, or probes are being detached that something waits
+    /// for.
     pub(super) fn pause_for_writers(&self, pause: Duration) -> Duration {
         let waits = |state: &TargetState| {
             state.written.is_some_and(|written| written.since.elapsed() < WRITER_TIMEOUT)
@@ -142,7 +143,7 @@ impl Worker {
         if is_due { WRITER_PAUSE } else { pause }
     }
 
-    /// Tells the kernel how a file must be called to be a target's.
+    /// Sets the file names that the kernel reports as possible targets.
     pub(super) fn name_candidates(&self) {
         for (target, planned) in self.plan.targets.iter().enumerate() {
             let Some(path) = planned.selector.path() else { continue };
@@ -155,17 +156,17 @@ impl Worker {
         }
     }
 
-    /// Attaches to files that were written beside a target's.
+    /// Attaches to files that were written beside a target's file.
     pub(super) fn prepare(&mut self, beside: &[Sibling]) {
         let plan = self.plan.clone();
         for Sibling { target, path, is_called_like } in beside {
             let planned = &plan.targets[*target];
-            // Under any other name it must have the target's own probes to be taken for another version of it.
+            // Under any other name, it must have the target's own probes to be taken for another version.
             if !is_called_like && !has_any(path, &self.targets[*target].usdt) {
                 continue;
             }
             let Ok(mut found) = self.finder.look_at(path, path.display().to_string()) else { continue };
-            // What a name filters is filtered anyway.
+            // What is selected by name is filtered anyway.
             found.is_candidate = planned.selector.path().is_some();
             let state = &self.targets[*target];
             let all = state.current.iter().chain(&state.replaced);
@@ -188,7 +189,7 @@ impl Worker {
         }
     }
 
-    /// Attaches to a file that is not the target's yet; None if it must not be attached to now.
+    /// Attaches to a file that is not the target's yet; None if it must not be attached now.
     pub(super) fn attach_candidate(
         &mut self,
         planned: &TargetPlan,
@@ -208,7 +209,7 @@ impl Worker {
         Some(AttachedFile::attach(context, found, lease, &mut self.cookies, &mut self.finder))
     }
 
-    /// Lets go of files that stayed beside.
+    /// Releases candidates that did not become the target's.
     pub(super) fn drop_candidates(&mut self) {
         for state in &mut self.targets {
             for candidate in &mut state.candidates {

@@ -1,5 +1,4 @@
-//! What has to be done from time to time, whatever the targets do: starts of spans that are left, the clock, and how much processor
-//! time the targets take.
+//! Periodic work that does not depend on the targets: abandoned span starts, the clock, and the targets' CPU time.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,11 +16,11 @@ use crate::costs::until_now;
 use crate::plan::Pairing;
 use crate::selectors::Selector;
 
-/// Ticks of the kernel in a second, by its configuration.
+/// Possible tick rates of the kernel.
 const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
 
 impl Worker {
-    /// Whether a start found no room since the last look.
+    /// Whether a start found no room since the last sweep.
     pub(super) fn found_no_room(&mut self) -> bool {
         let store = self.kernel.shared().store;
         let full = |probe| store.accounting(probe, accounting_slot::ACCT_LOST_STARTS_FULL);
@@ -41,8 +40,8 @@ impl Worker {
         self.status.add_sweep(&self.kernel.sweep_starts(&pairings));
     }
 
-    /// Whether looking around would find what the last walk has found: nothing has happened since, and all that could is told
-    /// of, by the kernel or by what is waited for.
+    /// Whether a periodic check would find nothing new: nothing has happened since the last one, and everything that
+    /// could happen is reported by events.
     pub(super) fn is_at_rest(&self) -> bool {
         let is_settled = |state: &TargetState| {
             let is_pending =
@@ -80,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// Tells once of children that the kernel's table had no room for.
+    /// Logs once that descendants did not fit into the kernel's table.
     pub(super) fn note_lost_children(&self) {
         let lost = self.kernel.lost_children();
         if lost > 0 && self.status.targets().lost_children == 0 {
@@ -92,7 +91,7 @@ impl Worker {
         self.status.set_lost_children(lost);
     }
 
-    /// The kernel notes a hit's time in jiffies, which costs it nothing; here is learnt what a jiffy is.
+    /// The kernel records a hit's time in jiffies, which is free; this measures what a jiffy is.
     pub(super) fn measure_ticks(&mut self) {
         let (Some(first), Some(now)) = (self.first_clock, self.kernel.clock()) else { return };
         let seconds = now.nanoseconds.saturating_sub(first.nanoseconds) as f64 / 1e9;
@@ -157,7 +156,7 @@ impl Worker {
 }
 
 impl Finder {
-    /// The processes that run one of these files, or have loaded it, as far as the target means them.
+    /// The target's processes that run one of these files, or have loaded it.
     fn running(
         &mut self,
         target: usize,

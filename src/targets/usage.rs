@@ -1,4 +1,4 @@
-//! How much processor time a target's processes take while they are traced, beside what tracing takes of it.
+//! Measures the CPU time of a target's processes while they are traced, and the share of it that tracing takes.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -9,15 +9,15 @@ use crate::procfs::{Stat, uptime_ticks};
 #[derive(Debug, Default)]
 pub(super) struct Meter {
     pub last: Option<Instant>,
-    /// When that was, in ticks since the machine started.
+    /// When that was, in ticks since boot.
     last_ticks: u64,
-    /// What tracing had cost by then.
+    /// The cost of tracing until then.
     pub cost: f64,
-    /// Ticks of processor time of each process, by its number and when it began.
+    /// CPU ticks of each process, by its number and start time.
     pub ticks: HashMap<(u32, u64), u64>,
-    /// What was measured lately.
+    /// Recent measurements.
     pub lately: VecDeque<Measured>,
-    /// Processes that map a library, and when that was looked up.
+    /// Processes that map a library, and when that was determined.
     pub mapping: Option<(Instant, Vec<u32>)>,
 }
 
@@ -26,11 +26,11 @@ pub(super) struct Measured {
     pub at: Instant,
     pub cpu: f64,
     pub tracing: f64,
-    /// Processes ended meanwhile, of whose last moments nothing was seen; others may have begun and ended.
+    /// Processes ended meanwhile whose last moments were not measured; others may have started and ended.
     pub has_missed: bool,
 }
 
-/// What was read of processes.
+/// CPU time of processes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct CpuTime {
     pub seconds: f64,
@@ -42,7 +42,7 @@ pub(super) struct CpuTime {
 const LATELY: Duration = Duration::from_secs(10);
 
 impl Meter {
-    /// The part of the processor time that tracing took lately.
+    /// The recent share of CPU time that tracing took.
     pub fn share(&mut self) -> Option<f64> {
         self.lately.retain(|of| of.at.elapsed() < LATELY);
         share(self.lately.iter().map(|of| (of.cpu, of.tracing)))
@@ -53,7 +53,7 @@ impl Meter {
         self.lately.iter().any(|of| of.has_missed)
     }
 
-    /// Processor time since the last time; None the first time.
+    /// CPU time since the previous call; None at the first call.
     pub fn read(&mut self, processes: &[u32]) -> Option<CpuTime> {
         let is_first = self.last.is_none();
         let began_since = |start: u64| start >= self.last_ticks;
@@ -78,13 +78,13 @@ impl Meter {
     }
 }
 
-/// Tracing is part of the processor time that is measured: where it would be more, processes were not seen, and the part is not known.
+/// Tracing is part of the measured CPU time: if it seems to be more, processes were missed, and the share is unknown.
 fn share(measured: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     let (cpu, tracing) = measured.fold((0.0, 0.0), |(cpu, tracing), of| (cpu + of.0, tracing + of.1));
     (cpu > 0.0 && tracing <= cpu * MOST_SHARE).then(|| (tracing / cpu).min(1.0))
 }
 
-/// Prices are those of a quiet machine, and processor time is counted in ticks.
+/// Prices are those of an idle machine, and CPU time is counted in ticks.
 const MOST_SHARE: f64 = 2.0;
 
 #[cfg(test)]
@@ -110,12 +110,12 @@ mod tests {
         let before = ticks();
         while ticks() < before + 2 {}
         assert!(meter.read(&own).is_some_and(|used| used.seconds > 0.0 && !used.has_missed));
-        // One that was not among them before, and is older than the last look.
+        // A process that was not among them before, and is older than the previous call.
         assert_eq!(meter.read(&[1]), Some(CpuTime { seconds: 0.0, has_missed: true }));
         meter.last_ticks = 0;
         meter.ticks.clear();
         assert!(meter.read(&own).is_some_and(|used| used.seconds >= 0.02));
-        // One that is not there any more.
+        // A process that no longer exists.
         assert!(meter.read(&[own[0], u32::MAX]).is_some_and(|used| used.has_missed));
     }
 }

@@ -1,4 +1,4 @@
-//! What the thread that looks after the targets waits for.
+//! What the manager's thread waits for.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -19,21 +19,21 @@ use crate::kernel::{LeaseBreak, LeaseBreaks};
 pub struct Wakeup {
     /// The exporter ends.
     pub is_over: bool,
-    /// Something is asked for.
+    /// There is a request.
     pub is_asked: bool,
     pub breaks: Vec<LeaseBreak>,
-    /// Targets on whose way something has changed.
+    /// Targets with a change on their path.
     pub targets: HashSet<usize>,
-    /// Files that were written or put beside a target's file, and could take its place.
+    /// Files that were written or moved beside a target's file, and could replace it.
     pub sibling: Vec<Sibling>,
-    /// Processes have begun, or done something else that must be looked at at once.
+    /// Process events that must be handled at once.
     pub processes: bool,
-    /// Programs wait for all of this to be dealt with: what to answer the gate then.
+    /// Programs wait for all of this to be handled: the number with which to answer the gate.
     pub asked: Option<u64>,
 }
 
 impl Wakeup {
-    /// Whether it is more than that the time is over.
+    /// Whether there is any event, not only a timeout.
     pub fn is_told(&self) -> bool {
         let Self { is_over, is_asked, breaks, targets, sibling, processes, asked } = self;
         let is_told = *is_over || *is_asked || *processes || asked.is_some();
@@ -41,7 +41,7 @@ impl Wakeup {
     }
 }
 
-/// Waits for all that can happen.
+/// Waits for all events.
 #[derive(Debug)]
 pub struct Watch {
     stop: UnixStream,
@@ -51,17 +51,17 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `stop` ends when the exporter does; a byte in it says that something is asked for.
+    /// `stop` is closed when the exporter ends; a byte in it announces a request.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// From the kernel.
     pub fn new(stop: UnixStream, gate: Option<Arc<Gate>>) -> io::Result<Self> {
         let breaks = LeaseBreaks::new()?;
         let (watcher, gate) = (PathWatcher::new()?, gate.and_then(|gate| GateHandle::new(gate, &breaks)));
         Ok(Self { stop, breaks, watcher, gate })
     }
 
-    /// Watches the way to each path, from its first directory through all symbolic links, and nothing else from now on.
+    /// Sets the watched paths: each from its first directory through all symbolic links.
     pub fn follow(&mut self, paths: &[(usize, PathBuf)]) {
         self.watcher.follow(paths);
         if let Some(gate) = &self.gate {
@@ -69,31 +69,31 @@ impl Watch {
         }
     }
 
-    /// Watches these ways too, or as they are now.
+    /// Adds paths, or updates those that lead elsewhere now.
     pub fn follow_also(&mut self, paths: &[(usize, PathBuf)]) {
         self.watcher.follow_also(paths);
     }
 
-    /// Somebody who is about to write the file may start it right after that.
+    /// The file is about to be written, and may be executed right after that.
     pub fn expect(&self, path: &Path) {
         if let Some(gate) = &self.gate {
             gate.expect(path.to_path_buf());
         }
     }
 
-    /// All that woke the manager is dealt with: programs that waited for it may start.
+    /// All events of this wakeup are handled: programs that waited for it may run.
     pub fn answer(&self, wakeup: &Wakeup) {
         if let (Some(gate), Some(asked)) = (&self.gate, wakeup.asked) {
             gate.answer(asked);
         }
     }
 
-    /// Nobody has to wait any more.
+    /// No program has to wait any more.
     pub fn open_gate(&mut self) {
         self.gate = None;
     }
 
-    /// Waits at most so long, or until something happens to processes.
+    /// Waits up to `most`, or until there is an event.
     pub fn wait(&mut self, most: Duration, processes: Option<BorrowedFd<'_>>) -> Wakeup {
         let most = self.watcher.pause().map_or(most, |pause| most.min(pause));
         let timeout = Timespec { tv_sec: most.as_secs() as _, tv_nsec: most.subsec_nanos().into() };
@@ -118,7 +118,7 @@ impl Watch {
             wakeup.is_asked = self.stop.read(&mut [0]).is_ok_and(|bytes| bytes > 0);
             wakeup.is_over = !wakeup.is_asked;
         }
-        // First: what was told before that is taken below.
+        // Read first: everything reported before it is taken below.
         wakeup.asked = self.gate.as_ref().and_then(GateHandle::asked);
         if breaks {
             wakeup.breaks = self.breaks.take();

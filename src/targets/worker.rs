@@ -1,4 +1,4 @@
-//! What the thread that looks after the targets knows.
+//! The state of the manager's thread.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -28,14 +28,14 @@ use crate::layout::Layout;
 use crate::plan::{Plan, TargetPlan, ValueKind};
 use crate::selectors::{FileSelector, Selector};
 
-/// How often is looked at what nothing tells of: whether replaced files still run, and, where the kernel does not tell what
-/// processes do, all of these.
+/// How often conditions are checked that no event reports: whether replaced files still run, and, where the kernel does
+/// not report process events, all processes.
 pub(super) const WALK_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
     pub(super) kernel: Kernel,
-    /// What a hit costs.
+    /// The cost of a hit.
     pub(super) prices: SharedPrices,
     pub(super) status: Arc<TargetsStatus>,
     pub(super) cookies: Cookies,
@@ -51,26 +51,26 @@ pub(super) struct Worker {
     pub(super) last_walk: Instant,
     pub(super) last_look: Instant,
     pub(super) last_names: Instant,
-    /// Something was told of, or a probe was hit, since the last walk.
+    /// An event arrived, or a probe was hit, since the last periodic check.
     pub(super) is_disturbed: bool,
-    /// Events of processes were lost: all have to be looked at.
+    /// Process events were lost: all processes must be checked.
     pub(super) is_behind: bool,
     pub(super) selectors: Vec<Selector>,
-    /// Processes that began to run a file since the last walk, which may replace their code.
+    /// Processes that executed a file since the last check, and may replace their code.
     pub(super) fresh: Vec<(u32, Identity)>,
     pub(super) code_checks: CodeChecks,
     /// Starts that found no room so far.
     pub(super) starts_refused: u64,
-    /// What looks after files with pinned probes when no exporter does.
+    /// Holds leases of files with pinned probes while no exporter runs.
     pub(super) guard: Option<Guard>,
-    /// Takes breakpoints out of the memory of who reads traced files.
+    /// Hides breakpoints from processes that read traced files.
     pub(super) readers: Option<ReadersHandle>,
-    /// The fingerprint of how series are laid out.
+    /// The fingerprint of the layout of series.
     pub(super) layout: String,
-    /// When that was, and what tells whether there is something new.
+    /// When the record was last written, and the signature of its contents.
     pub(super) last_kept: Instant,
     pub(super) signature: Signature,
-    /// What was written down last for the next exporter.
+    /// What was last written for the next exporter.
     pub(super) kept: Option<Changing>,
 }
 
@@ -210,7 +210,7 @@ fn thread_time() -> Duration {
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-/// What the kernel tells of the processes that targets mean; None where it does not tell.
+/// The kernel's events about processes that targets select; None if it reports none.
 fn process_events(selectors: &[Selector], mappings: bool, namespace: PidNamespace) -> Option<ProcessEvents> {
     let mut wanted = Wanted { mappings, ..Wanted::default() };
     for selector in selectors {

@@ -1,4 +1,4 @@
-//! What the HTTP endpoints count.
+//! Statistics of the HTTP endpoints.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,4 +1,4 @@
-//! The exporter's metrics about itself, read from where they are counted at every scrape.
+//! The exporter's metrics about itself, read from their sources at every scrape.
 
 mod endpoint;
 mod probes;
@@ -19,43 +19,43 @@ use crate::plan::Plan;
 use crate::slow::SlowNumbers;
 use crate::targets::{ProbeState, TargetsStatus};
 
-/// Where everything is counted.
+/// The sources of all counts.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     pub plan: Arc<Plan>,
     pub counts: Arc<dyn Counts>,
     pub status: Arc<TargetsStatus>,
     pub drain: Arc<DrainStats>,
-    /// Of the metrics and the health endpoint.
+    /// Statistics of the metrics endpoint and of the health endpoint.
     pub http: [Arc<HttpStats>; 2],
     pub attach: Attach,
     pub prices: Prices,
     pub logging: Option<Logging>,
     pub started: f64,
     pub reloads: Arc<Reloads>,
-    /// Series of the latest scrape.
+    /// Number of series in the latest scrape.
     pub series: Arc<AtomicU64>,
-    /// Of each metric, label values beyond a limit at the probes that feed it.
+    /// For each metric, label values beyond a limit at the probes that feed it.
     pub overflows: Arc<Mutex<Vec<u64>>>,
-    /// Slow events, where some are kept.
+    /// Slow events, if any are recorded.
     pub slow: Option<SlowNumbers>,
 }
 
-/// How the configuration was read last.
+/// The outcome of reading the configuration.
 #[derive(Debug)]
 pub struct Reloads {
     successful: AtomicBool,
-    /// When it was last read without an error, in seconds since 1970, as the bits of an `f64`.
+    /// When it was last read without an error, as a Unix time in seconds, in the bits of an `f64`.
     success: AtomicU64,
 }
 
 impl Reloads {
-    /// The configuration was read just now.
+    /// The state when the configuration was just read.
     pub fn started() -> Self {
         Self { successful: AtomicBool::new(true), success: AtomicU64::new(unix_now().to_bits()) }
     }
 
-    /// Notes how it went.
+    /// Records the outcome.
     pub fn note(&self, is_successful: bool) {
         self.successful.store(is_successful, Ordering::Relaxed);
         if is_successful {
@@ -65,7 +65,7 @@ impl Reloads {
 }
 
 impl Telemetry {
-    /// All of them, as they are now.
+    /// Returns the current values of all metrics.
     pub fn collect(&self) -> Families {
         let mut to = Families::default();
         self.exporter(&mut to);

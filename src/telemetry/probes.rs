@@ -1,4 +1,4 @@
-//! Each probe, and what became of its hits.
+//! Metrics of each probe, and of the fate of its hits.
 
 use std::sync::PoisonError;
 
@@ -150,14 +150,14 @@ impl Telemetry {
         }
     }
 
-    /// No part of the accounting: a hit that the kernel kept from the program was never begun.
+    /// Not part of the accounting: a hit for which the kernel did not run the program was never begun.
     fn misses(&self, to: &mut Families) {
         let rows = to.counter(
             "fibre_exporter_program_misses_total",
             "Hits for which the kernel did not run the BPF program (recursion_misses); they are not part of \
              any probe's hits.",
         );
-        // A kernel that does not say has no row: not a zero.
+        // If the kernel does not report it, there is no row rather than a zero.
         for (program, misses) in self.counts.misses() {
             rows.number(&[("program", program)], misses);
         }
@@ -181,7 +181,7 @@ impl Telemetry {
             for probe in self.plan.probes.iter().filter(|probe| starts(probe)) {
                 let number = probe.span.map_or(0, |span| span.number as usize);
                 let target = self.plan.targets[probe.target].name.as_str();
-                // Both ends may see that a start was left.
+                // Both ends may notice an abandoned start.
                 let of_span = |(_, other): &(usize, &ProbePlan)| {
                     other.span.map(|span| span.number as usize) == Some(number)
                 };
@@ -195,7 +195,7 @@ impl Telemetry {
         }
     }
 
-    /// Takes over how many label values of each metric were beyond their limit; a metric's first time is worth a line.
+    /// Takes over how many label values of each metric were beyond their limit; the first time for a metric is logged.
     pub fn note_overflows(&self, overflows: Vec<u64>) {
         let mut known = self.overflows.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, now) in overflows.iter().enumerate() {
@@ -209,7 +209,7 @@ impl Telemetry {
         *known = overflows;
     }
 
-    /// Overflow is counted for each probe; a metric's is that of the probes that feed it.
+    /// Overflow is counted for each probe; a metric's overflow is that of the probes that feed it.
     fn overflows(&self, to: &mut Families) {
         let rows = to.counter(
             "fibre_exporter_label_overflow_total",

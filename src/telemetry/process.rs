@@ -1,11 +1,11 @@
-//! The metrics that every Prometheus client has of its own process, from /proc; see proc(5).
+//! The standard process metrics of Prometheus clients, from /proc; see proc(5).
 
 use std::fs;
 
 use crate::exposition::Families;
 use crate::procfs::Stat;
 
-/// Adds those that /proc tells.
+/// Adds the metrics available in /proc.
 pub(super) fn collect(to: &mut Families) {
     let ticks = rustix::param::clock_ticks_per_second() as f64;
     let stat = Stat::of(std::process::id()).ok();
@@ -18,7 +18,7 @@ pub(super) fn collect(to: &mut Families) {
         to.gauge("process_max_fds", "Maximum number of open file descriptors.").number(&[], most);
     }
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // One of them is the directory's own.
+        // One of them is the directory's own descriptor.
         let open = open.count().saturating_sub(1) as u64;
         to.gauge("process_open_fds", "Number of open file descriptors.").number(&[], open);
     }
@@ -34,7 +34,7 @@ pub(super) fn collect(to: &mut Families) {
     to.gauge("process_virtual_memory_bytes", "Virtual memory size in bytes.").number(&[], stat.virtual_bytes);
 }
 
-/// The soft limit, unless there is none.
+/// The soft limit, unless it is unlimited.
 fn most_files(limits: &str) -> Option<u64> {
     limits
         .lines()
@@ -80,7 +80,7 @@ mod tests {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
             line.unwrap_or_else(|| panic!("{name} is missing: {text}")).parse().unwrap()
         };
-        // Looking at it takes time, too.
+        // Reading them takes CPU time, too.
         let began = std::time::Instant::now();
         while value("process_cpu_seconds_total").fract() == 0.0 {
             assert!(began.elapsed() < std::time::Duration::from_secs(60), "{}", shown());

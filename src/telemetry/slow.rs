@@ -1,4 +1,4 @@
-//! Slow events: what became of them, and where they are.
+//! Metrics of slow events: their outcome, and where they are stored.
 
 use super::Telemetry;
 use crate::exposition::Families;
@@ -6,7 +6,7 @@ use crate::kernel::{SLOW_LOST, SlowCounts};
 use crate::webhook::DROPPED;
 
 impl Telemetry {
-    /// Only where a probe keeps slow events.
+    /// Present only if a probe records slow events.
     pub(super) fn slow(&self, to: &mut Families) {
         let Some(numbers) = &self.slow else { return };
         let counted = |(number, probe): (usize, &crate::plan::ProbePlan)| {

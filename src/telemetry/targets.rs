@@ -1,4 +1,4 @@
-//! Targets, and how they were found.
+//! Metrics of targets, and of their discovery.
 
 use super::Telemetry;
 use crate::exposition::Families;
@@ -51,7 +51,7 @@ impl Telemetry {
         .number(&[], counts.walks);
     }
 
-    /// What tracing costs, beside what the targets use anyway.
+    /// The cost of tracing, compared with the targets' own usage.
     fn usage(&self, to: &mut Families) {
         let usage = self.status.targets().usage;
         let named = || self.plan.targets.iter().map(|target| [("target", target.name.as_str())]).zip(&usage);

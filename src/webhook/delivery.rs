@@ -1,4 +1,4 @@
-//! Sending what waits, and when to try again.
+//! Delivery of queued events, and the timing of retries.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
@@ -8,19 +8,19 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::outbox::Outbox;
 use super::receiver::{ATTEMPT, Failure};
 
-/// How long things may take.
+/// Timeouts and delays.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// One attempt, from the look-up of the name to the answer's head.
+    /// The timeout of one attempt, from the name lookup to the end of the response.
     pub attempt: Duration,
-    /// From the first failure in a row to the next attempt; twice as long after each further one, up to the longest.
+    /// The delay after the first failure; it doubles with each further failure in a row, up to `longest`.
     pub first: Duration,
     pub longest: Duration,
-    /// As long as the receiver asks for, up to this.
+    /// The longest delay that a receiver may request.
     pub asked: Duration,
-    /// How long an event is worth sending.
+    /// The maximum age of an event; older ones are dropped.
     pub max_age: Duration,
-    /// How long the exporter's end is put off for what waits.
+    /// How long shutdown is delayed to deliver queued events.
     pub last: Duration,
 }
 
@@ -38,7 +38,8 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// How long to wait after so many failures in a row: give or take a quarter, so that many exporters do not come all at once.
+    /// Returns the delay after this many failures in a row, randomized by up to a quarter so that many exporters do not
+    /// retry at once.
     pub(super) fn pause(&self, failures: u32) -> Duration {
         let pause = self.first.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.longest);
         let random = RandomState::new().hash_one(failures) % 512;
@@ -46,11 +47,11 @@ impl Pace {
     }
 }
 
-/// Sends what is in the outbox, until its end.
+/// Delivers the outbox until it ends.
 pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
     let mut failures = 0;
     let mut not_before = Instant::now();
-    // What was told of the receiver last, so that it is told once.
+    // The last reported reason, so that each is logged once.
     let mut told = String::new();
     loop {
         let expired = outbox.expire(pace.max_age);
@@ -66,7 +67,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
         };
         tokio::select! {
             () = sleep_until(not_before) => {}
-            // One more time.
+            // One last attempt.
             () = outbox.ending() => {}
         }
         let out_of_time = async {

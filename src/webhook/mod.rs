@@ -1,7 +1,7 @@
-//! A webhook: events are sent to a receiver by HTTP, signed, and again until it takes them.
+//! A webhook: events are sent to a receiver by HTTP, signed, and retried until it accepts them.
 //!
-//! Who has an event puts it in the [`Outbox`], which is bounded and never waited for. One thread sends what is in it. Each event is
-//! sent, dropped or waiting: `events = sent + dropped + waiting`. Nothing here knows what the events are.
+//! Producers put events into the [`Outbox`], which is bounded and never blocks. A single thread sends them. Each event
+//! is sent, dropped or waiting: `events = sent + dropped + waiting`. Nothing here depends on what the events are.
 
 mod delivery;
 mod outbox;
@@ -18,7 +18,7 @@ use delivery::{Pace, deliver};
 pub(crate) use outbox::{DROPPED, Outbox, WebhookNumbers};
 pub(crate) use receiver::{Receiver, shown};
 
-/// The thread that sends, and what waits for it. Dropping it tries to send the rest for a moment.
+/// The sending thread and its queue. Dropping it makes a short attempt to send the rest.
 #[derive(Debug, Default)]
 pub(crate) struct Webhook {
     outbox: Arc<Outbox>,
@@ -26,15 +26,15 @@ pub(crate) struct Webhook {
 }
 
 impl Webhook {
-    /// Who gets events from now on, also those that wait.
+    /// Sets the receiver, for queued events too.
     pub fn set(&self, receiver: Option<Receiver>) {
         self.outbox.set(receiver);
     }
 
-    /// Begins to send, if there is somebody to send to.
+    /// Starts sending, if there is a receiver.
     ///
     /// # Errors
-    /// If there is no thread, or not what it needs.
+    /// If the thread or its runtime cannot be created.
     pub fn start(&self) -> io::Result<()> {
         self.start_with(Pace::default())
     }
@@ -48,7 +48,7 @@ impl Webhook {
         let runtime = Builder::new_current_thread().thread_name("webhook").enable_all().build()?;
         let work = move || {
             runtime.block_on(deliver(&outbox, pace));
-            // A name that is still being looked up is not waited for.
+            // Does not wait for a pending name lookup.
             runtime.shutdown_background();
         };
         *thread = Some(std::thread::Builder::new().name("webhook".to_owned()).spawn(work)?);

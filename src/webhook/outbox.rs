@@ -1,4 +1,4 @@
-//! What waits to be sent.
+//! The queue of events to be sent.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,22 +10,22 @@ use tokio::sync::{Notify, watch};
 
 use super::receiver::Receiver;
 
-/// Events that can wait, and bytes of them.
+/// The capacity of the queue, in events and in bytes.
 const EVENTS: usize = 1024;
 const BYTES: usize = 4 << 20;
 
-/// Of these, how many are sent at once. One is, whatever its size.
+/// The maximum size of a batch. A single event is sent whatever its size.
 const BATCH_EVENTS: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
-/// Why an event is not sent, as the metric names it.
+/// The reasons for dropping events, as in the metric.
 pub(crate) const DROPPED: [&str; 4] = ["queue_full", "rejected", "expired", "stopped"];
 
 /// A bounded queue of events.
 #[derive(Debug)]
 pub(crate) struct Outbox {
     state: Mutex<State>,
-    /// There may be something to send.
+    /// Notified when there may be something to send.
     changed: Notify,
     ending: watch::Sender<bool>,
     counts: Counts,
@@ -43,7 +43,7 @@ struct State {
 struct Waiting {
     number: u64,
     since: Instant,
-    /// JSON.
+    /// The event as JSON.
     text: String,
 }
 
@@ -55,7 +55,7 @@ struct Counts {
     failed_requests: AtomicU64,
 }
 
-/// Why events are dropped: a place in [`DROPPED`].
+/// The reason for dropping events: an index into [`DROPPED`].
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Reason {
     QueueFull,
@@ -64,7 +64,7 @@ pub(super) enum Reason {
     Stopped,
 }
 
-/// What became of all events.
+/// The outcome of all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WebhookNumbers {
     pub events: u64,
@@ -75,7 +75,7 @@ pub struct WebhookNumbers {
     pub failed_requests: u64,
 }
 
-/// The first events that wait, as one request.
+/// The first queued events, as one request.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub receiver: Arc<Receiver>,
@@ -96,7 +96,8 @@ impl Default for Outbox {
 }
 
 impl Outbox {
-    /// Takes an event, which is JSON, if there is somebody to send it to. Never waits; one that there is no room for is counted.
+    /// Queues an event, which is JSON, if there is a receiver. Never blocks; an event that does not fit is counted as
+    /// dropped.
     pub fn offer(&self, event: impl FnOnce() -> String) {
         let mut state = self.lock();
         if state.receiver.is_none() {
@@ -116,7 +117,7 @@ impl Outbox {
         self.changed.notify_one();
     }
 
-    /// `None` if events are not sent anywhere.
+    /// Returns `None` if there is no receiver.
     pub fn numbers(&self) -> Option<WebhookNumbers> {
         let state = self.lock();
         state.receiver.as_ref()?;
@@ -143,7 +144,7 @@ impl Outbox {
         self.lock().receiver.is_some()
     }
 
-    /// What is to be sent next; it stays here until it is said what became of it.
+    /// Returns the next batch, which stays queued until its outcome is reported.
     pub(super) fn next(&self) -> Option<Batch> {
         let state = self.lock();
         let receiver = state.receiver.clone()?;
@@ -173,17 +174,18 @@ impl Outbox {
         self.counts.failed_requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Drops what has waited for longer; how many these were.
+    /// Drops events older than `max_age` and returns their number.
     pub(super) fn expire(&self, max_age: Duration) -> usize {
         self.take(&mut self.lock(), |event| event.since.elapsed() > max_age, Some(Reason::Expired))
     }
 
-    /// Drops all.
+    /// Drops all events and returns their number.
     pub(super) fn give_up(&self) -> usize {
         self.take(&mut self.lock(), |_| true, Some(Reason::Stopped))
     }
 
-    /// Takes out the first events that are meant, which are dropped for this reason, or else sent.
+    /// Removes events from the front while `is_meant` holds; counts them as dropped for this reason, or as sent if
+    /// `None`. Returns their number.
     fn take(&self, state: &mut State, is_meant: impl Fn(&Waiting) -> bool, dropped: Option<Reason>) -> usize {
         let counter = match dropped {
             Some(reason) => &self.counts.dropped[reason as usize],
@@ -199,7 +201,7 @@ impl Outbox {
         taken
     }
 
-    /// Resolves when there may be something to send, or nothing will come any more.
+    /// Resolves when there may be something to send, or when the queue is ending.
     pub(super) async fn changed(&self) {
         tokio::select! {
             () = self.changed.notified() => {}
@@ -215,9 +217,9 @@ impl Outbox {
         *self.ending.borrow()
     }
 
-    /// Resolves at the end.
+    /// Resolves when the queue is ending.
     pub(super) async fn ending(&self) {
-        // The sender is this one, which is still there.
+        // The sender is owned by `self`, so it still exists.
         let _ = self.ending.subscribe().wait_for(|ending| *ending).await;
     }
 

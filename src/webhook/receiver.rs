@@ -1,4 +1,4 @@
-//! Who gets events: where it is, whose certificate it must have, and the secret by which it knows who sends them.
+//! The receiver of events: its URL, the authority for its certificate, and the secret that authenticates the sender.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,32 +14,32 @@ use crate::clock::wall_seconds;
 use crate::http::{ClientTls, HttpError, JSON};
 use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
 
-/// How long a request may take, from the look-up of the name to the end of the answer.
+/// The timeout of a request, from the name lookup to the end of the response.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(10);
 
-/// Bytes of an answer, which says nothing by its body.
+/// The maximum size of a response, whose body is ignored.
 const ANSWER: usize = 1 << 20;
 
 const TIME: HeaderName = HeaderName::from_static("x-exporter-timestamp");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-exporter-signature");
 
-/// Who gets events.
+/// A receiver of events.
 pub(crate) struct Receiver {
     url: Url,
     secret: hmac::Key,
     client: Client,
 }
 
-/// Why events were not taken.
+/// Why events were not accepted.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It may go better later; the receiver may say when.
+    /// A retry may succeed; the receiver may say when to try.
     Temporary(String, Option<Duration>),
-    /// The receiver does not want them.
+    /// The receiver rejects the events.
     Rejected(String),
 }
 
-/// A URL without its path, which is a secret of many receivers.
+/// Formats a URL without its path, which many receivers treat as a secret.
 pub(crate) fn shown(url: &Url) -> String {
     let text = url.to_string();
     let host = text.match_indices('/').nth(2).map_or(text.len(), |(at, _)| at);
@@ -47,10 +47,11 @@ pub(crate) fn shown(url: &Url) -> String {
 }
 
 impl Receiver {
-    /// Of certificates, those are believed that the authority has issued (a file), or somebody whom the system trusts.
+    /// Creates a receiver. Its certificate must be issued by the authority (a file), or by one that the system trusts
+    /// if `None`.
     ///
     /// # Errors
-    /// If there are no usable certificates of an authority.
+    /// If the authority has no usable certificates.
     pub fn new(url: Url, secret: &str, authority: Option<PathBuf>) -> Result<Self, HttpError> {
         if url.is_secure() {
             ClientTls::new(authority.clone(), None).current()?;
@@ -64,7 +65,7 @@ impl Receiver {
         let time = wall_seconds().to_string();
         let mut request = Request::post(self.url.clone(), JSON, body.clone());
         for (name, text) in [(SIGNATURE, self.signature(&time, &body)), (TIME, time)] {
-            // Digits and letters only.
+            // Contains only ASCII letters, digits and `=`.
             if let Ok(value) = HeaderValue::try_from(text) {
                 request = request.with(name, value);
             }
@@ -76,7 +77,7 @@ impl Receiver {
         }
     }
 
-    /// Of time and body together, so that nobody can send what was overheard at another time.
+    /// Signs time and body together, to prevent replay.
     pub(super) fn signature(&self, time: &str, body: &[u8]) -> String {
         let mut signed = hmac::Context::with_key(&self.secret);
         for part in [time.as_bytes(), b".", body] {

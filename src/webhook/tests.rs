@@ -10,10 +10,10 @@ use socket2::{Domain, Socket, Type};
 use super::*;
 use crate::http_client::Url;
 
-/// Longer than anything takes.
+/// Longer than any operation should take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the receiver does with a connection; after the last one it takes everything.
+/// What the receiver does with each connection; afterwards it accepts everything.
 #[derive(Clone, Copy)]
 enum Does {
     Closes,
@@ -23,7 +23,7 @@ enum Does {
 
 const TAKES: Does = Does::Answers("204 No Content");
 
-/// A receiver on this machine. It listens once `serve` is called, and refuses connections before.
+/// A receiver on this machine. It refuses connections until `serve` is called.
 struct Fake {
     socket: Socket,
     address: SocketAddr,
@@ -41,7 +41,7 @@ impl Fake {
         format!("http://{}/hook?key=1", self.address)
     }
 
-    /// Does these things in turn. Gives head and body of each request that is read.
+    /// Follows the script. The channel yields head and body of each request.
     fn serve(self, script: &'static [Does]) -> mpsc::Receiver<(String, String)> {
         self.socket.listen(16).unwrap();
         let listener: std::net::TcpListener = self.socket.into();
@@ -122,7 +122,7 @@ fn wait_for(what: &str, outbox: &Outbox, condition: impl Fn(&WebhookNumbers) -> 
     }
 }
 
-/// The numbers of the events in a body.
+/// Parses the event numbers in a body.
 fn ids(body: &str) -> Vec<u64> {
     let body: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|err| panic!("{err}: {body}"));
     assert_eq!(body["version"], 1);
@@ -159,7 +159,7 @@ fn a_receiver_that_is_down_silent_and_faulty_gets_all_in_the_end() {
 #[test]
 fn the_signature_is_that_of_time_and_body() {
     let receiver = Receiver::new(Url::parse("http://localhost").unwrap(), "secret", None).unwrap();
-    // As Python's hmac has it, of "1795703781.{}".
+    // Computed by Python's hmac for "1795703781.{}".
     let expected = "sha256=f06a03bb99184bd3193e1b54f95aa812880e5a86e1760d3a03b6e1f2f8781bdb";
     assert_eq!(receiver.signature("1795703781", b"{}"), expected);
     assert!(!format!("{receiver:?} {receiver}").contains("secret"));
@@ -184,7 +184,7 @@ fn what_there_is_no_room_for_is_dropped_and_counted() {
     offer(&webhook, 0..2000);
     let numbers = webhook.outbox().numbers().unwrap();
     assert_eq!((numbers.waiting, numbers.dropped), (1024, [976, 0, 0, 0]));
-    // Bytes are bounded too.
+    // The limit in bytes applies too.
     let webhook = sends_to(&fake.url(), pace());
     (0..10).for_each(|_| webhook.outbox().offer(|| "x".repeat(1 << 20)));
     let numbers = webhook.outbox().numbers().unwrap();
@@ -218,7 +218,7 @@ fn what_has_waited_for_too_long_is_dropped() {
 #[test]
 fn the_end_waits_a_moment_for_what_can_be_sent_and_for_nothing_else() {
     let fake = Fake::new();
-    // No time for a second attempt.
+    // Leaves no time for a second attempt.
     let slow = Pace { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, last: TIMEOUT, ..pace() };
     let webhook = sends_to(&fake.url(), slow);
     offer(&webhook, 0..3);
@@ -274,7 +274,7 @@ fn authority() -> Authority {
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
 }
 
-/// A receiver with a certificate for this name.
+/// Starts a receiver with a certificate for this name.
 fn secure(issuer: &Authority, name: &str) -> SocketAddr {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, issuer).unwrap();

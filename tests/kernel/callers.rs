@@ -1,4 +1,4 @@
-//! Who calls a function, by name.
+//! The callers of a function, by name.
 
 use std::io::Read;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::support::program::{Running, compile, directory, run};
 use crate::support::tracer::{Tracer, assert_all};
 
-/// Tells when it is done, and stays: names are looked up in the process.
+/// A program that reports when it is done and then stays, because names are looked up in the process.
 const CALLERS: &str = r#"
 #include <fcntl.h>
 #include <string.h>
@@ -41,7 +41,7 @@ int main(void) {
 }
 "#;
 
-/// A program that has done its work.
+/// Starts the program and waits until it has done its work.
 fn until_done(binary: &Path) -> Running {
     let mut program = Command::new(binary).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = [0; 5];
@@ -73,7 +73,8 @@ fn callers_are_compared_by_name() {
     assert_eq!(tracer.refused_in_user_space(), (20, 0), "what has no name can be compared with none");
 }
 
-/// Calls that never return are the last instruction of `first` and `third`: `second` and `fourth` begin at their return addresses.
+/// The last instruction of `first` and `third` is a call that never returns, so that its return address is the
+/// beginning of `second` and `fourth`.
 const FAILING: &str = r#"
 #include <setjmp.h>
 #include <unistd.h>
@@ -98,7 +99,7 @@ int main(void) {
 }
 "#;
 
-/// Also in programs whose debug information is compressed, and whose names are in another file.
+/// Also for programs with compressed debug information, and for those whose symbols are in a separate file.
 #[test]
 fn a_call_that_never_returns_is_made_by_the_function_that_it_is_in() {
     let directory = directory();

@@ -1,4 +1,4 @@
-//! What tracing takes of programs, as the exporter tells it.
+//! The cost of tracing to programs, as the exporter reports it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,8 +7,9 @@ use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::program::{Running, compile, directory, run};
 
-/// Calls `cheap`, whose first instruction the kernel emulates, `dear`, whose first one it single-steps, and `interpret`, which
-/// jumps 1,000 times within itself by addresses in a table before it returns; each as often as is asked for, or for ever.
+/// A program that calls `cheap`, whose first instruction the kernel emulates, `dear`, whose first one it single-steps,
+/// and `interpret`, which jumps 1,000 times within itself through a table of addresses before it returns; each as often
+/// as requested, or forever.
 const SOURCE: &str = r#"
 #include <stdlib.h>
 asm(".text\n.globl cheap\n.type cheap,@function\ncheap: nop\n ret\n.size cheap,.-cheap\n"
@@ -72,7 +73,7 @@ fn every_stop_of_a_program_is_charged_by_what_it_costs() {
     assert!(0.0 < cheap && cheap < stepped, "{cheap} {stepped}");
     assert!((cost_of(&metrics, "cheap") / (2000.0 * cheap) - 1.0).abs() < 0.01);
     assert!((cost_of(&metrics, "dear") / (500.0 * stepped) - 1.0).abs() < 0.01);
-    // Three hits, and three thousand jumps that stay.
+    // Three hits, and three thousand jumps that stay within the function.
     assert_eq!(metrics.sum("interpret_total", &[]), 3.0);
     assert!(
         cost_of(&metrics, "interpret:return") > 2990.0 * stepped,
@@ -101,7 +102,7 @@ fn tracings_share_of_a_targets_time_is_told_and_ends_with_its_hits() {
     let program = program(directory.path());
     let exporter = Exporter::tracing(&format!("  - name: hot\n    binary: {}\n{PROBES}", program.display()));
     let share = "fibre_exporter_target_tracing_ratio";
-    // It does nothing but hit its probes.
+    // The program does nothing but hit its probes.
     let hot = Command::new(&program).args(["1000", "0", "0", "on"]).stdout(Stdio::null()).spawn().unwrap();
     let hot = Running(hot);
     let metrics = exporter
@@ -113,8 +114,8 @@ fn tracings_share_of_a_targets_time_is_told_and_ends_with_its_hits() {
     exporter.scrape_until("it is over", |metrics| metrics.select(share, &[]).is_empty());
 }
 
-/// Calls `cheap` some times a second, or all the time; the latter from when it gets SIGUSR1 until it gets that again. `called` is
-/// called once for 1,000 calls of it. Both are counted in the file that it is given.
+/// A program that calls `cheap` either a few times per second or all the time; SIGUSR1 toggles between the two. It
+/// calls `called` once per 1,000 calls of `cheap`, and counts both in the given file.
 const MOODY: &str = r#"
 #include <fcntl.h>
 #include <signal.h>
@@ -180,7 +181,7 @@ fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
     exporter.scrape_until("it is counted", |metrics| metrics.sum("cheap_total", &[]) > 0.0);
     send_signal(moody.0.id(), "USR1");
     let shed = exporter.scrape_until("the dearest is detached", |metrics| state(metrics, "cheap") == "shed");
-    // What is kept is as dear, and what is called rarely costs nothing.
+    // `cheap#2` is just as expensive but has `keep`, and `called` costs nearly nothing as it is rarely called.
     assert_eq!([state(&shed, "cheap#2"), state(&shed, "called")], ["attached", "attached"]);
     exporter.wait_for_log("cheap is detached for 10 s");
     let (ready, text) = exporter.health("/ready");
@@ -196,7 +197,7 @@ fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
     grows("fibre_exporter_probe_shed_seconds_total", &before);
     send_signal(moody.0.id(), "USR1");
     exporter.scrape_until("it is attached again", |metrics| state(metrics, "cheap") == "attached");
-    // Exact again: what is counted from one stop of the program to the next is what it called.
+    // Counts are exact again: between two stops of the program, the exporter counts what the program has called.
     let at_rest = || {
         send_signal(moody.0.id(), "STOP");
         let stat = format!("/proc/{}/stat", moody.0.id());
@@ -211,7 +212,7 @@ fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
     wait_for("a thousand calls", || calls(&file, 0) > before + 1000);
     let ([after, called], second) = at_rest();
     let counted = second.sum("cheap_total", &[]) - first.sum("cheap_total", &[]);
-    // It may be stopped between a call and its count.
+    // The program may be stopped between a call and its count.
     assert!((counted - (after - before) as f64).abs() <= 1.0, "{counted} of {}", after - before);
     let all = [("kept_total", after), ("called_total", called)];
     for (name, calls) in all {
@@ -230,7 +231,7 @@ fn by_default_only_what_lasts_is_detached_and_that_is_told_before() {
         program.display()
     ));
     let file = directory.path().join("calls");
-    // On a busy machine it would have less of a processor than matters.
+    // On a busy machine the program would otherwise get too little CPU time to matter.
     let moody = Running(Command::new("nice").args(["-n", "-15"]).arg(&program).arg(&file).spawn().unwrap());
     exporter.scrape_until("it is counted", |metrics| metrics.sum("cheap_total", &[]) > 0.0);
     send_signal(moody.0.id(), "USR1");

@@ -1,5 +1,5 @@
-//! Functions whose first instruction is no place for a probe, or the head of a loop, and jumps that go through a thunk: each call
-//! counts once, with its arguments, and the program computes what it does untraced.
+//! Functions whose first instruction cannot be probed or is the head of a loop, and jumps that go through a thunk: each
+//! call counts once, with its arguments, and the program computes the same as untraced.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -27,13 +27,13 @@ const FUNCTIONS: [&str; 12] = [
 const CALLS: u64 = 350;
 
 fn program(directory: &Path) -> PathBuf {
-    // Five bytes of fill, which are one instruction, are what begins `patchable`.
-    // Tables of `spreads` hold addresses.
+    // Five bytes of padding, which are one instruction, begin `patchable`. The tables of `spreads` hold addresses.
     let flags = ["-O2", "-fcf-protection=none", "-mindirect-branch=thunk", "-fno-pie", "-no-pie"];
     compile("gcc", "entries.c", SOURCE, &flags, directory)
 }
 
-/// Calls of `nests` that a call with this argument makes, itself among them, and the sum of their arguments.
+/// Returns the number of calls of `nests` that a call with this argument makes, including itself, and the sum of their
+/// arguments.
 fn nested(argument: u64) -> (u64, u64) {
     let (mut calls, mut sum, mut n) = (1, argument, argument);
     loop {
@@ -48,18 +48,18 @@ fn nested(argument: u64) -> (u64, u64) {
     }
 }
 
-/// How many calls of the function there are, and the sum of their first arguments.
+/// Returns the number of calls of the function, and the sum of their first arguments.
 fn made(function: &str, calls: u64) -> (u64, u64) {
     let arguments = (0..calls).map(|n| n % 7);
     match function {
-        // `passes_on` calls it.
+        // `passes_on` calls it too.
         "filled" => (2 * calls, 2 * arguments.sum::<u64>()),
         "nests" => arguments.map(nested).fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1)),
         _ => (calls, arguments.sum()),
     }
 }
 
-/// Traces all functions with these metrics, of which `NAME` is to be the function's name, while the program runs.
+/// Traces all functions with these metrics, in which `NAME` is replaced by the function's name, while the program runs.
 fn traced(attach: &str, more: &str, check: impl Fn(&Tracer, &dyn Fn(&str) -> u64, &str, (u64, u64))) {
     let directory = directory();
     let program = program(directory.path());
@@ -93,7 +93,7 @@ fn counts(attach: &str) {
     });
 }
 
-/// Nothing but counted, and so by the shortest way.
+/// Only counts, which takes the fast path.
 fn only_counts(attach: &str) {
     traced(attach, "    metrics: [{ counter: NAME_total }]", |_, value, name, (calls, _)| {
         assert_eq!(value(&format!("{name}_total")), calls, "{attach}: {name}");
@@ -123,7 +123,7 @@ fn unusual_entries_by_perf_events() {
     durations("perf");
 }
 
-/// The kernel's own way would replace a return address in each turn.
+/// The kernel's trampoline would replace a return address in each iteration.
 #[test]
 fn trampolines_are_refused_where_a_loop_begins() {
     let directory = directory();

@@ -1,4 +1,4 @@
-//! How much memory the exporter takes with ten thousand series: in the kernel's tables and in its own.
+//! The exporter's memory use with ten thousand series, in the kernel's tables and in its own.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,11 @@ use crate::support::program::{compile, directory, run};
 
 const SERIES: usize = 10_000;
 
-/// Without the pages of the executable itself, of which a debug build has more than twice as many, and which the page cache has anyway.
+/// Excludes the pages of the executable itself, of which a debug build has more than twice as many, and which are in
+/// the page cache anyway.
 const MOST: u64 = 32 << 20;
 
-/// Fires with as many numbers and texts as there are to be series.
+/// A program that fires with as many numbers and texts as there are to be series.
 const SOURCE: &str = r#"
 #include <stdio.h>
 #include <sys/sdt.h>
@@ -27,7 +28,7 @@ int main(void) {
 }
 "#;
 
-/// Scrapes more than once, as buffers grow with the first. `more` goes to both metrics.
+/// Scrapes more than once, as buffers grow with the first scrape. `more` is appended to both metrics.
 fn footprint(more: &str, route: &str) {
     let directory = directory();
     let program = compile("gcc", "many.c", SOURCE, &[], directory.path());
@@ -54,9 +55,9 @@ fn footprint(more: &str, route: &str) {
         text.lines().filter_map(number).sum()
     };
     let status = proc.join("status");
-    // The most that it ever took, loading and attaching included.
+    // The peak, including loading and attaching.
     let resident = (lines(&status, "VmHWM:") - lines(&status, "RssFile:")) << 10;
-    // What the kernel keeps for it: maps and programs; those that are mapped count twice.
+    // The memory that the kernel holds for the exporter: maps and programs; mapped maps count twice.
     let held = fs::read_dir(proc.join("fdinfo")).expect("list descriptors");
     let mut maps = BTreeMap::new();
     for held in held.map(|held| held.expect("a descriptor").path()) {
@@ -88,7 +89,7 @@ fn ten_thousand_series_of_events_take_less_than_32_mib() {
     footprint(&format!(", when: 'text != \"{long}\"'"), "delivered");
 }
 
-/// The most instructions that the kernel verified of one of the exporter's programs.
+/// Returns the largest number of instructions that the kernel verified for one of the exporter's programs.
 fn verified(probe: &str) -> u64 {
     let directory = directory();
     let program = compile("gcc", "many.c", SOURCE, &[], directory.path());

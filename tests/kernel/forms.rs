@@ -1,5 +1,5 @@
-//! Every form of argument that `demo/forms` has, through the kernel: in position-independent files and others, by one
-//! link and by perf events.
+//! Every form of argument in `demo/forms`, traced through the kernel: in position-independent files and others, with
+//! one link and with perf events.
 
 use std::fmt::Write;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 use exporter::metrics::WINDOW;
 
-/// A program of `demo/` and a way to attach.
+/// Programs of `demo/` and ways to attach.
 const WAYS: [(&str, &str); 4] =
     [("forms", "auto"), ("forms", "perf"), ("forms-no-pie", "auto"), ("forms-no-pie", "perf")];
 
@@ -32,14 +32,14 @@ fn config(binary: &std::path::Path, attach: &str, target: &str, probes: &str) ->
     )
 }
 
-/// A probe that counts its first argument by value.
+/// Returns a probe that counts its first argument by value.
 fn counted(form: &str, argument: &str) -> String {
     format!(
         "  - on: usdt:forms:{form}\n    args: {{ v: {argument} }}\n    metrics:\n    - counter: {form}_total\n      labels: {{ v: v }}\n"
     )
 }
 
-/// Series of one label.
+/// Asserts the series of a metric with one label.
 fn expect(tracer: &Tracer, metric: &str, rows: &[(&str, u64)]) {
     let series = tracer.render();
     let found: Vec<_> = series.iter().filter(|(name, _)| name.starts_with(&format!("{metric}{{"))).collect();
@@ -79,7 +79,7 @@ fn integers_of_every_width_and_sign_are_exact() {
     }
     each_way(&probes, |tracer, forms| {
         for (probe, (form, values)) in INTEGERS.into_iter().enumerate() {
-            // Half of them from memory, half from a register whose higher bits hold something else.
+            // Half of the values are read from memory, half from a register whose higher bits hold something else.
             let fired = ROUNDS * values.len() as u64;
             let answer = forms.fire(form, fired);
             assert_eq!(answer["semaphore"], tracer.state(probe).1, "raised once for each site");
@@ -87,7 +87,7 @@ fn integers_of_every_width_and_sign_are_exact() {
             let rows: Vec<_> = rows.iter().map(|(text, count)| (text.as_str(), *count)).collect();
             expect(tracer, &format!("{form}_total"), &rows);
             let accounting = tracer.accounting_at_rest()[probe];
-            // What no sum of numbers with a sign can hold is refused, and told.
+            // Values that exceed a signed sum are refused and counted as lost.
             let lost = ROUNDS * values.iter().filter(|value| i64::try_from(**value).is_err()).count() as u64;
             assert_eq!(
                 (accounting.hits, accounting.aggregated, accounting.lost),
@@ -102,7 +102,7 @@ fn integers_of_every_width_and_sign_are_exact() {
                 series.get(&name).unwrap_or_else(|| panic!("{name} in {series:#?}")).parse::<i128>().unwrap()
             };
             assert_eq!(get("last"), *values.last().unwrap(), "{form}");
-            // What is computed has 64 bits with a sign; labels and the last value are shown as they are.
+            // Computed values are signed 64-bit numbers; labels and the last value are shown unchanged.
             let signed = || values.iter().copied().filter(|value| i64::try_from(*value).is_ok());
             assert_eq!(get("min"), signed().min().unwrap(), "{form}");
             assert_eq!(get("max"), signed().max().unwrap(), "{form}");
@@ -119,7 +119,7 @@ fn integers_of_every_width_and_sign_are_exact() {
     });
 }
 
-/// What lies beside an argument in memory, or above it in its register, is not the argument.
+/// Bytes beside an argument in memory, or above it in its register, are not part of the argument.
 #[test]
 fn an_argument_is_not_read_wider_than_its_note_says() {
     const ROUNDS: u64 = 4;
@@ -145,7 +145,7 @@ fn least_and_greatest_of_the_last_two_windows() {
         let series = tracer.render();
         assert_eq!(series["least"], i64::MIN.to_string());
         assert_eq!(series["most"], i64::MAX.to_string());
-        // Two windows later they are gone; what comes then is shown.
+        // Two windows later the values have expired; new ones are shown.
         let later = |windows: u32| Instant::now() + WINDOW * windows;
         tracer.render_at(later(1));
         assert!(tracer.render_at(later(2)).is_empty());
@@ -163,7 +163,7 @@ fn booleans() {
     });
 }
 
-/// As the program itself says, for every form that has one value.
+/// Compares with what the program itself prints, for every form that has a single value.
 #[test]
 fn strings_and_bytes_are_read_as_they_are() {
     let forms: [(&str, &str, &str); 9] = [
@@ -204,7 +204,8 @@ fn strings_and_bytes_are_read_as_they_are() {
 
 #[test]
 fn long_strings_are_cut_and_short_bounds_hold() {
-    // Of `max` bytes the last is the NUL. More than 64 are not compared in the kernel but sent to user space.
+    // The last of the `max` bytes is the NUL. Texts longer than 64 bytes are not compared in the kernel but sent to
+    // user space.
     for max in [1, 2, 8, 9, 63, 64, 65, 200, 256] {
         let probes = counted("long_string", &format!("{{ index: 0, type: string, max: {max} }}"));
         let directory = directory();
@@ -239,7 +240,7 @@ fn many_arguments_of_mixed_kinds() {
     });
 }
 
-/// Memory at `symbol(%rip)`, several sites, a probe without semaphore, a child that is forked for it.
+/// Memory at `symbol(%rip)`, several sites, a probe without a semaphore, and a child process that fires after a fork.
 #[test]
 fn places_of_values_and_of_probes() {
     let mut probes = counted("global", "0");
@@ -283,8 +284,8 @@ fn semaphores_are_raised_while_attached_and_only_of_those() {
     }
 }
 
-/// The compiler leaves nothing before the probe in `fire_null`: its first instruction is the probe's, for which the kernel
-/// takes one semaphore, from whoever comes first.
+/// The compiler puts nothing before the probe in `fire_null`: its first instruction is that of the probe, for which the
+/// kernel accepts one semaphore, that of the first to attach.
 #[test]
 fn a_function_that_begins_with_a_probe_shares_its_semaphore() {
     let probe = "  - on: usdt:forms:null\n    metrics: [{ counter: probe_total }]\n";
@@ -348,7 +349,7 @@ fn a_process_filter_counts_the_others_as_filtered() {
     }
 }
 
-/// As many texts as an event has room for; the plan refuses more of them.
+/// As many texts as fit into an event; the plan refuses more of them.
 #[test]
 fn several_long_texts_in_one_event() {
     let probes = |n: usize| {

@@ -1,4 +1,4 @@
-//! Functions: entry, return, return value and duration, nested in themselves, in both ways to attach.
+//! Functions: entry, return, return value and duration, with recursion, and with both ways to attach.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
-/// Calls of `fib(6)`, itself among them, and what they return in all.
+/// The number of calls that `fib(6)` makes, including itself.
 const CALLS: u64 = 25;
 
 const SOURCE: &str = r#"
@@ -60,7 +60,7 @@ targets:
         assert!(Command::new(&binary).status().unwrap().success());
         let series = tracer.render();
         let of = |name: &str| series.get(name).unwrap_or_else(|| panic!("{name} in {series:#?}")).as_str();
-        // Each call is one entry and one return, the inner ones among them: fib(6) is 25 calls, 8 of fib(1).
+        // Each call, including the inner ones, is one entry and one return: fib(6) makes 25 calls, 8 of them of fib(1).
         assert_eq!(of("fib_seconds_count"), CALLS.to_string(), "{attach}");
         assert_eq!(of("fib_calls_total{f=\"fib\"}"), CALLS.to_string());
         let fibs: [u64; 7] = [0, 1, 1, 2, 3, 5, 8];
@@ -68,7 +68,7 @@ targets:
         let returned: u64 = fibs.iter().zip(calls_of).map(|(fib, calls)| fib * calls).sum();
         assert_eq!(calls_of.iter().sum::<u64>(), CALLS);
         assert_eq!(of("fib_returned_total"), returned.to_string());
-        // Entry arguments label what is known only at the return; none took less than its two milliseconds.
+        // Entry arguments label values that are only known at the return; no call took less than its two milliseconds.
         for who in ["odd", "even"] {
             assert_eq!(of(&format!("give_seconds_count{{who=\"{who}\"}}")), "15");
             assert_eq!(of(&format!("give_seconds_bucket{{who=\"{who}\",le=\"0.001\"}}")), "0");
@@ -82,8 +82,8 @@ targets:
     }
 }
 
-/// Where each call's start is kept: a return takes that of its own call, even if deeper calls never return, for the kernel
-/// follows no more than 64, or longjmp leaves them.
+/// If each call's start is stored, a return finds that of its own call, even if deeper calls never return, because the
+/// kernel follows no more than 64 or because of longjmp.
 #[test]
 fn a_return_finds_its_own_call_among_those_that_never_return() {
     let source = r#"
@@ -122,7 +122,7 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) ||
                 };
                 series.iter().filter_map(of).collect::<Vec<_>>()
             };
-            // Each returns what it was called with.
+            // Each call returns its argument.
             let deep: Vec<_> = (1..=depth).map(|n| (format!("{n}\",r=\"{n}\"}}"), "1".to_string())).collect();
             let sorted = |mut rows: Vec<(String, String)>| {
                 rows.sort();
@@ -138,7 +138,7 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) ||
     }
 }
 
-/// A truth value is the low byte of its register: compilers leave what they like above it.
+/// A boolean is the low byte of its register: compilers may leave anything above it.
 #[test]
 fn truth_values_are_a_byte() {
     let source = r#"
@@ -165,7 +165,7 @@ int main(void) {
     assert_eq!((of("true"), of("false")), (Some("1"), Some("3")), "{series:#?}");
 }
 
-/// Of a function whose entry's argument is wanted at its return.
+/// Returns a probe of a function whose entry argument is needed at its return.
 fn probe(name: &str) -> String {
     format!(
         "  - function: {name}\n    returns: i32\n    args: {{ n: {{ index: 0, type: i32 }} }}\n    metrics:\n    \

@@ -1,5 +1,5 @@
-//! Go programs: each call counts once although stacks grow and move, arguments are Go's, and a stripped or
-//! position-independent program is no other.
+//! Go programs: each call counts once although stacks grow and move, arguments follow Go's calling convention, and
+//! stripped or position-independent programs behave the same.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use crate::support::harm;
 use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 
-/// Each goroutine begins with a small stack, and `deep` wants 2 KiB for each call. `huge` wants so much that the stack
-/// check has another form, `leaf` has none. Prints what it computed, which must not depend on being traced.
+/// Each goroutine begins with a small stack, and `deep` needs 2 KiB per call. `huge` needs so much that its stack check
+/// has another form, `leaf` has none. The program prints what it computed, which must not depend on being traced.
 const SOURCE: &str = r#"
 package main
 
@@ -102,7 +102,7 @@ func main() {
 }
 "#;
 
-/// Ways to build a program.
+/// The ways to build a program.
 const BUILDS: [&[&str]; 4] =
     [&[], &["-ldflags=-s -w"], &["-buildmode=pie"], &["-buildmode=pie", "-ldflags=-s -w"]];
 
@@ -137,7 +137,8 @@ fn assert_is(series: &Series, name: &str, value: i64) {
     assert_eq!(series.get(name), Some(&value.to_string()), "{name} in {series:#?}");
 }
 
-/// Builds the program each way, and checks what a tracer by either way to attach has counted of one run with these probes.
+/// Builds the program each way, alternating between the two ways to attach, and checks the counts of one run with these
+/// probes.
 fn in_each_build(source: &str, probes: &str, check: impl Fn(&Series)) {
     for (n, flags) in BUILDS.iter().enumerate() {
         let attach = if n % 2 == 0 { "auto" } else { "perf" };
@@ -206,8 +207,8 @@ fn calls_and_arguments() {
     });
 }
 
-/// `slow` grows its stack between entry and return, and sleeps, so that another thread goes on with it. `thrower` panics
-/// through itself and `middle` for odd numbers; `risky` recovers. `quits` ends its goroutine.
+/// `slow` grows its stack between entry and return, and sleeps, so that it continues on another thread. `thrower`
+/// panics through itself and `middle` for odd numbers; `risky` recovers. `quits` ends its goroutine.
 const RETURNS: &str = r#"
 package main
 
@@ -342,13 +343,13 @@ fn returns_and_durations() {
     in_each_build(RETURNS, PROBES, |series| {
         for kind in ["even", "odd"] {
             assert_is(series, &format!("slow_seconds_count{{kind=\"{kind}\"}}"), 150);
-            // None took less than its two milliseconds.
+            // No call took less than its two milliseconds.
             assert_is(series, &format!("slow_seconds_bucket{{kind=\"{kind}\",le=\"0.001\"}}"), 0);
         }
         assert_is(series, "slow_n_total", 3 * (0..100).sum::<i64>());
         assert_is(series, "deep_seconds_count", 3 * (0..100).map(|g| g + 1 + 2 * g + 1).sum::<i64>());
         assert_is(series, "fib_seconds_count", 100 * 177);
-        // What fib(10) returns, and each call that it makes.
+        // The return values of fib(10) and of each call that it makes.
         assert_is(series, "fib_total", 100 * fibs(10));
         assert_is(series, "risky_seconds_count", 1000);
         for n in 0..10 {
@@ -364,14 +365,14 @@ fn returns_and_durations() {
     });
 }
 
-/// The sum of what all calls return that `fib(n)` consists of.
+/// Returns the sum of the return values of all calls that `fib(n)` makes, including itself.
 fn fibs(n: u32) -> i64 {
     let value = |n| (0..n).fold((0, 1), |(a, b), _| (b, a + b)).0;
     if n < 2 { value(n) } else { value(n) + fibs(n - 1) + fibs(n - 2) }
 }
 
-/// Many calls from as many goroutines as there is work for, whose stacks grow in the middle of a call, while the collector
-/// shrinks them and signals preempt.
+/// Many calls from many goroutines, whose stacks grow in the middle of a call while the garbage collector shrinks them
+/// and signals preempt them.
 const MILLION: &str = r#"
 package main
 

@@ -1,5 +1,5 @@
-//! A traced program computes what it computes untraced: a million calls of each leaf of `demo/leaf.c`, whose variables lie
-//! in the red zone, for every form of site and in both ways to attach. And every hit is seen, or the probe is refused.
+//! A traced program computes the same as untraced: a million calls of each leaf of `demo/leaf.c`, whose variables are
+//! in the red zone, for every form of site and with both ways to attach. Every hit is seen, or the probe is refused.
 
 use std::fmt::Write;
 use std::process::Command;
@@ -12,35 +12,36 @@ use exporter::targets::ProbeState;
 
 const CALLS: u64 = 1_000_000;
 
-/// As many as the program has.
+/// The number of leaves in the program.
 const LEAVES: usize = 10;
 
-/// Functions of `leaf.c` that are probed at their entry, or return.
+/// Functions of `leaf.c` that are probed at their entry or return.
 const FUNCTIONS: [&str; 5] =
     ["entry_endbr64", "entry_plain", "entry_push", "entry_endbr64_push", "entry_nop5"];
 
-/// What is probed, and whether it can be.
+/// A probe, and whether it can be attached.
 type Probe = (String, bool);
 
 fn usdt() -> Vec<Probe> {
-    // Of the last two, the kernel would overwrite the red zone at one, and never report a hit of the other.
+    // Of the last two, the kernel would overwrite the red zone at one and never report a hit of the other.
     [("nop", true), ("nop_nop5", true), ("nop_nop10", true), ("nop5", false), ("nop10", false)]
         .map(|(name, fit)| (format!("on: usdt:leaf:{name}"), fit))
         .into()
 }
 
 fn functions() -> Vec<Probe> {
-    // The kernel would replace the last one's first instruction by a call, at which a forked child ends; the next one is probed.
+    // The kernel would replace the first instruction of the last one by a call, which kills a forked child; the next
+    // instruction is probed instead.
     FUNCTIONS.map(|name| (format!("function: {name}"), true)).into()
 }
 
-/// Where the red zone is in use: a store into it, and a five-byte nop.
+/// Sites where the red zone is in use: a store into it, and a five-byte nop.
 fn inside() -> Vec<Probe> {
     [("0x1", true), ("0x17", false)].map(|(at, fit)| (format!("function: entry_push+{at}"), fit)).into()
 }
 
-/// Sets the probes, has every leaf called a million times, and holds it to what it returns and the tracer to what it saw.
-/// The metric is a YAML list of one, whose series `pN`, for probe number N, then has this value.
+/// Attaches the probes, calls every leaf a million times, and checks the leaves' results and the tracer's counts. The
+/// metric is a YAML list of one, whose series `pN`, for probe number N, must then have this value.
 fn no_harm(attach: &str, probes: &[Probe], metric: &str, shown: (&str, u64)) {
     no_harm_in(CALLS, attach, probes, metric, shown);
 }
@@ -66,7 +67,7 @@ fn no_harm_in(calls: u64, attach: &str, probes: &[Probe], metric: &str, shown: (
         assert_eq!(leaf["red_zone"], true, "the compiler has put it elsewhere: {line}");
     }
     let (accounting, series) = (tracer.accounting_at_rest(), tracer.render());
-    // A duration takes two: a call and its return.
+    // A duration takes two probes: the call and its return.
     let of_each = accounting.len() / probes.len();
     for (n, (point, fit)) in probes.iter().enumerate() {
         let value = series.get(&shown.0.replace("pN", &format!("p{n}")));
@@ -88,10 +89,10 @@ fn no_harm_in(calls: u64, attach: &str, probes: &[Probe], metric: &str, shown: (
     }
 }
 
-/// The leaves are called with the seeds 0, 1, 2, ...; this sums them.
+/// The leaves are called with the seeds 0, 1, 2, ...; this metric sums them.
 const ARGUMENT: &str = "args: { v: { index: 0, type: u64 } }\n    metrics: [{ counter: pN_total, value: v }]";
 const SEEDS: (&str, u64) = ("pN_total", CALLS * (CALLS - 1) / 2);
-/// Of a seed, a leaf returns twelve times as much and 66.
+/// A leaf returns twelve times its seed plus 66.
 const RETURN: &str =
     "returns: u64\n    returns_by: trampoline\n    metrics: [{ counter: pN_total, value: retval }]";
 const RETURNED: (&str, u64) = ("pN_total", 12 * SEEDS.1 + 66 * CALLS);
@@ -130,7 +131,7 @@ fn returns_by_perf_events() {
     no_harm("perf", &functions(), RETURN, RETURNED);
 }
 
-/// By one link, the entry keeps the time for the return.
+/// With one link, the entry stores the time for the return.
 #[test]
 fn durations_by_one_link() {
     no_harm("auto", &functions(), DURATION, TIMED);

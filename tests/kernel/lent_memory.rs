@@ -1,4 +1,5 @@
-//! Memory whose pages the program supplies itself (userfaultfd): the thread that does so is not made to wait for itself.
+//! Memory whose pages the program supplies itself (userfaultfd): the thread that supplies them must not be made to wait
+//! for itself.
 
 use std::process::Command;
 
@@ -69,7 +70,7 @@ fn memory_that_the_program_supplies_is_not_waited_for() {
             program.display()
         );
         let tracer = Tracer::start(&yaml);
-        // It would wait for ever.
+        // A thread that waits for itself would hang forever.
         assert_eq!(
             run(Command::new("timeout").arg("100").arg(&program)),
             format!("{}\n", 50 * i32::from(b't'))

@@ -1,4 +1,4 @@
-//! The exporter's parts against the running kernel, on programs that the tests build. Needs root.
+//! Tests the exporter's parts against the running kernel, on programs that the tests build. Needs root.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
-//! What the kernel says that it kept from a program, and what it never says: returns of calls nested too deep.
+//! Hits that the kernel reports as kept from a BPF program, and those that it never reports: returns of calls nested
+//! too deep.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -10,9 +11,9 @@ use exporter::kernel::misses;
 use libbpf_rs::query::ProgInfoIter;
 use libbpf_rs::{ObjectBuilder, ProgramInput};
 
-/// A program that is hit by what it does itself: the second, inner hit is the one that the kernel keeps from it. A uprobe
-/// cannot do that, for what it runs is no user space; and the kernel looks for it at tracepoints, kprobes and
-/// trampolines, not at uprobes. So this stands in for the exporter's own programs, whose number no kernel moves yet.
+/// A program that triggers itself: the kernel keeps the second, inner hit from it. A uprobe program cannot do that, as
+/// it runs no user space code, and the kernel checks for recursion at tracepoints, kprobes and trampolines, but not at
+/// uprobes. So this stands in for the exporter's own programs, whose counter no kernel increments yet.
 const RECURSIVE: &str = r#"
 #define SEC(name) __attribute__((section(name), used))
 static long (*print)(const char *text, unsigned size, ...) = (void *)6;
@@ -25,7 +26,7 @@ SEC("syscall") int outer(void *ctx) { char text[] = "first"; print(text, sizeof(
 fn what_the_kernel_kept_from_a_program_is_told() {
     let directory = directory();
     let (source, object) = (directory.path().join("recursive.c"), directory.path().join("recursive.o"));
-    // Another run of this test may be under way, whose program has another name.
+    // Another run of this test may be in progress; its program has another name.
     let name = format!("inner{}", std::process::id());
     std::fs::write(&source, RECURSIVE.replace("INNER", &name)).unwrap();
     run(Command::new(env!("BPF_CLANG")).args(["-O2", "-target", "bpf", "-c", "-o"]).args([&object, &source]));
@@ -37,7 +38,7 @@ fn what_the_kernel_kept_from_a_program_is_told() {
     for _ in 0..7 {
         programs[outer].test_run(ProgramInput::default()).unwrap();
     }
-    // Whatever else on this machine prints adds to it, so the kernel's other way to tell is asked before and after.
+    // Any other print on this machine is counted too, so read the kernel's other counter before and after.
     let told = || ProgInfoIter::default().find(|info| info.name == *name).unwrap();
     let (before, ours, after) = (told(), misses(programs[inner].as_fd()).unwrap(), told());
     assert!(before.recursion_misses >= 7, "{}", before.recursion_misses);
@@ -45,8 +46,8 @@ fn what_the_kernel_kept_from_a_program_is_told() {
     assert_eq!(misses(programs[outer].as_fd()).unwrap(), 0);
 }
 
-/// As many returns of one thread as the kernel follows at once (MAX_URETPROBE_DEPTH); of further ones it only writes a line
-/// into its log, "omit uretprobe due to nestedness limit".
+/// The maximum number of nested returns that the kernel follows per thread (MAX_URETPROBE_DEPTH); for further ones it
+/// only logs "omit uretprobe due to nestedness limit".
 const FOLLOWED: u64 = 64;
 
 const DEEP: &str = r#"

@@ -1,11 +1,11 @@
-//! The built exporter on both kernels that Debian 12 offers, in an emulated machine: 6.1 has no link for many
-//! sites at once, 6.12 has one but no sessions. What differs is only how it attaches; the numbers are the same.
+//! The built exporter on both kernels of Debian 12, in an emulated machine: 6.1 has no link for many sites at once,
+//! 6.12 has one but no sessions. Only the way to attach differs; the numbers are the same.
 
 use crate::support::demo::{Totals, program};
 use crate::support::exposition::Metrics;
 use crate::support::on_kernel::{EXPORTER, Output};
 
-/// The shell of the emulated machine is busybox's. What it prints between the lines `-- NAME` is taken apart here.
+/// The commands for the busybox shell of the emulated machine. The test splits their output at the lines `-- NAME`.
 const COMMANDS: &str = r#"
 start() {
     $EXPORTER --config /config.yaml >/log 2>&1 &
@@ -100,7 +100,7 @@ echo "-- unpinned"
 $EXPORTER unpin /sys/fs/bpf/exporter-9435 || exit 1
 "#;
 
-/// Fires all there is on this kernel, where the exporter attaches in this way.
+/// Fires everything on this kernel, where the exporter attaches in this way.
 fn numbers_are_right_on(kernel: &str, attach: &str) {
     let [demo, forms] = ["fibre-demo", "forms"].map(|name| program(name).display().to_string());
     let commands = COMMANDS
@@ -142,7 +142,7 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     assert_eq!(scrape.sum("fibre_exporter_errors_total", &[]), 0.0, "{log}");
     let about = scrape.select("fibre_exporter_info", &[("attach", attach)]);
     let program = if attach == "perf_event" { "probe_perf" } else { "probe_multi" };
-    // Where the kernel does not tell of processes, none is looked for with a target that is a file.
+    // Where the kernel does not report processes, a target that is a file causes no scan for them.
     assert_eq!(scrape.value("fibre_exporter_process_scans_total", &[]), 1.0);
     assert_eq!(scrape.value("fibre_exporter_program_misses_total", &[("program", program)]), 0.0);
     assert!(about.len() == 1 && about[0].0["kernel"].starts_with(&format!("{kernel}.")), "{about:?}");
@@ -151,11 +151,12 @@ fn numbers_are_right_on(kernel: &str, attach: &str) {
     let events = events.as_array().expect("a list");
     assert_eq!(events.len(), 4, "{events:?}");
     for event in events {
-        // The program has ended before it was looked at; that its stack could be read is told by the read faults above.
+        // The program had ended before its stack was symbolized; the read faults above show that the stack could be
+        // read.
         assert!(event["fields"]["stack"].is_string(), "{event}");
     }
 
-    // What was called while no exporter ran.
+    // Calls that were made while no exporter was running.
     let pinned = Metrics::parse(output.part("pinned")).unwrap_or_else(|error| panic!("{error}"));
     let log = output.part("log of pinned");
     assert_eq!(pinned.value("cold_total", &[]), 3.0, "{log}");

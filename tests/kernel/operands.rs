@@ -1,4 +1,5 @@
-//! Operands of USDT notes that no compiler need write for the demo program: each with what a debugger reads there.
+//! Operands of USDT notes that a compiler need not generate for the demo program, each with the value that a debugger
+//! reads there.
 
 use std::fmt::Write;
 use std::process::Command;
@@ -6,7 +7,7 @@ use std::process::Command;
 use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
 
-/// Registers and memory that the operands name. RDI is an eighth of the address that RBX is.
+/// Registers and memory that the operands refer to. RDI is an eighth of the address in RBX.
 const VALUES: &str = r#"
 	.data
 	.globl buffer, greeting
@@ -44,7 +45,7 @@ const END: &str = "
 	.section .note.GNU-stack,\"\",@progbits
 ";
 
-/// Operands, and what is there.
+/// Operands and their values.
 const OPERANDS: [(&str, &str); 49] = [
     ("8@%rax", "9332165983064197000"),
     ("-8@%rax", "-9114578090645354616"),
@@ -55,7 +56,7 @@ const OPERANDS: [(&str, &str); 49] = [
     ("-2@%ax", "-30840"),
     ("1@%al", "136"),
     ("-1@%al", "-120"),
-    // What is above the part of the register that is named is no part of the argument.
+    // Bits above the named part of the register do not belong to the argument.
     ("8@%eax", "2240186248"),
     ("-8@%eax", "-2054781048"),
     ("4@%al", "136"),
@@ -98,7 +99,7 @@ const OPERANDS: [(&str, &str); 49] = [
     ("2@$0x12345", "9029"),
 ];
 
-/// Those of programs that are loaded where they were linked.
+/// Operands of programs that are loaded where they were linked.
 const ABSOLUTE: [(&str, &str); 4] = [
     ("-8@buffer(,%rcx,8)", "-3"),
     ("8@buffer-8(%rdx)", "72623859790382856"),

@@ -1,4 +1,4 @@
-//! Arguments of functions, read as wide and with the sign that debug information tells, in copies of functions too.
+//! Function arguments, read with the width and sign that the debug information gives, in copies of functions too.
 
 use std::process::Command;
 
@@ -63,7 +63,7 @@ fn arguments_are_as_wide_as_debug_information_says() {
         is(r#"first_total{a="-5",b="4000000000",c="-3",d="65000"}"#, "3");
         is(r#"last_total{e="18446744073709551615",f="-6",g="-7",h="200"}"#, "3");
         is(r#"mixed_total{a="-8",n="1099511627776",b="-9"}"#, "3");
-        // Whether or not the compiler leaves out what is the same at each call.
+        // Whether or not the compiler removes a parameter that is the same in each call.
         for n in ["-1", "-2", "-3"] {
             is(&format!(r#"copied_total{{mode="3",n="{n}"}}"#), "2");
         }
@@ -88,8 +88,8 @@ int main(int argc, char **) {
 }
 "#;
 
-/// Without optimisation Clang does not describe an unused parameter that is passed as its address. Whatever else is at its position
-/// is not taken for it.
+/// Without optimization, Clang does not describe an unused parameter that is passed by address. Whatever else is at its
+/// position must not be taken for it.
 #[test]
 fn a_parameter_that_is_not_described_does_not_move_the_others() {
     for (compiler, flags) in [("clang++-14", ["-O0", "-std=c++17"]), ("clang++-14", ["-O2", "-std=c++17"])] {
@@ -142,7 +142,7 @@ int main(void) {
 }
 "#;
 
-/// A result is as wide as debug information says, and where it is nowhere that is told.
+/// A result is as wide as the debug information says; if it is nowhere, that is reported.
 #[test]
 fn results_are_as_wide_as_debug_information_says() {
     for (compiler, flags) in [("gcc", "-O0"), ("gcc", "-O2"), ("clang-14", "-O2")] {

@@ -1,4 +1,4 @@
-//! Metrics with a label for the process: bounded by the processes that live, not by those that ever lived.
+//! Metrics with a process label: bounded by the number of live processes, not of all processes that ever lived.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use crate::support::demo::{Forms, private_copy};
 use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
-/// Processes that may have a series at once.
+/// The maximum number of processes with a series at once.
 const LIMIT: usize = 3;
 
-/// Runs more processes than the limit, one after the other, and returns the series shown after each.
+/// Runs more processes than the limit, one after the other, and checks the series shown after each.
 fn one_after_the_other(all_to_ring: bool) {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
@@ -42,7 +42,7 @@ fn one_after_the_other(all_to_ring: bool) {
                 "{label} {fired}: {last:?}"
             );
         }
-        // This one sees it too, and after it it goes away.
+        // This scrape still shows the series; after it, it is removed.
         tracer.render_at(Instant::now() + WINDOW);
         assert_eq!(shown(&tracer), []);
         assert!(tracer.render().keys().all(|name| !name.contains(&label)));
@@ -59,7 +59,7 @@ fn series_of_ended_processes_go_away_in_user_space() {
     one_after_the_other(true);
 }
 
-/// Hits of one probe by process.
+/// Starts a tracer that counts hits of one probe by process.
 fn counting_by_process(binary: &Path) -> Tracer {
     let yaml = format!(
         "node_name: test\ntargets:\n- name: forms\n  binary: {}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
@@ -69,8 +69,8 @@ fn counting_by_process(binary: &Path) -> Tracer {
     Tracer::start(&yaml)
 }
 
-/// Small numbers have a table of their own in the kernel: a number that was given back must be gone from there too, or a
-/// later process of the same number would be counted as whoever has its place now.
+/// Small process numbers have their own table in the kernel: a freed number must be removed from it too, or a later
+/// process with the same number would be counted as the one that has its slot now.
 #[test]
 fn a_small_process_number_comes_again() {
     let directory = directory();
@@ -88,7 +88,7 @@ fn a_small_process_number_comes_again() {
         assert!(name.contains(&format!("pid=\"{again}\"")) && value == fired.to_string(), "{name} {value}");
         tracer.render_at(Instant::now() + WINDOW);
         assert_eq!(shown(&tracer), None);
-        // Another one takes the place that was given back, and stays.
+        // Another process takes the freed slot and keeps it.
         let mut other = Forms::start(&binary);
         other.fire("i32", 3);
         first = start_as(&binary, |pid| pid == again);
@@ -99,7 +99,7 @@ fn a_small_process_number_comes_again() {
     first.kill();
 }
 
-/// Starts the program as a process whose number is right, which is the next one that the kernel has free.
+/// Starts the program as a process whose number is `right`, by setting the kernel's next free number.
 fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
     for _ in 0..2000 {
         let next = (300..1000).find(|pid| right(*pid)).unwrap();
@@ -109,7 +109,7 @@ fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
             return forms;
         }
         forms.kill();
-        // Some other process has it, and may live for seconds.
+        // Another process has that number, and may live for seconds.
         std::thread::sleep(Duration::from_millis(20));
     }
     panic!("no process got the number that was asked for");

@@ -1,4 +1,4 @@
-//! Slow events: exactly those that are above the bound, with the values that they had.
+//! Slow events: exactly those above the threshold, with the values that they had.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -10,7 +10,7 @@ use exporter::slow::{Query, Row, SlowRecorder, read};
 use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
 
-/// Each number from 0 to 999 once, in no order; what is asked for is another number than the place.
+/// A program that fires each number from 0 to 999 once, in a shuffled order, so that a number is not its position.
 const PROGRAM: &str = r#"
 #include <stdio.h>
 #include <string.h>
@@ -40,7 +40,7 @@ int main(void) {
 }
 "#;
 
-/// What is kept of two runs, of which the second has nothing to tell the worst of the hour from those of the first.
+/// What is stored of two identical runs, whose worst events of the hour cannot be told apart.
 #[test]
 fn the_worst_of_an_hour_are_kept_and_what_is_outdone_is_not_sent() {
     let probes = r#"  - on: usdt:slow:call
@@ -61,7 +61,7 @@ fn the_worst_of_an_hour_are_kept_and_what_is_outdone_is_not_sent() {
     let binary = compile("cc", "slow.c", PROGRAM, &[], directory.path());
     let hour = || std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() / 3600;
     for all_to_ring in [false, true] {
-        // Not over the end of an hour.
+        // Not across the end of an hour.
         let rows = loop {
             let file = directory.path().join("events.db");
             let _ = std::fs::remove_file(&file);
@@ -77,7 +77,7 @@ fn the_worst_of_an_hour_are_kept_and_what_is_outdone_is_not_sent() {
             if hour() != began {
                 continue;
             }
-            // 994 to 999 are above the seventh of the first run, 993, and 997 and 999 above the bound.
+            // 994 to 999 are above the seventh of the first run, 993; 997 and 999 are above the threshold.
             println!("all to the ring: {all_to_ring}: {first} and {second} events");
             assert!(if all_to_ring { second == 2000 } else { second <= 8 }, "{second}");
             break read(&file, &Query { limit: 10_000, ..Query::default() }).unwrap();
@@ -110,7 +110,7 @@ fn configuration(file: &Path, binary: &Path, probes: &str) -> String {
     )
 }
 
-/// What is kept of one run, with everything decided in the kernel and with everything in user space.
+/// Checks what is stored of one run, with everything decided in the kernel and with everything in user space.
 fn both_ways(probes: &str, held: impl Fn(&[Row])) {
     let directory = directory();
     let binary = compile("cc", "slow.c", PROGRAM, &[], directory.path());
@@ -130,7 +130,7 @@ fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<Row> {
     assert!(counts.iter().all(|(_, count)| *count == "1000" || *count == "500"), "{counts:?}");
     let events = tracer.drained().0;
     let whole = tracer.plan.probes.iter().any(|probe| probe.emit.is_some());
-    // The last one to have it: what waits is written.
+    // Dropping the last owner writes what is queued.
     drop((tracer, recorder));
     let rows = read(file, &Query { limit: 10_000, ..Query::default() }).unwrap();
     assert!(whole || events == rows.len() as u64, "only slow hits are sent: {events} for {}", rows.len());
@@ -170,7 +170,7 @@ fn exactly_the_hits_above_the_bound_are_kept_with_their_arguments() {
             assert_eq!(about, ("program", "slow:call", "call_seconds", Some(0.9)));
             seen.push(n);
         }
-        // In the order in which they came, by the kernel's clock.
+        // In the order of their occurrence, by the kernel's clock.
         let order: Vec<i64> = (0..1000).map(|i| i * 619 % 1000).filter(|n| *n > 900).collect();
         assert_eq!(seen, order);
         assert!(rows.windows(2).all(|pair| pair[0].event.time < pair[1].event.time));
@@ -198,7 +198,7 @@ fn what_the_call_had_is_kept_when_the_function_returns() {
 fn a_call_that_takes_long_is_kept() {
     let probes = "  - function: answer\n    args: { n: 0 }\n    metrics:\n    - { histogram: answer_seconds, value: duration, slow: 250ms }\n";
     both_ways(probes, |rows| {
-        // A busy machine may hold up another one.
+        // A busy machine may delay other calls too.
         let slept =
             rows.iter().find(|row| row.event.fields.get("n") == Some("77")).expect("the one that sleeps");
         assert!(slept.event.value >= 0.3, "{slept:?}");
@@ -224,12 +224,13 @@ fn conditions_hold_for_slow_events_too_and_several_metrics_keep_one_event() {
         };
         assert_eq!(of("evens"), [990, 992, 994, 996, 998]);
         assert_eq!(of("odds"), [995, 997, 999]);
-        // The first metric that takes it for slow has it.
+        // The first metric that considers the event slow records it.
         assert_eq!(of("all"), [] as [i64; 0]);
     });
 }
 
-/// Calls on the way to `answer`, and to a USDT probe; what is called last has no frame pointer if the others have none.
+/// A program with calls on the way to `answer` and to a USDT probe; the innermost function has no frame pointer if the
+/// others have none.
 const CALLS: &str = r#"
 #include <stdio.h>
 #include <sys/sdt.h>
@@ -264,7 +265,7 @@ int main(void) {
 }
 "#;
 
-/// The functions that were running, at a function's entry, at its return and within one.
+/// The functions that were active at a function's entry, at its return, and inside one.
 #[test]
 fn the_call_stack_is_kept_where_it_is_asked_for() {
     let probes = r#"  - function: answer
@@ -307,7 +308,7 @@ fn the_call_stack_is_kept_where_it_is_asked_for() {
             ] {
                 let of: Vec<_> = rows.iter().filter(|row| row.event.metric == metric).collect();
                 assert_eq!(of.len(), 5, "{metric}: {rows:?}");
-                // A USDT probe does not tell what its function returns to.
+                // A USDT probe does not know its function's return address.
                 let known =
                     if has_frames { beginning.len() } else { 1 + usize::from(beginning[0] == "answer") };
                 for row in of {

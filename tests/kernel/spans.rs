@@ -1,4 +1,4 @@
-//! Values are what they were when the call or the span began, whatever has become of the memory since; and each return
+//! Values are those at the beginning of the call or span, whatever has happened to the memory since; and each return
 //! finds its own call.
 
 use std::io::{BufRead, BufReader, Write};
@@ -16,8 +16,8 @@ fn build(source: &str, directory: &Path) -> PathBuf {
     binary
 }
 
-/// Runs the program under these probes, by every way there is: attached by links and by perf events, computed in the kernel
-/// and in user space.
+/// Runs the program under these probes in every way: attached by links and by perf events, computed in the kernel and
+/// in user space.
 fn by_every_way(source: &str, probes: &str, settings: &str, held: impl Fn(&Tracer, &Series)) {
     let directory = directory();
     let binary = build(source, directory.path());
@@ -49,7 +49,7 @@ fn assert_series(series: &Series, expected: &[(&str, &str)]) {
     }
 }
 
-/// Every kind of argument, of a function that uses its arguments' memory for something else, and moves their registers.
+/// Every kind of argument, of a function that reuses its arguments' memory and moves their registers.
 const CONSUMED: &str = r#"
 #include <string.h>
 #include <sys/sdt.h>
@@ -147,7 +147,7 @@ fn a_span_s_labels_are_those_of_its_start() {
     });
 }
 
-/// A text that cannot be read says so, and the other values are what they are.
+/// An unreadable text is shown as such, and the other values are right.
 #[test]
 fn a_text_that_is_nowhere_is_unreadable_and_the_rest_is_not() {
     let source = r#"
@@ -172,7 +172,7 @@ int main(void) {
     });
 }
 
-/// What a call gives back through its arguments.
+/// Values that a call returns through its arguments.
 #[test]
 fn at_return_reads_what_the_call_has_written() {
     let source = r#"
@@ -226,7 +226,7 @@ int main(void) {
     });
 }
 
-/// Calls that are left and never come back to their place fill the map; it must not stay full.
+/// Abandoned calls that never return to their place in the stack fill the map; it must not stay full.
 #[test]
 fn a_map_full_of_calls_that_were_left_recovers() {
     let source = r#"
@@ -274,7 +274,7 @@ int main(void) {
         assert_eq!(answers.next().unwrap().unwrap(), "called");
         tracer.render().get("call_total{rc=\"1\",leave=\"0\"}").map_or(0, |count| count.parse().unwrap())
     };
-    // What finds no room is told, and a look at the map makes some.
+    // A start that finds no room is reported as lost, and a sweep of the map frees some.
     let mut counted = 0;
     eventually("a call that there is room for", || {
         counted = call();

@@ -1,4 +1,4 @@
-//! Spans whose starts have no end, as errors leave them behind, and spans of forked processes with the same key.
+//! Spans whose starts have no end, as errors cause them, and spans of forked processes with the same key.
 
 use std::process::Command;
 
@@ -6,8 +6,8 @@ use crate::support::exporter::Exporter;
 use crate::support::exposition::Metrics;
 use crate::support::program::{compile, directory, run};
 
-/// Runs a C program with the probes of provider `test` and these spans; returns what was counted once so many starts are
-/// known to be over without their end.
+/// Runs a C program with the probes of provider `test` and these spans; returns the metrics once `forgotten` starts are
+/// known to have ended without their end.
 fn trace(source: &str, spans: &str, forgotten: f64) -> Metrics {
     let directory = directory();
     let program = compile("gcc", "spans.c", source, &[], directory.path());
@@ -49,14 +49,14 @@ int main(void) {
 }
 "#;
     let spans = "      - span: call_seconds\n        from: usdt:test:start\n        to: usdt:test:end\n";
-    // Some make room for others; the rest are forgotten when their thread is seen to have ended.
+    // Some make room for others; the rest are forgotten when their thread is found to have ended.
     let samples = trace(source, spans, 50.0);
     assert_eq!(samples.sum("call_seconds_count", &[]), 50.0 + 5.0 * 4.0);
     samples.assert_nothing_lost();
 }
 
-/// Begin and end are functions of their own, so that nested starts have the same place on the stack; the inner span takes 1
-/// ms, the outer 30. An outer one that is left in between must not move the pairs that follow.
+/// Begin and end are functions of their own, so that nested starts have the same position on the stack; the inner span
+/// takes 1 ms, the outer one 30 ms. An outer span that is abandoned must not shift the pairs that follow.
 #[test]
 fn spans_nest_whose_ends_are_in_helpers() {
     let source = r#"
@@ -118,8 +118,8 @@ int main(void) {
     samples.assert_nothing_lost();
 }
 
-/// A process that executes a program is the same process, and its threads' and arguments' numbers stay, too: but what the program
-/// before has begun it cannot end.
+/// After execve(2) the process and its thread and argument numbers stay the same, but the new program cannot end what
+/// the previous one has begun.
 #[test]
 fn starts_of_the_program_before_are_not_ended() {
     let source = r#"
@@ -144,7 +144,7 @@ int main(int argc, char **argv) {
         let spans = format!(
             "      - span: call_seconds\n        from: usdt:test:start\n        to: usdt:test:end\n{by}"
         );
-        // The last one is forgotten when its process is seen to have ended.
+        // The last one is forgotten when its process is found to have ended.
         let samples = trace(source, &spans, 11.0);
         assert_eq!(samples.sum("call_seconds_count", &[]), 10.0, "{by}");
         assert_eq!(samples.sum("fibre_exporter_probe_lost_total", &[("reason", "no_start")]), 10.0, "{by}");

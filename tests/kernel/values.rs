@@ -1,11 +1,11 @@
-//! What a value means: the bytes that belong to it and no others, computed alike in the kernel and in user space.
+//! The meaning of a value: exactly the bytes that belong to it, with the same result in the kernel and in user space.
 
 use std::process::Command;
 
 use crate::support::program::{compile, directory};
 use crate::support::tracer::{Series, Tracer, assert_all};
 
-/// Runs the program under these probes, with everything computed in the kernel and with everything in user space.
+/// Runs the program under these probes, once with everything computed in the kernel and once in user space.
 fn both_ways(source: &str, probes: &str, held: impl Fn(&Tracer, &Series)) {
     let directory = directory();
     let binary = compile("cc", "values.c", source, &["-pthread"], directory.path());
@@ -22,7 +22,7 @@ fn both_ways(source: &str, probes: &str, held: impl Fn(&Tracer, &Series)) {
     }
 }
 
-/// Addresses in buffers that hold something else behind them, and one at the end of the memory there is.
+/// Addresses in buffers followed by other data, and one at the end of mapped memory.
 const ADDRESSES: &str = r#"
 #include <arpa/inet.h>
 #include <string.h>
@@ -90,7 +90,7 @@ fn a_socket_address_is_as_long_as_its_family_says() {
     });
 }
 
-/// Texts with lengths: some of -1, and some of a buffer of which the text is only the beginning.
+/// Texts with lengths: some of -1, and some in a buffer that is longer than the text.
 const LENGTHS: &str = r#"
 #include <stdio.h>
 #include <string.h>
@@ -146,7 +146,7 @@ fn a_text_ends_at_its_nul_and_needs_a_length_that_is_one() {
     });
 }
 
-/// Functions that return the address of a text, of a structure, or the length of what they have read.
+/// Functions that return the address of a text or of a structure, or the length of what they have read.
 const RESULTS: &str = r#"
 #include <string.h>
 struct peer { int id; short port; const char *name; char tag[8]; };
@@ -229,7 +229,7 @@ fn a_result_is_read_through() {
     });
 }
 
-/// `(size_t)-1`, as an argument whose note has no sign, of a function, and as what it returns.
+/// `(size_t)-1`, as an argument whose note says unsigned, as a function's argument, and as its return value.
 const LARGE: &str = r#"
 #include <stddef.h>
 #include <sys/sdt.h>
@@ -305,7 +305,7 @@ fn numbers_of_64_bits_without_a_sign_are_never_negative() {
     });
 }
 
-/// A process leaves a span open, and another one gets its number and ends one.
+/// A process leaves a span open, and another process with the same number ends one.
 const SAME_NUMBER: &str = r#"
 #define _GNU_SOURCE
 #include <linux/sched.h>
@@ -363,7 +363,7 @@ fn a_span_does_not_go_on_in_another_process_with_the_same_number() {
     });
 }
 
-/// Text in memory that is not there yet, or no longer, or may not be read; and bytes that are no UTF-8.
+/// Text in memory that is not yet mapped, no longer mapped or not readable; and bytes that are not UTF-8.
 const TEXTS: &str = r#"
 #include <fcntl.h>
 #include <string.h>
@@ -410,8 +410,8 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// Each hit with a text that cannot be read is one, whatever is done with the text: labels, conditions, events, or kept for the
-/// return.
+/// Each hit with an unreadable text counts as one, whatever the text is used for: labels, conditions, events, or values
+/// stored for the return.
 #[test]
 fn text_that_cannot_be_read_is_said_and_counted() {
     let probes = r#"

@@ -1,4 +1,4 @@
-//! `src/mapping.rs` by itself, for Miri (`just miri`).
+//! `src/mapping.rs` on its own, for Miri (`just miri`).
 #![allow(dead_code)]
 
 #[path = "../../src/mapping.rs"]

@@ -1,4 +1,4 @@
-//! Whose packets they are, by control group and by process, and what becomes of DNS queries.
+//! Attribution of packets to cgroups and processes, and the results of DNS queries.
 
 use std::io::Read;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -12,7 +12,7 @@ use exporter::net::Mode;
 use crate::counting::{config, number, observed, settle, start, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 
-/// A control group of its own; it is gone when this is dropped, and who was in it.
+/// A cgroup of its own, removed when dropped, once its processes have ended.
 struct Group(PathBuf);
 
 impl Group {
@@ -31,7 +31,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Who has ended may be in it for a moment yet.
+        // Processes that have ended may still be in it for a moment.
         let removed = (0..500).any(|_| {
             std::fs::remove_dir(&self.0).is_ok() || {
                 std::thread::sleep(Duration::from_millis(10));
@@ -42,13 +42,13 @@ impl Drop for Group {
     }
 }
 
-/// Whether a series has this in its labels.
+/// Returns whether a series has this text in its labels.
 fn has_label(families: &[Family], metric: &str, text: &str) -> bool {
     let mut of_metric = families.iter().filter(|family| family.name() == metric);
     of_metric.any(|family| family.samples().any(|sample| family.head().labels(sample.key).contains(text)))
 }
 
-/// Datagrams and a megabyte by TCP, whose other end is the last to say something.
+/// A program that sends datagrams and a megabyte by TCP; the other end sends last.
 const SENDER: &str = r#"
 import socket, sys
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -70,7 +70,7 @@ fn packets_are_those_of_the_sockets_unit() {
     wanted.count.cgroups = true;
     let (network, _) = start(&here, wanted);
     up(&here, &there);
-    // Nobody reads what is sent, but it is taken.
+    // Never read, but datagrams are accepted.
     let taken = there.run(|| UdpSocket::bind((THERE, 7300)).unwrap());
     let listener = there.run(|| TcpListener::bind((THERE, 7301)).unwrap());
     let reader = std::thread::spawn(move || {
@@ -84,7 +84,7 @@ fn packets_are_those_of_the_sockets_unit() {
     assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
     assert_eq!(reader.join().unwrap(), 1 << 20);
     settle(&here);
-    // All that crosses with these protocols is the sender's; the interface counts an Ethernet header with each.
+    // All packets with these protocols are the sender's; the interface counts an additional Ethernet header for each.
     let counts = |families: &[Family], direction: &str, prefix: &str| {
         let ours = ["packets", "bytes"].map(|what| {
             let labels = [("unit", unit.as_str()), ("direction", direction)];
@@ -111,12 +111,12 @@ fn packets_are_those_of_the_sockets_unit() {
     let families = network.collect();
     assert!(counts(&families, "egress", "tc_egress").0[0] > 50 + (1 << 20) / 1460);
     drop((taken, group));
-    // What is gone is counted on.
+    // A removed cgroup is still counted.
     let gone = number(&network.collect(), "network_cgroup_packets_total", &[("unit", &unit)]);
     assert_eq!(gone, number(&families, "network_cgroup_packets_total", &[("unit", &unit)]));
 }
 
-/// Starts a program of Python in a control group, with these arguments; it calls itself something by `name`.
+/// Starts a Python program in a cgroup, with these arguments; it renames itself with `name`.
 fn spawn_in(here: &Namespace, group: &Group, program: &'static str, args: &[&str]) -> Child {
     const NAMES: &str =
         "import os, socket, sys\ndef name(it):\n    open(\"/proc/self/comm\", \"w\").write(it)\n";
@@ -130,7 +130,8 @@ fn spawn_in(here: &Namespace, group: &Group, program: &'static str, args: &[&str
     })
 }
 
-/// Datagrams of two processes that share a socket, and a stream of two that share one. All of them end, he who has made it first.
+/// Datagrams of two processes that share a socket, and a stream of two that share one. All of them end, the creator
+/// first.
 const SHARING: &str = r#"
 there = sys.argv[1]
 name("px-first")
@@ -156,7 +157,7 @@ if os.fork() == 0:
 os.wait()
 "#;
 
-/// Receives what it is sent, as what it is called.
+/// A program that receives datagrams under a name of its own.
 const EARLY: &str = r#"
 name("px-early")
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -165,7 +166,7 @@ print(flush=True)
 sys.stdin.read()
 "#;
 
-/// By the protocol that makes sockets of its own below the one that a process has.
+/// Uses MPTCP, which creates its own sockets below the process's one.
 const MULTIPATH: &str = r#"
 name("px-mptcp")
 tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
@@ -180,7 +181,7 @@ fn packets_are_those_of_the_process_of_the_socket() {
     let group = Group::new(&unit);
     let (here, there) = pair();
     up(&here, &there);
-    // Open before anything is counted, and not used after.
+    // Open before counting starts, and not used afterwards.
     let mut early = spawn_in(&here, &group, EARLY, &[&HERE.to_string()]);
     early.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
     let mut wanted = config(Mode::Auto);
@@ -227,7 +228,8 @@ fn packets_are_those_of_the_process_of_the_socket() {
     let sent = ["px-first", "px-child", "px-early"].map(|process| of(&families, process, "egress"));
     assert_eq!(sent, [11, 20, 0]);
     assert_eq!(of(&families, "px-early", "ingress"), 7);
-    // A connection is of who has made it, though another one uses it and goes on to when that one is gone.
+    // A connection belongs to the process that created it, even if another process uses it and continues to after the
+    // creator has ended.
     assert!(of(&families, "px-caller", "egress") > (1 << 20) / 1460);
     assert!(of(&families, "px-caller", "ingress") > 0);
     assert!(!has_label(&families, "network_process_packets_total", "px-streamer"));
@@ -236,7 +238,7 @@ fn packets_are_those_of_the_process_of_the_socket() {
     assert!(early.wait().unwrap().success());
 }
 
-/// Answers until it is told to end by a datagram that is no query: with the query's last byte as the response code, and not at all
+/// Answers until a datagram that is not a query ends it: with the query's last byte as the response code, or not at all
 /// if that is 99.
 fn serve(socket: UdpSocket) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
@@ -283,7 +285,7 @@ fn dns_queries_have_results_and_times() {
             socket.send_to(&[0], (to, 53)).unwrap();
         });
     };
-    // One is asked again, and is never answered; one has no answer at all.
+    // One query is repeated and never answered; another one is not answered at all.
     ask(THERE, &[(1, 0), (2, 0), (3, 3), (4, 2), (5, 5), (6, 9), (7, 99), (7, 99), (8, 99)]);
     ask(Ipv4Addr::LOCALHOST, &[(1, 0), (1, 3)]);
     remote.join().unwrap();

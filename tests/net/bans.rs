@@ -1,4 +1,4 @@
-//! Debian's sshd in a namespace, and somebody who tries passwords: what PAM says of them bans their address, and their packets
+//! Debian's sshd in a namespace, and a client that guesses passwords: PAM's results ban its address, and its packets
 //! are dropped from then on.
 //!
 //! Needs root, `sshd`, `ssh` and `ip`.
@@ -17,20 +17,20 @@ use crate::support::program::{finish as run_to_end, private, run};
 
 const PORT: u16 = 2222;
 
-/// A server that is killed in the end.
+/// A server that is killed when dropped.
 struct Server(Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// sshd with a copy of libpam of its own, which it gives to its children.
+/// Starts sshd with its own copy of libpam, which its children use too.
 fn serve(here: &Namespace, place: &Place) -> Server {
-    // Where it locks its children in.
+    // Its privilege separation directory.
     fs::create_dir_all("/run/sshd").expect("make its directory");
     let key = place.path("key");
     run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
@@ -50,7 +50,7 @@ fn is_reached(from: &Namespace) -> bool {
     from.run(|| TcpStream::connect_timeout(&(HERE, PORT).into(), Duration::from_secs(2)).is_ok())
 }
 
-/// Logs in with wrong passwords, three in one connection.
+/// Tries to log in with wrong passwords, three per connection.
 fn try_passwords(from: &Namespace, place: &Place) {
     let answer = place.write("answer", "#!/bin/sh\necho wrong\n");
     fs::set_permissions(&answer, Permissions::from_mode(0o700)).expect("make it executable");

@@ -1,4 +1,4 @@
-//! The blocklist: packets of real senders, and random packets by random lists against a plain model.
+//! The blocklist: packets of real senders, and random packets checked with random lists against a simple model.
 //!
 //! Needs root, `ip` and `ping`.
 
@@ -46,7 +46,7 @@ fn dropped(network: &Network, reason: &str) -> u64 {
     number(&network.collect(), "xdp_drops_total", &[("interface", "exn0"), ("reason", reason)])
 }
 
-/// In the namespace, as the thread that serves requests is.
+/// Blocks from a thread in the namespace, like the one that serves requests.
 fn block(here: &Namespace, network: &Network, entry: BlockEntry) {
     let list = Arc::clone(network.blocklist().unwrap());
     here.run(move || list.block(&entry, Asker::Api)).unwrap();
@@ -56,13 +56,13 @@ fn pings(from: &Namespace, to: &str) -> bool {
     from.output(&format!("ping -c 1 -W 1 -q {to}")).status.success()
 }
 
-/// Somebody answers, be it late on a machine that has other things to do.
+/// Waits for an answer, which may be late on a busy machine.
 #[track_caller]
 fn answers(from: &Namespace, to: &str) {
     until("an answer", || pings(from, to));
 }
 
-/// Both ends of a connection from there to here.
+/// Returns both ends of a connection from there to here.
 fn connected(here: &Namespace, there: &Namespace, port: u16) -> (TcpStream, TcpStream) {
     let listener = here.run(move || TcpListener::bind((HERE, port)).unwrap());
     let client = there.run(move || TcpStream::connect((HERE, port)).unwrap());
@@ -70,7 +70,7 @@ fn connected(here: &Namespace, there: &Namespace, port: u16) -> (TcpStream, TcpS
     (client, server)
 }
 
-/// Whether a byte arrives within this time.
+/// Returns whether a byte arrives within this time.
 fn arrives(server: &mut TcpStream, within: Duration) -> bool {
     server.set_read_timeout(Some(within)).unwrap();
     loop {
@@ -78,7 +78,7 @@ fn arrives(server: &mut TcpStream, within: Duration) -> bool {
             Ok(0) => panic!("the connection was closed"),
             Ok(_) => return true,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
-            // A call with a time limit is not begun anew by the kernel, whatever woke it.
+            // The kernel does not restart a call that has a timeout, whatever interrupted it.
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => panic!("the connection broke: {error}"),
         }
@@ -115,7 +115,7 @@ fn a_connection_stops_and_goes_on(mode: Mode, hook: Hook) {
     assert!(arrives(&mut server, TIMEOUT), "TCP sends it again");
     answers(&there, "10.99.0.1");
 
-    // IPv6 by a prefix; neighbours are found all the same.
+    // IPv6 by a prefix; neighbors are found all the same.
     answers(&there, "fd99::1");
     block(&here, &network, entry("fd99::/64"));
     there.command("ip neigh flush dev exn1 nud all");
@@ -145,7 +145,7 @@ fn sent_and_dropped(network: &Network, what: &str) -> u64 {
     number(&network.collect(), what, &[("interface", "exn0"), ("reason", "blocklist")])
 }
 
-/// What is sent to an address is dropped by its destination; what is received from it passes.
+/// Sent packets are dropped by their destination address; received packets from it pass.
 #[test]
 fn what_is_sent_is_dropped_too() {
     let (here, there) = pair();
@@ -155,7 +155,7 @@ fn what_is_sent_is_dropped_too() {
     up(&here, &there);
     let receiver = there.run(|| UdpSocket::bind((THERE, 7100)).unwrap());
     let sender = here.run(|| UdpSocket::bind((HERE, 7101)).unwrap());
-    // A refusal of the kernel to send what is dropped is told to the sender.
+    // The kernel reports to the sender that it has refused to send a dropped packet.
     let send = || sender.send_to(b"x", (THERE, 7100));
     let comes = |within: Duration| {
         receiver.set_read_timeout(Some(within)).unwrap();
@@ -189,14 +189,14 @@ fn what_is_sent_is_dropped_too() {
         "{totals}"
     );
 
-    // Of one protocol to one port: others pass.
+    // One protocol and one port only: other packets pass.
     let scope = Some(BlockScope { protocol: BlockProtocol::Udp, ports: (7100, 7100) });
     block(&here, &network, BlockEntry { prefix: prefix("10.99.0.2"), rule: BlockRule { scope, ..rule } });
     answers(&here, "10.99.0.2");
     let _ = send();
     until("it is dropped", || sent_and_dropped(&network, "tc_egress_drops_total") == 2);
 
-    // Both directions by the list's own setting, and neighbours are found all the same.
+    // Both directions by the list's own setting; neighbors are found all the same.
     network.blocklist().unwrap().unblock(prefix("10.99.0.2")).unwrap();
     let both =
         BlockConfig { direction: BlockDirection::Both, entries: vec![entry("fd99::2")], ..enforcing() };
@@ -208,7 +208,8 @@ fn what_is_sent_is_dropped_too() {
     answers(&here, "fd99::2");
 }
 
-/// Nothing acts unless the configuration says so; what is allowed passes whatever is blocked; times end; files count.
+/// Nothing is dropped unless the configuration says so; allowed addresses pass whatever is blocked; entries expire;
+/// files count.
 #[test]
 fn what_is_only_observed_allowed_or_over_passes() {
     let (here, there) = pair();
@@ -252,7 +253,7 @@ fn what_is_only_observed_allowed_or_over_passes() {
     until("it is taken off the list", || list.row(prefix("10.99.0.2")).is_none());
 }
 
-/// Whoever locks himself out is let in again, unless he says that he is not.
+/// Users who lock themselves out are let in again, unless they confirm the entry.
 #[test]
 fn what_is_not_confirmed_is_taken_back() {
     let (here, there) = pair();
@@ -281,7 +282,7 @@ fn what_is_not_confirmed_is_taken_back() {
     assert!(!pings(&there, "10.99.0.1"));
 }
 
-/// Who administers the machine goes on doing so, and nobody else from the same address begins to.
+/// An administrator's established connection survives, while new ones from the same address are blocked.
 #[test]
 fn an_established_ssh_connection_goes_on() {
     let (here, there) = pair();
@@ -294,7 +295,7 @@ fn an_established_ssh_connection_goes_on() {
     block(&here, &network, entry("10.99.0.0/24"));
     client.write_all(b"a").unwrap();
     assert!(arrives(&mut server, TIMEOUT));
-    // The exporter's own port answers too: here, that nobody listens.
+    // The exporter's own port answers too: here, that there is no listener.
     let to = |port: u16, within: Duration| {
         there.run(move || TcpStream::connect_timeout(&SocketAddr::from((HERE, port)), within).map(drop))
     };
@@ -308,7 +309,7 @@ fn an_established_ssh_connection_goes_on() {
     }
 }
 
-/// A plain list: the longest prefix whose rule holds, if nothing lets the packet pass.
+/// A simple list: the longest prefix whose rule applies decides, unless something lets the packet pass.
 struct Model {
     entries: Vec<BlockEntry>,
     allow: Vec<Prefix>,
@@ -386,7 +387,7 @@ impl Model {
     }
 }
 
-/// Few bits of addresses vary, so that prefixes of every length meet.
+/// Only a few bits of the addresses vary, so that prefixes of every length overlap.
 fn address(chance: &mut Chance) -> IpAddr {
     let mut bits = |of: u32| chance.below(1 << of);
     if bits(1) == 0 {
@@ -408,7 +409,7 @@ fn address(chance: &mut Chance) -> IpAddr {
 }
 
 fn length(chance: &mut Chance) -> u8 {
-    // The shortest have everything: few of them.
+    // The shortest prefixes match everything, so generate only a few.
     match chance.below(8) {
         0 => chance.below(129) as u8,
         1 => 128,
@@ -417,7 +418,7 @@ fn length(chance: &mut Chance) -> u8 {
     }
 }
 
-/// Where the IP header of a frame begins.
+/// Returns the offset of the IP header in a frame.
 fn ip_at(frame: &[u8]) -> usize {
     let mut at = 12;
     while at < 20 && matches!(frame.get(at..at + 2), Some([0x81, 0] | [0x88, 0xa8])) {
@@ -444,7 +445,7 @@ fn set_peer(frame: &mut [u8], peer: IpAddr, direction: Direction) {
     }
 }
 
-/// Loads the programs with the maps of a list.
+/// Loads the programs with the maps of a blocklist.
 fn load<'a>(storage: &'a mut MaybeUninit<libbpf_rs::OpenObject>, list: &Blocklist) -> NetSkel<'a> {
     let mut open = NetSkelBuilder::default().open(storage).expect("failed to open the packet programs");
     let slots = cpu_slots().expect("possible CPUs");
@@ -480,7 +481,7 @@ fn verdict(program: &ProgramMut<'_>, frame: &[u8]) -> u32 {
 const XDP_DROP: u32 = 1;
 const TC_ACT_SHOT: u32 = 2;
 
-/// A million packets, each by all programs.
+/// A million packets, each run through all programs.
 const ROUNDS: u32 = 16;
 const PACKETS: u32 = 1_000_000 / ROUNDS;
 
@@ -490,7 +491,7 @@ fn packets_by_random_lists_are_judged_as_the_model_does() {
     let mut judgements = [[0u64; 2]; Direction::ALL.len()];
     for round in 0..ROUNDS {
         let model = Model::random(&mut chance);
-        // Where no address is the machine's own.
+        // A namespace in which no address is the machine's own.
         let config = model.config();
         let list = Namespace::new().run(move || Blocklist::new(&config)).expect("this test needs root");
         let mut storage = MaybeUninit::uninit();

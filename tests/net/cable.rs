@@ -1,4 +1,4 @@
-//! Two ends of a cable: the one is counted on by a built exporter, the other belongs to another machine.
+//! A veth pair as a cable: a built exporter counts on one end, the other belongs to another machine.
 
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -9,14 +9,14 @@ use crate::support::bpffs::BpfFs;
 use crate::support::exporter::{Exporter, Place, Setup, send_signal};
 use crate::support::exposition::Metrics;
 
-/// A pair of interfaces between the exporter's network namespace, which is this program's, and another.
+/// A pair of interfaces between the exporter's network namespace, which is that of this program, and another one.
 pub struct Cable {
     pub name: String,
     pub there: Namespace,
 }
 
 impl Cable {
-    /// Down, and without frames so far.
+    /// Creates the pair, down and without frames so far.
     pub fn lay() -> Self {
         let cable = Self { name: format!("exp{}", std::process::id()), there: Namespace::new() };
         cable.connect();
@@ -30,14 +30,15 @@ impl Cable {
         there.command(&format!("ip addr add {}/30 dev exn1", address(2)));
     }
 
-    /// The far end first: what is sent to an end that is down passes the egress program and is dropped then.
+    /// Brings both ends up, the far end first: frames sent to an end that is down pass the egress program and are then
+    /// dropped.
     pub fn up(&self) {
         self.there.command("ip link set exn1 up");
         run(&format!("ip link set {} up", self.name));
         until("the pair is up", || run(&format!("ip link show dev {}", self.name)).contains("state UP"));
     }
 
-    /// Frames in both directions, until it ends.
+    /// Starts traffic in both directions, which lasts until dropped.
     pub fn traffic(&self) -> Traffic {
         let to = address(1);
         Traffic(self.there.run(move || {
@@ -46,7 +47,7 @@ impl Cable {
         }))
     }
 
-    /// As the kernel counts them.
+    /// Returns the kernel's own counters.
     pub fn kernel(&self) -> Statistics {
         Statistics::read(&run(&format!("ip -s -j link show dev {}", self.name)))
     }
@@ -55,7 +56,7 @@ impl Cable {
         format!("node_name: test\nnetwork: {{ interfaces: [{}]{more} }}\n", self.name)
     }
 
-    /// Waits until it counts.
+    /// Starts an exporter and waits until it counts.
     pub fn start(&self, place: &Place, bpf: &BpfFs, more: &str) -> Exporter {
         let exporter = Setup::new(place, self.yaml(more)).yaml(&bpf.config()).start();
         exporter.wait_until_ready();
@@ -67,7 +68,7 @@ impl Cable {
             .map(|name| metrics.sum(name, &[("interface", &self.name)]))
     }
 
-    /// What was counted is what the kernel counted, when nothing crosses.
+    /// Asserts that the exporter has counted what the kernel has, at a moment without traffic.
     pub fn agrees_with_the_kernel(&self, exporter: &Exporter) {
         let (mut kernel, mut ours) = (self.kernel(), [0.0; 2]);
         until("nothing crossed between two readings", || {
@@ -88,11 +89,11 @@ impl Drop for Cable {
     }
 }
 
-/// Ends with this.
+/// Running traffic, ended when dropped.
 pub struct Traffic(Child);
 
 impl Traffic {
-    /// Ends it: there was not one answer.
+    /// Ends the traffic and asserts that there was not a single answer.
     pub fn end_unanswered(mut self, mode: &str) {
         send_signal(self.0.id(), "INT");
         let mut said = String::new();
@@ -108,7 +109,7 @@ impl Drop for Traffic {
     }
 }
 
-/// Of a subnet that no other test has at the same time.
+/// Returns an address in a subnet that no concurrent test uses.
 pub fn address(host: u8) -> String {
     let number = std::process::id() % (1 << 14);
     format!("10.{}.{}.{}", 100 + (number >> 10), number >> 2 & 255, (number & 3) * 64 + u32::from(host))

@@ -11,14 +11,14 @@ use exporter::net::{Event, Hook, Mode, Network, NetworkConfig};
 use crate::namespace::{HERE, Namespace, THERE};
 use crate::support::exporter::TIMEOUT;
 
-/// A veth in native mode leaves the Ethernet header out of the bytes it says it received; frames it counts as we do.
+/// The Ethernet header, which a veth in native mode omits from its received bytes; it counts frames as we do.
 pub const NATIVE_VETH_OMITS: u64 = 14;
 
 pub fn config(mode: Mode) -> NetworkConfig {
     NetworkConfig { interfaces: vec!["exn*".to_string()], mode, ..NetworkConfig::default() }
 }
 
-/// Starts counting in a namespace; events come to the receiver.
+/// Starts counting in a namespace; events are sent to the receiver.
 pub fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Event>) {
     let (tell, events) = channel();
     let network = inside.run(move || {
@@ -30,7 +30,7 @@ pub fn start(inside: &Namespace, config: NetworkConfig) -> (Network, Receiver<Ev
     (network.expect("counting starts"), events)
 }
 
-/// The next event tells that `exn0`, or another, is counted on: where what comes in is.
+/// Expects the next event to report that an interface such as `exn0` is counted, and returns it with its ingress hook.
 pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
     match events.recv_timeout(TIMEOUT).expect("an event") {
         Event::Attached { interface, hook, .. } => (interface, hook),
@@ -38,16 +38,16 @@ pub fn attached(events: &Receiver<Event>) -> (String, Option<Hook>) {
     }
 }
 
-/// The sum of a metric's series that have all these labels.
+/// Returns the sum of a metric's series that have all these labels.
 pub fn number(families: &[Family], name: &str, labels: &[(&str, &str)]) -> u64 {
     numbers(families, name, labels).unwrap_or_else(|| panic!("{name} has no series {labels:?}"))
 }
 
-/// The same; `None` if there are none.
+/// Like [`number`], but returns `None` if there are no such series.
 pub fn numbers(families: &[Family], name: &str, labels: &[(&str, &str)]) -> Option<u64> {
     let family =
         families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no metric {name}"));
-    // No value in these tests has a comma or a quote in it.
+    // No label value in these tests contains a comma or a quote.
     let fits = |have: &str| {
         labels.iter().all(|(key, value)| have.split(',').any(|one| one == format!("{key}=\"{value}\"")))
     };
@@ -64,7 +64,7 @@ pub fn numbers(families: &[Family], name: &str, labels: &[(&str, &str)]) -> Opti
     (!samples.is_empty()).then_some(numbers)
 }
 
-/// Observations of a histogram's series with a label, and their sum in microseconds.
+/// Returns the number of observations of a histogram's series with a label, and their sum in microseconds.
 pub fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
     let family = families.iter().find(|family| family.name() == name).unwrap();
     let sample = family.samples().find(|sample| family.head().labels(sample.key).contains(label)).unwrap();
@@ -73,7 +73,7 @@ pub fn observed(families: &[Family], name: &str, label: &str) -> (u64, u64) {
     (counts.iter().sum(), (sum * 1e6).round() as u64)
 }
 
-/// Waits for a thing to become true, with a bound.
+/// Waits until a condition is true, with a timeout.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
@@ -82,7 +82,7 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until no frame has crossed for a moment: late neighbour discovery would make two readings differ.
+/// Waits until no frame has crossed for a moment: late neighbor discovery would make two readings differ.
 pub fn settle(here: &Namespace) {
     let mut last = here.statistics("exn0");
     until("the pair is quiet", || {
@@ -94,15 +94,16 @@ pub fn settle(here: &Namespace) {
     });
 }
 
-/// Totals of both directions, frames and bytes.
+/// Returns the totals of both directions, frames and bytes.
 pub fn totals(families: &[Family]) -> [u64; 4] {
     ["xdp_packets_total", "xdp_bytes_total", "tc_egress_packets_total", "tc_egress_bytes_total"]
         .map(|name| number(families, name, &[]))
 }
 
-/// What was counted is what the kernel counted. `header` is what the kernel's received bytes lack for each frame.
+/// Asserts that we have counted what the kernel has. `header` is the number of bytes per frame that the kernel's
+/// received bytes lack.
 pub fn agrees_with_the_kernel(here: &Namespace, network: &Network, header: u64) {
-    // Neighbours are probed again after seconds: only what nothing crossed meanwhile can be compared.
+    // Neighbors are probed again after some seconds: only readings with no traffic in between can be compared.
     let (mut kernel, mut ours) = (here.statistics("exn0"), [0; 4]);
     until("nothing crossed between two readings", || {
         let before = kernel;
@@ -124,17 +125,17 @@ pub fn send_datagrams(from: &Namespace, datagrams: u64, bytes: usize) {
         let socket = UdpSocket::bind((THERE, 0)).unwrap();
         let payload = vec![0x55; bytes];
         for _ in 0..datagrams {
-            // Nobody listens: the refusals that come back are reported by a later send, and that one is not sent.
+            // There is no listener: a later send reports the refusals that came back, and sends nothing itself.
             while socket.send_to(&payload, (HERE, 7777)).is_err() {}
         }
     });
 }
 
-/// What the kernel tells of a connection: `struct tcp_info` of linux/tcp.h.
+/// Returns the kernel's information on a connection: `struct tcp_info` of linux/tcp.h.
 pub fn tcp_info(stream: &TcpStream) -> [u8; 256] {
     let mut info = [0u8; 256];
     let mut length = info.len() as u32;
-    // SAFETY: the kernel writes at most as many bytes as it is told that there are.
+    // SAFETY: the kernel writes at most the given number of bytes.
     let got = unsafe {
         libc::getsockopt(
             stream.as_raw_fd(),

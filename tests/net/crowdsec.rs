@@ -1,6 +1,7 @@
 //! CrowdSec's own engine decides, and the exporter blocks.
 //!
-//! Needs root, and Debian's crowdsec, which `scripts/install-deps.sh --tests` unpacks: it is not installed, and asks nobody else.
+//! Needs root, and Debian's crowdsec, which `scripts/install-deps.sh --tests` unpacks: it is not installed, and
+//! contacts no other service.
 
 use std::fs;
 use std::net::TcpStream;
@@ -14,7 +15,7 @@ use crate::counting::until;
 use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, send_signal, wait_for_end};
 use crate::support::program::compile;
 
-/// Where the program was unpacked.
+/// Returns the path of an unpacked program.
 fn unpacked(program: &str) -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache =
@@ -24,7 +25,7 @@ fn unpacked(program: &str) -> PathBuf {
     path
 }
 
-/// CrowdSec with its Local API alone: it reads no logs, and nobody tells it anything but cscli.
+/// CrowdSec with its Local API only: it reads no logs, and only cscli feeds it.
 struct Engine<'a> {
     place: &'a Place,
     port: Port,
@@ -122,7 +123,7 @@ impl Drop for Engine<'_> {
     }
 }
 
-/// Entries as the command shows them.
+/// Returns the entries as the command shows them.
 fn listed(place: &Place) -> Vec<Value> {
     let socket = place.path("control.sock");
     let (code, out, err) = finish(exporter().args(["blocklist", "--format", "json", "--socket"]).arg(socket));
@@ -134,7 +135,7 @@ fn prefixes(place: &Place) -> Vec<String> {
     listed(place).iter().map(|row| row["prefix"].as_str().expect("a prefix").to_string()).collect()
 }
 
-/// Fails for each of its arguments.
+/// A program that fails once for each of its arguments.
 const LOGIN: &str = r#"
 __attribute__((noinline)) void failed(const char *peer) { __asm__ volatile("" : : "r"(peer) : "memory"); }
 
@@ -146,7 +147,8 @@ int main(int count, char **arguments)
 }
 "#;
 
-/// An exporter on this machine's loopback that bans whoever a program names, tells CrowdSec, and has files of this name.
+/// Starts an exporter on this machine's loopback that bans the addresses that a program reports and pushes them to
+/// CrowdSec, with its files prefixed by this name.
 fn start_detecting(place: &Place, engine: &Engine<'_>, name: &str, program: &Path) -> Exporter {
     let path = |file: &str| place.path(&format!("{name}{file}")).display().to_string();
     let yaml = format!(
@@ -183,16 +185,17 @@ fn rows_of(place: &Place, name: &str) -> Vec<(String, String)> {
     rows.iter().map(|row| (text(row, "prefix"), text(row, "origin"))).collect()
 }
 
-/// What one exporter detects, all block, and `cscli` releases it everywhere; while CrowdSec is away, alerts wait.
+/// Whatever one exporter detects, all block, and `cscli` unblocks it everywhere; while CrowdSec is away, alerts are
+/// queued.
 #[test]
 fn a_ban_of_one_exporter_reaches_another() {
     let place = Place::new();
     let mut engine = Engine::start(&place);
-    // The machine that cscli itself uses.
+    // The machine account that cscli itself uses.
     place.write("password", "secret\n");
     let program = compile("cc", "login.c", LOGIN, &["-O1"], &place.path(""));
     let one = start_detecting(&place, &engine, "one", &program);
-    // A copy of the program, so that only the first detects.
+    // A copy of the program, so that only the first exporter detects.
     let elsewhere = place.path("elsewhere");
     fs::copy(&program, &elsewhere).expect("copy the program");
     let two = start_detecting(&place, &engine, "two", &elsewhere);
@@ -230,7 +233,7 @@ fn a_ban_of_one_exporter_reaches_another() {
     drop(two);
 }
 
-/// Of several decisions about an address each holds for its own time, whichever comes or goes first.
+/// Of several decisions on an address, each lasts for its own time, in whichever order they start and end.
 #[test]
 fn several_decisions_about_an_address_end_one_by_one() {
     let (place, cable) = (Place::new(), Cable::lay());
@@ -240,11 +243,11 @@ fn several_decisions_about_an_address_end_one_by_one() {
     engine.cscli("decisions add --ip 192.0.2.7 --duration 4h --reason long");
     until("the long one holds", || left().is_some_and(|left| left > 3.0 * 3600.0));
     engine.cscli("decisions add --ip 192.0.2.7 --duration 10m --reason short");
-    // A later one about somebody else has come, so the short one has.
+    // A later decision on another address has arrived, so the short one has, too.
     engine.cscli("decisions add --ip 192.0.2.8 --duration 10m");
     until("all are there", || listed(&place).len() == 2);
     assert!(left().is_some_and(|left| left > 3.0 * 3600.0), "{:?}", listed(&place));
-    // Of a new database the first; `cscli decisions list` shows the latest of an address only.
+    // The first ID of a new database; `cscli decisions list` only shows the latest decision on an address.
     engine.cscli("decisions delete --id 1");
     until("the short one is left", || left().is_some_and(|left| left < 601.0));
     assert_eq!(listed(&place).len(), 2);
@@ -311,7 +314,8 @@ fn exporter_command(args: &[&str]) -> Command {
     command
 }
 
-/// What was decided holds on while nobody answers, for an exporter that begins meanwhile too; what changed meanwhile is made up for.
+/// Decisions stay in force while CrowdSec is unreachable, even for an exporter that starts in the meantime; missed
+/// changes are caught up on.
 #[test]
 fn the_last_good_list_holds_while_crowdsec_is_away() {
     let (place, cable) = (Place::new(), Cable::lay());
@@ -351,7 +355,7 @@ fn the_last_good_list_holds_while_crowdsec_is_away() {
     running.wait_for_log("responds: 2 decisions");
     engine.cscli("decisions delete --range 198.51.100.0/24");
     until("the change is there", || prefixes(&place).len() == 1);
-    // Without its key it is told why, and goes on once it has it again.
+    // With a wrong key, the reason is logged; with the right one, the exporter continues.
     let key = fs::read_to_string(place.path("key")).expect("the key");
     place.write("key", "wrong");
     running.wait_for_log("the key is not known there");

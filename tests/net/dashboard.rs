@@ -26,7 +26,7 @@ fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Answers every request with the metrics of now, until the flag is set and one more request came.
+/// Answers every request with the current metrics, until the flag is set and one more request has arrived.
 fn serve(listener: &TcpListener, network: &Network, detections: &Detections, stop: &AtomicBool) {
     for stream in listener.incoming() {
         let mut stream = stream.expect("a connection");
@@ -39,13 +39,13 @@ fn serve(listener: &TcpListener, network: &Network, detections: &Detections, sto
         let families = network.collect().into_iter().chain(detections.families());
         families.for_each(|family| family.write(Format::Text, &mut text));
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\nConnection: close\r\n";
-        // A scraper that has gone away is not our concern.
+        // A scraper that has disconnected does not matter.
         let _ = write!(stream, "{head}Content-Length: {}\r\n\r\n", text.len())
             .and_then(|()| stream.write_all(&text));
     }
 }
 
-/// Everything that can be counted, and who pings is listed.
+/// Returns a configuration that counts everything, with the pinging host listed.
 fn config() -> NetworkConfig {
     let mut count = Count {
         talkers: 512,
@@ -80,7 +80,7 @@ fn config() -> NetworkConfig {
     }
 }
 
-/// Connections both ways, one that is refused, and a DNS query with its response.
+/// Makes connections in both directions, one that is refused, and a DNS query with its response.
 fn exchange(here: &Namespace, there: &Namespace) {
     let ends = [(here, there, HERE), (there, here, THERE)];
     for (server, client, address) in ends {
@@ -107,7 +107,7 @@ fn exchange(here: &Namespace, there: &Namespace) {
 const EMPTY: [&str; 5] =
     ["Link utilisation", "Blocklist files", "Changes that failed", "Not counted", "Attackers not banned"];
 
-/// Metrics that are not of packets, of which none are served here.
+/// Prefixes of metrics that are not about packets, none of which are served here.
 const OTHERS: [&str; 2] = ["fibre_exporter_", "process_"];
 
 #[test]
@@ -138,7 +138,7 @@ fn every_query_has_data() {
     };
     let prometheus = Prometheus::start(&scrape).unwrap();
     prometheus.wait_until_up(TIMEOUT).unwrap();
-    // Between scrapes, so that rates are not zero.
+    // Traffic between scrapes, so that rates are not zero.
     for _ in 0..4 {
         there.command(&format!("ping -c 20 -i 0.01 -q {HERE}"));
         exchange(&here, &there);
@@ -152,7 +152,7 @@ fn every_query_has_data() {
     let is_expected = |query: &&String| {
         EMPTY.iter().any(|title| query.starts_with(title))
             || OTHERS.iter().any(|prefix| query.contains(prefix))
-            // How many directions are not counted.
+            // The number of directions that are not counted.
             || query.contains("count by (instance) (network_attach_failed{")
     };
     let unexpected: Vec<_> = empty.iter().filter(|query| !is_expected(query)).collect();

@@ -1,4 +1,4 @@
-//! Detection by packets: nmap, hping3 and ordinary traffic in namespaces.
+//! Detection from packets: nmap, hping3 and ordinary traffic in namespaces.
 //!
 //! Needs root, `ip`, `nmap` and `hping3`.
 
@@ -39,11 +39,11 @@ pub fn anomalies(enforce: bool) -> Option<TcpAnomalies> {
     Some(TcpAnomalies { terms: terms(enforce), packets: 5, within: seconds(600) })
 }
 
-/// A namespace in which detection is at work, and another that is connected to it.
+/// A namespace with detection, and another one that is connected to it.
 struct Watched {
     here: Namespace,
     there: Namespace,
-    // Detection goes before what it looks at.
+    // Dropped before the network that it observes.
     detections: Arc<Detections>,
     network: Arc<Network>,
     found: Receiver<Detection>,
@@ -61,7 +61,7 @@ fn watched(detect: DetectConfig) -> Watched {
     let (of, by) = (network.clone(), detections.clone());
     here.run(move || {
         of.detect(&by, move |detection| {
-            // The test may have ended before the last one.
+            // The test may have ended before the last detection.
             let _ = tell.send(detection);
         });
     });
@@ -70,7 +70,7 @@ fn watched(detect: DetectConfig) -> Watched {
 }
 
 impl Watched {
-    /// The next detection, which is of this kind and by the other end.
+    /// Returns the next detection, which must be of this kind and caused by the other end.
     #[track_caller]
     fn next(&self, kind: &str) -> Detection {
         let found = self.found.recv_timeout(TIMEOUT).unwrap_or_else(|_| panic!("no {kind} was detected"));
@@ -92,7 +92,7 @@ impl Watched {
     }
 }
 
-/// What the other end runs for a time that has an end, however many of its packets are dropped.
+/// Runs a command at the other end for a limited time, however many of its packets are dropped.
 fn attack(from: &Namespace, line: &str) {
     let output = from.output(&format!("timeout 100 {line}"));
     println!(
@@ -100,7 +100,7 @@ fn attack(from: &Namespace, line: &str) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    // 127: there is no such program.
+    // 127: the program does not exist.
     assert_ne!(output.status.code(), Some(127), "{line}; scripts/install-deps.sh --tests installs it");
 }
 
@@ -132,7 +132,8 @@ fn scans_are_seen_banned_and_released() {
 #[test]
 fn a_flood_of_syn_is_seen_banned_and_released() {
     let watched = watched(DetectConfig { syn_flood: flood(true), ..DetectConfig::default() });
-    // Without a connection that works: whoever has one is not banned, for it may be another who floods in its name.
+    // Without an established connection: an address that has one is not banned, because the flood may be spoofed by
+    // another.
     attack(&watched.there, &format!("hping3 -q -S -p 7000 -i u1000 -c 2000 {HERE}"));
     let found = watched.next("syn_flood");
     assert!(found.count >= 10.0 && matches!(found.outcome, Outcome::Banned(_)), "{found:?}");
@@ -144,7 +145,7 @@ fn a_flood_of_syn_is_seen_banned_and_released() {
     assert!(names.iter().any(|name| name == "network_tcp_syncookies_mode"), "{names:?}");
     list.unblock(source).unwrap();
 
-    // Now with one that works.
+    // Now with an established connection.
     let listener = watched.here.run(|| TcpListener::bind((HERE, 7000)).unwrap());
     let mut client = None;
     until("a connection", || {
@@ -161,7 +162,7 @@ fn a_flood_of_syn_is_seen_banned_and_released() {
     assert_eq!((watched.bans("syn_flood"), watched.events("syn_flood")), (1, 2));
 }
 
-/// Spoofed addresses have nobody banned, and are reported together.
+/// Spoofed addresses cause no bans and are reported together.
 #[test]
 fn a_flood_from_spoofed_addresses_is_reported_and_bans_nobody() {
     let mut flood = flood(true).unwrap();
@@ -178,7 +179,7 @@ fn a_flood_from_spoofed_addresses_is_reported_and_bans_nobody() {
 #[test]
 fn segments_that_no_connection_has_are_counted_by_kind() {
     let watched = watched(DetectConfig { tcp_anomalies: anomalies(false), ..DetectConfig::default() });
-    // Each to a port of its own: of one flow that has several, only the flags together are known.
+    // Each kind goes to its own port: for a flow with several kinds, only the combined flags are known.
     for (port, flags, kind) in [
         (7001, "", "null"),
         (7002, "-F", "fin"),
@@ -215,8 +216,8 @@ fn who_sends_too_much_is_banned() {
     assert!(found.count >= 20.0 && matches!(found.outcome, Outcome::Banned(_)), "{found:?}");
 }
 
-/// What is answered is no attack: many users behind one address, pages with many connections, connections to many ports, downloads, and
-/// answers to what was asked from here.
+/// Answered traffic is no attack: many users behind one address, pages with many connections, connections to many
+/// ports, downloads, and responses to requests from here.
 #[test]
 fn ordinary_traffic_is_not_detected() {
     let watched = watched(DetectConfig {
@@ -226,7 +227,7 @@ fn ordinary_traffic_is_not_detected() {
         rates: None,
     });
     let (here, there) = (&watched.here, &watched.there);
-    // 100 services, each of which answers whoever connects, for as long as the test runs.
+    // 100 services, each of which answers every client, for as long as the test runs.
     here.run(|| {
         for port in 7000..7100 {
             let listener = TcpListener::bind((HERE, port)).unwrap();
@@ -245,7 +246,7 @@ fn ordinary_traffic_is_not_detected() {
                 (0..20).for_each(|_| drop(client.write_all(&answer)));
             }
         });
-        // Names are asked for from here, each by a port of its own.
+        // DNS queries from here, each from its own port.
         let server = UdpSocket::bind((HERE, 5353)).unwrap();
         std::thread::spawn(move || {
             let mut asked = [0; 64];
@@ -260,7 +261,8 @@ fn ordinary_traffic_is_not_detected() {
         connection.read_to_end(&mut all).map(|_| all.len()).unwrap_or(0)
     };
     there.run(move || {
-        // 500 users behind one address, each with two connections; then one page of 60; then each port; then a download.
+        // 500 users behind one address, each with two connections; then a page with 60; then each port; then a
+        // download.
         for round in 0..1000u16 {
             fetch(7000 + round % 2);
         }
@@ -275,7 +277,7 @@ fn ordinary_traffic_is_not_detected() {
             socket.recv(&mut [0; 64]).unwrap();
         }
     });
-    // A scan behind all of it is told, and nothing before.
+    // A scan after all of it is reported, and nothing before it.
     attack(
         there,
         &format!("nmap -sS -n -Pn --max-retries 0 --min-rate 200 --host-timeout 90s -p 1-60 {HERE}"),
@@ -287,16 +289,16 @@ fn ordinary_traffic_is_not_detected() {
     assert_eq!(watched.events("port_scan"), 1);
 }
 
-/// Sends TCP segments with SYN by an interface, from as many sources of each family as there are, each to so many ports.
+/// Sends TCP SYN segments from an interface, from `sources` addresses of each family, each to `ports` ports.
 fn spoof(from: &Namespace, target: [u8; 6], sources: u16, ports: u16) {
     from.run(move || {
-        // SAFETY: a system call without pointers; the descriptor is owned from here on.
+        // SAFETY: the system call takes no pointers; the descriptor is owned from here on.
         let socket = unsafe {
             let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0);
             assert!(fd >= 0, "{}", std::io::Error::last_os_error());
             std::os::fd::OwnedFd::from_raw_fd(fd)
         };
-        // SAFETY: plain numbers, all of which may be zero; the name ends with one.
+        // SAFETY: all fields are plain numbers, for which zero is valid; the name is NUL-terminated.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         to.sll_family = libc::AF_PACKET as u16;
         // SAFETY: as above.
@@ -318,7 +320,7 @@ fn spoof(from: &Namespace, target: [u8; 6], sources: u16, ports: u16) {
                     [&ethernet([8, 0])[..], &v4, &tcp(port)].concat(),
                     [&ethernet([0x86, 0xdd])[..], &v6, &tcp(port)].concat(),
                 ] {
-                    // SAFETY: the pointers are to values that live, with their lengths.
+                    // SAFETY: the pointers are to live values, with their lengths.
                     let sent = unsafe {
                         libc::sendto(
                             socket.as_raw_fd(),
@@ -353,17 +355,17 @@ fn ten_thousand_sources_are_bounded_balanced_and_hurt_nobody() {
     let target = std::array::from_fn(|_| octets.next().unwrap());
     for _ in 0..2 {
         spoof(&watched.there, target, 5_000, 12);
-        // Whoever is a client goes on to be served amid all this.
+        // A real client is still served amid all this.
         until("it is still reached", || watched.is_reached());
     }
     settle(&watched.here);
     let list = watched.network.blocklist().unwrap();
-    // A hundred a minute, however many there are; this takes less than two.
+    // A hundred bans per minute, however many sources there are; this takes less than two minutes.
     assert!(list.len() <= 300, "{} are banned", list.len());
     let spoofed = ["198.18.0.0/15", "2001:db8::/32"].map(|range| Prefix::parse(range).unwrap());
     let rows = list.rows(0, 1000);
     assert!(rows.iter().all(|row| spoofed.iter().any(|range| range.contains(row.prefix))), "{rows:?}");
-    // The books: who is known, and what there was no room for, are all that was not dropped.
+    // The accounting: the tracked packets and those without room add up to everything that was not dropped.
     until("the books balance", || {
         let families = watched.network.collect();
         let all: u64 = ["xdp_packets_total", "tc_egress_packets_total"]

@@ -1,5 +1,5 @@
-//! Devices of every kind on Linux 6.12 in an emulated machine, because few kernels have all of their drivers: what is counted is
-//! what the kernel counts, and of bytes what docs/network.md says.
+//! Devices of every kind on Linux 6.12 in an emulated machine, because few kernels have all of their drivers: the
+//! counts equal the kernel's, and bytes are as described in docs/network.md.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::support::on_kernel::{EXPORTER, Output};
 const MODULES: &str = "veth macvlan ipvlan 8021q vxlan geneve bonding bridge vrf gre ip_gre ip6_gre sit ipip ip6_tunnel \
      ip_vti esp4 xfrm_user gcm ghash-generic seqiv ctr aesni-intel fou nlmon dummy";
 
-/// Two namespaces, and from each device in one to its fellow in the other some pings, whole and in fragments.
+/// Two namespaces; each device in one sends some pings, whole and in fragments, to its counterpart in the other.
 const COMMANDS: &str = r#"
 IP=/usr/sbin/ip
 mkdir -p /run/netns
@@ -103,7 +103,7 @@ echo "-- log"
 cat /log
 "#;
 
-/// What the kernel counts of an interface: bytes and packets received, bytes and packets sent.
+/// Returns the kernel's counters per interface: bytes and packets received, bytes and packets sent.
 fn kernel(text: &str) -> BTreeMap<String, [f64; 4]> {
     let line = |line: &str| {
         let (name, numbers) = line.split_once(':')?;
@@ -156,7 +156,7 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
             "vxlan" | "geneve" => Some([14.0, 14.0]),
             "bridge" | "vlan" => Some([14.0, 0.0]),
             "gretap" | "erspan" => Some([0.0, 14.0]),
-            // Tags that are yet to come out of a frame, or have.
+            // Tags that will yet be removed from a frame, or already have been.
             "qinq" => None,
             _ => Some([0.0, 0.0]),
         };
@@ -167,7 +167,7 @@ fn of_every_kind_are_counted_as_the_kernel_does() {
         seen += 1;
     }
     assert!(log.contains("nlmon1: counting sent packets only") && !log.contains("missed"), "{log}");
-    // Two links of 10 Gbit/s; the speed that a veth itself has is invented.
+    // Two links of 10 Gbit/s; a veth's own speed is fictitious.
     let speed = |device| after.sum("network_speed_bytes", &[("interface", device)]);
     assert_eq!((speed("bond1"), speed("vlan1"), speed("v1")), (2.5e9, 1.25e9, 0.0), "{log}");
     assert!(seen >= 20, "only {seen} devices\n{log}");

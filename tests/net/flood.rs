@@ -1,4 +1,4 @@
-//! A million packets from spoofed sources must not push out those that really talk, nor keep a new one out.
+//! A million packets from spoofed sources must neither evict the real talkers nor keep a new one out.
 //!
 //! Needs root. Touches no interface.
 
@@ -16,7 +16,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramInput, ProgramMut};
 const SETS: u32 = 64;
 const FLOOD: u32 = 1_000_000;
 
-/// A UDP datagram from 192.0.2.`host`, 60 bytes.
+/// Returns a UDP datagram from 192.0.2.`host`, of 60 bytes.
 fn frame(host: u8) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
     frame.extend([0x45, 0, 0, 46, 0, 1, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, host, 10, 0, 0, 2]);
@@ -26,7 +26,7 @@ fn frame(host: u8) -> Vec<u8> {
 }
 
 fn run(program: &ProgramMut<'_>, frame: &[u8], repeat: u32) {
-    // One CPU: test runs are not spread as NICs spread packets, and its own table is what is flooded.
+    // A single CPU: test runs are not spread as NICs spread packets, and it is this CPU's own table that is flooded.
     let input = ProgramInput { data_in: Some(frame), repeat, ..ProgramInput::default() };
     program.test_run(input).expect("the kernel refused a test run");
 }
@@ -42,7 +42,7 @@ fn spoofed_sources_neither_push_out_nor_keep_out() {
     (constants.talker_sets_mask, constants.flow_sets_mask) = (SETS - 1, SETS - 1);
     open.maps.talkers.set_max_entries(SETS).unwrap();
     open.maps.flows.set_max_entries(SETS).unwrap();
-    // Has no room for all CPUs.
+    // Without resizing, its counters have no room for all CPUs.
     open.progs.net_ingress.set_autoload(false);
     open.progs.net_ingress_blocklist.set_autoload(false);
     let skel = open.load().expect("the kernel refused the programs; this test needs root");
@@ -65,14 +65,14 @@ fn spoofed_sources_neither_push_out_nor_keep_out() {
     }
     assert_eq!(after.len() as u32, SETS * 8, "the flood fills what was free, and no more");
 
-    // Every packet is either in the table or counted as refused: the accounting balance.
+    // The accounting balance: every packet is either in the table or counted as refused.
     let values = skel.maps.strays.lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
     let counters = Counters::sum(&values);
     assert_eq!(after.values().sum::<u64>() + counters.talkers_untracked(), u64::from(FLOOD) + 150);
     let in_flows: u64 = read_flows(&flows).unwrap().values().map(|flow| flow.sum.packets).sum();
     assert_eq!(in_flows + counters.flows_untracked() + counters.talkers_untracked(), u64::from(FLOOD) + 150);
 
-    // A host that really talks gets in amid the flood, at the latest with its packet number NET_ADMIT.
+    // A real new host is admitted amid the flood, at the latest with its packet number NET_ADMIT.
     for _ in 0..8 {
         run(&skel.progs.net_ingress_talkers, &frame(200), 1);
         run(&skel.progs.bench_spoofed, &frame(99), 100);
@@ -81,9 +81,9 @@ fn spoofed_sources_neither_push_out_nor_keep_out() {
     assert!(sent()[&host(200)] >= 10, "a new host was kept out");
 }
 
-/// Tables are per CPU, and a test that moves between two would fill both.
+/// Pins the thread: tables are per CPU, and a test that migrates would fill two of them.
 fn pin_to_one_cpu() {
-    // SAFETY: the set is initialised, and its size is given.
+    // SAFETY: the set is initialized, and its size is given.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(0, &mut set);

@@ -1,4 +1,4 @@
-//! Frames: sound ones of all kinds, and what chance makes of them.
+//! Valid frames of all kinds, and random modifications of them.
 
 /// A small generator with a fixed seed: the same frames in every run (xorshift64*, Vigna 2014).
 #[derive(Debug, Clone)]
@@ -16,12 +16,12 @@ impl Chance {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
-    /// True once in `n` times.
+    /// Returns true once in `n` times on average.
     pub fn once_in(&mut self, n: u64) -> bool {
         self.below(n) == 0
     }
@@ -31,7 +31,7 @@ impl Chance {
     }
 }
 
-/// TCP with its options, or UDP, ICMP, ICMPv6 or another protocol, of a sound form.
+/// Returns a valid packet of TCP with options, UDP, ICMP, ICMPv6 or another protocol.
 fn transport(chance: &mut Chance, number: u8) -> Vec<u8> {
     let payload = chance.below(60) as usize;
     let mut bytes = match number {
@@ -110,7 +110,7 @@ fn ipv6(chance: &mut Chance) -> Vec<u8> {
     bytes
 }
 
-/// A frame of any kind, sound.
+/// Returns a valid frame of any kind.
 pub fn sound(chance: &mut Chance) -> Vec<u8> {
     let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     if chance.once_in(4) {
@@ -127,15 +127,15 @@ pub fn sound(chance: &mut Chance) -> Vec<u8> {
     bytes.extend_from_slice(&kind.to_be_bytes());
     bytes.extend_from_slice(&packet);
     if chance.once_in(4) {
-        // Mostly a few bytes of padding; sometimes as many as a test run takes, for all sizes to occur.
+        // Mostly a few bytes of padding; sometimes as many as a test run accepts, so that all sizes occur.
         let padding = if chance.once_in(16) { chance.below(3000) } else { chance.below(20) };
         bytes.resize(bytes.len() + padding as usize, 0);
     }
     bytes
 }
 
-/// A frame that may be anything: sound, changed in a few bytes that matter, cut short, or mere noise. At least 14
-/// bytes, less than which a test run does not take.
+/// Returns any kind of frame: valid, modified in a few bytes that matter, truncated, or pure noise. It has at least 14
+/// bytes, the minimum of a test run.
 pub fn any(chance: &mut Chance) -> Vec<u8> {
     if chance.once_in(32) {
         let length = 14 + chance.below(120) as usize;
@@ -146,7 +146,7 @@ pub fn any(chance: &mut Chance) -> Vec<u8> {
         0 => {}
         1 => {
             for _ in 0..=chance.below(3) {
-                // The bytes behind the addresses up to the first of the transport header are where lengths are.
+                // Length fields are in the bytes between the addresses and the beginning of the transport header.
                 let at = (12 + chance.below(70) as usize).min(bytes.len() - 1);
                 bytes[at] =
                     if chance.once_in(2) { chance.next() as u8 } else { bytes[at] ^ (1 << chance.below(8)) };

@@ -19,7 +19,7 @@ use libbpf_rs::{MapCore, MapFlags, MapImpl, Mut, ProgramInput, ProgramMut};
 use crate::frames::Chance;
 use crate::model::{Ends, Parsed};
 
-/// Any numbers.
+/// Arbitrary hash keys.
 const KEYS: [u64; 13] = {
     let mut keys = [0x9e37_79b9_7f4a_7c15u64; 13];
     let mut at = 1;
@@ -30,12 +30,12 @@ const KEYS: [u64; 13] = {
     keys
 };
 
-/// Frames that each program is given.
+/// Frames per program.
 const FRAMES: u32 = 1_000_000;
 /// Frames between two comparisons.
 const BATCH: u32 = 2500;
 
-/// What a program should have counted.
+/// The expected counts of a program.
 #[derive(Debug, Default, Clone)]
 struct Expected {
     packets: HashMap<(AddressFamily, Protocol), u64>,
@@ -63,7 +63,7 @@ impl Expected {
         }
     }
 
-    /// The first difference, in words.
+    /// Describes the first difference.
     fn difference(&self, counters: &Counters) -> Option<String> {
         let differs = |what: String, expected: u64, found: u64| {
             (expected != found).then(|| format!("{what}: the model says {expected}, the program {found}"))
@@ -118,7 +118,8 @@ fn load(open: OpenNetSkel<'_>) -> NetSkel<'_> {
     open.load().expect("the kernel refused the packet programs; this test needs root")
 }
 
-/// Where a program counts, no interface being entered: by CPU and direction, and what of it came by the fast path.
+/// Where a program counts when no interface is registered: the per-CPU map, the direction, and the map of the fast
+/// path, if any.
 type Stats<'a> = (&'a MapImpl<'a, Mut>, Direction, Option<&'a MapImpl<'a, Mut>>);
 
 fn counters((by_cpu, direction, fast): Stats<'_>) -> Counters {
@@ -137,7 +138,7 @@ fn run(program: &ProgramMut<'_>, frame: &[u8]) {
         .unwrap_or_else(|error| panic!("test run of {} bytes {frame:02x?}: {error:#}", frame.len()));
 }
 
-/// Sends the frames, compares in batches, and in one that differs names the first frame that does.
+/// Sends the frames, compares in batches, and if a batch differs, reports its first differing frame.
 fn compare(program: &ProgramMut<'_>, stats: Stats<'_>, seed: u64, shortest: usize, pieces: u32) {
     let mut chance = Chance::new(seed);
     let mut expected = Expected::default();
@@ -155,7 +156,7 @@ fn compare(program: &ProgramMut<'_>, stats: Stats<'_>, seed: u64, shortest: usiz
             panic!("{text}\n{}", find(program, stats, start, shortest));
         }
     }
-    // Chance must have come everywhere, or the comparison says little.
+    // Every case must have occurred, or the comparison says little.
     for error in ParseError::ALL {
         for family in [AddressFamily::Ipv4, AddressFamily::Ipv6] {
             let possible = *error != ParseError::Extensions || family == AddressFamily::Ipv6;
@@ -174,7 +175,7 @@ fn frame_of(chance: &mut Chance, shortest: usize) -> Vec<u8> {
     frame
 }
 
-/// The frame of a batch that was counted differently, found by sending the batch again, frame by frame.
+/// Returns the frame of a batch that was counted differently, found by sending the batch again frame by frame.
 fn find(
     program: &ProgramMut<'_>,
     stats: Stats<'_>,
@@ -216,8 +217,8 @@ fn ingress_counts_what_the_model_does() {
     );
 }
 
-/// Sound TCP segments and UDP datagrams of every size, beyond what the fast path takes on both ends. Chance makes few
-/// long ones.
+/// Valid TCP segments and UDP datagrams of every size, beyond both limits of the fast path. Random frames are rarely
+/// long.
 #[test]
 fn every_size_is_counted_as_it_is() {
     let mut storage = MaybeUninit::uninit();
@@ -297,7 +298,7 @@ fn ingress_in_pieces_counts_what_the_model_does() {
 fn egress_counts_what_the_model_does() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
-    // Test runs of TC programs are refused for less than an Ethernet and an IP header.
+    // TC programs' test runs reject frames shorter than an Ethernet and an IP header.
     compare(&skel.progs.net_egress, (&skel.maps.strays, Direction::Egress, None), 0x5eed_0003, 54, FRAMES);
 }
 
@@ -309,7 +310,7 @@ fn tc_ingress_counts_what_the_model_does() {
     compare(&skel.progs.net_tc_ingress, stats, 0x5eed_0008, 54, FRAMES / 2);
 }
 
-/// Few hosts and ports, so that the tables have room: then every sound packet is in them, whole.
+/// Few hosts and ports, so that the tables have room for every valid packet.
 #[test]
 fn talkers_and_flows_are_what_the_model_says() {
     let mut storage = MaybeUninit::uninit();

@@ -1,4 +1,4 @@
-//! Devices of every link type, which a tun device takes on when it is told to.
+//! Devices of every link type, to which a tun device can be set.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,11 +15,12 @@ const IFF_NO_PI: i16 = 0x1000;
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 const TUNSETLINK: libc::Ioctl = 0x4004_54cd;
 
-/// A device `exn0` of a link type (`ARPHRD_*`), in the thread's namespace; what is written comes in.
+/// Creates a device `exn0` of a link type (`ARPHRD_*`) in the calling thread's network namespace; packets written to
+/// the file are received by it.
 fn device(link: u16) -> File {
     let file =
         File::options().read(true).write(true).open("/dev/net/tun").expect("this kernel has tun devices");
-    // SAFETY: the structure outlives the call, and the name in it ends with a zero.
+    // SAFETY: the structure outlives the call, and its name is NUL-terminated.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
         request.ifr_name[..4].copy_from_slice(&b"exn0".map(|byte| byte as libc::c_char));
@@ -32,7 +33,7 @@ fn device(link: u16) -> File {
     file
 }
 
-/// An IP packet with a UDP datagram of 12 bytes.
+/// Returns an IP packet with a UDP datagram of 12 bytes.
 fn packet(version: u8) -> Vec<u8> {
     let mut packet = match version {
         4 => vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 98, 0, 2, 10, 98, 0, 1],
@@ -42,7 +43,8 @@ fn packet(version: u8) -> Vec<u8> {
     packet
 }
 
-/// What their packets are is known of devices that have IP and nothing before it, and of all others from the network stack.
+/// Devices whose frames begin with the IP header are known; for all others, the packet type comes from the network
+/// stack.
 #[test]
 fn packets_are_known_whatever_the_link_is() {
     for (name, link) in [
@@ -83,7 +85,7 @@ fn packets_are_known_whatever_the_link_is() {
         until(&format!("{name}: {:?}", counted()), || counted() == ([5, 7], 3, 5 * 32));
         let families = network.collect();
         assert_eq!(number(&families, "xdp_malformed_packets_total", &[]), 0, "{name}");
-        // What was sent is there to be read, as it was counted.
+        // Sent packets can be read from the file, with the length that was counted.
         let mut sent = 0;
         while sent < 3 {
             let mut buffer = [0; 200];

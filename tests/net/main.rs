@@ -1,4 +1,4 @@
-//! The packet programs, in network namespaces of their own. Needs root.
+//! Tests the packet programs in network namespaces of their own. Needs root.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! What `bpf/packet.bpf.h` must make of a frame, written down plainly: slices, no tricks, one way for all frames.
+//! A plain model of what `bpf/packet.bpf.h` must make of a frame: slices, no tricks, one path for all frames.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use exporter::net::{AddressFamily, ParseError, Protocol, TcpKind};
 const VLAN_TAGS: usize = 2;
 const EXTENSIONS: usize = 8;
 
-/// What a frame is.
+/// The result of parsing a frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parsed {
     pub family: AddressFamily,
@@ -15,7 +15,7 @@ pub struct Parsed {
     pub error: Option<ParseError>,
     pub fragment: bool,
     pub tcp_flags: u8,
-    /// Of sound IP packets: addresses, IANA number, ports.
+    /// For valid IP packets: addresses, IANA number, ports.
     pub ends: Option<Ends>,
 }
 

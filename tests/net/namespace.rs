@@ -1,4 +1,4 @@
-//! Network namespaces without a name: each belongs to a thread, and is gone with it and all that is in it.
+//! Unnamed network namespaces: each belongs to a thread, and disappears with it and everything in it.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::net::Ipv4Addr;
@@ -13,7 +13,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Namespace {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    /// The thread's id, by which `ip link set ... netns` knows the namespace.
+    /// The thread's ID, by which `ip link set ... netns` identifies the namespace.
     id: i32,
 }
 
@@ -22,7 +22,7 @@ impl Namespace {
         let (jobs, queue) = channel::<Job>();
         let (ready, started) = channel();
         let thread = std::thread::spawn(move || {
-            // SAFETY: a system call without pointers; it concerns this thread alone.
+            // SAFETY: the system call takes no pointers and affects this thread alone.
             let made = unsafe { libc::unshare(libc::CLONE_NEWNET) };
             assert_eq!(
                 made,
@@ -40,12 +40,12 @@ impl Namespace {
         Self { jobs: Some(jobs), thread: Some(thread), id }
     }
 
-    /// By which `ip link` knows the namespace.
+    /// Returns the ID by which `ip link` identifies the namespace.
     pub fn id(&self) -> i32 {
         self.id
     }
 
-    /// Runs a closure inside.
+    /// Runs a closure inside the namespace.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = channel();
         let job = Box::new(move || done.send(job()).expect("the test waits"));
@@ -53,7 +53,7 @@ impl Namespace {
         result.recv().expect("the job did not finish; see its panic above")
     }
 
-    /// Runs a command inside, which must succeed, and gives what it printed.
+    /// Runs a command inside the namespace, which must succeed, and returns its output.
     pub fn command(&self, line: &str) -> String {
         let output = self.output(line);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -61,7 +61,7 @@ impl Namespace {
         text
     }
 
-    /// Runs a command inside.
+    /// Runs a command inside the namespace.
     pub fn output(&self, line: &str) -> Output {
         let words: Vec<String> = line.split_whitespace().map(String::from).collect();
         let shown = line.to_string();
@@ -73,7 +73,7 @@ impl Namespace {
         })
     }
 
-    /// The kernel's own counters of an interface.
+    /// Returns the kernel's own counters of an interface.
     pub fn statistics(&self, interface: &str) -> Statistics {
         Statistics::read(&self.command(&format!("ip -s -j link show dev {interface}")))
     }
@@ -89,7 +89,7 @@ impl Drop for Namespace {
     }
 }
 
-/// What the kernel says of an interface.
+/// The kernel's statistics of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Statistics {
     pub rx_packets: u64,
@@ -100,7 +100,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// From what `ip -s -j link show` prints of one interface.
+    /// Parses the output of `ip -s -j link show` for one interface.
     pub fn read(text: &str) -> Self {
         let json: serde_json::Value = serde_json::from_str(text).expect("JSON of ip");
         let number =
@@ -115,26 +115,26 @@ impl Statistics {
     }
 }
 
-/// Addresses of the two ends.
+/// The addresses of the two ends.
 pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub const THERE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
 const HERE_MAC: &str = "02:00:00:00:99:01";
 const THERE_MAC: &str = "02:00:00:00:99:02";
 
-/// Two namespaces with a veth pair between them, `exn0` here and `exn1` there, down and without frames so far.
+/// Creates two namespaces with a veth pair between them, `exn0` here and `exn1` there, down and without frames so far.
 pub fn pair() -> (Namespace, Namespace) {
     let (here, there) = (Namespace::new(), Namespace::new());
     connect(&here, &there);
     (here, there)
 }
 
-/// Makes the veth pair.
+/// Creates the veth pair.
 pub fn connect(here: &Namespace, there: &Namespace) {
     connect_with("", here, there);
 }
 
-/// Makes the veth pair, its end here with this index, which it may have had before.
+/// Creates the veth pair with this index for the end here, which may have been used before.
 pub fn connect_at(index: i32, here: &Namespace, there: &Namespace) {
     connect_with(&format!("index {index}"), here, there);
 }
@@ -150,15 +150,15 @@ fn connect_with(options: &str, here: &Namespace, there: &Namespace) {
     there.command("ip addr add fd99::2/64 dev exn1 nodad");
 }
 
-/// Takes both ends up. Only now frames flow, so that what was attached before sees all of them; the far end first, for
-/// what is sent to an end that is down passes our egress program and is then dropped by the device.
+/// Brings both ends up. Frames only flow from now on, so programs attached before see all of them. The far end comes
+/// first: frames sent to an end that is down pass our egress program and are then dropped by the device.
 pub fn up(here: &Namespace, there: &Namespace) {
     here.command("ip link set lo up");
     there.command("ip link set lo up");
     there.command("ip link set exn1 up");
     here.command("ip link set exn0 up");
     for (end, name) in [(here, "exn0"), (there, "exn1")] {
-        // The carrier is noticed a moment later, and until then frames are dropped.
+        // The carrier is detected a moment later, and until then frames are dropped.
         for _ in 0..200 {
             if end.command(&format!("ip link show dev {name}")).contains("state UP") {
                 break;
@@ -166,19 +166,19 @@ pub fn up(here: &Namespace, there: &Namespace) {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
-    // Known neighbours: nothing waits for address resolution, of which a queue would lose some.
+    // Static neighbors: nothing waits for address resolution, whose queue would lose some packets.
     here.command(&format!("ip neigh replace {THERE} lladdr {THERE_MAC} nud permanent dev exn0"));
     there.command(&format!("ip neigh replace {HERE} lladdr {HERE_MAC} nud permanent dev exn1"));
 }
 
-/// Sends a frame as it is, so many times, out of an interface of the thread's namespace.
+/// Sends a frame unchanged, `times` times, from an interface of the calling thread's network namespace.
 pub fn send_raw(interface: &str, frame: &[u8], times: usize) {
     send_by(&raw_socket(), interface, frame, times);
 }
 
-/// A packet socket in the thread's namespace, which receives nothing.
+/// Opens a packet socket in the calling thread's network namespace, which receives nothing.
 pub fn raw_socket() -> OwnedFd {
-    // SAFETY: the descriptor was made by the kernel for this alone.
+    // SAFETY: the kernel created the descriptor for this caller alone.
     unsafe {
         let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
         assert!(socket >= 0, "no raw socket: {}", std::io::Error::last_os_error());
@@ -186,10 +186,11 @@ pub fn raw_socket() -> OwnedFd {
     }
 }
 
-/// The same by a socket that is there.
+/// Like [`send_raw`], but with an existing socket.
 pub fn send_by(socket: &OwnedFd, interface: &str, frame: &[u8], times: usize) {
     let name = std::ffi::CString::new(interface).unwrap();
-    // SAFETY: a name with its terminator, and an address and a frame whose lengths are given; all outlive the calls.
+    // SAFETY: the name is NUL-terminated, and the lengths of the address and the frame are given; all outlive the
+    // calls.
     unsafe {
         let mut to: libc::sockaddr_ll = std::mem::zeroed();
         to.sll_family = libc::AF_PACKET as u16;

@@ -1,11 +1,11 @@
-//! The packet programs on both kernels that Debian 12 offers, in an emulated machine: their verifiers follow less than
-//! later ones, and 6.1 has no TCX.
+//! The packet programs on both kernels of Debian 12, in an emulated machine: their verifiers accept less than later
+//! ones, and 6.1 has no TCX.
 
 use crate::support::exposition::Metrics;
 use crate::support::on_kernel::{EXPORTER, Output};
 
-/// Counts on the loopback interface, once for statistics alone, once with all there is, and once with a blocklist alone. What the shell of the
-/// emulated machine, busybox's, prints between the lines `-- NAME` is taken apart here.
+/// The commands for the busybox shell of the emulated machine: count on the loopback interface, once for statistics
+/// alone, once with everything, and once with a blocklist alone. The test splits their output at the lines `-- NAME`.
 const COMMANDS: &str = r#"
 mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit 1
 mkdir -p /var/lib
@@ -58,7 +58,7 @@ cat /log-pinned-2
 "#;
 
 fn packets_are_counted_on(kernel: &str, hook: &str) {
-    // What leaves is counted by a TC filter before 6.6.
+    // Before 6.6, egress is counted by a TC filter.
     let modules = "sch_ingress cls_bpf";
     let output = Output::with_modules(kernel, modules, &COMMANDS.replace("$EXPORTER", EXPORTER), &[]);
     for count in ["flags", "talkers", "blocked"] {
@@ -93,7 +93,7 @@ fn packets_are_counted_on(kernel: &str, hook: &str) {
             assert!(sockets > 10.0 && !metrics.select("network_dns_queries_total", &[]).is_empty(), "{log}");
         }
     }
-    // What passed while no exporter ran, in both directions.
+    // Packets that passed while no exporter was running, in both directions.
     let (metrics, log) = (output.part("pinned"), output.part("log of pinned"));
     let metrics = Metrics::parse(metrics).unwrap_or_else(|error| panic!("{error}"));
     assert!(log.contains("Took over the packet counters"), "{log}");

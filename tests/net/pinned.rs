@@ -1,4 +1,4 @@
-//! `state: pinned`: packets are counted while no exporter runs, and the next one goes on.
+//! `state: pinned`: packets are counted while no exporter runs, and the next exporter continues.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use crate::support::exporter::{Place, Setup, exporter, finish};
 const TAKEN_OVER: &str = "Took over the packet counters that version";
 const ANEW: &str = "The pinned packet counters are not taken over: ";
 
-/// Numbers of the links that are pinned.
+/// Returns the IDs of the pinned links.
 fn links(directory: &Path) -> BTreeSet<u32> {
     let mut all = BTreeSet::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path: PathBuf = entry.path();
-        // Of a map libbpf would read what it takes for a link.
+        // Only open links: libbpf would read a map as if it were one.
         let is_link = ["ingress", "egress", "tcp_", "kfree_skb"]
             .iter()
             .any(|part| entry.file_name().to_string_lossy().contains(part));
@@ -57,7 +57,7 @@ fn a_restart_loses_no_packet_and_no_link_in_any_mode() {
             until("traffic while no exporter runs", || cable.kernel().rx_packets > before + 100);
             exporter = cable.start(&place, &bpf, mode);
             exporter.wait_for_log(TAKEN_OVER);
-            // It has counted what came meanwhile.
+            // The links have counted in the meantime.
             let scrape = exporter.scrape();
             assert!(cable.ours(&scrape)[0] >= before as f64 + 100.0, "{mode}: {}", exporter.log());
             assert_eq!(links(&bpf.state().join("network")), held, "{mode}: not the same links");
@@ -80,7 +80,7 @@ fn a_restart_loses_no_packet_and_no_link_in_any_mode() {
     }
 }
 
-/// Not one packet passes while exporters end and start, and the next one's list takes the place of the last one's.
+/// Not one packet passes while exporters end and start, and the next exporter's list replaces that of the previous one.
 #[test]
 fn what_is_blocked_stays_so_over_a_restart() {
     for mode in ["", ", mode: generic"] {
@@ -96,7 +96,7 @@ fn what_is_blocked_stays_so_over_a_restart() {
         for signal in ["TERM", "KILL"] {
             exporter.end(signal);
             let before = cable.kernel().rx_packets;
-            // XDP drops before the kernel counts in generic mode, TCX behind.
+            // In generic mode XDP drops before the kernel counts, TCX after.
             if mode.is_empty() {
                 until("traffic while no exporter runs", || cable.kernel().rx_packets > before + 100);
             }
@@ -113,7 +113,7 @@ fn what_is_blocked_stays_so_over_a_restart() {
     }
 }
 
-/// What was blocked while it ran is blocked by the next one, too, and never was not.
+/// Addresses blocked at run time stay blocked by the next exporter, without interruption.
 #[test]
 fn what_a_command_blocked_stays_so_over_a_restart() {
     let (cable, place) = (Cable::lay(), Place::new());
@@ -165,7 +165,7 @@ fn what_does_not_fit_or_is_not_wanted_any_more_is_detached() {
     exporter.end("TERM");
     drop(traffic);
 
-    // Another hook: the link is another one, and the counters go on.
+    // Another hook: the link is a new one, and the counters continue.
     let before = cable.kernel().rx_packets;
     exporter = cable.start(&place, &bpf, ", mode: generic, count: { talkers: true }");
     exporter.wait_for_log(TAKEN_OVER);
@@ -173,7 +173,7 @@ fn what_does_not_fit_or_is_not_wanted_any_more_is_detached() {
     let second = links(&bpf.state());
     exporter.end("TERM");
 
-    // An interface of the same name that is another one begins at none.
+    // A different interface of the same name starts at zero.
     run(&format!("ip link del {}", cable.name));
     cable.connect();
     exporter = cable.start(&place, &bpf, ", mode: generic, count: { talkers: true }");
@@ -184,7 +184,7 @@ fn what_does_not_fit_or_is_not_wanted_any_more_is_detached() {
     let third = links(&bpf.state());
     exporter.end("TERM");
 
-    // No interface is wanted, and then no network.
+    // First the interface is no longer selected, then there is no network at all.
     let lo = "node_name: test\nnetwork: { interfaces: [lo], count: { talkers: true } }\n";
     exporter = Setup::new(&place, lo).yaml(&bpf.config()).start();
     exporter.wait_until_ready();

@@ -1,4 +1,4 @@
-//! What is never dropped is found while the exporter runs, as soon as it changes.
+//! Changes of what must never be dropped are noticed at once while the exporter runs.
 //!
 //! Needs root and `ip`.
 
@@ -9,7 +9,8 @@ use exporter::net::{BlockConfig, BlockEntry, BlockMode, BlockRule, Mode, Network
 use crate::counting::{config, number, start, until};
 use crate::namespace::{pair, up};
 
-/// Much less than looking every five seconds would take for as many changes, and much more than being told takes.
+/// Much shorter than polling every five seconds would take for this many changes, and much longer than notifications
+/// take.
 const ALL_CHANGES: Duration = Duration::from_secs(30);
 
 #[test]
@@ -22,7 +23,7 @@ fn what_is_protected_is_found_as_soon_as_it_changes() {
         ..BlockConfig::default()
     };
     let (network, _) = start(&here, NetworkConfig { block: Some(block), ..config(Mode::Auto) });
-    // No address comes by itself, late.
+    // No automatic address appears late.
     here.command("ip link set exn0 addrgenmode none");
     up(&here, &there);
     let allowed = || number(&network.collect(), "xdp_allowlist_entries", &[]);
@@ -30,7 +31,7 @@ fn what_is_protected_is_found_as_soon_as_it_changes() {
     until("the addresses of the interface are known", || allowed() > 3);
     assert!(!pings("10.99.0.1"));
     let begun = Instant::now();
-    // Each with the addresses that it protects.
+    // Each change with the number of addresses that it protects.
     for (change, back, more) in [
         ("route add default via 10.99.0.2", "route del default", 1),
         ("-6 route add default via fd99::2", "-6 route del default", 1),
@@ -48,7 +49,7 @@ fn what_is_protected_is_found_as_soon_as_it_changes() {
         here.command(&format!("ip {back}"));
         until(back, || allowed() == before);
     }
-    // A table counts that a rule leads to.
+    // A table counts if a rule leads to it.
     let before = allowed();
     for (change, more) in [
         ("rule add from all table 4000 pref 900", 0),
@@ -60,7 +61,7 @@ fn what_is_protected_is_found_as_soon_as_it_changes() {
         until(change, || allowed() == before + more);
     }
     assert!(begun.elapsed() < ALL_CHANGES, "{:?}", begun.elapsed());
-    // It holds for packets.
+    // The protection also applies to packets.
     here.command("ip route add default via 10.99.0.2");
     until("the gateway's packets pass", || pings("10.99.0.1"));
 }

@@ -1,4 +1,4 @@
-//! What the network stack tells of drops and of TCP connections, against the kernel's own counters.
+//! What the network stack reports on drops and TCP connections, against the kernel's own counters.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -9,7 +9,7 @@ use exporter::net::Mode;
 use crate::counting::{config, number, observed, send_datagrams, start, tcp_info, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 
-/// A counter of `/proc/net/snmp` or `netstat` in a namespace.
+/// Returns a counter of `/proc/net/snmp` or `netstat` in a namespace.
 fn kernel(inside: &Namespace, file: &str, protocol: &str, name: &str) -> u64 {
     let text = inside.command(&format!("cat /proc/self/net/{file}"));
     let lines: Vec<Vec<&str>> = text
@@ -21,7 +21,7 @@ fn kernel(inside: &Namespace, file: &str, protocol: &str, name: &str) -> u64 {
     lines[1][at].parse().unwrap()
 }
 
-/// `tcpi_rtt` of a connection, in microseconds.
+/// Returns `tcpi_rtt` of a connection, in microseconds.
 fn smoothed(stream: &TcpStream) -> u64 {
     u64::from(u32::from_ne_bytes(tcp_info(stream)[68..72].try_into().unwrap()))
 }
@@ -49,7 +49,7 @@ fn connections_are_told_as_the_kernel_counts_them() {
         drop(server);
         assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
     }
-    // Opened by this side: five are taken, three refused, one is reset by the other.
+    // Opened by this side: five are accepted, three refused, one is reset by the other side.
     let theirs = there.run(|| TcpListener::bind((THERE, 7200)).unwrap());
     for _ in 0..5 {
         let client = here.run(|| TcpStream::connect((THERE, 7200)).unwrap());
@@ -106,7 +106,7 @@ fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
     let theirs = there.run(|| TcpListener::bind((THERE, 7200)).unwrap());
     let mut client = here.run(|| TcpStream::connect((THERE, 7200)).unwrap());
     let (mut server, _) = theirs.accept().unwrap();
-    // Frames vanish: the other end knows no neighbour to answer, and takes none for itself.
+    // Frames are lost: the other end knows no neighbor to answer, and accepts none as its own.
     there.command("ip link set exn1 address 02:00:00:00:99:77");
     client.write_all(&[7; 20_000]).unwrap();
     let again = || kernel(&here, "snmp", "Tcp", "RetransSegs");
@@ -117,7 +117,8 @@ fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
     until("both count the same", || {
         let before = again();
         let ours = number(&network.collect(), "network_tcp_retransmits_total", &[]);
-        // What could not be sent is in the kernel's count; whether its tracepoint tells of it depends on the version.
+        // The kernel's count includes retransmits that could not be sent; whether its tracepoint reports them depends
+        // on the version.
         let failed = kernel(&here, "netstat", "TcpExt", "TCPRetransFail");
         eprintln!("the kernel counts {before}, {failed} of them failed; here are {ours}");
         (ours == before || ours + failed == before) && again() == before
@@ -141,7 +142,7 @@ fn drops_have_the_reasons_of_the_kernel() {
     send_datagrams(&there, 30, 100);
     until("all have come", || kernel(&here, "snmp", "Udp", "NoPorts") >= 30);
     assert_eq!(drops("no_socket"), kernel(&here, "snmp", "Udp", "NoPorts"));
-    // A socket that nobody reads.
+    // A socket that is never read.
     let full = here.run(|| UdpSocket::bind((HERE, 7777)).unwrap());
     until("its buffer is full", || {
         send_datagrams(&there, 200, 1000);

@@ -12,22 +12,22 @@ use crate::namespace::{HERE, Namespace, pair, raw_socket, send_by, up};
 
 const ROUND: Duration = Duration::from_millis(150);
 
-/// What this thread has used of a CPU, in seconds; what the network stack does in its place included.
+/// Returns the CPU time of this thread in seconds, including what the network stack does on its behalf.
 fn cpu_time() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes to the structure that it is given.
+    // SAFETY: the call only writes to the given structure.
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     assert_eq!(result, 0);
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
-/// Bytes that come through in one round, by second of CPU time: however many others want the CPUs, packets take as long.
+/// Returns the bytes received in one round per second of CPU time, which does not depend on how busy the CPUs are.
 fn through(there: &Namespace, listener: &TcpListener) -> f64 {
     let mut sender = there.run(|| TcpStream::connect((HERE, 7300)).unwrap());
     let (mut receiver, _) = listener.accept().unwrap();
     let writer = std::thread::spawn(move || {
         let block = vec![7; 1 << 17];
-        // Ends when the other end is gone.
+        // Ends when the other end is closed.
         while sender.write_all(&block).is_ok() {}
         cpu_time()
     });
@@ -41,8 +41,8 @@ fn through(there: &Namespace, listener: &TcpListener) -> f64 {
     got as f64 / (used + writer.join().unwrap())
 }
 
-/// Rounds with and without take turns, and each is compared with its neighbour, for the machine is shared: the median of the
-/// ratios. If it is a near thing, more rounds decide.
+/// Rounds with and without counting take turns, and each is compared with its neighbor, as the machine is shared: the
+/// median of the ratios decides. If the result is close, more rounds are run.
 #[test]
 fn a_counted_veth_is_as_fast_as_another() {
     let (here, there) = pair();
@@ -67,7 +67,7 @@ fn a_counted_veth_is_as_fast_as_another() {
     panic!("the median of {ratios:.2?} is below 0.9");
 }
 
-/// A UDP datagram of 60 bytes from one of some sources that are routed to where it comes from.
+/// Returns a UDP datagram of 60 bytes from one of several sources that are routed to the interface on which it arrives.
 fn datagram(source: u8) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0x99, 1, 2, 0, 0, 0, 0x99, 2, 8, 0];
     let mut header = vec![0x45, 0, 0, 46, 0, 1, 0x40, 0, 64, 17, 0, 0, 198, 18, source, 7, 10, 99, 0, 1];
@@ -76,13 +76,13 @@ fn datagram(source: u8) -> Vec<u8> {
     let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
     frame.extend(header);
-    // No checksum of its own.
+    // No UDP checksum.
     frame.extend([0x30, 0x39, 0x1c, 0xe8, 0, 26, 0, 0]);
     frame.resize(60, 0);
     frame
 }
 
-/// What a flood costs, in seconds of CPU time of who sends it, in whose place the other end works.
+/// Returns the cost of a flood, in seconds of CPU time of the sender, on whose thread the other end runs, too.
 fn flood(there: &Namespace) -> f64 {
     there.run(|| {
         let (socket, frames): (_, Vec<_>) = (raw_socket(), (0..64).map(datagram).collect());
@@ -92,7 +92,7 @@ fn flood(there: &Namespace) -> f64 {
     })
 }
 
-/// In turns on one machine, each with its neighbour, as above: the median of the ratios.
+/// Rounds take turns on one machine, each compared with its neighbor, as above: the median of the ratios decides.
 fn dropping_costs_less(mode: Mode) {
     let (here, there) = pair();
     let block = BlockConfig { mode: BlockMode::Enforce, ..BlockConfig::default() };
@@ -100,7 +100,7 @@ fn dropping_costs_less(mode: Mode) {
     attached(&events);
     up(&here, &there);
     here.command("ip route add 198.18.0.0/16 dev exn0");
-    // Nobody reads: what does not fit into its queue has come through the stack all the same.
+    // Never read from: packets that overflow its queue have traversed the stack all the same.
     let _socket = here.run(|| UdpSocket::bind((HERE, 7400)).unwrap());
     let prefix = Prefix::parse("198.18.0.0/16").unwrap();
     let passed =
@@ -112,7 +112,7 @@ fn dropping_costs_less(mode: Mode) {
         for _ in 0..7 {
             let before = passed();
             let passing = flood(&there);
-            // All but what a busy machine's queue had no room for.
+            // All except what did not fit into a busy machine's queue.
             until("it passes", || passed() - before > 3200);
             let (list, before) = (Arc::clone(network.blocklist().unwrap()), dropped());
             let entry = BlockEntry { prefix, rule: BlockRule::default() };

@@ -1,5 +1,5 @@
-//! The packet counters on real interfaces: veth pairs in namespaces of their own, real senders, and the kernel's own
-//! statistics to compare with.
+//! The packet counters on real interfaces: veth pairs in namespaces of their own, real senders, and a comparison with
+//! the kernel's own statistics.
 //!
 //! Needs root, `ip`, `ping`, `nc`, `curl` and `python3`.
 
@@ -32,7 +32,7 @@ fn senders_and_kernel_agree(mode: Mode, expected: Hook, header: u64) {
     assert_eq!(xdp("ipv4", "icmp"), 20);
     assert_eq!(number(&families, "xdp_bytes_total", &[("protocol", "icmp")]), 20 * (14 + 20 + 8 + 100));
     assert_eq!(number(&families, "tc_egress_packets_total", &[("protocol", "icmp")]), 20);
-    // Neighbour discovery is ICMPv6 too: its messages are all below 128 bytes, the echoes are larger.
+    // Neighbor discovery is ICMPv6 too: its messages are all below 128 bytes, the echoes are larger.
     assert!(xdp("ipv6", "icmpv6") >= 10);
 
     send_datagrams(&there, 1000, 200);
@@ -97,7 +97,8 @@ fn native_mode() {
     senders_and_kernel_agree(Mode::Native, Hook::Native, NATIVE_VETH_OMITS);
 }
 
-/// Serves a file over HTTP from one namespace and gets it with curl from the other; gives what came, in bytes.
+/// Serves a file over HTTP from one namespace and downloads it with curl from the other; returns the number of bytes
+/// received.
 fn download(here: &Namespace, there: &Namespace, bytes: usize) -> usize {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("file"), vec![b'x'; bytes]).unwrap();
@@ -115,13 +116,13 @@ fn download(here: &Namespace, there: &Namespace, bytes: usize) -> usize {
     got.stdout.len()
 }
 
-/// What one end counts as sent, packets yet to be cut into segments among it, is what the other end receives.
+/// What one end counts as sent, including packets that are yet to be segmented, equals what the other end receives.
 #[test]
 fn segments_are_counted_as_they_are_on_the_wire() {
     const BYTES: usize = 8 << 20;
     let (here, there) = pair();
     let (sending, _) = start(&here, config(Mode::Generic));
-    // Native XDP at the far end takes whole frames only: the kernel cuts them behind our egress program.
+    // Native XDP at the far end only accepts whole frames: the kernel segments them after our egress program.
     let (receiving, _) = start(&there, config(Mode::Native));
     up(&here, &there);
     assert_eq!(download(&here, &there, BYTES), BYTES);
@@ -167,13 +168,13 @@ fn two_vlan_tags_from_a_raw_socket() {
     let families = network.collect();
     let labels = [("family", "ipv4"), ("protocol", "udp")];
     assert_eq!(number(&families, "xdp_packets_total", &labels) - before, 100);
-    // The kernel takes the outer tag out of a received frame before generic XDP and puts it back for the program.
+    // The kernel removes the outer tag from a received frame before generic XDP and restores it for the program.
     assert_eq!(number(&families, "xdp_bytes_total", &labels), 100 * length);
     assert_eq!(number(&families, "xdp_malformed_packets_total", &[]), 0);
     agrees_with_the_kernel(&here, &network, 0);
 }
 
-/// Segments of every kind from a raw socket, of which few are trouble; and a real reader that stops reading.
+/// Segments of every kind from a raw socket, few of which count as trouble; and a real reader that stops reading.
 #[test]
 fn resets_and_zero_windows() {
     for mode in [Mode::Auto, Mode::Generic, Mode::Native] {
@@ -226,7 +227,7 @@ fn resets_and_zero_windows() {
     }
 }
 
-/// The longest prefix counts, one family's prefixes are none of the other's, and every IP packet is in one group.
+/// The longest prefix counts, the prefixes of one family do not affect the other, and every IP packet is in one group.
 #[test]
 fn packets_by_group_of_prefixes() {
     for mode in [Mode::Auto, Mode::Generic, Mode::Native] {
@@ -250,7 +251,8 @@ fn packets_by_group_of_prefixes() {
             up(&here, &there);
             settle(&here);
             let before = network.collect();
-            // From three sources: of the narrow group, of the wide one, and of none. Eight of the last are malformed.
+            // From three sources: one in the narrow group, one in the wide group, one in none. Eight packets of the
+            // last are malformed.
             for (source, length, times) in [
                 ([10, 99, 0, 2], 32, 5),
                 ([10, 1, 2, 3], 32, 6),
@@ -278,7 +280,7 @@ fn packets_by_group_of_prefixes() {
             std::io::Write::write_all(&mut sender, &vec![7; bytes]).unwrap();
             sender.shutdown(std::net::Shutdown::Write).unwrap();
             assert_eq!(reader.join().unwrap(), bytes);
-            // `tcpi_bytes_sent`: a loaded machine sends some of them again.
+            // `tcpi_bytes_sent`: a loaded machine retransmits some of them.
             let payload = u64::from_ne_bytes(tcp_info(&sender)[200..208].try_into().unwrap());
             drop(sender);
             settle(&here);
@@ -336,7 +338,7 @@ fn nothing_of_a_flood_is_lost() {
     send_datagrams(&there, DATAGRAMS, 18);
     settle(&here);
     let (families, sender) = (network.collect(), there.statistics("exn1"));
-    // A full queue between the two ends drops before there is a program; the sender's side says how many.
+    // A full queue between the two ends drops packets before any program runs; the sender's statistics show how many.
     assert_eq!(
         number(&families, "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")]),
         DATAGRAMS - (sender.tx_dropped - dropped)
@@ -396,7 +398,7 @@ fn talkers_flows_and_connections() {
         json(network.talkers("address=10.99.0.2").unwrap())["rows"][0]["received_bytes"]
     );
     assert_eq!(number(&families, "network_untracked_packets_total", &[]), 0);
-    // Socket diagnostics are those of the namespace of whoever collects.
+    // Socket diagnostics cover the network namespace of the collecting thread.
     let (listen, families) = here.run(move || {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         (listener, network.collect())

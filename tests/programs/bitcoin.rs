@@ -1,4 +1,4 @@
-//! Real Bitcoin Core nodes on regtest: the exporter's numbers against the nodes' own. It needs root.
+//! Real Bitcoin Core nodes on regtest: the exporter's numbers against the nodes' own. Needs root.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ fn two_hundred_blocks_are_two_hundred_with_a_restart_in_between() {
     exporter.wait_for_log("Block connected: height=200 tx_count=1 connection_time=");
     says_what_is_absent(&exporter, &scrape);
 
-    // A block that a reorganisation takes out of the chain and puts back is connected twice.
+    // A block that a reorganization removes from the chain and restores is connected twice.
     let tip = node.best_hash();
     node.call(&["invalidateblock", &tip]).expect("invalidateblock");
     node.call(&["reconsiderblock", &tip]).expect("reconsiderblock");
@@ -53,7 +53,7 @@ fn two_hundred_blocks_are_two_hundred_with_a_restart_in_between() {
     assert_eq!(exporter.scrape().value("bitcoin_blocks_connected_total", &[]), 201.0);
 }
 
-/// The node has no FIBRE: that is told everywhere, and is no fault.
+/// The node has no FIBRE: this is reported everywhere, and is not an error.
 fn says_what_is_absent(exporter: &Exporter, scrape: &Metrics) {
     assert_eq!(exporter.health("/ready"), (200, "ready\n".to_owned()));
     assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 1.0);
@@ -88,13 +88,13 @@ fn bitcoin_core<'a>(place: &'a Place, names: &[&str]) -> Setup<'a> {
     Setup::new(place, format!("node_name: demo\ntargets:\n{targets}"))
 }
 
-/// Values of a metric of one file by one of its labels.
+/// Returns the values of a metric of one file by one of its labels.
 fn by(label: &str, scrape: &Metrics, name: &str, labels: &[(&str, &str)]) -> BTreeMap<String, u64> {
     let rows = scrape.select(name, labels);
     rows.into_iter().map(|(labels, value)| (labels[label].clone(), value as u64)).collect()
 }
 
-/// Messages and their bytes by type, as one file's probes saw them.
+/// Returns the messages and their bytes by type, as seen by the probes of one file.
 fn messages(scrape: &Metrics, file: &str, direction: &str) -> [BTreeMap<String, u64>; 2] {
     ["bitcoin_net_messages_total", "bitcoin_net_message_bytes_total"]
         .map(|name| by("message", scrape, name, &[("file", file), ("direction", direction)]))
@@ -122,7 +122,7 @@ fn what_one_node_sends_the_other_receives_by_type_and_to_the_byte() {
     first.mine(1);
     wait_for("the second node to follow", || second.best_hash() == first.best_hash());
 
-    // The nodes may talk while we look: then another look is needed.
+    // The nodes may communicate during the scrape; then repeat it.
     let (scrape, traffic) = loop {
         let before = settle(&first, &second);
         let scrape = exporter.scrape();
@@ -146,7 +146,7 @@ fn what_one_node_sends_the_other_receives_by_type_and_to_the_byte() {
     connections_open_and_close(&exporter, &first, &second);
 }
 
-/// Each message's header is on the wire too.
+/// Adds each message's header, which is on the wire too.
 fn on_the_wire([count, payload]: &[BTreeMap<String, u64>; 2]) -> BTreeMap<String, u64> {
     count.iter().map(|(kind, count)| (kind.clone(), count * V1_HEADER + payload[kind])).collect()
 }
@@ -180,7 +180,7 @@ fn the_mempool_is_what_was_sent() {
     let unused = exporter.scrape();
     assert_eq!(unused.sum("bitcoin_mempool_added_transactions_total", &[]), 0.0);
 
-    // Accepted: four, of which one replaces the first.
+    // Accepted: four, one of which replaces the first.
     let half =
         |txid: &str| Coin { txid: txid.to_owned(), output: 1, satoshis: (coins[1].satoshis - 1_000) / 2 };
     let first = spend(&coins[0], 1_000);
@@ -193,13 +193,13 @@ fn the_mempool_is_what_was_sent() {
     node.send(&accepted[2].0).expect("accepted");
     accepted.push((spend(&coins[0], 5_000), 5_000));
     node.send(&accepted[3].0).expect("replaces the first");
-    // Rejected: two, and one that is only tried.
+    // Rejected: two, and one that is only a trial.
     node.send(&spend(&coins[0], 4_000)).expect_err("pays less than what it would replace");
     let unknown = Coin { txid: "11".repeat(32), ..coins[0].clone() };
     node.send(&spend(&unknown, 1_000)).expect_err("spends what does not exist");
     let trial = serde_json::to_string(&[spend(&unknown, 2_000)]).expect("a list of strings");
     assert_eq!(node.json(&["testmempoolaccept", &trial])[0]["allowed"], false);
-    // Mined: what is left.
+    // Mined: the remaining ones.
     assert_eq!(node.mempool().len(), 3);
     node.mine(1);
     assert!(node.mempool().is_empty());

@@ -1,4 +1,4 @@
-//! The nodes that other tests trace are themselves tested here, with nothing attached.
+//! Tests the nodes that other tests trace, with nothing attached.
 
 use std::path::Path;
 use std::process::Command;
@@ -85,7 +85,7 @@ fn two_nodes_agree_on_the_chain_and_on_their_traffic() {
     assert_eq!(second.height(), 23);
 
     let before = settle(&first, &second);
-    // Messages without a payload, sent once: the header alone is counted.
+    // Messages without a payload, sent once: only the header is counted.
     for message in ["verack", "wtxidrelay", "sendaddrv2"] {
         assert_eq!(before.sent[message], V1_HEADER, "{message}");
     }
@@ -95,7 +95,7 @@ fn two_nodes_agree_on_the_chain_and_on_their_traffic() {
         totals == (sum(&traffic.sent), sum(&traffic.received))
     });
 
-    // A ping and its answer carry 8 bytes each. The node may have sent one of its own meanwhile.
+    // A ping and its answer carry 8 bytes each. The node may have sent one of its own in the meantime.
     first.call(&["ping"]).expect("ping");
     wait_for("a ping to be sent", || first.traffic().sent["ping"] > before.sent["ping"]);
     let after = settle(&first, &second);
@@ -119,7 +119,7 @@ fn transactions_are_accepted_replaced_rejected_and_mined() {
 
     let first = node.send(&spend(&coins[0], 1_000)).expect("accepted");
     let second = node.send(&spend(&coins[1], 1_000)).expect("accepted");
-    // Its child: a transaction's outputs can be spent while it waits.
+    // Its child: a transaction's outputs can be spent while it is still in the mempool.
     let half = Coin { txid: second.clone(), output: 1, satoshis: (coins[1].satoshis - 1_000) / 2 };
     let child = spend(&half, 3_000);
     let third = node.send(&child).expect("accepted");

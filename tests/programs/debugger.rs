@@ -1,4 +1,4 @@
-//! Every argument of every probe of a real program, as a debugger reads it.
+//! Compares every argument of every probe of a real program with what a debugger reads.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,11 +10,11 @@ use serde_json::Value;
 use crate::support::exporter::Exporter;
 use crate::support::program::{directory, private, run};
 
-/// Bytes of a text that are compared, with its NUL.
+/// Compared bytes of a text, including its NUL.
 const TEXT: usize = 64;
 
-/// Stops at every probe, and writes what each argument is: a number, or the text where an address without a sign points. Null is
-/// what is no text.
+/// A script that stops at every probe and writes each argument: a number, or the text at an unsigned address. Null
+/// means that there is no text.
 const DEBUGGER: &str = r#"
 import collections, gdb, json
 counts = collections.Counter()
@@ -63,7 +63,8 @@ set_error_handler(fn($number, $text) => true);
 trigger_error("a \"mistake\"\non two lines", E_USER_WARNING);
 "#;
 
-/// The probes of PHP's notes, with the widths of their arguments as readelf shows them: 8 for `8@%rax`, -4 for `-4@%ecx`.
+/// Returns the probes in PHP's notes, with the widths of their arguments as readelf shows them: 8 for `8@%rax`, -4 for
+/// `-4@%ecx`.
 fn probes(notes: &str) -> BTreeMap<String, Vec<i32>> {
     let mut probes = BTreeMap::new();
     let (mut provider, mut name) = ("", "");
@@ -130,7 +131,7 @@ fn arguments_of_php_are_what_a_debugger_reads() {
             for row in own {
                 let times = row[3].as_f64().unwrap();
                 count += times;
-                // What is no text here is some text or none there.
+                // If there is no text here, there may be some text or none there.
                 if let Some(value) = row[2].as_str() {
                     let shown = left.remove(value);
                     assert_eq!(shown, Some(times), "{name}, argument {index}, {value:?}: {left:?}");

@@ -1,8 +1,9 @@
-//! Calls that end in an exception, through functions whose durations are measured: the node lives, its answers are right, and
-//! entries and returns are what was asked for.
+//! Calls that end in an exception, through functions whose durations are measured: the node survives, its answers are
+//! right, and entries and returns match the requests.
 //!
-//! The node throws out of nearly every function on a call's way when something about the call is wrong. A tracer that puts
-//! addresses of its own on the stack ends it with the first such call. `HARM_CALLS=1000000` in the environment makes a million.
+//! The node throws through nearly every function on a call's path when something about the call is wrong. A tracer that
+//! puts its own addresses on the stack kills the node with the first such call. `HARM_CALLS=1000000` in the environment
+//! makes a million.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +14,7 @@ use crate::support::bitcoin::{Node, Rpc, bitcoind};
 use crate::support::exporter::{Exporter, Place, Setup, wait_for};
 use crate::support::harm;
 
-/// Functions on a call's way through the node, from the outer to the inner ones.
+/// Functions on a call's path through the node, from the outermost to the innermost.
 const FUNCTIONS: [&str; 8] = [
     "HTTPReq_JSONRPC",
     "ExecuteHTTPRPC",
@@ -25,13 +26,13 @@ const FUNCTIONS: [&str; 8] = [
     "JSONRPCError",
 ];
 
-/// Other functions on the way, most of which are left by exceptions, too: they only must do no harm.
+/// Other functions on the path, most of which are also left by exceptions: tracing them must do no harm.
 const OTHERS: [&str; 2] = ["RPCMethod::*", "UniValue::get_*"];
 
-/// Requests, of one or three calls each.
+/// The number of requests, of one or three calls each.
 const CALLS: u64 = 2_800;
 
-/// A body, the HTTP status and the error code of its answer (0 for none), and for each of [`FUNCTIONS`] how often it is
+/// A body, the HTTP status and the error code of its answer (0 for none), and how often each of [`FUNCTIONS`] is
 /// entered and returns.
 type Request = (Value, u16, i64, [(u64, u64); 8]);
 
@@ -42,7 +43,7 @@ const NEVER: (u64, u64) = (0, 0);
 fn requests() -> Vec<Request> {
     let out_of_range = json!({ "method": "getblockhash", "params": [99_999_999] });
     let unknown = json!({ "method": "no_such_method" });
-    // Calls of the second version are answered where they are made, so the exception goes less far.
+    // JSON-RPC 2.0 calls are answered where they are made, so the exception propagates less far.
     let wrong_type = json!({ "jsonrpc": "2.0", "id": 1, "method": "getblockhash", "params": ["text"] });
     let good = json!({ "method": "getblockcount" });
     let no_parameters = json!({ "method": "getblockhash" });
@@ -79,7 +80,7 @@ fn configuration(attach: &str, binary: &str) -> String {
     yaml
 }
 
-/// Entries and returns of each function so far.
+/// Returns the entries and returns of each function so far.
 fn counted(exporter: &Exporter) -> [(u64, u64); 8] {
     let scrape = exporter.scrape();
     let mut rows = [(0, 0); 8];
@@ -98,7 +99,7 @@ fn error_of(answer: &Value) -> i64 {
     answer["error"]["code"].as_i64().unwrap_or(0)
 }
 
-/// What the node answers to each body.
+/// Sends each body and checks the node's answer.
 fn ask_all(rpc: &mut Rpc, requests: &[(String, u16, i64)], height: u64) {
     for (body, status, error) in requests {
         let (told, answer) = rpc.post(body);
@@ -143,7 +144,7 @@ fn calls_that_fail(attach: &str) {
     node.stop();
 }
 
-/// The counts when nothing is on its way any more: an answer is sent before the functions that made it return.
+/// Returns the counts once no call is in progress: an answer is sent before the functions that produced it return.
 fn settled(exporter: &Exporter) -> [(u64, u64); 8] {
     let mut last = counted(exporter);
     wait_for("the node to be at rest", || {

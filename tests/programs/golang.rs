@@ -1,4 +1,4 @@
-//! Programs in Go that others wrote, without symbols: what is counted of them, against their own accounting.
+//! Third-party Go programs without symbols: what the exporter counts, compared with the programs' own accounting.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,7 +14,7 @@ use crate::support::program::{directory, first_of, private};
 const API: &str = "github.com/prometheus/prometheus/web/api/v1.(*API)";
 const ENGINE: &str = "github.com/prometheus/prometheus/promql.(*Engine)";
 
-/// A running Prometheus, which is killed when this is dropped.
+/// A running Prometheus, killed on drop.
 struct Server {
     process: Child,
     port: u16,
@@ -47,7 +47,7 @@ impl Server {
         http::answer(&mut http::curl(&format!("http://127.0.0.1:{}{path}", self.port)))
     }
 
-    /// The value of one of its own series; 0 if it has none of the name.
+    /// Returns the value of one of the server's own series, or 0 if there is no such series.
     fn own(&self, series: &str) -> f64 {
         let (_, text) = self.get("/metrics").expect("scrape prometheus");
         let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
@@ -112,7 +112,7 @@ fn prometheus_requests_and_queries() {
     let by_query = seen.by("instant_seconds_count", "query");
     let expected = [("sum(", 40.0), ("sum(up)", 120.0), ("up", 120.0), ("vector(1)", 120.0)];
     assert_eq!(by_query.into_iter().collect::<Vec<_>>(), expected.map(|(query, n)| (query.to_string(), n)));
-    // What a request took holds what the functions took that served it.
+    // The duration of a request includes the durations of the functions that served it.
     let whole = server.own("prometheus_http_request_duration_seconds_sum{handler=\"/api/v1/query\"}");
     let part = seen.sum("api_query_seconds_sum", &[]);
     let inner = seen.sum("exec_seconds_sum", &[]) + seen.sum("instant_seconds_sum", &[]);

@@ -1,5 +1,5 @@
-//! The profiles `libstdcxx`, `openssl`, `malloc` and `pam` against programs with known counts. Each test loads a copy
-//! of the library that nobody else on this machine uses.
+//! The profiles `libstdcxx`, `openssl`, `malloc` and `pam` against programs with known counts. Each test loads its own
+//! copy of the library, which nothing else on this machine uses.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::support::exporter::Exporter;
 use crate::support::program::{Running, compile, directory, finish, private, run};
 
-/// Where Debian has the libraries.
+/// The directory of Debian's libraries.
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
 #[test]
@@ -63,7 +63,7 @@ fn a_structure_whose_address_is_itself_in_memory_is_refused() {
 #[test]
 fn malloc_calls_and_bytes() {
     let directory = directory();
-    // Not inlined, and no printing: that would allocate too.
+    // Neither inlining nor printing: printing would allocate too.
     let source = r"
 #include <stdlib.h>
 void *volatile kept;
@@ -130,7 +130,7 @@ fn openssl_handshakes_and_bytes_of_curl() {
         sleep(Duration::from_millis(50));
     }
 
-    // Only curl loads this copy; the server has the system's.
+    // Only curl loads this copy; the server uses the system's library.
     let libraries = directory.path().join("libraries");
     fs::create_dir(&libraries).expect("make a directory");
     let library = private(Path::new(LIBRARIES).join("libssl.so.3"), &libraries);
@@ -154,7 +154,7 @@ fn openssl_handshakes_and_bytes_of_curl() {
     assert_eq!(samples.sum("openssl_written_bytes_total", &curl), sent);
     assert!(received > 20.0 * 25_000.0);
     assert_eq!(samples.sum("openssl_read_bytes_total", &curl), received);
-    // Several calls lead to one handshake, because curl does not block.
+    // curl uses non-blocking I/O, so one handshake takes several calls.
     assert!(samples.sum("openssl_handshake_calls_total", &curl) >= 20.0);
     samples.assert_nothing_lost();
 }
@@ -163,7 +163,7 @@ fn openssl_handshakes_and_bytes_of_curl() {
 fn pam_logins_by_service_and_result() {
     let directory = directory();
     let at = |name: &str| directory.path().join(name).display().to_string();
-    // Answers every question with its third argument, as a person would type it.
+    // Answers every prompt with its third argument, as if a person typed it.
     let source = r#"
 #include <security/pam_appl.h>
 #include <stdlib.h>
@@ -191,7 +191,7 @@ int main(int argc, char **argv) {
     let program = compile("gcc", "login.c", source, &["-lpam"], directory.path());
     let library = private(Path::new(LIBRARIES).join("libpam.so.0"), directory.path());
 
-    // A user and two services that exist only in the programs' own view of the files, in a mount namespace.
+    // A user and two services that exist only in a mount namespace, in the programs' own view of the files.
     let hash = run(Command::new("openssl").args(["passwd", "-6", "right"]));
     let with_line = |file: &str, line: &str| {
         fs::read_to_string(file).unwrap_or_else(|err| panic!("{file}: {err}")) + line

@@ -1,4 +1,5 @@
-//! The exporter's numbers against the accounting of real programs. Needs root and the programs: `scripts/install-deps.sh --tests`.
+//! The exporter's numbers compared with the accounting of real programs. Needs root and the programs:
+//! `scripts/install-deps.sh --tests`.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,4 +1,4 @@
-//! The profile `openjdk` against a real JVM's own accounting: its logs, and what the program does.
+//! The profile `openjdk` compared with a real JVM's own accounting: its logs, and what the program is known to do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::support::program::{directory, private, run};
 
 pub const JDK: &str = "/usr/lib/jvm/java-17-openjdk-amd64";
 
-/// What a program with known counts does.
+/// A program with known counts.
 const PROGRAM: &str = r#"
 import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.locks.LockSupport;
@@ -39,7 +39,7 @@ public class Program {
 }
 "#;
 
-/// A JDK of links, but for the files that decide which libjvm.so is used: those are the test's own.
+/// Creates a JDK of symbolic links, except for the files that decide which libjvm.so is used: these are private copies.
 pub fn private_jdk(directory: &Path) -> PathBuf {
     let jdk = directory.join("jdk");
     run(Command::new("cp").arg("-as").arg(JDK).arg(&jdk));
@@ -76,13 +76,13 @@ fn collections_classes_threads_and_monitors_as_logged() {
     let samples = exporter.scrape();
     let metric = |name: &str| samples.sum(name, &[]);
 
-    // Classes: one line for each.
+    // Classes: one line each.
     assert!(lines("classes", " source: ") > 400.0);
     assert_eq!(metric("openjdk_classes_loaded_total"), lines("classes", " source: "));
     let shared = samples.sum("openjdk_classes_loaded_total", &[("shared", "true")]);
     assert_eq!(shared, lines("classes", " source: shared objects file"));
 
-    // Collections: one line for each pause.
+    // Collections: one line per pause.
     assert_eq!(lines("gc", "Pause Full (System.gc())"), 3.0);
     assert_eq!(samples.sum("openjdk_gc_total", &[("full", "true")]), lines("gc", "Pause Full"));
     assert_eq!(metric("openjdk_gc_total"), lines("gc", " Pause "));
@@ -92,7 +92,7 @@ fn collections_classes_threads_and_monitors_as_logged() {
     let pools = samples.by("openjdk_memory_pool_used_after_gc_bytes", "pool");
     assert!(pools.contains_key("Eden Space") && pools["Tenured Gen"] > 0.0, "{pools:?}");
 
-    // Threads: the six of the program, and the JVM's own.
+    // Threads: the program's six, and the JVM's own.
     for name in ["openjdk_threads_started_total", "openjdk_threads_stopped_total"] {
         assert_eq!(samples.sum(name, &[("daemon", "false")]), 6.0, "{name}");
     }
@@ -101,13 +101,13 @@ fn collections_classes_threads_and_monitors_as_logged() {
     assert!(metric("openjdk_thread_sleep_duration_seconds_sum") >= 0.1);
     assert!(metric("openjdk_thread_park_duration_seconds_count") >= 4.0);
 
-    // Monitors: the six waits for ours, by its class.
+    // Monitors: the six waits for our lock, found by its class.
     let ours = samples.sum("openjdk_monitor_contentions_total", &[("class", "Program$Contended")]);
     assert_eq!(ours, 6.0, "{:?}", samples.by("openjdk_monitor_contentions_total", "class"));
     let all = metric("openjdk_monitor_contentions_total");
     assert_eq!(metric("openjdk_monitor_contention_duration_seconds_count"), all);
 
-    // The machine: one start, one end, a line for each safepoint.
+    // The virtual machine: one start, one stop, one line per safepoint.
     assert_eq!(metric("openjdk_vm_starts_total"), 1.0);
     assert_eq!(metric("openjdk_vm_stops_total"), 1.0);
     assert_eq!(metric("openjdk_safepoint_duration_seconds_count"), lines("safepoints", "Safepoint \""));

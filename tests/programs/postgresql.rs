@@ -1,4 +1,5 @@
-//! The profile `postgresql` against a real server's own accounting: pgbench's report, the server's log and its statistics.
+//! The profile `postgresql` compared with a real server's own accounting: pgbench's report, the server's log and its
+//! statistics.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,27 +10,27 @@ use std::time::{Duration, Instant};
 use crate::support::exporter::Exporter;
 use crate::support::program::{directory, finish, private, run};
 
-/// Debian's directory of the server's programs.
+/// Debian's directory for the server programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 
-/// The server refuses to run as root; Debian's package makes this user.
+/// The server refuses to run as root; Debian's package creates this user.
 const USER: &str = "postgres";
 
-/// A cluster in a directory of its own, without a TCP port, that does nothing by itself. Dropping it kills it.
+/// A cluster in its own directory, without a TCP port and without background activity. Dropping it kills it.
 pub struct Cluster {
     postmaster: Child,
     directory: tempfile::TempDir,
 }
 
 impl Cluster {
-    /// Starts a server from a file of its own; `options` are added to its configuration.
+    /// Starts a server from a private copy of the executable; `options` are added to its configuration.
     pub fn start(options: &[&str]) -> Cluster {
         let directory = directory();
         let server = private(Path::new(BIN).join("postgres"), directory.path());
         Self::start_from(&server, directory, options)
     }
 
-    /// Starts another one from the same file.
+    /// Starts another server from the same executable.
     pub fn start_beside(other: &Cluster) -> Cluster {
         Self::start_from(&other.file(), directory(), &[])
     }
@@ -38,7 +39,7 @@ impl Cluster {
         run(Command::new("chown").arg(USER).arg(directory.path()));
         let data = directory.path().join("data");
         run(as_user(&format!("{BIN}/initdb")).args(["--no-sync", "--auth=trust", "-D"]).arg(&data));
-        // Autovacuum and the like would add transactions of their own, whenever they like.
+        // Autovacuum and the like would add transactions of their own at any time.
         let quiet = ["autovacuum=off", "max_logical_replication_workers=0", "checkpoint_timeout=1h"];
         let log = fs::File::create(directory.path().join("log")).expect("make the log");
         let mut command = as_user(server.to_str().expect("a path in UTF-8"));
@@ -61,7 +62,7 @@ impl Cluster {
         self.directory.path().join("postgres")
     }
 
-    /// The directory of its data.
+    /// Returns the data directory.
     pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -70,19 +71,19 @@ impl Cluster {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Lines that the log has now and that hold `text`.
+    /// Returns the lines currently in the log that contain `text`.
     fn log_lines(&self, text: &str) -> Vec<String> {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 
-    /// A client program that knows where the server is.
+    /// Returns the command of a client program, connected to this server.
     pub fn client(&self, name: &str) -> Command {
         let mut command = as_user(&format!("{BIN}/{name}"));
         command.env("PGHOST", self.directory.path()).env("PGDATABASE", "postgres").env("PGUSER", USER);
         command
     }
 
-    /// Runs statements, one session for all; returns their rows.
+    /// Runs statements in one session and returns their rows.
     pub fn sql(&self, statements: &[&str]) -> String {
         let mut psql = self.client("psql");
         psql.args(["-XqAt", "-v", "ON_ERROR_STOP=1"]);
@@ -95,7 +96,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Its children end with it: SIGQUIT is an immediate shutdown.
+        // SIGQUIT is an immediate shutdown, which also ends the server's children.
         let pid = fs::read_to_string(self.directory.path().join("data/postmaster.pid")).unwrap_or_default();
         if let Some(pid) = pid.lines().next() {
             let _ = Command::new("kill").args(["-QUIT", pid]).status();
@@ -112,7 +113,7 @@ fn as_user(program: &str) -> Command {
     command
 }
 
-/// The number that follows `before` in `text`.
+/// Parses the number that follows `before` in `text`.
 fn number_after(text: &str, before: &str) -> f64 {
     let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?} in {text:?}"));
     let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
@@ -129,10 +130,10 @@ fn transactions_and_queries_of_pgbench() {
     let statistics_before = cluster.sql(&[ended]);
     let before = exporter.scrape();
 
-    // Without -n it would vacuum first.
+    // Without -n, pgbench would vacuum first.
     let report = run(cluster.client("pgbench").args(["-n", "-t", "500", "-c", "2"]));
     assert_eq!(number_after(&report, "transactions actually processed: "), 1000.0, "{report}");
-    // Statements that fail: a transaction that aborts, and a query without its end.
+    // Failing statements: each aborts its transaction and starts a query that never completes.
     for _ in 0..3 {
         assert!(!finish(cluster.client("psql").args(["-Xqc", "SELECT 1/0"])).status.success());
     }
@@ -140,8 +141,8 @@ fn transactions_and_queries_of_pgbench() {
     let after = exporter.scrape();
     let statistics_after = cluster.sql(&[ended]);
     let count = |name: &str, labels: &[(&str, &str)]| after.sum(name, labels) - before.sum(name, labels);
-    // Beside the thousand: two queries of pgbench for the tables' sizes, three connections that begin; then three
-    // connections of psql.
+    // Besides the thousand: pgbench's two queries for the table sizes and the startup of its three connections; then
+    // three psql connections.
     assert_eq!(count("postgresql_transactions_total", &[("result", "commit")]), 1005.0 + 3.0);
     assert_eq!(count("postgresql_transactions_total", &[("result", "abort")]), 3.0);
     assert_eq!(count("postgresql_transactions_started_total", &[]), 1011.0);
@@ -150,8 +151,8 @@ fn transactions_and_queries_of_pgbench() {
         assert_eq!(count("postgresql_transaction_duration_seconds_count", &[("result", result)]), ended);
     }
 
-    // The server's statistics, which the session that asks is not in yet, but the one that asked before is: one
-    // transaction for its beginning, one for its question.
+    // The server's statistics do not yet include the session that queries them, but they include the previous one that
+    // did: one transaction for its startup, one for its query.
     let pair = |text: &str| {
         let (commits, rollbacks) = text.trim().split_once('|').expect("two columns");
         (commits.parse::<f64>().expect("a number"), rollbacks.parse::<f64>().expect("a number"))
@@ -160,15 +161,16 @@ fn transactions_and_queries_of_pgbench() {
     assert_eq!(count("postgresql_transactions_total", &[("result", "commit")]), c1 - c0 - 2.0);
     assert_eq!(count("postgresql_transactions_total", &[("result", "abort")]), r1 - r0);
 
-    // Seven statements for each transaction, and the two for the sizes; and the log has a line for each.
+    // Seven statements per transaction, plus the two for the sizes; the log has a line for each.
     assert_eq!(count("postgresql_queries_total", &[]), 7002.0);
     assert_eq!(count("postgresql_queries_started_total", &[]), 7002.0 + 3.0);
     let logged = cluster.log_lines("statement: ").len() - statements_before;
-    // The session that asked for the statistics before and after is in the log, the first of them not in `before`.
+    // The sessions that queried the statistics before and after are both in the log; the first is not included in
+    // `before`.
     assert_eq!(logged as f64, 7002.0 + 3.0 + 2.0);
     assert_eq!(count("postgresql_query_duration_seconds_count", &[]), 7002.0);
     assert!(count("postgresql_query_duration_seconds_sum", &[]) > 0.0);
-    // Every statement but BEGIN and END is planned, and all are executed.
+    // Every statement except BEGIN and END is planned, and all are executed.
     assert_eq!(count("postgresql_plan_duration_seconds_count", &[]), 5002.0);
     assert_eq!(count("postgresql_execute_duration_seconds_count", &[]), 7002.0);
     after.assert_nothing_lost();
@@ -178,7 +180,7 @@ fn transactions_and_queries_of_pgbench() {
 fn queries_that_fail_do_not_disturb_the_durations_of_others() {
     let cluster = Cluster::start(&[]);
     let exporter = Exporter::with_profile(&cluster.file(), "postgresql");
-    // One session: a wrong statement before each right one.
+    // One session, with a failing statement before each valid one.
     let mut psql = cluster.client("psql");
     psql.args(["-XqAt"]);
     for n in 0..20 {
@@ -212,13 +214,13 @@ fn checkpoints_sorts_and_lock_waits_as_logged() {
     for rows in [100, 20_000] {
         cluster.sql(&[&make(rows), "CHECKPOINT"]);
     }
-    // One sort in memory, two on disk, one to build an index.
+    // One sort in memory, two on disk, and one to build an index.
     cluster.sql(&["SELECT max(m) FROM (SELECT * FROM t100 ORDER BY m OFFSET 0) AS s"]);
     cluster.sql(&["SELECT max(m) FROM (SELECT * FROM t20000 ORDER BY m OFFSET 0) AS s"]);
     cluster.sql(&["SELECT max(i) FROM (SELECT * FROM t20000 ORDER BY m DESC OFFSET 0) AS s"]);
     cluster.sql(&["CREATE INDEX ON t100 (m)"]);
 
-    // One session holds a table until the other waits for it.
+    // One session holds a lock on the table until the other waits for it.
     std::thread::scope(|scope| {
         let holder = scope.spawn(|| {
             let wait = "DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_locks WHERE NOT granted) LOOP \
@@ -261,7 +263,8 @@ fn checkpoints_sorts_and_lock_waits_as_logged() {
     assert_eq!(sorts("disk"), disk.len() as f64);
     assert_eq!(metric("postgresql_sort_memory_bytes_sum"), space(&memory) * 1024.0);
     assert_eq!(metric("postgresql_sort_disk_bytes_sum"), space(&disk) * 8192.0);
-    // New tables sort for the index of what is too long for a row, so that there are more of that kind than were asked.
+    // Creating a table also sorts for the index of its TOAST table, so there are more index sorts than the test
+    // requested.
     let begun = |kind: &str| samples.sum("postgresql_sorts_started_total", &[("kind", kind)]);
     assert_eq!(begun("heap"), cluster.log_lines("begin tuple sort: ").len() as f64);
     assert_eq!(begun("index"), cluster.log_lines("begin index sort: ").len() as f64);

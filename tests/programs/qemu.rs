@@ -1,6 +1,7 @@
-//! QEMU, whose block layer and monitor run in coroutines: it leaves a function's frame by jumping to another stack, and comes
-//! back to it in its middle, perhaps from another thread. With the durations of all of that measured it answers as before, and
-//! entries and returns are what it was asked for. `HARM_CALLS=1000000` in the environment makes a million calls of coroutines.
+//! QEMU, whose block layer and monitor run in coroutines: a coroutine leaves a function's frame by switching to another
+//! stack and returns to the middle of the function later, possibly on another thread. With the durations of all these
+//! functions measured, QEMU must answer as before, and the counts of entries and returns must match the requests.
+//! `HARM_CALLS=1000000` in the environment makes a million coroutine calls.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +17,8 @@ use crate::support::exposition::Metrics;
 use crate::support::harm;
 
 const COROUTINES: [&str; 2] = ["qemu_coroutine*", "aio_co_*"];
-/// The monitor and the block layer. One link takes them all; perf events are set one by one, each of which takes its time.
+/// The monitor and the block layer. One link covers them all, whereas perf events are attached one by one, each of
+/// which takes time.
 const BY_LINK: [&str; 3] = ["qmp_*", "bdrv_co_*", "blk_co_*"];
 const BY_EVENTS: [&str; 10] = [
     "qmp_dispatch",
@@ -31,20 +33,20 @@ const BY_EVENTS: [&str; 10] = [
     "blk_co_pwrite",
 ];
 
-/// Switches between stacks, of which a round makes more than 20.
+/// The number of stack switches; one round makes more than 20.
 const SWITCHES: u64 = 1_200;
 
-/// A machine without anything but a disk, and a connection to its monitor. Dropping it kills it.
+/// A machine with nothing but a disk, and a connection to its monitor. Dropping it kills it.
 struct Qemu {
     process: Child,
     monitor: BufReader<UnixStream>,
     output: PathBuf,
-    /// Commands that were sent so far.
+    /// The number of commands sent so far.
     sent: u64,
 }
 
 impl Qemu {
-    /// From a file of its own, which finds QEMU's modules by their place beside it.
+    /// Makes a private copy of QEMU, which finds its modules relative to its own path.
     fn file(place: &Place) -> PathBuf {
         std::fs::create_dir(place.path("bin")).expect("make a directory");
         for directory in ["lib", "share"] {
@@ -86,7 +88,7 @@ impl Qemu {
         serde_json::from_str(&line).expect("JSON")
     }
 
-    /// The answer to a command; events in between are left out.
+    /// Returns the response to a command, skipping events that arrive before it.
     fn ask(&mut self, command: &str, arguments: Value) -> Value {
         self.sent += 1;
         let command = json!({ "execute": command, "arguments": arguments });
@@ -99,7 +101,7 @@ impl Qemu {
         }
     }
 
-    /// Has the block layer read or write; what it thinks of that is in [`Qemu::said`].
+    /// Makes the block layer read or write; its output is in [`Qemu::said`].
     fn io(&mut self, command: &str) {
         let line = format!("qemu-io disk \"{command}\"");
         assert_eq!(
@@ -112,7 +114,7 @@ impl Qemu {
         std::fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// Commands that need coroutines and such that do not, good ones and bad ones.
+    /// Runs commands that need coroutines and commands that do not, valid and invalid ones.
     fn one_round(&mut self, n: u64) {
         assert_eq!(self.ask("query-status", json!({}))["return"]["status"], "prelaunch");
         let size = (1 << 20) + n % 7 * 512;
@@ -139,7 +141,7 @@ impl Drop for Qemu {
     }
 }
 
-/// What each command of a round does: returns by function.
+/// What one round of commands causes: the number of returns per function.
 const EFFECTS: [(&str, u64); 13] = [
     ("qmp_query_status", 1),
     ("qmp_marshal_query_status", 1),
@@ -149,7 +151,7 @@ const EFFECTS: [(&str, u64); 13] = [
     ("qmp_block_resize", 2),
     ("qmp_marshal_block_resize", 2),
     ("blk_co_truncate", 1),
-    // The format and the file below it.
+    // The format driver and the file driver below it.
     ("bdrv_co_truncate", 2),
     ("blk_co_pread", 1),
     ("bdrv_co_preadv_part", 2),
@@ -160,7 +162,7 @@ const EFFECTS: [(&str, u64); 13] = [
 struct Seen(Metrics);
 
 impl Seen {
-    /// The counts when nothing is on its way any more.
+    /// Returns the counts once no call is in progress any more.
     fn at_rest(exporter: &Exporter) -> Self {
         let mut last = exporter.scrape();
         wait_for("QEMU to be at rest", || {
@@ -188,7 +190,7 @@ impl Seen {
         (0..COROUTINES.len() + BY_EVENTS.len()).map(of_glob).sum()
     }
 
-    /// Functions of a glob that were entered, by what is still inside.
+    /// Returns the functions of a glob with calls in progress, and the number of these calls.
     fn inside(&self, glob: usize) -> Vec<(String, u64)> {
         let rows = self.0.select(&format!("e{glob}_total"), &[]);
         let functions = rows.into_iter().map(|(labels, _)| labels["function"].clone());
@@ -212,7 +214,7 @@ fn coroutines(attach: &str, commands: &[&str]) {
     let globs = [&COROUTINES, commands].concat();
     for (n, glob) in globs.iter().enumerate() {
         let labels = "labels: { function: { value: function, limit: 600 } }";
-        // The second probe at the same entries counts them alone.
+        // The second probe at the same entries only counts them.
         yaml += &format!(
             "  - function: \"{glob}\"\n    metrics: [{{ histogram: g{n}_seconds, value: duration, buckets: [10], {labels} }}]\n  \
              - function: \"{glob}\"\n    metrics: [{{ counter: e{n}_total, {labels} }}]\n"
@@ -235,7 +237,8 @@ fn coroutines(attach: &str, commands: &[&str]) {
         assert_eq!(more, times * rounds, "{attach}: {function}");
     }
     assert_eq!(seen.returns("qmp_dispatch") - before.returns("qmp_dispatch"), qemu.sent - sent);
-    // All calls have returned, but for those of coroutines that wait: each of these is inside of a switch to another one.
+    // All calls have returned except those of waiting coroutines, each of which is inside a switch to another
+    // coroutine.
     for (n, glob) in globs.iter().enumerate().filter(|(_, glob)| !glob.starts_with("qemu_coroutine")) {
         assert_eq!(seen.inside(n), [], "{attach}: {glob}");
     }

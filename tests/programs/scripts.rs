@@ -1,4 +1,4 @@
-//! The profiles `python`, `php` and `ruby` against real interpreters' own accounting.
+//! The profiles `python`, `php` and `ruby` compared with real interpreters' own accounting.
 
 use std::fs;
 use std::process::Command;
@@ -11,7 +11,7 @@ fn python_collections_imports_and_audit_events() {
     let directory = directory();
     let python = private("/usr/bin/python3.11", directory.path());
     let exporter = Exporter::with_profile(&python, "python");
-    // Its end would collect again, after the accounting were printed.
+    // A normal exit would collect again, after the counts were printed.
     let script = "
 import gc, os, sys
 class Node: pass
@@ -32,7 +32,7 @@ for g in gc.get_stats(): print(g['collections'], g['collected'])
 sys.stdout.flush()
 os._exit(0)
 ";
-    // With importtime it writes a line for each import.
+    // With importtime, Python writes a line per import.
     let output = finish(Command::new(&python).args(["-I", "-X", "importtime", "-c", script]));
     assert!(output.status.success(), "{output:?}");
     let accounting: Vec<(f64, f64)> = String::from_utf8(output.stdout)
@@ -105,7 +105,7 @@ include __DIR__ . "/included.php";
     assert_eq!(samples.sum("php_errors_total", &[]), 3.0 * 5.0);
     assert_eq!(samples.sum("php_requests_total", &[("method", "other")]), 3.0);
     assert_eq!(samples.sum("php_request_duration_seconds_count", &[]), 3.0);
-    // The script and what it includes.
+    // The script and its includes.
     assert_eq!(samples.sum("php_compile_duration_seconds_count", &[]), 3.0 * 2.0);
     samples.assert_nothing_lost();
 }
@@ -114,7 +114,7 @@ include __DIR__ . "/included.php";
 fn ruby_collections_exceptions_requires_and_calls() {
     let directory = directory();
     let library = private("/usr/lib/x86_64-linux-gnu/libruby-3.1.so.3.1", directory.path());
-    // The profile, and what its own text gives as an example.
+    // The profile, plus the example from its own comments.
     let exporter = Exporter::tracing(&format!(
         "  - name: ruby\n    binary: {}\n    profile: ruby\n    probes:\n\
          \x20     - on: usdt:ruby:cmethod__entry\n\
@@ -152,7 +152,7 @@ puts GC.count",
     let called = [("class", "String"), ("method", "crypt")];
     assert_eq!(samples.sum("ruby_method_calls_total", &called), 30.0);
     assert_eq!(metric("ruby_loads_total"), 3.0);
-    // Ruby requires a few files for itself.
+    // Ruby itself requires a few files.
     let own = run(Command::new("/usr/bin/ruby")
         .args(["--disable-gems", "-e", "1"])
         .env("LD_LIBRARY_PATH", directory.path()));

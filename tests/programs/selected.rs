@@ -1,5 +1,5 @@
-//! Targets by what they are, of real programs: counted is what those that are meant say of themselves, and nothing of others that run
-//! the same files.
+//! Selecting real programs by process properties: the exporter counts what the selected processes report themselves,
+//! and nothing from other processes that run the same files.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,12 +13,12 @@ use crate::support::exporter::{Exporter, wait_for};
 use crate::support::exposition::Metrics;
 use crate::support::program::{directory, finish, private, run};
 
-/// What the exporter left out because its process is not meant.
+/// Returns the number of hits that the exporter filtered out because their process is not selected.
 fn filtered(scrape: &Metrics) -> f64 {
     scrape.sum("fibre_exporter_probe_filtered_total", &[])
 }
 
-/// A program that says `up`, and then something to each line. Dropping it ends it.
+/// A program that prints `up`, and then a response to each input line. Dropping it kills it.
 struct Told {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -56,7 +56,7 @@ impl Drop for Told {
     }
 }
 
-/// A backend writes over its command line, and another server runs the same file.
+/// A backend overwrites its command line, and another server runs the same file.
 #[test]
 fn backends_of_a_postmaster_are_its_children() {
     let cluster = Cluster::start(&[]);
@@ -77,8 +77,8 @@ fn backends_of_a_postmaster_are_its_children() {
     run(cluster.client("pgbench").args(["-n", "-t", "200", "-c", "3"]));
     run(other.client("pgbench").args(["-n", "-t", "100", "-c", "2"]));
     let committed = |scrape: &Metrics| scrape.sum("postgresql_transactions_total", &[("result", "commit")]);
-    // Each session that asks is in the statistics of the next one, with its beginning and its question; and what a backend did is there
-    // once it has ended.
+    // The statistics include the previous session that queried them, with its startup and its query; and a backend's
+    // counts only appear once it has ended.
     wait_for("the server's statistics to be the exporter's", || {
         let counted = committed(&exporter.scrape()) - committed(&before);
         counted == commits() - commits_before - 2.0
@@ -89,7 +89,7 @@ fn backends_of_a_postmaster_are_its_children() {
     after.assert_nothing_lost();
 }
 
-/// Collects as often as it is told.
+/// Runs the garbage collector as many times as each input line says.
 const JAVA: &str = r#"
 public class Shop {
     public static void main(String[] args) throws Exception {
@@ -131,7 +131,7 @@ fn a_jar_is_told_from_another_by_its_command_line() {
     shop.tell(5);
     other.tell(100);
     assert_eq!(collections(), 5.0);
-    // One that starts now.
+    // A process that starts now.
     let mut later = start("shop.jar");
     later.tell(7);
     assert_eq!(collections(), 12.0);
@@ -141,7 +141,7 @@ fn a_jar_is_told_from_another_by_its_command_line() {
     scrape.assert_nothing_lost();
 }
 
-/// Collects as often as it is told, and says how often it has.
+/// Runs the garbage collector as many times as each input line says, and prints the total.
 const PYTHON: &str = "
 import gc, sys
 gc.disable()
@@ -173,7 +173,7 @@ fn a_script_is_told_from_another_by_its_command_line() {
     assert_eq!(own(&mut first, 4) - before, 4.0);
     own(&mut stranger, 100);
     assert_eq!(counted(), 4.0);
-    // By what is in its first line: the kernel starts the interpreter.
+    // Started through its shebang line: the kernel runs the interpreter.
     let mut second = Told::start(&mut Command::new(&app));
     let at_start = counted() - 4.0;
     let before = own(&mut second, 0);
@@ -183,7 +183,7 @@ fn a_script_is_told_from_another_by_its_command_line() {
     assert!(filtered(&exporter.scrape()) >= 100.0);
 }
 
-/// A control group as systemd makes it for a unit, and a program in it.
+/// A cgroup such as systemd creates for a unit, in which a program runs.
 struct Unit(PathBuf);
 
 impl Unit {
@@ -205,14 +205,15 @@ impl Drop for Unit {
     }
 }
 
-/// Redis, which has neither probes nor symbols, by what it calls. Dropping it ends it.
+/// Redis, which has neither probes nor symbols, traced through the library functions that it calls. Dropping it kills
+/// it.
 struct Redis {
     server: Child,
     socket: PathBuf,
 }
 
 impl Redis {
-    /// In this control group, or where this test is. Its libraries are the directory's.
+    /// Starts Redis in this cgroup, or in the test's own. It loads its libraries from `directory`.
     fn start(directory: &Path, name: &str, group: Option<&Unit>) -> Redis {
         let socket = directory.join(format!("{name}.socket"));
         let enter = match group {
@@ -246,7 +247,7 @@ impl Redis {
         }
     }
 
-    /// Connections until now, that of this question among them.
+    /// Returns the number of connections so far, including the one of this query.
     fn connections(&self) -> f64 {
         let text = run(self.client().args(["INFO", "stats"]));
         let line = text.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
@@ -264,14 +265,14 @@ impl Drop for Redis {
 #[test]
 fn a_library_of_a_unit_counts_what_the_unit_does() {
     let directory = directory();
-    // Debian's server is this program by another name; it says which it is by that.
+    // Debian's server is this program under another name, which selects what it does.
     run(Command::new("cp").arg("/usr/bin/redis-check-rdb").arg(directory.path().join("redis-server")));
     private("/lib/x86_64-linux-gnu/libc.so.6", directory.path());
     let name = format!("redis{}", std::process::id());
     let unit = Unit::new(&format!("{name}.service"));
     let outside = Redis::start(directory.path(), "outside", None);
     let first = Redis::start(directory.path(), "first", Some(&unit));
-    // It accepts until there is nobody left, of which it is told by an error.
+    // Redis accepts connections until none is pending, which an error tells it.
     let exporter = Exporter::tracing(&format!(
         "  - name: redis\n    unit: {name}\n    library: libc.so.6\n    probes:\n    - function: accept4\n      metrics:\n      \
          - {{ counter: accepted_total, when: retval >= 0 and retval < 100000 }}\n"
@@ -281,7 +282,7 @@ fn a_library_of_a_unit_counts_what_the_unit_does() {
     first.ask(7);
     outside.ask(20);
     assert_eq!((first.connections() - own, accepted() - counted), (8.0, 8.0));
-    // The service starts again: from its first connection on.
+    // The service restarts: its connections are counted from the first one on.
     drop(first);
     let counted = accepted();
     let second = Redis::start(directory.path(), "second", Some(&unit));

@@ -1,5 +1,6 @@
-//! Every site of every probe of real programs attaches and detaches, all names of a program in one configuration.
-//! How many there are is readelf's business. What it took is printed, and bounded only against hanging.
+//! Every site of every probe of real programs is attached and detached, with all probes of a program in one
+//! configuration. The expected numbers come from readelf. The time taken is printed, but only limited by the timeout
+//! against hanging.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -12,7 +13,7 @@ use crate::support::program::{directory, private, run};
 
 const LIBRARIES: &str = "/usr/lib/x86_64-linux-gnu";
 
-/// Probes of a file by provider and name, with their numbers of sites, as readelf shows its notes.
+/// Returns the probes of a file by provider and name, with their number of sites, according to readelf.
 fn probes(file: &Path) -> BTreeMap<(String, String), usize> {
     let notes = run(Command::new("readelf").args(["--notes"]).arg(file).env("LC_ALL", "C"));
     let mut probes = BTreeMap::new();
@@ -29,8 +30,8 @@ fn probes(file: &Path) -> BTreeMap<(String, String), usize> {
     probes
 }
 
-/// Attaches to all probes of a private copy of `file`, and detaches. How many there are changes with the package; in any they
-/// are no fewer than these.
+/// Attaches to all probes of a private copy of `file` and detaches. The number of probes varies with the package
+/// version; it must be at least `least`.
 fn attach_all(file: impl Into<PathBuf>, least: usize) {
     let file = file.into();
     let directory = directory();
@@ -72,7 +73,7 @@ fn all_sites_of_openjdk() {
     attach_all("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so", 300);
 }
 
-/// A Rust program, whose probes have hyphens in their names.
+/// Finds a Rust program whose probes have hyphens in their names.
 fn nextest() -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path)
@@ -132,7 +133,7 @@ fn all_sites_of_libraries() {
     attach_all(Path::new(LIBRARIES).join("libvirt.so.0"), 25);
 }
 
-/// Its libraries, which scripts/install-deps.sh --tests unpacks without installing them.
+/// SSSD's libraries, which `scripts/install-deps.sh --tests` unpacks without installing them.
 #[test]
 fn all_sites_of_sssd() {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

@@ -1,4 +1,5 @@
-//! Texts that are gone when a call returns or a span ends, in real programs: held against the programs' own counters.
+//! Strings that no longer exist when a call returns or a span ends, in real programs: compared with the programs' own
+//! counters.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::support::exporter::Exporter;
 use crate::support::program::{Running, directory, finish, private, run};
 
-/// A MariaDB server from a file of its own, with a directory of its own and no TCP port. Dropping it kills it.
+/// A MariaDB server with a private executable and directory, and without a TCP port. Dropping it kills it.
 struct MariaDb {
     process: Child,
     directory: tempfile::TempDir,
@@ -67,12 +68,12 @@ impl MariaDb {
         client
     }
 
-    /// Runs statements, one session for all; returns their rows.
+    /// Runs statements in one session and returns their rows.
     fn sql(&self, statements: &str) -> String {
         run(self.client().args(["-e", statements]))
     }
 
-    /// How many statements of each kind the server has run.
+    /// Returns how many statements of each kind the server has run.
     fn statements(&self) -> Vec<(String, f64)> {
         let rows = self.sql(
             "SHOW GLOBAL STATUS WHERE Variable_name IN ('Com_insert', 'Com_update', 'Com_delete', 'Com_create_table')",
@@ -93,7 +94,7 @@ impl Drop for MariaDb {
     }
 }
 
-/// The server reads a query into a buffer that it uses again for the answer.
+/// The server reads a query into a buffer that it reuses for the response.
 #[test]
 fn mariadb_s_queries_by_verb() {
     let server = MariaDb::start();
@@ -133,7 +134,7 @@ fn mariadb_s_queries_by_verb() {
     assert_eq!(by_verb["insert"], 300.0);
 }
 
-/// memcached cuts the line of a command into words where it lies, and reads the next one into its place.
+/// memcached splits the command line into words in place, and reads the next command into the same buffer.
 #[test]
 fn memcached_s_commands_by_name() {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -196,13 +197,13 @@ fn memcached_s_commands_by_name() {
     assert_eq!(by_command["set"], stat("cmd_set"));
     assert_eq!(by_command["touch"], stat("cmd_touch"));
     assert_eq!(by_command["delete"], stat("delete_hits"));
-    // It counts keys, of which every fourth command has two.
+    // memcached counts keys, and every fourth command has two.
     assert_eq!(by_command["get"], stat("cmd_get") - 100.0);
     assert_eq!(by_command["other"], 1.0, "{by_command:?}");
     server.0.kill().expect("end memcached");
 }
 
-/// Builds a program of this directory that is a project of its own; the file.
+/// Builds a separate Cargo project of this directory and returns the path of its program.
 fn build(project: &str, program: &str) -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(project);
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(project);
@@ -214,13 +215,13 @@ fn build(project: &str, program: &str) -> PathBuf {
     target.join("debug").join(program)
 }
 
-/// The crate `usdt` writes a string argument as JSON into memory that is freed after the probe.
+/// The crate `usdt` serializes a string argument as JSON into memory that is freed after the probe.
 #[test]
 fn a_rust_program_s_strings_are_temporaries() {
     let directory = directory();
     let file = private(build("rust_usdt", "queries"), directory.path());
-    // Rust's linker lets the read-only and the writable data share a page of the file, and in a process that begins later
-    // the kernel raises the semaphores in the wrong one.
+    // Rust's linker lets the read-only and the writable data share a page of the file; in a process that starts later,
+    // the kernel raises the semaphores in the wrong mapping.
     let mut queries = Command::new(&file).stdin(Stdio::piped()).spawn().expect("start the program");
     let exporter = Exporter::tracing(&format!(
         r#"  - name: queries
@@ -245,8 +246,8 @@ fn a_rust_program_s_strings_are_temporaries() {
     assert_eq!(by_text, expected);
 }
 
-/// The crate `diesel` makes each query's text anew, hands a copy of it to SQLite, and drops both. Its own instrumentation counts
-/// queries by their verb.
+/// The crate `diesel` builds each query's text anew, passes a copy of it to SQLite, and drops both. Its own
+/// instrumentation counts queries by verb.
 #[test]
 fn diesel_s_queries_by_verb() {
     let directory = directory();
@@ -289,7 +290,7 @@ fn diesel_s_queries_by_verb() {
     assert_eq!((expected.len(), expected["insert"]), (5, 250.0), "{told}");
     let scrape = exporter.scrape();
     scrape.assert_nothing_lost();
-    // The table was made before diesel's count began.
+    // The table was created before diesel started to count.
     expected.insert("other".to_string(), 1.0);
     assert_eq!(scrape.by("prepare_seconds_count", "verb"), expected);
     assert_eq!(scrape.by("sqlite_prepare_seconds_count", "verb"), expected);

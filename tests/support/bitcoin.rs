@@ -30,20 +30,21 @@ use serde_json::Value;
 
 use super::exporter::TIMEOUT;
 
-/// Bytes before the payload of each message on an unencrypted connection (`-v2transport=0`): getpeerinfo
-/// counts them, the probes do not.
+/// The size of the header of each message on an unencrypted connection (`-v2transport=0`), in bytes: getpeerinfo counts
+/// it, the probes do not.
 pub const V1_HEADER: u64 = 24;
 
-/// Ports of all nodes, on loopback.
+/// The ports of all nodes, on loopback.
 const PORTS: std::ops::Range<u16> = 18600..18700;
 
-/// How bitcoind says that one of its ports is in use: the peers', the RPC's.
+/// The error messages of bitcoind when its P2P or its RPC port is in use.
 const PORT_TAKEN: [&str; 2] = ["Unable to bind", "Unable to start HTTP server"];
 
-/// The output script of every coin made here: OP_TRUE, which anybody can spend with an empty input.
+/// The output script of every coin created here: OP_TRUE, which anyone can spend with an empty input.
 const ANYONE_CAN_SPEND: &str = "raw(51)";
 
-/// The directory with `bitcoind` and `bitcoin-cli`, built on first use (minutes) and then kept outside the tree.
+/// Returns the directory with `bitcoind` and `bitcoin-cli`, which are built on first use (this takes minutes) and then
+/// cached outside the tree.
 pub fn binaries() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
@@ -54,19 +55,19 @@ pub fn binaries() -> &'static Path {
     })
 }
 
-/// The `bitcoind` that all tests share.
+/// Returns the `bitcoind` that all tests share.
 pub fn bitcoind() -> PathBuf {
     binaries().join("bitcoind")
 }
 
-/// A `bitcoind` of the test's own in `directory`: another file, whose probes no other test's nodes hit.
+/// Makes a private copy of `bitcoind` in `directory`, whose probes no other test's nodes hit.
 pub fn private_copy(directory: &Path) -> PathBuf {
     let copy = directory.join("bitcoind");
     fs::copy(bitcoind(), &copy).expect("copy bitcoind");
     copy
 }
 
-/// Waits until `condition` holds; fails the test, naming `what`, if it never does.
+/// Waits until `condition` holds; fails the test, naming `what`, on timeout.
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + TIMEOUT;
     while !condition() {
@@ -75,7 +76,7 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A running (or stopped) node with a chain of its own. Dropping it kills the process and deletes its files.
+/// A running (or stopped) node with its own chain. Dropping it kills the process and deletes its files.
 pub struct Node {
     binary: PathBuf,
     arguments: Vec<String>,
@@ -87,7 +88,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node that accepts no connection. `arguments` are added to bitcoind's command line.
+    /// Starts a node that accepts no connections. `arguments` are added to bitcoind's command line.
     pub fn start(binary: &Path, arguments: &[&str]) -> Node {
         Node::new(binary, arguments, false)
     }
@@ -111,11 +112,11 @@ impl Node {
         node
     }
 
-    /// Starts the node again on its chain after [`stop`](Node::stop) or [`kill`](Node::kill), as another
-    /// process and on other ports.
+    /// Restarts the node on its chain after [`stop`](Node::stop) or [`kill`](Node::kill), as another process and on
+    /// other ports.
     pub fn restart(&mut self) {
         assert!(self.process.is_none(), "the node still runs");
-        // Another process may take a port between our look at it and bitcoind's.
+        // Another process may take a port between our check and bitcoind's bind.
         for _ in 0..5 {
             self.spawn();
             match self.wait_until_ready() {
@@ -135,9 +136,9 @@ impl Node {
             .args(["-rpcbind=127.0.0.1", "-rpcallowip=127.0.0.1"])
             .arg(format!("-rpcport={}", self.rpc_port))
             .arg(format!("-datadir={}", self.data.path().display()))
-            // It must talk to nobody but the nodes that the test connects.
+            // The node must talk only to nodes that the test connects.
             .args(["-connect=0", "-dnsseed=0", "-fixedseeds=0", "-discover=0", "-listenonion=0"])
-            // OP_TRUE is not a standard script. A mempool read back from disk would be counted anew.
+            // OP_TRUE is not a standard script. Transactions of a mempool loaded from disk would be counted again.
             .args(["-acceptnonstdtxn=1", "-persistmempool=0"]);
         if self.listens {
             self.p2p_port = free_port();
@@ -168,22 +169,22 @@ impl Node {
         }
     }
 
-    /// The process, as long as the node runs.
+    /// Returns the PID of the running node.
     pub fn pid(&self) -> u32 {
         self.process.as_ref().expect("the node runs").id()
     }
 
-    /// The file that the node runs.
+    /// Returns the file that the node runs.
     pub fn binary(&self) -> &Path {
         &self.binary
     }
 
-    /// The node's directory.
+    /// Returns the node's data directory.
     pub fn data(&self) -> &Path {
         self.data.path()
     }
 
-    /// Stops the node cleanly; its chain stays.
+    /// Stops the node cleanly and keeps its chain.
     pub fn stop(&mut self) {
         self.call(&["stop"]).expect("stop");
         let mut process = self.process.take().expect("the node runs");
@@ -202,7 +203,7 @@ impl Node {
         }
     }
 
-    /// Ends the node at once with SIGKILL; what it had not written is lost.
+    /// Kills the node with SIGKILL; unwritten data is lost.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             let _ = process.kill();
@@ -223,7 +224,7 @@ impl Node {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// A connection of its own to the RPC server, on which requests are made without a process for each.
+    /// Opens a connection to the RPC server, to make requests without a process for each.
     pub fn rpc(&self) -> Rpc {
         let cookie = fs::read_to_string(self.data.path().join("regtest/.cookie")).expect("the cookie");
         let stream =
@@ -233,35 +234,35 @@ impl Node {
         Rpc { stream: BufReader::new(stream), login: BASE64_STANDARD.encode(cookie) }
     }
 
-    /// Calls a method that must succeed and answers with JSON.
+    /// Calls a method that must succeed and respond with JSON.
     pub fn json(&self, arguments: &[&str]) -> Value {
         let answer = self.call(arguments).unwrap_or_else(|e| panic!("{arguments:?}: {e}"));
         serde_json::from_str(&answer).unwrap_or_else(|e| panic!("{arguments:?}: {e} in {answer}"))
     }
 
-    /// Height of the best chain.
+    /// Returns the height of the best chain.
     pub fn height(&self) -> u64 {
         number(&self.json(&["getblockcount"]))
     }
 
-    /// Hash of the best block, in the byte order that is shown (the reverse of the one in memory).
+    /// Returns the hash of the best block in display byte order (the reverse of the order in memory).
     pub fn best_hash(&self) -> String {
         self.call(&["getbestblockhash"]).expect("getbestblockhash")
     }
 
-    /// Mines blocks with what the mempool holds; their hashes.
+    /// Mines blocks from the mempool and returns their hashes.
     pub fn mine(&self, blocks: u32) -> Vec<String> {
         strings(&self.json(&["generatetodescriptor", &blocks.to_string(), ANYONE_CAN_SPEND]))
     }
 
-    /// Mines one block of exactly these transactions (ids from the mempool, or raw); its hash.
+    /// Mines one block of exactly these transactions (IDs from the mempool, or raw transactions) and returns its hash.
     pub fn mine_with(&self, transactions: &[&str]) -> String {
         let list = serde_json::to_string(transactions).expect("a list of strings");
         text(&self.json(&["generateblock", ANYONE_CAN_SPEND, &list])["hash"])
     }
 
-    /// The coinbase coins that the next block can spend, oldest first: those of blocks 1 to height - 99, the
-    /// ones spent meanwhile included.
+    /// Returns the coinbase outputs that the next block may spend, oldest first: those of blocks 1 to height - 99,
+    /// including outputs that are already spent.
     pub fn mature_coins(&self) -> Vec<Coin> {
         (1..=self.height().saturating_sub(99))
             .map(|height| {
@@ -273,20 +274,20 @@ impl Node {
             .collect()
     }
 
-    /// Hands in a raw transaction; its id, or why it was rejected.
+    /// Submits a raw transaction; returns its ID, or why it was rejected.
     pub fn send(&self, raw: &str) -> Result<String, String> {
         self.call(&["sendrawtransaction", raw])
     }
 
-    /// Ids of the transactions in the mempool.
+    /// Returns the IDs of the transactions in the mempool.
     pub fn mempool(&self) -> Vec<String> {
         strings(&self.json(&["getrawmempool"]))
     }
 
-    /// Opens a connection to a listening node and waits until both ends have shaken hands.
+    /// Connects to a listening node and waits until both ends have completed the handshake.
     pub fn connect_to(&self, peer: &Node) {
         assert!(peer.listens, "the peer does not listen");
-        // The node's own setting of -v2transport decides how, not the call's default.
+        // The transport follows the node's own -v2transport setting, not the call's default.
         self.call(&["addnode", &format!("127.0.0.1:{}", peer.p2p_port), "onetry"]).expect("addnode");
         wait_for("the connection of two nodes", || {
             [self, peer].iter().all(|node| node.traffic().received.contains_key("verack"))
@@ -301,7 +302,7 @@ impl Node {
         });
     }
 
-    /// Bytes exchanged with the connected peers, by message type, headers included.
+    /// Returns the bytes exchanged with the connected peers, by message type, including headers.
     pub fn traffic(&self) -> Traffic {
         let mut traffic = Traffic::default();
         for peer in self.json(&["getpeerinfo"]).as_array().expect("a list of peers") {
@@ -316,7 +317,7 @@ impl Node {
         traffic
     }
 
-    /// All bytes sent and received since the node started, in this order.
+    /// Returns the total bytes sent and received since the node started, in this order.
     pub fn net_totals(&self) -> (u64, u64) {
         let totals = self.json(&["getnettotals"]);
         (number(&totals["totalbytessent"]), number(&totals["totalbytesrecv"]))
@@ -336,7 +337,7 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    /// Sends this body, whatever it is; the answer's HTTP status and body.
+    /// Sends an arbitrary body; returns the HTTP status and body of the response.
     pub fn post(&mut self, body: &str) -> (u16, Value) {
         let (login, length) = (&self.login, body.len());
         let request = format!(
@@ -372,8 +373,8 @@ pub struct Traffic {
     pub received: BTreeMap<String, u64>,
 }
 
-/// Waits until two nodes that are connected only to each other have received all that the other has sent and
-/// have stopped talking; the traffic of the first.
+/// Waits until two nodes that are connected only to each other have received everything that the other sent and have
+/// stopped talking; returns the traffic of the first.
 pub fn settle(first: &Node, second: &Node) -> Traffic {
     let mut last = Traffic::default();
     wait_for("two nodes to be done talking", || {
@@ -394,12 +395,13 @@ pub struct Coin {
     pub satoshis: u64,
 }
 
-/// A raw transaction that spends a coin, pays `fee` satoshis and halves the rest into two coins (one output
-/// alone would make it smaller than the 65 bytes that a node relays). Its virtual size is its size in bytes.
-/// Two transactions for one coin are in conflict: the later replaces the earlier if it pays enough more.
+/// Builds a raw transaction that spends a coin, pays `fee` satoshis and splits the rest into two coins (with a single
+/// output, it would be smaller than the 65 bytes that a node relays). Its virtual size is its size in bytes. Two
+/// transactions that spend the same coin conflict: the later one replaces the earlier one if its fee is sufficiently
+/// higher.
 pub fn spend(coin: &Coin, fee: u64) -> String {
     let rest = coin.satoshis.checked_sub(fee).expect("a fee below the coin's value");
-    // Ids are shown in the reverse of their byte order in a transaction.
+    // IDs are displayed in the reverse of their byte order in a transaction.
     let id: String = (0..coin.txid.len()).step_by(2).rev().map(|at| &coin.txid[at..at + 2]).collect();
     let output = |satoshis: u64| format!("{}0151", hex(&satoshis.to_le_bytes()));
     [
@@ -416,8 +418,8 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A port that nobody listens on. Starts at a place of this process's own, so that test programs that run at
-/// once seldom meet.
+/// Finds a port that nothing listens on. The search starts at an offset that depends on the process ID, so that
+/// concurrent test programs rarely collide.
 fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let count = PORTS.end - PORTS.start;

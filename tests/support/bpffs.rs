@@ -1,11 +1,11 @@
-//! A BPF file system for what is pinned.
+//! A BPF file system for pinned objects.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::exporter::{Place, exporter, finish};
 
-/// A BPF file system of the test's own.
+/// A private BPF file system.
 pub struct BpfFs(PathBuf);
 
 impl BpfFs {
@@ -17,12 +17,12 @@ impl BpfFs {
         Self(at)
     }
 
-    /// Where an exporter keeps what is pinned.
+    /// Returns the directory in which an exporter pins its objects.
     pub fn state(&self) -> PathBuf {
         self.0.join("state")
     }
 
-    /// So that it does.
+    /// Returns the configuration that makes an exporter pin its objects here.
     pub fn config(&self) -> String {
         format!("state: pinned\nstate_directory: {}\n", self.state().display())
     }
@@ -30,12 +30,12 @@ impl BpfFs {
 
 impl Drop for BpfFs {
     fn drop(&mut self) {
-        // With all that is pinned in it.
+        // Unmounting also releases everything that is pinned there.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }
 
-/// `exporter unpin`, after which nothing is left.
+/// Runs `exporter unpin`, which must leave nothing behind.
 #[track_caller]
 pub fn unpin(state: &Path) {
     let (status, out, err) = finish(exporter().arg("unpin").arg(state));

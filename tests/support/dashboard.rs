@@ -1,37 +1,39 @@
-//! Reads a Grafana dashboard as far as tests need it: its panels and their queries.
+//! Reads the parts of a Grafana dashboard that tests need: its panels and their queries.
 //!
-//! The form is Grafana's own JSON model ("Dashboard JSON model" in its manual).
+//! The format is Grafana's own JSON model ("Dashboard JSON model" in its manual).
 
 use std::path::Path;
 
 use serde_json::Value;
 
-/// A dashboard, its rows left out of [`Dashboard::panels`].
+/// A dashboard. [`Dashboard::panels`] does not include rows.
 pub struct Dashboard {
     pub json: Value,
     pub panels: Vec<Panel>,
 }
 
-/// A panel that shows something (not a row).
+/// A panel that displays data (not a row).
 pub struct Panel {
     pub title: String,
     pub queries: Vec<Query>,
 }
 
-/// One query of a panel, with Grafana's variables still in it.
+/// A panel's query, with Grafana's variables not yet substituted.
 pub struct Query {
     pub ref_id: String,
     pub expr: String,
 }
 
-/// A name and what is put in the place of `$name` and `${name}`.
+/// A name, and the value to substitute for `$name` and `${name}`.
 pub type Variable<'a> = (&'a str, &'a str);
 
-/// What Grafana itself sets, for a server that has been scraped for some seconds only.
+/// Values for Grafana's built-in variables, suitable for a server that has only been scraped for a few seconds.
 pub const BUILT_IN_VARIABLES: &[Variable] =
     &[("__rate_interval", "1m"), ("__interval", "15s"), ("__range", "5m")];
 
 impl Dashboard {
+    /// Reads and parses a dashboard file.
+    ///
     /// # Errors
     /// If the file cannot be read, is not JSON, or has no panels.
     pub fn load(path: &Path) -> Result<Dashboard, String> {
@@ -40,12 +42,14 @@ impl Dashboard {
         Dashboard::parse(&text).map_err(|e| format!("{}: {e}", path.display()))
     }
 
+    /// Parses a dashboard.
+    ///
     /// # Errors
     /// If the text is not JSON or has no panels.
     pub fn parse(text: &str) -> Result<Dashboard, String> {
         let json: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let list = json["panels"].as_array().ok_or("no list of panels")?;
-        // A collapsed row holds its panels itself.
+        // A collapsed row contains its panels.
         let panels: Vec<Panel> = list
             .iter()
             .flat_map(|p| std::iter::once(p).chain(p["panels"].as_array().into_iter().flatten()))
@@ -72,10 +76,10 @@ impl Panel {
     }
 }
 
-/// Puts values in the place of Grafana's variables. `$1` (of `label_replace`) is not one and stays.
+/// Substitutes Grafana's variables. `$1` (of `label_replace`) is not a variable and stays.
 ///
 /// # Errors
-/// If a variable has no value here, or `${` has no end.
+/// If a variable has no value, or a `${` is not closed.
 pub fn substitute(expr: &str, variables: &[&[Variable]]) -> Result<String, String> {
     let mut out = String::with_capacity(expr.len());
     let mut rest = expr;

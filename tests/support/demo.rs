@@ -1,4 +1,4 @@
-//! The programs of demo/ as targets: `fibre-demo` and what it says it fired, and `forms`.
+//! The programs of demo/ as targets: `fibre-demo` with the totals that it reports, and `forms`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,12 +13,12 @@ use super::exporter::{send_signal, wait_for_end};
 use super::exposition::{Metrics, labels};
 use super::program::private;
 
-/// A program of demo/, built on first use.
+/// Returns a program of demo/, built on first use.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        // Tests are processes of their own, which would all build at once.
+        // Each test is a separate process; without a lock, all of them would build at once.
         let output = Command::new("flock")
             .arg(root.join("demo/Makefile"))
             .args(["make", "--silent", "-C"])
@@ -31,12 +31,12 @@ pub fn program(name: &str) -> PathBuf {
     directory.join(name)
 }
 
-/// A copy of a program of demo/, for probes of the test's own.
+/// Makes a private copy of a program of demo/.
 pub fn private_copy(name: &str, directory: &Path) -> PathBuf {
     private(program(name), directory)
 }
 
-/// Runs a fibre-demo to its end; its totals.
+/// Runs a fibre-demo until it ends and returns its totals.
 #[track_caller]
 pub fn play(binary: &Path, arguments: &[&str]) -> Totals {
     Demo::start(binary, arguments).end()
@@ -63,14 +63,14 @@ impl Demo {
         self.child.id()
     }
 
-    /// Sends SIGTERM, on which it prints its totals.
+    /// Sends SIGTERM, which makes it print its totals.
     #[track_caller]
     pub fn stop(self) -> Totals {
         send_signal(self.pid(), "TERM");
         self.end()
     }
 
-    /// Waits for its end.
+    /// Waits until it ends and returns its totals.
     #[track_caller]
     pub fn end(mut self) -> Totals {
         let status = wait_for_end(&mut self.child);
@@ -79,7 +79,7 @@ impl Demo {
         Totals(serde_json::from_slice(&text).expect("totals in JSON"))
     }
 
-    /// Ends it with SIGKILL; it says nothing more.
+    /// Kills it with SIGKILL; it prints no totals.
     pub fn kill(mut self) {
         self.child.kill().expect("kill fibre-demo");
         self.child.wait().expect("wait for fibre-demo");
@@ -88,23 +88,23 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What a fibre-demo fired.
+/// The totals that a fibre-demo reports.
 #[derive(Debug, Clone)]
 pub struct Totals(pub Value);
 
 impl Totals {
-    /// How often a probe was fired.
+    /// Returns how often a probe was fired.
     pub fn fired(&self, probe: &str) -> u64 {
         self.0["probes"][probe]["fired"].as_u64().unwrap_or_else(|| panic!("no {probe} in {}", self.0))
     }
 
-    /// The series that the profile `fibre` gives for it, and no others.
+    /// Returns the series that the profile `fibre` is expected to export for these totals, and no others.
     pub fn series(&self, node: &str) -> Metrics {
         let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{value} is not a number"));
         let mut series = BTreeMap::new();
@@ -141,10 +141,10 @@ impl Totals {
     }
 }
 
-/// Sites of the probe forms:i32: each raises the semaphore by one.
+/// The number of sites of the probe forms:i32; each raises the semaphore by one.
 pub const I32_SITES: u64 = 2;
 
-/// A running `forms` of `demo/`, which fires what it is told to.
+/// A running `forms` of `demo/`, which fires probes on request.
 pub struct Forms {
     child: Child,
     ask: ChildStdin,
@@ -165,7 +165,7 @@ impl Forms {
         self.child.id()
     }
 
-    /// Fires the probe, and waits until it is done. Returns the program's answer.
+    /// Fires the probe and waits until that is done. Returns the program's response.
     pub fn fire(&mut self, form: &str, count: u64) -> Value {
         self.begin(form, count);
         let answer = self.answer().unwrap_or_else(|| panic!("{form}: the program ended"));
@@ -174,25 +174,25 @@ impl Forms {
         answer
     }
 
-    /// Tells it to fire, without waiting.
+    /// Makes it start firing, without waiting.
     pub fn begin(&mut self, form: &str, count: u64) {
         writeln!(self.ask, "{form} {count}").unwrap();
         self.ask.flush().unwrap();
     }
 
-    /// The next answer; `None` if it has ended.
+    /// Reads the next response; `None` if the program has ended.
     pub fn answer(&mut self) -> Option<Value> {
         let mut line = String::new();
         self.answers.read_line(&mut line).ok().filter(|read| *read > 0)?;
         Some(serde_json::from_str(&line).unwrap_or_else(|err| panic!("{err}: {line}")))
     }
 
-    /// A probe's semaphore: how often tracers have raised it.
+    /// Returns the value of a probe's semaphore: how often tracers have raised it.
     pub fn semaphore(&mut self, probe: &str) -> u64 {
         self.semaphores()[probe]
     }
 
-    /// The semaphore of every probe that has one, by the probe's name.
+    /// Returns the semaphore of every probe that has one, by probe name.
     pub fn semaphores(&mut self) -> BTreeMap<String, u64> {
         self.begin("semaphores", 0);
         let answer = self.answer().expect("the program runs");
@@ -200,7 +200,7 @@ impl Forms {
         all.iter().map(|(probe, value)| (probe.clone(), value.as_u64().unwrap())).collect()
     }
 
-    /// Ends it in the middle of whatever it does.
+    /// Kills it, whatever it is doing.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

@@ -1,9 +1,9 @@
-//! The pages of the documentation, and the configurations in them.
+//! The pages of the documentation, and the configurations that they contain.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// README.md and the pages of docs/, with their texts.
+/// Returns README.md, CONTRIBUTING.md and the pages of docs/, with their texts.
 pub fn pages() -> Vec<(PathBuf, String)> {
     let mut files = vec![PathBuf::from("README.md"), PathBuf::from("CONTRIBUTING.md")];
     files.extend(fs::read_dir("docs").unwrap().map(|entry| entry.unwrap().path()));
@@ -12,7 +12,7 @@ pub fn pages() -> Vec<(PathBuf, String)> {
     files.into_iter().map(|file| (file.clone(), fs::read_to_string(&file).unwrap())).collect()
 }
 
-/// Fenced blocks of a language, with the line where each begins.
+/// Returns the fenced blocks of a language, with the line number where each begins.
 pub fn fenced(text: &str, language: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
     let mut open: Option<(usize, bool, String)> = None;
@@ -31,7 +31,7 @@ pub fn fenced(text: &str, language: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// A part of a configuration as a whole one: what stands above it is added. Functions of no target are those of `any`.
+/// Completes a part of a configuration by adding the keys above it. Probes without a target get the target `any`.
 pub fn whole(block: &str, any: &Path) -> String {
     let first = block.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let indent = first.len() - first.trim_start().len();
@@ -47,7 +47,7 @@ pub fn whole(block: &str, any: &Path) -> String {
     for line in &lines {
         text += &format!("{deeper}{line}\n");
     }
-    // A part that names nothing to trace is meant beside one that does.
+    // A part that traces nothing is meant to accompany one that does.
     if !["targets:", "bitcoind_path:", "network:"].iter().any(|key| text.contains(key)) {
         text += "bitcoind_path: /usr/local/bin/bitcoind\n";
     }

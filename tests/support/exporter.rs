@@ -1,9 +1,9 @@
-//! The built exporter as a user runs it: a process with a configuration, ports and a log of its own.
+//! The built exporter as a user runs it: a process with its own configuration, ports and log.
 //!
-//! Probes belong to a file, not to a process: programs that run the same file are counted together, those of
-//! a test in another thread or process too. [`Place::copy_of`] gives a test a file of its own.
+//! Probes belong to a file, not to a process: programs that run the same file are counted together, even those of a
+//! test in another thread or process. [`Place::copy_of`] gives a test a private file.
 //!
-//! It needs root, and `curl` and `openssl`. Ports are taken from 19300 to 19399, on loopback.
+//! It needs root, `curl` and `openssl`. Ports are taken from 19300 to 19399, on loopback.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ use super::exposition::Metrics;
 use super::http;
 use super::program::copy_by_another;
 
-/// How long anything may take before the test fails. Generous: nothing here measures speed.
+/// How long anything may take before the test fails. This is generous: nothing here measures speed.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub const USER: &str = "prometheus";
@@ -26,7 +26,7 @@ pub const PASSWORD: &str = "the password of a test";
 
 const BINARY: &str = env!("CARGO_BIN_EXE_exporter");
 
-/// Waits until `condition` holds; fails the test, naming `what`, if it never does.
+/// Waits until `condition` holds; fails the test, naming `what`, on timeout.
 #[track_caller]
 pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + TIMEOUT;
@@ -36,7 +36,7 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Waits until the process has ended; kills it and fails the test if it never does.
+/// Waits until the process has ended; on timeout, kills it and fails the test.
 #[track_caller]
 pub fn wait_for_end(child: &mut Child) -> ExitStatus {
     let deadline = Instant::now() + TIMEOUT;
@@ -59,7 +59,7 @@ pub fn send_signal(pid: u32, name: &str) {
     assert!(status.success(), "kill -s {name} {pid}: {status}");
 }
 
-/// A command of the built exporter, without the settings of the environment that the tests run in.
+/// Returns a command of the built exporter that ignores the exporter settings in the environment of the tests.
 pub fn exporter() -> Command {
     let mut command = Command::new(BINARY);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FIBRE_")) {
@@ -69,7 +69,7 @@ pub fn exporter() -> Command {
     command
 }
 
-/// Runs a command to its end; the status, standard output and standard error.
+/// Runs a command until it ends; returns the status, standard output and standard error.
 #[track_caller]
 pub fn finish(command: &mut Command) -> (Option<i32>, String, String) {
     let place = Place::new();
@@ -81,14 +81,16 @@ pub fn finish(command: &mut Command) -> (Option<i32>, String, String) {
     (status.code(), read(&out), read(&err))
 }
 
-/// A port of loopback from 19300 to 19399 for TCP. The UDP port of that number is held as long as this is, so that
-/// other tests, of this process or another, do not take it between the look at it and its use.
+/// A TCP port on loopback from 19300 to 19399. As a claim, the UDP port of the same number stays bound while this value
+/// lives, so that no other test, in this process or another, takes the port between the check and its use.
 pub struct Port {
     pub number: u16,
     _claim: UdpSocket,
 }
 
 impl Port {
+    /// Claims a port.
+    ///
     /// # Panics
     /// If all are taken.
     pub fn claim() -> Port {
@@ -112,7 +114,7 @@ fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
-/// A temporary directory for what one test needs.
+/// A temporary directory for a test's files.
 pub struct Place(tempfile::TempDir);
 
 impl Place {
@@ -130,14 +132,14 @@ impl Place {
         path
     }
 
-    /// A copy of a program, another file for the kernel.
+    /// Copies a program, so that the kernel sees another file.
     pub fn copy_of(&self, program: &Path, name: &str) -> PathBuf {
         let copy = self.path(name);
         copy_by_another(program, &copy);
         copy
     }
 
-    /// Certificates for localhost as generate-certs.sh makes them, in the directory `name`.
+    /// Creates certificates for localhost with generate-certs.sh, in the directory `name`.
     pub fn certificates(&self, name: &str) -> Certificates {
         let directory = self.path(name);
         let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/generate-certs.sh"))
@@ -154,14 +156,14 @@ impl Place {
     }
 }
 
-/// What HTTPS needs.
+/// The files needed for HTTPS.
 pub struct Certificates {
     pub authority: PathBuf,
     pub certificate: PathBuf,
     pub key: PathBuf,
 }
 
-/// How to start an exporter; [`start`](Setup::start) does it.
+/// How to start an exporter; [`start`](Setup::start) starts it.
 pub struct Setup<'a> {
     place: &'a Place,
     yaml: String,
@@ -173,7 +175,8 @@ pub struct Setup<'a> {
 }
 
 impl<'a> Setup<'a> {
-    /// With a configuration, which needs no ports. Without a text there is no file: flags give the ports.
+    /// Creates a setup with a configuration, to which the ports are added. If the text is empty, there is no file, and
+    /// flags set the ports.
     pub fn new(place: &'a Place, yaml: impl Into<String>) -> Setup<'a> {
         let yaml = yaml.into();
         Setup {
@@ -187,18 +190,18 @@ impl<'a> Setup<'a> {
         }
     }
 
-    /// Traces this file with the profile `fibre`, for the node `demo`.
+    /// Creates a setup that traces this file with the profile `fibre`, for the node `demo`.
     pub fn fibre(place: &'a Place, binary: &Path) -> Setup<'a> {
         Setup::new(place, format!("bitcoind_path: {}\nnode_name: demo\n", binary.display()))
     }
 
-    /// Adds to the configuration.
+    /// Appends to the configuration.
     pub fn yaml(mut self, more: &str) -> Self {
         self.yaml += more;
         self
     }
 
-    /// Serves over HTTPS and asks for [`USER`] and [`PASSWORD`], which it reads from a file.
+    /// Serves over HTTPS and requires [`USER`] and [`PASSWORD`], which it reads from a file.
     pub fn secure(mut self) -> Self {
         let certificates = self.place.certificates("certs");
         let password = self.place.write("password", &format!("{PASSWORD}\n"));
@@ -213,25 +216,25 @@ impl<'a> Setup<'a> {
         self
     }
 
-    /// Adds to the command line.
+    /// Appends to the command line.
     pub fn arguments(mut self, more: &[&str]) -> Self {
         self.arguments.extend(more.iter().map(ToString::to_string));
         self
     }
 
-    /// Sets a variable of the environment.
+    /// Sets an environment variable.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_string(), value.to_string()));
         self
     }
 
-    /// Starts it through another program, which gets its command line.
+    /// Starts it through another program, which is passed its command line.
     pub fn through(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(ToString::to_string).collect();
         self
     }
 
-    /// Starts it as nobody, with these capabilities in the way of setpriv(1) (`-all,+bpf`) and none to get others.
+    /// Starts it as nobody, with these capabilities in setpriv(1) syntax (`-all,+bpf`) and no way to gain others.
     pub fn nobody_with(self, capabilities: &str) -> Self {
         self.through(&[
             "setpriv",
@@ -246,16 +249,16 @@ impl<'a> Setup<'a> {
         ])
     }
 
-    /// Says by this line of the configuration where the metrics are served, instead of `metrics_port: {port}`.
+    /// Replaces the configuration line that says where the metrics are served, `metrics_port: {port}` by default.
     pub fn listening(mut self, line: &str) -> Self {
         self.listen = line.to_owned();
         self
     }
 
-    /// Starts it and waits until it serves. It need not be ready: see [`Exporter::wait_until_ready`].
+    /// Starts it and waits until it serves. It need not be ready yet: see [`Exporter::wait_until_ready`].
     ///
     /// # Panics
-    /// If it ends instead, with its log.
+    /// If it ends instead; its log is printed.
     #[track_caller]
     pub fn start(self) -> Exporter {
         let secure = self.certificates.map(|certificates| {
@@ -303,16 +306,16 @@ pub struct Exporter {
     pub health_port: u16,
     log: PathBuf,
     curl: Option<PathBuf>,
-    /// The CA of its certificate, if it has one.
+    /// The CA of the exporter's certificate, if it has one.
     pub authority: Option<PathBuf>,
     _ports: [Port; 2],
-    /// Its directory, where it is nobody else's.
+    /// The exporter's directory, unless the test owns it.
     _place: Option<Place>,
 }
 
 impl Exporter {
-    /// Traces this file with this profile, in a directory of its own; every probe is attached, and stays so whatever it costs: counts
-    /// are compared with the program's own.
+    /// Starts an exporter that traces this file with this profile, in a private directory. Every probe must be attached
+    /// and stays attached whatever its overhead, because the counts are compared with the program's own.
     #[track_caller]
     pub fn with_profile(binary: &Path, profile: &str) -> Exporter {
         let target = format!("  - name: traced\n    binary: {}\n    profile: {profile}\n", binary.display());
@@ -325,7 +328,7 @@ impl Exporter {
         exporter
     }
 
-    /// Traces the entries of `targets:`, in a directory of its own; it is ready.
+    /// Starts an exporter that traces these entries of `targets:`, in a private directory, and waits until it is ready.
     #[track_caller]
     pub fn tracing(targets: &str) -> Exporter {
         Exporter::tracing_in(&format!("targets:\n{targets}"))
@@ -356,25 +359,25 @@ impl Exporter {
         self.child.id()
     }
 
-    /// What it has written to standard output and standard error.
+    /// Returns its standard output and standard error so far.
     pub fn log(&self) -> String {
         read(&self.log)
     }
 
-    /// Runs curl for a path of the metrics' port, with the right password and CA if it is secure.
+    /// Runs curl for a path of the metrics port, with the right password and CA if the exporter is secure.
     pub fn fetch(&self, path: &str, more: &[&str]) -> Output {
         let config: Vec<_> =
             self.curl.iter().flat_map(|file| ["--config".as_ref(), file.as_os_str()]).collect();
         self.curl(self.port, path).args(config).args(more).output().expect("run curl")
     }
 
-    /// curl for a path of one of its ports, with neither password nor CA.
+    /// Returns a curl command for a path of one of its ports, with neither password nor CA.
     pub fn curl(&self, port: u16, path: &str) -> Command {
         let scheme = if self.authority.is_some() { "https" } else { "http" };
         http::curl(&format!("{scheme}://localhost:{port}{path}"))
     }
 
-    /// The text of one scrape.
+    /// Returns the text of a scrape.
     #[track_caller]
     pub fn text(&self) -> String {
         let output = self.fetch("/metrics", &["--fail"]);
@@ -382,13 +385,14 @@ impl Exporter {
         String::from_utf8(output.stdout).expect("metrics in UTF-8")
     }
 
-    /// One scrape.
+    /// Returns a parsed scrape.
     #[track_caller]
     pub fn scrape(&self) -> Metrics {
         Metrics::parse(&self.text()).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Scrapes until `condition` holds for what the program does on its own time; fails the test if it never does.
+    /// Scrapes until `condition` holds, for events that the traced program produces asynchronously; fails the test on
+    /// timeout.
     #[track_caller]
     pub fn scrape_until(&self, what: &str, condition: impl Fn(&Metrics) -> bool) -> Metrics {
         let mut scrape = self.scrape();
@@ -399,7 +403,7 @@ impl Exporter {
         scrape
     }
 
-    /// Status and body of a path of the health port.
+    /// Returns the status and body of a path of the health port.
     #[track_caller]
     pub fn health(&self, path: &str) -> (u16, String) {
         let mut command = self.curl(self.health_port, path);
@@ -409,26 +413,26 @@ impl Exporter {
         http::answer(&mut command).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    /// Waits until all its targets' probes are attached.
+    /// Waits until the probes of all its targets are attached.
     #[track_caller]
     pub fn wait_until_ready(&self) {
         wait_for("the exporter to be ready", || self.health("/ready").0 == 200);
     }
 
-    /// Waits until the log holds `text`.
+    /// Waits until the log contains `text`.
     #[track_caller]
     pub fn wait_for_log(&self, text: &str) {
         wait_for(&format!("the log to say {text}"), || self.log().contains(text));
     }
 
-    /// Asks it to end, and waits until it has: all probes are detached then.
+    /// Terminates it and waits until it has ended, after which all probes are detached.
     #[track_caller]
     pub fn stop(mut self) {
         let status = self.end("TERM");
         assert!(status.success(), "the exporter ended with {status}:\n{}", self.log());
     }
 
-    /// Sends it a signal and waits for its end.
+    /// Sends it a signal and waits until it ends.
     #[track_caller]
     pub fn end(&mut self, signal: &str) -> ExitStatus {
         send_signal(self.pid(), signal);
@@ -441,7 +445,7 @@ impl Drop for Exporter {
         if std::thread::panicking() {
             eprintln!("the exporter's log:\n{}", self.log());
         }
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

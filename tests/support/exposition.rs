@@ -1,4 +1,4 @@
-//! Reads Prometheus's text format (exposition_formats.md, version 0.0.4) as far as tests need it.
+//! Reads the parts of Prometheus's text format (exposition_formats.md, version 0.0.4) that tests need.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,16 @@ pub type Labels = BTreeMap<String, String>;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(pub BTreeMap<(String, Labels), f64>);
 
-/// Labels from pairs.
+/// Builds labels from pairs.
 pub fn labels<S: ToString, T: ToString>(pairs: &[(S, T)]) -> Labels {
     pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
 impl Metrics {
+    /// Parses a scrape.
+    ///
     /// # Errors
-    /// If a line has another form, or a series is there twice.
+    /// If a line is malformed, or a series occurs twice.
     pub fn parse(text: &str) -> Result<Metrics, String> {
         let mut metrics = Metrics::default();
         for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -28,10 +30,10 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The value of the one series with this name and all these labels; it may have more.
+    /// Returns the value of the only series with this name and these labels; it may have further labels.
     ///
     /// # Panics
-    /// If there is none, or there are several.
+    /// If there is no such series, or more than one.
     #[track_caller]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let found = self.select(name, labels);
@@ -39,12 +41,12 @@ impl Metrics {
         found[0].1
     }
 
-    /// The sum of the series with this name and all these labels; 0 if there is none.
+    /// Returns the sum of the series with this name and these labels; 0 if there are none.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.select(name, labels).iter().map(|(_, value)| value).sum()
     }
 
-    /// Series with this name and all these labels.
+    /// Returns the series with this name and these labels.
     pub fn select(&self, name: &str, labels: &[(&str, &str)]) -> Vec<(&Labels, f64)> {
         self.0
             .iter()
@@ -56,7 +58,7 @@ impl Metrics {
             .collect()
     }
 
-    /// The values of a label among the series of this name, with the sum of each.
+    /// Returns the values of a label among the series of this name, each with the sum of its series.
     pub fn by(&self, name: &str, label: &str) -> BTreeMap<String, f64> {
         let mut sums = BTreeMap::new();
         for (labels, value) in self.select(name, &[]) {
@@ -67,7 +69,7 @@ impl Metrics {
         sums
     }
 
-    /// Fails the test unless every hit was counted in full.
+    /// Fails the test unless every hit was fully counted.
     #[track_caller]
     pub fn assert_nothing_lost(&self) {
         for name in ["fibre_exporter_probe_lost_total", "fibre_exporter_label_overflow_total"] {
@@ -77,7 +79,7 @@ impl Metrics {
         }
     }
 
-    /// The series of both, counted together; gauges are those of `later`.
+    /// Adds the series of two scrapes; gauges take the value of `later`.
     #[must_use]
     pub fn and(&self, later: &Metrics, gauges: &[&str]) -> Metrics {
         let mut sum = self.clone();
@@ -88,13 +90,13 @@ impl Metrics {
         sum
     }
 
-    /// Without the series of this name.
+    /// Returns all series except those of this name.
     #[must_use]
     pub fn without(&self, name: &str) -> Metrics {
         Metrics(self.0.iter().filter(|((found, _), _)| found != name).map(|(k, v)| (k.clone(), *v)).collect())
     }
 
-    /// Fails the test unless both have the same series with the same values, but for the last digits of sums of
+    /// Fails the test unless both have the same series with the same values, apart from rounding errors in sums of
     /// fractions.
     #[track_caller]
     pub fn assert_same(&self, expected: &Metrics) {
@@ -115,14 +117,14 @@ impl Metrics {
         );
     }
 
-    /// Only what was measured: all but the exporter's and the process's own series.
+    /// Returns only what was measured: everything except the exporter's own and the process metrics.
     pub fn measured(&self) -> Metrics {
         let own = |name: &str| name.starts_with("fibre_exporter_") || name.starts_with("process_");
         Metrics(self.0.iter().filter(|((name, _), _)| !own(name)).map(|(k, v)| (k.clone(), *v)).collect())
     }
 }
 
-/// `name{label="value",...} value`.
+/// Parses `name{label="value",...} value`.
 fn sample(line: &str) -> Option<((String, Labels), f64)> {
     let end = line.find(['{', ' '])?;
     let (name, mut rest) = line.split_at(end);
@@ -140,7 +142,7 @@ fn sample(line: &str) -> Option<((String, Labels), f64)> {
     Some(((name.to_string(), labels), rest.trim().parse().ok()?))
 }
 
-/// Up to the closing quote, and what comes after it.
+/// Unquotes the text up to the closing quote, and returns it with the rest of the input.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();

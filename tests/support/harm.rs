@@ -1,7 +1,7 @@
-//! How much the tests do that show that tracing does no harm.
+//! The size of the tests that show that tracing does no harm.
 
-/// How many traced calls each of them makes: so many in the test command, where an exit that is single-stepped costs
-/// some 10 microseconds, and with `HARM_CALLS=1000000` in the environment a million.
+/// Returns how many traced calls such a test makes: `normally` in the test command, where a single-stepped exit costs
+/// some 10 microseconds, and a million with `HARM_CALLS=1000000` in the environment.
 pub fn calls(normally: u64) -> u64 {
     std::env::var("HARM_CALLS").map_or(normally, |calls| calls.parse().expect("HARM_CALLS is a number"))
 }

@@ -1,20 +1,20 @@
-//! The one HTTP client of the tests: curl, as users have it.
+//! The tests' only HTTP client: curl, as users have it.
 
 use std::process::{Command, Stdio};
 
-/// curl for an address. It gives up after a while, so that an answer that never comes is a failure.
+/// Returns a curl command for a URL. It times out, so that a missing response is a failure.
 pub fn curl(url: &str) -> Command {
     let mut command = Command::new("curl");
-    // --disable: no configuration of the user's own.
+    // --disable: ignore the user's own configuration.
     command.args(["--disable", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30"]);
     command.arg(url).stdin(Stdio::null());
     command
 }
 
-/// Runs such a command: the status and the body, whatever the status is.
+/// Runs such a command; returns the status and the body, whatever the status is.
 ///
 /// # Errors
-/// If nobody answers.
+/// If there is no response.
 pub fn answer(curl: &mut Command) -> Result<(u16, String), String> {
     let output = curl.args(["--write-out", "\n%{http_code}"]).output().expect("run curl");
     if !output.status.success() {

@@ -1,4 +1,4 @@
-//! A client that speaks HTTP/2 frame by frame, for what no library lets one send.
+//! An HTTP/2 client that sends individual frames, including those that no library would send.
 
 use std::io::{ErrorKind, Read, Result, Write};
 use std::net::TcpStream;
@@ -22,12 +22,12 @@ pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
 
-/// What clients of one server have in common.
+/// The TLS configuration shared by the clients of a server.
 #[derive(Clone)]
 pub struct Trust(Arc<ClientConfig>);
 
 impl Trust {
-    /// In this authority, in PEM.
+    /// Trusts the authority in this PEM file.
     pub fn in_authority(file: &Path) -> Trust {
         let mut roots = RootCertStore::empty();
         let certificates = CertificateDer::pem_file_iter(file).expect("read an authority");
@@ -41,14 +41,14 @@ impl Trust {
     }
 }
 
-/// A connection after its preface.
+/// A connection that has sent its preface.
 pub struct Http2 {
     stream: StreamOwned<ClientConnection, TcpStream>,
     next: u32,
 }
 
 impl Http2 {
-    /// `settings` are pairs of identifier and value.
+    /// Sends the connection preface. `settings` are pairs of identifier and value.
     pub fn begin(socket: TcpStream, trust: &Trust, settings: &[(u16, u32)]) -> Result<Http2> {
         let name = "localhost".try_into().expect("a name");
         let client = ClientConnection::new(trust.0.clone(), name).map_err(std::io::Error::other)?;
@@ -69,13 +69,13 @@ impl Http2 {
         self.stream.flush()
     }
 
-    /// The number of the next stream.
+    /// Returns the number of the next stream.
     pub fn stream(&mut self) -> u32 {
         self.next += 2;
         self.next - 2
     }
 
-    /// Asks for /metrics; the answer's status, once all of it is there.
+    /// Requests /metrics; returns the status once the whole response has been received.
     pub fn ask(&mut self, authorization: &str) -> Result<u16> {
         let number = self.stream();
         self.send(&frame(HEADERS, END_STREAM | END_HEADERS, number, &request(authorization)))?;
@@ -91,7 +91,7 @@ impl Http2 {
                 DATA if !payload.is_empty() => {
                     let more = u32::try_from(payload.len()).expect("a frame").to_be_bytes();
                     let both = [frame(WINDOW_UPDATE, 0, 0, &more), frame(WINDOW_UPDATE, 0, number, &more)];
-                    // The stream may have ended.
+                    // No update for the stream once it has ended.
                     self.send(&both[..if flags & END_STREAM == 0 { 2 } else { 1 }].concat())?;
                 }
                 _ => {}
@@ -102,7 +102,7 @@ impl Http2 {
         }
     }
 
-    /// The next one: its kind, flags, stream and payload.
+    /// Reads the next frame: its type, flags, stream and payload.
     fn frame(&mut self) -> Result<(u8, u8, u32, Vec<u8>)> {
         let mut head = [0; 9];
         self.stream.read_exact(&mut head)?;
@@ -113,7 +113,7 @@ impl Http2 {
         Ok((head[3], head[4], stream, payload))
     }
 
-    /// Reads until the server closes, or nothing comes within the socket's time.
+    /// Reads until the server closes the connection or the socket's timeout expires.
     pub fn wait(&mut self) {
         while self.frame().is_ok() {}
     }
@@ -127,7 +127,8 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The fields of a request for /metrics (RFC 7541): two of the static table, the others without an index.
+/// Returns the header fields of a request for /metrics (RFC 7541): indexed fields from the static table where there are
+/// any, the others as literals without indexing.
 pub fn request(authorization: &str) -> Vec<u8> {
     let text = |to: &mut Vec<u8>, text: &str| {
         assert!(text.len() < 127, "a short text");
@@ -144,12 +145,12 @@ pub fn request(authorization: &str) -> Vec<u8> {
     fields
 }
 
-/// `:status` comes first; only what is in the static table, or three digits.
+/// Decodes `:status`, which comes first: only values in the static table.
 fn status_of(fields: &[u8]) -> Result<u16> {
     const STATIC: [u16; 7] = [200, 204, 206, 304, 400, 404, 500];
     match fields {
         [0x88..=0x8e, ..] => Ok(STATIC[usize::from(fields[0] - 0x88)]),
-        // With Huffman's code: "401", "429" and the like are not told apart further.
+        // Values such as 401 and 429 are Huffman-coded literals, which are not decoded.
         _ => Ok(0),
     }
 }

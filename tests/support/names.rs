@@ -1,4 +1,4 @@
-//! Every name that is shown of a program is one that it is found by.
+//! Every name that the exporter lists for a program resolves to the function that it is listed for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,7 +8,7 @@ use std::process::Command;
 use exporter::elf::{FunctionSite, Image, SymbolIndex};
 use serde_json::Value;
 
-/// Asks for every function that `probes` lists by each of its names.
+/// Looks up every function that `probes` lists by each of its names.
 pub fn listed_names_are_accepted(path: &Path, at_least: usize) {
     let program = env!("CARGO_BIN_EXE_exporter");
     let output =
@@ -27,7 +27,7 @@ pub fn listed_names_are_accepted(path: &Path, at_least: usize) {
     let index = SymbolIndex::of(&image);
     for (name, own) in &by_name {
         let found = index.sites(name).unwrap_or_else(|error| panic!("{}: {name}: {error}", path.display()));
-        // A function's name means the copies that the compiler made of it, too.
+        // A function's name also refers to the copies that the compiler made of it.
         let is_own = |site: &FunctionSite| {
             own.contains(&site.site.offset) || site.specialised || is_copy(&site.name, name)
         };

@@ -1,13 +1,13 @@
-//! Programs that a test compiles or copies, and their runs.
+//! Programs that a test compiles or copies, and how it runs them.
 //!
-//! Probes belong to a file, so that everything on this machine that runs it is counted. [`private`] gives a test a
-//! file of its own, of an executable or of a library.
+//! Probes belong to a file, so everything on this machine that runs it is counted. [`private`] gives a test a private
+//! copy of an executable or a library.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-/// A copy of `file` in `directory`, under its name: another file, whose probes nobody else on this machine hits.
+/// Copies `file` to `directory` under its own name, so that nothing else on this machine hits its probes.
 pub fn private(file: impl AsRef<Path>, directory: &Path) -> PathBuf {
     let file = file.as_ref();
     let copy = directory.join(file.file_name().expect("a file name"));
@@ -15,13 +15,13 @@ pub fn private(file: impl AsRef<Path>, directory: &Path) -> PathBuf {
     copy
 }
 
-/// Copies by another process: a descriptor that is open for writing here could leak into a child that another test starts at
-/// this moment, and a file that is open for writing cannot be run.
+/// Copies in another process: a descriptor open for writing in this process could leak into a child that another test
+/// starts at the same time, and a file that is open for writing cannot be executed.
 pub fn copy_by_another(file: &Path, copy: &Path) {
     run(Command::new("cp").arg("--").args([file, copy]));
 }
 
-/// Runs a command to its end, which must be good; returns its standard output.
+/// Runs a command, which must succeed, and returns its standard output.
 pub fn run(command: &mut Command) -> String {
     let output = finish(command);
     assert!(
@@ -34,14 +34,14 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("output in UTF-8")
 }
 
-/// Runs a command to its end, good or bad.
+/// Runs a command until it ends, whether it succeeds or fails.
 pub fn finish(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|err| {
         panic!("{command:?}: {err}; scripts/install-deps.sh --tests installs what the tests need")
     })
 }
 
-/// Compiles a C or C++ program of the test's own into `directory`.
+/// Compiles a C or C++ program into `directory`.
 pub fn compile(compiler: &str, name: &str, source: &str, flags: &[&str], directory: &Path) -> PathBuf {
     let (file, program) = (directory.join(name), directory.join("program"));
     fs::write(&file, source).expect("write the source");
@@ -49,7 +49,7 @@ pub fn compile(compiler: &str, name: &str, source: &str, flags: &[&str], directo
     program
 }
 
-/// Compiles a C or C++ program of the test's own, which is kept under this name until it is compiled again.
+/// Compiles a C or C++ program into a file of this name, which stays until it is compiled again.
 pub fn compile_kept(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let (file, program) = (directory.join(format!("{name}.src")), directory.join(name));
@@ -59,11 +59,11 @@ pub fn compile_kept(name: &str, compiler: &str, source: &str, flags: &[&str]) ->
     program
 }
 
-/// A process that is killed when it is dropped.
+/// A process that is killed on drop.
 pub struct Running(pub Child);
 
 impl Running {
-    /// Starts it without input and output.
+    /// Starts it with its standard streams connected to /dev/null.
     pub fn start(command: &mut Command) -> Self {
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         Self(command.spawn().unwrap_or_else(|err| panic!("{command:?} does not start: {err}")))
@@ -76,18 +76,18 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// A directory that is deleted when it is dropped.
+/// Creates a directory that is deleted on drop.
 pub fn directory() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("exporter-program-").tempdir().expect("make a directory")
 }
 
-/// The one existing path among these, or the first's name in the failure.
+/// Returns the first of these paths that exists. If there is none, the test fails and names the first.
 pub fn first_of(paths: &[&str]) -> PathBuf {
     let found = paths.iter().map(Path::new).find(|path| path.exists());
     found.unwrap_or_else(|| panic!("{} is missing; run scripts/install-deps.sh --tests", paths[0])).to_owned()

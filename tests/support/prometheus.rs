@@ -1,8 +1,8 @@
-//! A real Prometheus on loopback, running the compose stack's own configuration.
+//! A real Prometheus on loopback, with the compose stack's own configuration.
 //!
-//! It needs `prometheus` and `promtool`, both in Debian's package `prometheus`. The only differences from
-//! the stack are those that [`adapt`] makes: where the target and the files are, and how often to look.
-//! The module `dashboard` must stand beside it.
+//! It needs `prometheus` and `promtool`, both in Debian's package `prometheus`. The only differences from the stack are
+//! those that [`adapt`] makes: the target, the paths of files, and the intervals. The module `dashboard` must be
+//! declared beside it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,19 +19,19 @@ use super::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
 use super::exporter::{Exporter, Place};
 use super::http;
 
-/// What the exporter under test is to Prometheus; all else comes from the stack's `prometheus.yml`.
+/// How Prometheus reaches the exporter under test; everything else comes from the stack's `prometheus.yml`.
 pub struct Scrape {
-    /// `host:port`. Over TLS the host must be a name in the certificate.
+    /// `host:port`. With TLS, the host must be a name in the certificate.
     pub target: String,
-    /// The CA to trust; `None` scrapes without TLS.
+    /// The trusted CA; `None` scrapes without TLS.
     pub ca_file: Option<PathBuf>,
     pub password_file: PathBuf,
-    /// The target's label `node`, as the entries for several nodes have it.
+    /// The target's label `node`, as the entries for several nodes set it.
     pub node: Option<String>,
 }
 
 impl Scrape {
-    /// An exporter that was set up in `place` with [`super::exporter::Setup::secure`].
+    /// Describes an exporter that was set up in `place` with [`super::exporter::Setup::secure`].
     pub fn secure(exporter: &Exporter, place: &Place) -> Scrape {
         Scrape {
             target: format!("localhost:{}", exporter.port),
@@ -42,7 +42,7 @@ impl Scrape {
     }
 }
 
-/// A running Prometheus; it ends, and its files go, when this is dropped.
+/// A running Prometheus. Dropping it kills it and deletes its files.
 pub struct Prometheus {
     child: Child,
     port: u16,
@@ -56,24 +56,25 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// An exemplar that it has stored, as its API has it, and the labels of the series that it is of.
+/// A stored exemplar as the API returns it, with the labels of its series.
 #[derive(Debug, Clone)]
 pub struct StoredExemplar {
     pub series: BTreeMap<String, String>,
     pub exemplar: Json,
 }
 
-/// The directory of the stack's `prometheus.yml` and rules.
+/// Returns the directory of the stack's `prometheus.yml` and rules.
 pub fn stack_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/prometheus")
 }
 
-/// A loopback port between 19100 and 19199 that nobody listens on. No other test gets it as long as this process runs.
+/// Returns a loopback port between 19100 and 19199 that nothing listens on. No other test gets it while this process
+/// runs.
 ///
 /// # Panics
 /// If all of them are taken.
 pub fn free_port() -> u16 {
-    // The UDP port of the same number is a claim that tests of other processes see too.
+    // Binding the UDP port of the same number is a claim that tests in other processes see, too.
     static CLAIMED: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     (19100..19200)
         .find(|port| {
@@ -84,11 +85,12 @@ pub fn free_port() -> u16 {
         .expect("no free port between 19100 and 19199")
 }
 
-/// The stack's `prometheus.yml` with its job `fibre` turned to `scrape`, every second, and its rules found
-/// in `directory`, where the file used to be.
+/// Adapts the stack's `prometheus.yml`: its job `fibre` scrapes `scrape`, every second, and its rules are found in
+/// `directory`, the file's original directory.
 ///
 /// # Errors
-/// If the text is not YAML or lacks a part that is replaced: then it no longer is what is tested here.
+/// If the text is not YAML or lacks a part that is replaced: the test would then no longer test the stack's
+/// configuration.
 pub fn adapt(text: &str, directory: &Path, scrape: &Scrape) -> Result<String, String> {
     let mut config: Yaml = serde_yaml::from_str(text).map_err(|e| e.to_string())?;
     for key in ["scrape_interval", "evaluation_interval"] {
@@ -123,7 +125,7 @@ pub fn adapt(text: &str, directory: &Path, scrape: &Scrape) -> Result<String, St
     serde_yaml::to_string(&config).map_err(|e| e.to_string())
 }
 
-/// What `path` leads to; an error if it is not there.
+/// Returns the value at `path`, or an error if there is none.
 fn part<'a>(yaml: &'a mut Yaml, path: &[&str]) -> Result<&'a mut Yaml, String> {
     path.iter().try_fold(yaml, |at, key| at.get_mut(*key)).ok_or_else(|| format!("no {}", path.join(".")))
 }
@@ -131,7 +133,7 @@ fn part<'a>(yaml: &'a mut Yaml, path: &[&str]) -> Result<&'a mut Yaml, String> {
 /// Runs `promtool` with these arguments.
 ///
 /// # Errors
-/// What it printed, if it did not succeed; that it is missing, if so.
+/// Its output, if it fails; or that it is not installed.
 pub fn promtool<const N: usize>(arguments: [&str; N]) -> Result<String, String> {
     let output = Command::new("promtool")
         .args(arguments)
@@ -143,18 +145,18 @@ pub fn promtool<const N: usize>(arguments: [&str; N]) -> Result<String, String> 
 }
 
 impl Prometheus {
-    /// Starts it and waits until it answers.
+    /// Starts Prometheus and waits until it is ready.
     ///
     /// # Errors
-    /// If it cannot be started, with its log.
+    /// If it cannot be started; the error contains its log.
     pub fn start(scrape: &Scrape) -> Result<Prometheus, String> {
         Prometheus::start_with(scrape, &[])
     }
 
-    /// As [`Prometheus::start`], with more arguments.
+    /// Like [`Prometheus::start`], with additional arguments.
     ///
     /// # Errors
-    /// If it cannot be started, with its log.
+    /// If it cannot be started; the error contains its log.
     pub fn start_with(scrape: &Scrape, more: &[&str]) -> Result<Prometheus, String> {
         let stack = stack_directory();
         let text = std::fs::read_to_string(stack.join("prometheus.yml"))
@@ -174,7 +176,7 @@ impl Prometheus {
         let log = File::create(directory.path().join("log")).map_err(|e| failed("cannot make a log", e))?;
 
         let port = free_port();
-        // Another version's, if the variable says so.
+        // The variable can select another version.
         let program = std::env::var_os("PROMETHEUS").unwrap_or_else(|| "prometheus".into());
         let child = Command::new(program)
             .arg(format!("--config.file={}", config.display()))
@@ -203,20 +205,20 @@ impl Prometheus {
         }
     }
 
-    /// Its log so far (warnings and errors).
+    /// Returns its log so far (warnings and errors).
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Waits until every target is `up` and its samples can be asked for.
+    /// Waits until every target is `up` and its samples can be queried.
     ///
     /// # Errors
-    /// After `patience`: what Prometheus says of each target.
+    /// After `timeout`: what Prometheus reports about each target.
     pub fn wait_until_up(&self, timeout: Duration) -> Result<(), String> {
         self.wait(timeout, || {
             let data = self.api("/api/v1/targets?state=active")?;
             let targets = data["activeTargets"].as_array().ok_or("no list of targets in the answer")?;
-            // A target's health is told a moment before its samples can be asked for.
+            // A target's health is reported slightly before its samples can be queried.
             let up = self.query("up")?.iter().filter(|s| s.value == 1.0).count();
             if !targets.is_empty() && up == targets.len() {
                 return Ok(());
@@ -233,10 +235,10 @@ impl Prometheus {
         })
     }
 
-    /// Waits until each target has been scraped `times` times; a rate needs two.
+    /// Waits until each target has been scraped `times` times; a rate needs two scrapes.
     ///
     /// # Errors
-    /// After `patience`: how often each was.
+    /// After `timeout`: how often each was scraped.
     pub fn wait_for_scrapes(&self, times: u32, timeout: Duration) -> Result<(), String> {
         self.wait(timeout, || {
             let counts = self.query("count_over_time(up[1h])")?;
@@ -257,10 +259,10 @@ impl Prometheus {
         }
     }
 
-    /// Evaluates an expression now. A scalar is given as one sample without labels.
+    /// Evaluates an expression now. A scalar is returned as one sample without labels.
     ///
     /// # Errors
-    /// What Prometheus says, if it refuses the expression; or that it does not answer.
+    /// Prometheus's message, if it rejects the expression; or that it does not respond.
     pub fn query(&self, expr: &str) -> Result<Vec<Sample>, String> {
         let data = self.api(&format!("/api/v1/query?query={}", percent_encode(expr)))?;
         let strange = || format!("a strange answer to {expr}: {data}");
@@ -280,10 +282,11 @@ impl Prometheus {
         }
     }
 
-    /// The native histogram that an expression is now, as the API has it: its count, sum and buckets.
+    /// Evaluates an expression now that yields a single native histogram; returns its count, sum and buckets as in the
+    /// API.
     ///
     /// # Errors
-    /// What Prometheus says; that it does not answer; or that it is not exactly one.
+    /// Prometheus's message; that it does not respond; or that the result is not exactly one native histogram.
     pub fn histogram(&self, expr: &str) -> Result<Json, String> {
         let mut data = self.api(&format!("/api/v1/query?query={}", percent_encode(expr)))?;
         match data["result"].as_array_mut().map(Vec::as_mut_slice) {
@@ -292,12 +295,12 @@ impl Prometheus {
         }
     }
 
-    /// The exemplars of a selector's series that it has stored, with the labels of each series.
+    /// Returns the stored exemplars of a selector's series, with the labels of each series.
     ///
     /// # Errors
-    /// What Prometheus says, if it refuses the selector; or that it does not answer.
+    /// Prometheus's message, if it rejects the selector; or that it does not respond.
     pub fn exemplars(&self, selector: &str) -> Result<Vec<StoredExemplar>, String> {
-        // Of any time.
+        // The whole time range.
         let path =
             format!("/api/v1/query_exemplars?query={}&start=0&end=9999999999", percent_encode(selector));
         let data = self.api(&path)?;
@@ -314,11 +317,11 @@ impl Prometheus {
         Ok(all)
     }
 
-    /// Runs every query of every panel; gives those without data, as `panel, query: expression`. A number
-    /// that is not finite is no data: it is what a quantile of nothing or 0/0 gives.
+    /// Runs every query of every panel; returns those without data, as `panel, query: expression`. A number that is not
+    /// finite does not count as data: it is the result of a quantile of nothing or of 0/0.
     ///
     /// # Errors
-    /// If a query is refused or has a variable without a value.
+    /// If a query is rejected or has a variable without a value.
     pub fn queries_without_data(
         &self,
         dashboard: &Dashboard,
@@ -337,7 +340,7 @@ impl Prometheus {
         Ok(empty)
     }
 
-    /// The `data` of an answer of the HTTP API.
+    /// Returns the `data` of an HTTP API response.
     fn api(&self, path: &str) -> Result<Json, String> {
         let mut answer: Json = serde_json::from_str(&self.get(path)?).map_err(|e| e.to_string())?;
         if answer["status"] == "success" {
@@ -347,11 +350,11 @@ impl Prometheus {
         }
     }
 
-    /// The body that a path answers.
+    /// Returns the body of the response for a path.
     fn get(&self, path: &str) -> Result<String, String> {
         let (status, body) = http::answer(&mut http::curl(&format!("http://127.0.0.1:{}{path}", self.port)))
             .map_err(|e| format!("prometheus does not answer: {e}"))?;
-        // The API explains a refused query in the body of a 400 or 422.
+        // The API explains a rejected query in the body of a 400 or 422.
         if status == 200 || body.starts_with('{') {
             Ok(body)
         } else {
@@ -362,7 +365,7 @@ impl Prometheus {
 
 impl Drop for Prometheus {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,10 +1,10 @@
-//! Numbers of chance.
+//! Pseudo-random numbers.
 
-/// A fixed sequence of numbers, so that a failure can be met again (xorshift64, Marsaglia 2003).
+/// A deterministic sequence of numbers, so that failures are reproducible (xorshift64, Marsaglia 2003).
 pub struct Xorshift(pub u64);
 
 impl Xorshift {
-    /// A number below `limit`.
+    /// Returns a number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

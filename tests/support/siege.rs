@@ -1,4 +1,4 @@
-//! Clients of a server that asks for a password: one that scrapes, and those who besiege it.
+//! Clients of a server that requires a password: a scraper, and attackers.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -8,17 +8,17 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use socket2::{Domain, Socket, Type};
 
-/// A server on this machine, and a user of it.
+/// A server on this machine, and one of its users.
 #[derive(Debug, Clone, Copy)]
 pub struct Besieged<'a> {
     pub port: u16,
     pub user: &'a str,
     pub password: &'a str,
-    /// How long an answer is waited for.
+    /// The timeout for a response.
     pub patience: Duration,
 }
 
-/// One of a besieger's connections; the number is another one each time.
+/// Makes one connection of an attacker; the number differs for each connection.
 pub type Besieger = fn(Besieged<'_>, Ipv4Addr, u32) -> std::io::Result<()>;
 
 impl Besieged<'_> {
@@ -34,14 +34,14 @@ impl Besieged<'_> {
         format!("Authorization: Basic {}\r\n", STANDARD.encode(format!("{}:{password}", self.user)))
     }
 
-    /// Asks for the metrics; the answer's status, once all of it is there.
+    /// Requests the metrics; returns the status once the whole response has been received.
     pub fn ask(self, stream: &mut TcpStream, password: &str) -> std::io::Result<u16> {
         self.request(stream, "GET /metrics", password)
     }
 
-    /// The same with another method and path.
+    /// The same, with another method and path.
     pub fn request(self, stream: &mut TcpStream, what: &str, password: &str) -> std::io::Result<u16> {
-        // In one piece: the rest of a second one may come too late.
+        // Sent in a single write: the rest of a request sent in two could arrive too late.
         let request = format!("{what} HTTP/1.1\r\nHost: x\r\n{}\r\n", self.authorization(password));
         stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
@@ -62,7 +62,7 @@ impl Besieged<'_> {
             let mut rest = vec![0; (head + length).saturating_sub(answer.len())];
             stream.read_exact(&mut rest)?;
         } else {
-            // In chunks, the last of which is empty.
+            // Chunked; the last chunk is empty.
             while !answer.ends_with(b"\r\n0\r\n\r\n") {
                 let mut some = [0; 65536];
                 let n = stream.read(&mut some)?;
@@ -76,7 +76,7 @@ impl Besieged<'_> {
     }
 }
 
-/// Guesses a password. No two guesses are alike, so no answer is known already.
+/// Guesses a password. Every guess is different, so that no result is cached.
 pub fn guess(besieged: Besieged<'_>, from: Ipv4Addr, number: u32) -> std::io::Result<()> {
     besieged.ask(&mut besieged.connect(from)?, &format!("guess {number}")).map(drop)
 }
@@ -88,7 +88,7 @@ pub fn connect_and_say_nothing(besieged: Besieged<'_>, from: Ipv4Addr, _: u32) -
     Ok(())
 }
 
-/// Asks with the right password, and takes the answer byte by byte.
+/// Sends the right password, and reads the response byte by byte.
 pub fn read_slowly(besieged: Besieged<'_>, from: Ipv4Addr, _: u32) -> std::io::Result<()> {
     let mut stream = besieged.connect(from)?;
     let request =
@@ -111,7 +111,7 @@ pub fn send_noise(besieged: Besieged<'_>, from: Ipv4Addr, number: u32) -> std::i
     Ok(())
 }
 
-/// So many other addresses of this machine.
+/// Returns `n` other addresses of this machine.
 pub fn others(n: u8) -> Vec<Ipv4Addr> {
     (1..=n).map(|n| Ipv4Addr::new(127, 0, 1, n)).collect()
 }

@@ -1,5 +1,5 @@
-//! The whole way from a configuration's text to its series, in this process: what the tests of the kernel's side
-//! share. It needs root, and fails where the kernel refuses.
+//! The whole path from a configuration's text to its series, within this process; shared by the tests of the kernel
+//! side. It needs root, and fails where the kernel refuses.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -19,7 +19,7 @@ use exporter::targets::{ProbeManager, ProbeState, TargetCounts};
 
 use super::exporter::TIMEOUT;
 
-/// A tracer at work. Dropping it detaches everything.
+/// A running tracer. Dropping it detaches everything.
 pub struct Tracer {
     pub plan: Arc<Plan>,
     manager: ProbeManager,
@@ -27,16 +27,16 @@ pub struct Tracer {
     registry: Mutex<Registry>,
 }
 
-/// Series by their name and labels, as they are written in the exposition format; the label `node` is left out.
+/// Values by series, as written in the exposition format; the label `node` is left out.
 pub type Series = BTreeMap<String, String>;
 
 impl Tracer {
-    /// Starts tracing what the configuration says. Every probe must be attached.
+    /// Starts tracing according to the configuration. Every probe must be attached.
     pub fn start(yaml: &str) -> Self {
         Self::start_by(yaml, false)
     }
 
-    /// As [`Tracer::start`]; with `all_to_ring` nothing is computed in the kernel.
+    /// Like [`Tracer::start`]; with `all_to_ring`, nothing is computed in the kernel.
     pub fn start_by(yaml: &str, all_to_ring: bool) -> Self {
         let tracer = Self::start_unready(yaml, all_to_ring);
         let reason = tracer.manager.status().not_ready(&tracer.plan);
@@ -44,12 +44,12 @@ impl Tracer {
         tracer
     }
 
-    /// As [`Tracer::start`], but probes may be missing.
+    /// Like [`Tracer::start`], but probes may be missing.
     pub fn start_unready(yaml: &str, all_to_ring: bool) -> Self {
         Self::start_recording(yaml, all_to_ring, None)
     }
 
-    /// As [`Tracer::start_unready`]; who keeps slow events is at work.
+    /// Like [`Tracer::start_unready`], with a recorder of slow events.
     pub fn start_recording(yaml: &str, all_to_ring: bool, recorder: Option<Arc<SlowRecorder>>) -> Self {
         let plan = plan_of(yaml, all_to_ring).unwrap_or_else(|wrong| panic!("{wrong}\n{yaml}"));
         let attach = choose(plan.settings.attach);
@@ -67,12 +67,12 @@ impl Tracer {
         Self { plan, manager, drain, registry }
     }
 
-    /// The series as a scrape would show them.
+    /// Returns the series that a scrape would show.
     pub fn render(&self) -> Series {
         self.render_at(Instant::now())
     }
 
-    /// The series as a scrape at another time would show them.
+    /// Returns the series that a scrape at the given time would show.
     pub fn render_at(&self, now: Instant) -> Series {
         self.drain.catch_up(TIMEOUT);
         let mut text = Vec::new();
@@ -88,12 +88,12 @@ impl Tracer {
         .collect()
     }
 
-    /// The probe's accounting now.
+    /// Returns the current accounting of a probe.
     pub fn accounting(&self, probe: usize) -> Accounting {
         Accounting::read(&self.manager.shared(), probe)
     }
 
-    /// The accounting of all probes once no hit is being dealt with.
+    /// Returns the accounting of all probes once no hit is in progress.
     pub fn accounting_at_rest(&self) -> Vec<Accounting> {
         let began = Instant::now();
         loop {
@@ -107,48 +107,49 @@ impl Tracer {
         }
     }
 
-    /// Events that user space has taken from the ring buffer, after it has caught up; and those among them that
-    /// were no events.
+    /// Returns the number of events that user space has taken from the ring buffer, once it has caught up, and how many
+    /// of them could not be decoded.
     pub fn drained(&self) -> (u64, u64) {
         self.drain.catch_up(TIMEOUT);
         let stats = self.drain.stats();
         (stats.events.load(Ordering::Relaxed), stats.undecodable.load(Ordering::Relaxed))
     }
 
-    /// Metric updates that user space could not make: for unreadable values, and for negative amounts.
+    /// Returns the number of metric updates that user space could not make: because of unreadable values, and because
+    /// of negative amounts.
     pub fn refused_in_user_space(&self) -> (u64, u64) {
         let stats = self.drain.stats();
         (stats.unreadable.load(Ordering::Relaxed), stats.negative.load(Ordering::Relaxed))
     }
 
-    /// Hits that the kernel says it kept from the programs.
+    /// Returns the number of hits for which the kernel reports that it did not run the program.
     pub fn misses(&self) -> u64 {
         self.manager.shared().programs.iter().map(|program| program.misses().unwrap()).sum()
     }
 
-    /// State and number of sites of a probe.
+    /// Returns the state and the number of sites of a probe.
     pub fn state(&self, probe: usize) -> (ProbeState, usize) {
         let probe = &self.manager.status().probes()[probe];
         (probe.state.clone(), probe.sites)
     }
 
-    /// Takes a probe out for a while.
+    /// Sheds a probe: detaches it temporarily.
     pub fn shed(&self, probe: usize) {
         self.manager.shed([(probe, "it is too dear".to_string())].into());
     }
 
-    /// How the targets' files and processes were found.
+    /// Returns the counts of the targets' files and processes.
     pub fn targets(&self) -> TargetCounts {
         self.manager.status().targets()
     }
 
-    /// Hits that named no site: a fault of the exporter.
+    /// Returns the number of hits that belong to no known site, which would be a bug in the exporter.
     pub fn stray(&self) -> u64 {
         self.manager.shared().control.stray()
     }
 }
 
-/// Compares all series of this metric, in the order of their names.
+/// Compares all series of this metric, sorted by name.
 #[track_caller]
 pub fn assert_all(series: &Series, metric: &str, expected: &[(&str, &str)]) {
     let mut found: Vec<_> = series
@@ -160,14 +161,14 @@ pub fn assert_all(series: &Series, metric: &str, expected: &[(&str, &str)]) {
     assert_eq!(found, expected, "{metric} in {series:#?}");
 }
 
-/// The plan for a configuration's text, or what is wrong with it.
+/// Returns the plan for a configuration's text, or its errors.
 pub fn plan_of(yaml: &str, all_to_ring: bool) -> Result<Plan, String> {
     load_bytes("test.yaml", yaml.into(), &Overrides::default(), &Environment::new())
         .and_then(|loaded| plan(loaded.config, all_to_ring))
         .map_err(|wrong| wrong.to_string())
 }
 
-/// Waits until it holds.
+/// Waits until the condition holds.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {

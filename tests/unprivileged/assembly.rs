@@ -1,4 +1,4 @@
-//! Code made for a test, in assembly.
+//! Test code in assembly.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::support::program::run;
 
-/// Each function ends with `end`, which gives it its size.
+/// Each function ends with `end`, which sets its size.
 const FUNCTIONS: &str = r#"
 .macro begin name
 	.text
@@ -23,7 +23,7 @@ const FUNCTIONS: &str = r#"
 .endm
 "#;
 
-/// A shared library of the code, whose functions are between `begin NAME` and `end NAME`.
+/// Builds a shared library of the code, whose functions are between `begin NAME` and `end NAME`.
 pub fn library(directory: &Path, code: &str) -> PathBuf {
     let (source, library) = (directory.join("code.S"), directory.join("libcode.so"));
     fs::write(&source, [FUNCTIONS, code].concat()).unwrap();
@@ -31,7 +31,7 @@ pub fn library(directory: &Path, code: &str) -> PathBuf {
     library
 }
 
-/// Every symbol's address.
+/// Returns the address of every symbol.
 pub fn symbols(file: &Path) -> BTreeMap<String, u64> {
     let listed = run(Command::new("nm").arg(file));
     let parts = listed.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());

@@ -1,4 +1,4 @@
-//! `generate-certs.sh` as a user runs it, judged by `openssl verify` and by the file modes.
+//! `generate-certs.sh` as a user runs it, checked with `openssl verify` and by the file modes.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory of this test's own, removed at its end.
+/// A private directory, removed on drop.
 struct StateDirectory(PathBuf);
 
 impl StateDirectory {
@@ -22,7 +22,7 @@ impl StateDirectory {
         self.0.join("certs")
     }
 
-    /// Runs the script in the directory, so that it writes to `certs` there.
+    /// Runs the script in the directory, so that it writes to `certs` below it.
     fn generate(&self, names: &[&str]) -> Output {
         script().args(names).current_dir(&self.0).output().unwrap()
     }
@@ -41,7 +41,7 @@ impl StateDirectory {
         fs::write(self.certs().join(file), content).unwrap();
     }
 
-    /// True if openssl trusts the node's certificate, by this authority, as a server called `name`.
+    /// Returns whether openssl trusts the node's certificate, given this authority, for a server called `name`.
     fn verifies(&self, ca: &Path, node: &str, name: &str) -> bool {
         let check = if name.parse::<std::net::IpAddr>().is_ok() { "-verify_ip" } else { "-verify_hostname" };
         let output = Command::new("openssl")
@@ -54,7 +54,7 @@ impl StateDirectory {
         output.status.success()
     }
 
-    /// Every file under `certs` and its permission bits.
+    /// Returns every file under `certs` with its permission bits.
     fn modes(&self) -> Vec<(String, u32)> {
         let mut modes = Vec::new();
         let mut directories = vec![self.certs()];
@@ -150,7 +150,7 @@ fn keys_are_for_their_owner_and_certificates_for_all() {
     assert_eq!(modes, expected.map(|(name, mode)| (name.to_owned(), mode)));
 }
 
-/// Stands in for openssl and notes the mode of every key after each call, before the script can change it.
+/// A wrapper for openssl records the mode of every key after each call, before the script can change the mode.
 #[test]
 fn no_key_is_readable_by_others_in_between() {
     let directory = StateDirectory::new();
@@ -225,7 +225,7 @@ fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
     assert!(all_kept.lines().all(|line| line.starts_with("kept ")), "{all_kept}");
 }
 
-/// Replaces the node's certificate by one of the same key that ends in ten days.
+/// Replaces the node's certificate with one for the same key that expires in ten days.
 fn end_soon(directory: &StateDirectory, node: &str) {
     let path = |file: &str| directory.certs().join(file).into_os_string().into_string().unwrap();
     let (key, crt, request) =

@@ -1,16 +1,16 @@
-//! Modules beside each other depend on each other in one direction only, at every level of the tree.
+//! Sibling modules depend on each other in one direction only, at every level of the tree.
 //!
-//! Read from the text: every path that begins with `crate`, `super` or `self` outside of tests is followed to the module
-//! that it leads into, through what a `mod.rs` exports again. A parent and its children are one thing here.
+//! This is read from the text: every path outside of tests that begins with `crate`, `super` or `self` is resolved to
+//! the module that it leads to, through the re-exports of a `mod.rs`. A parent and its children count as one here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 type Module = Vec<String>;
-/// The names that each module exports again from its children, with the child.
+/// The names that each module re-exports from its children, each with the child.
 type Exports = BTreeMap<Module, BTreeMap<String, Module>>;
-/// Where one module names another: `file:line`.
+/// Where one module refers to another: `file:line`.
 type Edges = BTreeMap<Module, BTreeMap<Module, String>>;
 
 /// A crate's modules with their files and texts, without tests and comments.
@@ -33,7 +33,7 @@ impl Tree {
             if entry.path().is_dir() {
                 self.add(&entry.path(), &shown, &[module, std::slice::from_ref(&name)].concat());
             } else if let Some(stem) = name.strip_suffix(".rs").filter(|stem| *stem != "tests") {
-                // The program's main.rs beside a lib.rs is another crate.
+                // The program's main.rs beside a lib.rs is a separate crate.
                 if stem == "main" && directory.join("lib.rs").exists() {
                     continue;
                 }
@@ -61,7 +61,7 @@ impl Tree {
         edges
     }
 
-    /// The module that a path leads into.
+    /// Returns the module that a path leads to.
     fn resolve(&self, from: &[String], path: &[String], exports: &Exports) -> Option<Module> {
         let mut at = from.to_vec();
         let mut rest = path;
@@ -82,7 +82,7 @@ impl Tree {
                 at = child;
                 rest = more;
             } else {
-                // A name that the module exports again from one of its own.
+                // A name that the module re-exports from one of its children.
                 let exported = exports.get(&at).and_then(|names| names.get(name));
                 return Some(exported.cloned().unwrap_or(at));
             }
@@ -90,7 +90,7 @@ impl Tree {
         Some(at)
     }
 
-    /// Names that a module takes from its children, with the child.
+    /// Returns the names that a module imports from its children, each with the child.
     fn exports(&self, module: &[String]) -> BTreeMap<String, Module> {
         let Some((_, text)) = self.files.get(module) else { return BTreeMap::new() };
         let uses = statements(text, "use");
@@ -103,7 +103,7 @@ impl Tree {
     }
 }
 
-/// A text without its modules of tests, wherever they are: a declaration, or a block whose last brace begins a line.
+/// Removes test modules from a text, wherever they are: declarations, and blocks whose closing brace begins a line.
 fn without_tests(text: &str) -> String {
     let mut parts = text.split("\n#[cfg(test)]\nmod ");
     let mut kept = parts.next().unwrap().to_owned();
@@ -115,7 +115,7 @@ fn without_tests(text: &str) -> String {
     kept
 }
 
-/// The text without tests, with its comments and the insides of its strings blanked, line by line.
+/// Returns the text without tests, comments and the contents of strings; lines keep their numbers.
 fn code(text: &str) -> String {
     let text = &without_tests(text);
     let mut kept = String::new();
@@ -144,7 +144,7 @@ fn code(text: &str) -> String {
     kept
 }
 
-/// How many bytes a string or a character is long that begins here.
+/// Returns the length in bytes of the string or character literal that begins here.
 fn quoted(text: &str, quote: char) -> usize {
     let mut is_escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -162,7 +162,7 @@ fn is_part_of_a_name(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// All paths in the text that begin with a keyword, with their lines; groups in braces are taken apart.
+/// Returns all paths in the text that begin with a keyword, with their lines; groups in braces are expanded.
 fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
     let tokens = tokens(text);
     let mut found = Vec::new();
@@ -178,7 +178,7 @@ fn paths(text: &str) -> Vec<(usize, Vec<String>)> {
     found
 }
 
-/// The paths of all statements that begin with this word.
+/// Returns the paths of all statements that begin with this word.
 fn statements(text: &str, word: &str) -> Vec<(usize, Vec<String>)> {
     let tokens = tokens(text);
     let mut found = Vec::new();
@@ -192,7 +192,7 @@ fn statements(text: &str, word: &str) -> Vec<(usize, Vec<String>)> {
     found
 }
 
-/// Reads one path from here on, or a group of them; returns what comes after.
+/// Reads a path or a group of paths from this position; returns the position after it.
 fn group(tokens: &[(usize, &str)], mut at: usize, before: &[String], all: &mut Vec<Vec<String>>) -> usize {
     let mut path = before.to_vec();
     loop {
@@ -201,7 +201,7 @@ fn group(tokens: &[(usize, &str)], mut at: usize, before: &[String], all: &mut V
                 at += 1;
                 while tokens.get(at).is_some_and(|token| token.1 != "}") {
                     let next = group(tokens, at, &path, all);
-                    // Anything that is no path: a comma, the rest of a line.
+                    // Anything that is not a path: a comma, or the rest of a line.
                     at = next.max(at + 1);
                     while tokens.get(at).is_some_and(|token| ![",", "}"].contains(&token.1)) {
                         at += 1;
@@ -231,7 +231,7 @@ fn is_name(word: &str) -> bool {
     word.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// Words, `::` and single characters, with their lines.
+/// Splits the text into words, `::` and single characters, with their lines.
 fn tokens(text: &str) -> Vec<(usize, &str)> {
     let mut found = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -250,11 +250,11 @@ fn tokens(text: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// For each circle its modules, and one way round with the places.
+/// Returns the modules of each cycle, and one path around it with the places of its references.
 fn circles(edges: &Edges) -> Vec<(BTreeSet<String>, String)> {
     let name = |module: &Module| module.join("::");
     let reach = |from: &Module| {
-        // Each module that can be reached, with the one before it.
+        // Each reachable module, with its predecessor.
         let mut seen: BTreeMap<Module, Module> = BTreeMap::new();
         let mut next = vec![from.clone()];
         while let Some(module) = next.pop() {
@@ -294,7 +294,8 @@ fn circles(edges: &Edges) -> Vec<(BTreeSet<String>, String)> {
     found
 }
 
-/// The program, every benchmark and test program that has modules, and what they share.
+/// Returns the source directories of the program, of every benchmark and test program that has modules, and of their
+/// shared modules.
 fn roots() -> Vec<String> {
     let mut roots = vec!["src".to_owned()];
     for above in ["benches", "tests"] {
@@ -318,7 +319,7 @@ fn modules_depend_on_each_other_in_one_direction() {
     assert!(found.is_empty(), "modules in a circle; move what both need below both:\n{found}");
 }
 
-/// What could be a crate of its own: it names no other module of the program.
+/// Modules that could be separate crates: they refer to no other module of the program.
 const INDEPENDENT: &[&str] = &["elf", "exposition", "glob", "http", "mapping", "procfs", "regular", "table"];
 
 #[test]
@@ -331,7 +332,7 @@ fn independent_parts_know_nothing_of_the_others() {
     }
 }
 
-/// The search itself, on texts.
+/// Tests the search itself on texts.
 #[test]
 fn a_circle_is_found_however_it_is_written() {
     let circle = |files: &[(&str, &str)]| {
@@ -347,23 +348,23 @@ fn a_circle_is_found_however_it_is_written() {
             .collect::<Vec<_>>()
     };
     let none: [&str; 0] = [];
-    // A use, a group over several lines, a path within the code.
+    // A use declaration, a group over several lines, a path within the code.
     assert_eq!(circle(&[("a", "use crate::b::X;"), ("b", "use crate::{\n c,\n a::{Y, Z},\n};")]), ["a b"]);
     assert_eq!(
         circle(&[("a", "fn f() { crate::b::g() }"), ("b", "use crate::c;"), ("c", "use super::a;")]),
         ["a b c"]
     );
-    // Children of one directory, by what their parent exports again.
+    // Children of one directory, through their parent's re-exports.
     assert_eq!(
         circle(&[("p", "pub use x::One;"), ("p::x", "use super::y::Two;"), ("p::y", "use super::One;")]),
         ["p::x p::y"]
     );
-    // Directories, by files deep within.
+    // Directories, through files deep inside them.
     assert_eq!(
         circle(&[("a::k::m", "use crate::b;"), ("b::n", "use crate::a::k;"), ("a", ""), ("b", "")]),
         ["a b"]
     );
-    // After a text of several lines, and after a quote that begins none.
+    // After a multi-line string, and after a quote character that does not begin a string.
     assert_eq!(
         circle(&[
             ("a", "f(\"x \\\n y\", crate::b::X)"),
@@ -372,14 +373,14 @@ fn a_circle_is_found_however_it_is_written() {
         ]),
         ["a b c"]
     );
-    // One direction, a parent, comments, texts and tests are no circle.
+    // A single direction, a parent, comments, strings and tests are not cycles.
     assert_eq!(
         circle(&[("a", "use crate::b;"), ("b", "// crate::a\nlet x = \"crate::a\";\nr#\"\"crate::a\"#;")]),
         none
     );
     assert_eq!(circle(&[("p", "use x::X;"), ("p::x", "use super::Thing;")]), none);
     assert_eq!(circle(&[("a", "use crate::b;"), ("b", "\n#[cfg(test)]\nmod tests { use crate::a; }")]), none);
-    // What is behind tests is code again.
+    // What follows the tests is code again.
     for tests in ["mod tests;\n", "mod tests {\n    f();\n}\n"] {
         let text = format!("\n#[cfg(test)]\n{tests}\nuse crate::a;");
         assert_eq!(circle(&[("a", "use crate::b;"), ("b", text.as_str())]), ["a b"], "{tests}");

@@ -1,4 +1,4 @@
-//! What README.md and docs/ tell people to write and to type: every configuration is accepted, every command is one.
+//! The configurations and commands in README.md and docs/: every configuration is accepted, and every command is valid.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ fn every_configuration_is_accepted() {
     assert!(seen >= 6, "{seen} configurations");
 }
 
-/// Lines to type: those of indented blocks and of fenced ones of `sh` and `console`.
+/// Returns the command lines: those in indented blocks and in fenced blocks of `sh` and `console`.
 fn commands(text: &str) -> Vec<String> {
     let mut lines: Vec<String> =
         text.lines().filter_map(|line| line.strip_prefix("    ")).map(ToString::to_string).collect();
@@ -59,7 +59,7 @@ fn every_command_is_one() {
                 scripts += 1;
                 let mode = fs::metadata(first).map(|data| data.permissions().mode());
                 assert!(mode.is_ok_and(|mode| mode & 0o111 != 0), "{}: {line}", file.display());
-                // An option must be one that the script knows.
+                // The script must know the option.
                 let script = fs::read_to_string(first).unwrap();
                 for option in words[1..].iter().filter(|word| word.starts_with("--")) {
                     assert!(script.contains(option), "{}: {line}: no {option}", file.display());
@@ -92,7 +92,7 @@ fn every_link_leads_to_a_file_and_every_page_is_in_the_book() {
     }
 }
 
-/// A metric that is renamed or taken away leaves nothing behind that names it.
+/// No text names a metric that was renamed or removed.
 #[test]
 fn every_metric_that_is_named_is_one() {
     let reference = fs::read_to_string("docs/metrics.md").unwrap();
@@ -114,7 +114,7 @@ fn every_metric_that_is_named_is_one() {
         }));
     for (file, text) in texts {
         for word in text.split(|c: char| !is_word(c)) {
-            // What ends in `_` stands for several.
+            // A word that ends in `_` stands for several metrics.
             let is_metric = prefixes.iter().any(|prefix| word.starts_with(prefix))
                 && ["_total", "_seconds", "_bytes", "_count", "_bucket", "_sum"]
                     .iter()
@@ -129,7 +129,7 @@ fn every_metric_that_is_named_is_one() {
     assert!(seen > 100, "{seen} names");
 }
 
-/// A file or directory of the source that moves or goes away is not described where it was.
+/// Descriptions of the source do not refer to files or directories that were moved or removed.
 #[test]
 fn every_file_that_developers_are_told_of_is_there() {
     let mut files = BTreeSet::new();
@@ -159,7 +159,7 @@ fn every_file_that_developers_are_told_of_is_there() {
     assert!(seen > 60, "{seen} paths");
 }
 
-/// Those of all files, and of directories with a slash behind.
+/// Collects the paths of all files, and of directories with a trailing slash.
 fn paths_below(directory: &Path, to: &mut BTreeSet<String>) {
     to.insert(format!("{}/", directory.display()));
     for entry in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {

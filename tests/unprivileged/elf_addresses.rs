@@ -1,4 +1,4 @@
-//! Code is named after the function that it belongs to, however the file was built.
+//! Code addresses resolve to the name of their function, however the file was built.
 //!
 //! Needs `cc`, `c++`, `clang-14`, `lld`, `objcopy` and `strip`.
 
@@ -24,7 +24,7 @@ int unsized(int), label(int);
 int main(int n, char **v) { (void)v; return hot(n) + cold(n) + apart(n) + unsized(n) + label(n); }
 "#;
 
-/// The names of the function's first and last byte.
+/// Returns the names found for the first and last byte of a function.
 fn names_in(path: &Path, function: &str) -> [Option<String>; 2] {
     let bytes = fs::read(path).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -52,7 +52,7 @@ fn code_is_named_after_its_function() {
             assert_eq!(names_in(&path, function), [(); 2].map(|()| Some(function.to_string())), "{name}");
         }
         assert_eq!(names_in(&path, "unsized")[0].as_deref(), Some("unsized"), "{name}");
-        // It has neither type nor size.
+        // It has neither a type nor a size.
         assert_eq!(names_in(&path, "label")[0], None, "{name}");
     }
 }

@@ -1,4 +1,4 @@
-//! Jumps that tell of a `ret`, in code made for it.
+//! Jumps that stand in for a `ret`, in code written for the test.
 
 use std::fs;
 use std::process::Command;
@@ -8,7 +8,7 @@ use exporter::elf::{Functions, Image, function_sites};
 use crate::assembly::{library, symbols};
 use crate::support::program::run;
 
-/// A label `FUNCTION_jN` is a jump that stands for a `ret`.
+/// A label `FUNCTION_jN` is a jump that stands in for a `ret`.
 const CODE: &str = r#"
 # As compilers check the stack.
 begin guarded
@@ -205,7 +205,8 @@ fn jumps_that_stand_for_a_return() {
     assert_eq!(checked, CODE.matches("\nbegin ").count());
 }
 
-/// Where exceptions come to between such a jump and the `ret`, others may come to, too. A compiler's table tells of it.
+/// If an exception handler were entered between such a jump and the `ret`, others might get there, too; the compiler's
+/// tables show where the handlers are.
 #[test]
 fn handlers_are_no_obstacle_where_they_lie_elsewhere() {
     let source = r#"

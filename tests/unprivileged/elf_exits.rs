@@ -1,5 +1,6 @@
-//! Where functions are left, in code made for it: each label `FUNCTION_rN` in `elf_exits.s` is a `ret` that the search
-//! must find, `_tN` a tail call that it cannot follow, `_dN` a jump that is decided when it is taken. It must find no others.
+//! The exits of functions, in code written for the test: in `elf_exits.s`, each label `FUNCTION_rN` is a `ret` that the
+//! search must find, `_tN` a tail call that it cannot follow, and `_dN` a jump whose target is only known at run time.
+//! It must find no others.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -90,7 +91,7 @@ fn every_exit_is_found_and_nothing_else() {
     assert_eq!(checked, 35 + REFUSED.len() + 1 + 1);
 }
 
-/// A call that goes on elsewhere passes a jump, with its condition, and the entry of what it goes on in.
+/// A call that continues in another function passes a jump, with its condition, and the entry of that function.
 #[test]
 fn what_a_call_passes_on_its_way() {
     use PassageKind::{CalleeEntry, LoopBack, TailJump};
@@ -121,7 +122,7 @@ fn what_a_call_passes_on_its_way() {
     assert_eq!(when("even"), [None, Some(NOT_SIGN), None]);
 }
 
-/// A program that is loaded at one address names its data by numbers.
+/// A program linked at a fixed address refers to its data by absolute addresses.
 #[test]
 fn data_among_code_that_is_named_by_a_number() {
     let directory = tempfile::tempdir().unwrap();
@@ -150,7 +151,7 @@ fn data_among_code_that_is_named_by_a_number() {
     assert_eq!(code.exits(symbols["adds"], size("adds")).unwrap().exits.len(), 1);
 }
 
-/// A stripped file has only what it exports and its unwind table.
+/// A stripped file has only its exports and its unwind table.
 #[test]
 fn a_stripped_file_tells_as_much() {
     let directory = tempfile::tempdir().unwrap();
@@ -168,7 +169,7 @@ fn a_stripped_file_tells_as_much() {
     }
 }
 
-/// Of blocks in places of their own a stripped file does not tell whose they are.
+/// A stripped file does not show which function its separate blocks belong to.
 #[test]
 fn blocks_of_a_stripped_file_are_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -186,7 +187,8 @@ fn blocks_of_a_stripped_file_are_refused() {
     assert!(found(&library).unwrap_err().contains("stripped of the symbols"));
 }
 
-/// Without a name, a function that another one ends in and that lies right behind it looks like a block of it, but that it is called.
+/// Without a name, a function directly after the one that tail-calls it looks like a block of that function, unless it
+/// is also called.
 #[test]
 fn what_is_called_in_a_stripped_file_is_no_block() {
     let directory = tempfile::tempdir().unwrap();
@@ -204,7 +206,7 @@ fn what_is_called_in_a_stripped_file_is_no_block() {
     }
 }
 
-/// What GHC compiles returns to nobody by the machine's stack; OCaml raises an exception by `ret`.
+/// Code compiled by GHC does not return through the machine stack; OCaml raises exceptions with `ret`.
 #[test]
 fn code_of_other_runtimes_is_told() {
     let directory = tempfile::tempdir().unwrap();
@@ -261,7 +263,7 @@ fn functions_on_stacks_that_move_are_refused() {
     }
 }
 
-/// No input makes the search panic or go on for long: every function of a library whose code is changed at random.
+/// No input makes the search panic or run for long: every function of a library with randomly changed code.
 #[test]
 fn damaged_code_and_tables_are_refused() {
     let directory = tempfile::tempdir().unwrap();
@@ -309,7 +311,7 @@ fn programs_with_non_local_exits_are_told_from_those_that_do_not() {
     assert!(build("still.c", "gcc", plain, &["-static"]).0.is_some(), "the C library is in it");
 }
 
-/// Of two functions that are written in assembly, one begins with code of its own and goes on in the middle of the other.
+/// Of two functions in assembly, one begins with its own code and continues in the middle of the other.
 #[test]
 fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
     let directory = tempfile::tempdir().unwrap();
@@ -322,7 +324,8 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
         function("alone", "mov %rdi, %rax\n ret"),
         function("calls", "jmp alone"),
     ];
-    // With an unwind table, too; and what gets another stack for the time of a call, and returns on both.
+    // Also with an unwind table; and a function that runs on another stack for the duration of a call, and returns on
+    // both stacks.
     let described = "begin from_middle\n jmp 1f\nend from_middle\nbegin has_middle\n xor %eax, %eax\n1: ret\nend has_middle\n\
                      begin has_frame\n push %rbx\n .cfi_def_cfa_offset 16\n1: pop %rbx\n .cfi_def_cfa_offset 8\n ret\nend has_frame\n\
                      begin into_frame\n push %rcx\n .cfi_def_cfa_offset 16\n jmp 1b\nend into_frame\n\
@@ -343,7 +346,7 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
     assert_eq!(shared("grows"), [true, true]);
 }
 
-/// BOLT keeps the code that it has moved, without names; where a table of labels leads there, it is run.
+/// BOLT keeps the original of the code that it moved, without names; if a table of labels points there, it still runs.
 #[test]
 fn code_that_is_run_where_it_lay_before_is_told() {
     let directory = tempfile::tempdir().unwrap();

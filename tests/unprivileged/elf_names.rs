@@ -1,4 +1,4 @@
-//! Every name that is shown is a name that is accepted, and means the function that it was shown for.
+//! Every name that is listed is also accepted, and refers to the function that it was listed for.
 //!
 //! Needs `cc`, `c++`, `objcopy`, `strip`, `xz` and the shared libraries of a Debian with a JDK.
 
@@ -123,7 +123,7 @@ fn each_way_to_write_a_cpp_name_is_accepted() {
 
 #[test]
 fn a_deleting_destructor_that_calls_the_complete_one_is_not_counted_twice() {
-    // A library calls its own functions by the linker's jumps.
+    // A library calls its own functions through the PLT.
     for (name, flags) in [
         ("names-destructor", &["-O1"][..]),
         ("names-destructor.so", &["-O1", "-shared", "-fPIC"]),
@@ -153,7 +153,7 @@ int main(int n, char **v) { (void)v; return calls(n) + wrapped(n) + drain(n); }
 #[test]
 fn what_a_symbol_does_not_tell_is_remarked() {
     let path = compile("names-copies", "cc", COPIES, &["-O2", "-fno-inline"]);
-    // A copy as compilers name them, whatever this one makes of the source.
+    // A copy named as compilers do it, whatever this compiler makes of the source.
     let copied = path.with_extension("copied");
     run(Command::new("objcopy")
         .args(["--add-symbol", "whole.constprop.7=.text:0x0,function,local"])
@@ -206,7 +206,7 @@ fn versions_of_a_symbol_are_told_apart() {
     }
 }
 
-/// As libm's `expf`: the name alone means an IFUNC, too, where no probe can be set.
+/// Like libm's `expf`: the name alone also refers to an IFUNC, which cannot be probed.
 #[test]
 fn an_old_version_of_an_ifunc_is_listed_by_a_name_that_is_accepted() {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -253,7 +253,7 @@ fn a_debug_file_of_another_build_is_not_used() {
     let mut changed = bytes[1].clone();
     *changed.last_mut().unwrap() ^= 1;
     assert!(program.with_debug_symbols(&Image::parse(&changed).unwrap()).is_err());
-    // A program that tells nothing of its debug file takes none.
+    // A program that does not refer to a debug file accepts none.
     assert!(other.with_debug_symbols(&debug).is_err());
 }
 
@@ -263,7 +263,7 @@ fn debug_symbols_that_point_into_other_functions_are_refused() {
         compile("names-stale", "cc", WORK, &["-O1", "-DFACTOR=3", "-Wl,--build-id=0x0123456789abcdef"]);
     let bytes = fs::read(&path).unwrap();
     let entry = function_sites(&Image::parse(&bytes).unwrap(), "work").unwrap()[0].site.vaddr;
-    // lea (%rdi,%rdi,2),%eax is three bytes long, then comes ret.
+    // lea (%rdi,%rdi,2),%eax is three bytes long and is followed by ret.
     let debug = path.with_extension("debug");
     run(Command::new("objcopy")
         .args(["--add-symbol", &format!("torn={:#x},function,global", entry + 1)])
@@ -277,7 +277,7 @@ fn debug_symbols_that_point_into_other_functions_are_refused() {
     let named = Image::parse(&program).unwrap().with_debug_symbols(&debug).expect("the same build-id");
     assert_eq!(offsets(&named, "right"), offsets(&named, "work"));
     let error = |name: &str| function_sites(&named, name).unwrap_err().to_string();
-    // Two bytes after its wrong entry, an instruction begins; that is no reason to believe the entry.
+    // An instruction begins two bytes after the wrong entry; that does not make the entry right.
     for (name, says) in [("torn", "inside an instruction"), ("torn+2", "inside an instruction")] {
         assert!(error(name).contains(says), "{}", error(name));
     }
@@ -302,7 +302,8 @@ fn compressed_symbols_without_end_are_not_unpacked() {
     assert!(embedded_symbols(&Image::parse(&bytes).unwrap()).is_none());
 }
 
-/// A stripped program with the name of one of its functions in itself, packed by xz with these options; and the program before.
+/// Builds a stripped program with the symbol of one of its functions embedded, compressed by xz with these options;
+/// returns it and the original program.
 fn carrying(name: &str, packing: &[&str]) -> (Vec<u8>, Vec<u8>) {
     let path = compile(name, "cc", WORK, &["-O1", "-DFACTOR=3"]);
     let mini = path.with_extension("mini");
@@ -385,7 +386,7 @@ Turns Table::rows(int n) { co_yield n; }
 int main() { Table table; turns(2).handle.resume(); table.rows(1).handle.destroy(); }
 ";
 
-/// What runs when a coroutine is resumed has its name, demangled, and is no call of it.
+/// The function that runs when a coroutine is resumed has the coroutine's name when demangled, but is not a call of it.
 #[test]
 fn a_coroutine_is_its_beginning() {
     let by_gcc = compile("coroutines-gcc", "g++", COROUTINES, &["-std=c++20", "-O1"]);
@@ -424,7 +425,8 @@ int Shared::right() { return more(b) + more(b + 1) + more(b + 2) + more(b + 3); 
 int main() { Both both; Shared shared; Right *all[] = { &both, &shared }; return all[0]->right() + all[1]->right() == 0; }
 ";
 
-/// A thunk has the name that `nm -C` gives it, and is no call of its own where the function that it leads to is counted.
+/// A thunk has the name that `nm -C` prints, and is not counted as a separate call where its target function is
+/// counted.
 #[test]
 fn thunks_of_virtual_functions() {
     let path = compile("names-thunks", "g++", THUNKS, &["-O1", "-fno-inline"]);
@@ -450,7 +452,7 @@ __asm__(".symver old_first, _ZN4shop5firstEi@SHOP_1");
 __asm__(".symver new_first, _ZN4shop5firstEi@@SHOP_2");
 "#;
 
-/// `nm -DC` writes the version behind the demangled name.
+/// `nm -DC` appends the version to the demangled name.
 #[test]
 fn names_of_cpp_with_their_versions() {
     let script = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("names-versioned.map");
@@ -486,7 +488,7 @@ __attribute__((noinline)) int job_other(int n) { return n * 5; }
 int main(int argc, char **argv) { (void)argv; return job_begin(argc) + job_other(argc) + job_end(argc) == 0; }
 "#;
 
-/// Two names of one function: a hit does not tell which end of the span it is.
+/// Two names of the same function: a hit does not show which end of the span it is.
 #[test]
 fn ends_of_a_span_at_one_place_are_refused() {
     let path = compile("names-aliases", "cc", ALIASES, &["-O1"]);

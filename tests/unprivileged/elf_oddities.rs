@@ -1,4 +1,4 @@
-//! Files that linkers, compilers and packers make otherwise than usual.
+//! Files that linkers, compilers and packers produce in unusual ways.
 //!
 //! Needs `cc`, `clang-14` and `g++`.
 
@@ -16,7 +16,7 @@ fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     found.iter().map(|site| site.site.offset).collect()
 }
 
-/// A function of which the program chooses a variant when it starts.
+/// Functions for which the program chooses an implementation at startup.
 #[test]
 fn variants_that_are_chosen_at_program_start() {
     let source = r#"
@@ -59,7 +59,7 @@ int main(int argc, char **argv) { return area(argc) + shop::sum(argc) + chosen(a
             remarks.iter().any(|remark| remark.contains("chosen") && remark.contains("IFUNC")),
             "{remarks:?}"
         );
-        // What the file only refers to is told from what is not there at all.
+        // Imported functions are distinguished from functions that do not exist at all.
         for pattern in ["strlen", "strlen@plt"] {
             let error = index.sites(pattern).unwrap_err().to_string();
             assert!(error.contains("only imports it"), "{name}: {pattern}: {error}");
@@ -67,7 +67,7 @@ int main(int argc, char **argv) { return area(argc) + shop::sum(argc) + chosen(a
     }
 }
 
-/// A library without section headers exports what the dynamic loader finds; a program packed by UPX is none.
+/// A library without section headers exports what the dynamic loader finds; a program packed by UPX is rejected.
 #[test]
 fn files_without_section_headers() {
     let source = "int work(int n) { return n * 3; } int more(int n) { return work(n) + 2; } static int own(int n) { return n; } int (*used)(int) = own;";
@@ -107,7 +107,7 @@ fn long_names_are_names() {
     assert_eq!(offsets(&Image::parse(&bytes).unwrap(), &name).len(), 1);
 }
 
-/// Names of Crystal's methods have what looks like a version in them: which class they are inherited from.
+/// The names of Crystal's methods contain what looks like a version: the class that they are inherited from.
 #[test]
 fn an_at_sign_in_a_name_is_no_version() {
     let [push, pop] =
@@ -126,7 +126,7 @@ fn an_at_sign_in_a_name_is_no_version() {
     assert_eq!(offsets(&image, "?Array(Int32)@*").len(), 2);
 }
 
-/// Cryptographic modules by FIPS 140 compare their code with a checksum when they start.
+/// FIPS 140 cryptographic modules verify a checksum of their code at startup.
 #[test]
 fn code_that_checks_itself_is_left_alone() {
     let of_boringssl = "aws_lc_0_1_BORINGSSL_bcm_text_start:\nbegin inside\n mov %edi, %eax\n ret\nend inside\n\

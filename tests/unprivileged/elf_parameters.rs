@@ -1,4 +1,4 @@
-//! What debug information tells of functions' parameters, held against programs of several compilers.
+//! What debug information says about the parameters of functions, checked with programs of several compilers.
 //!
 //! Needs `cc`, `c++`, `clang-14`, `objcopy` and `rustc`.
 
@@ -57,7 +57,7 @@ fn compile(name: &str, compiler: &str, source: &str, flags: &[&str]) -> PathBuf 
     compile_kept(name, compiler, source, &[flags, &["-g"]].concat())
 }
 
-/// The parameters of the one function of that name.
+/// Returns the parameters of the only function with this name.
 fn parameters_in(path: &Path, function: &str) -> Option<Parameters> {
     let bytes = fs::read(path).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -67,7 +67,7 @@ fn parameters_in(path: &Path, function: &str) -> Option<Parameters> {
     index.parameters(&sites[0])
 }
 
-/// Those of the copy that GCC has made of a function.
+/// Returns the parameters of GCC's copy of a function.
 fn parameters_of_copy(path: &Path, function: &str) -> Parameters {
     let bytes = fs::read(path).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -77,7 +77,7 @@ fn parameters_of_copy(path: &Path, function: &str) -> Parameters {
     index.parameters(copy).unwrap()
 }
 
-/// `a:0 x:- z:6-7`.
+/// Formats parameters as `a:0 x:- z:6-7`.
 fn words(parameters: &Parameters) -> String {
     let one = |parameter: &exporter::elf::Parameter| {
         let words = match &parameter.words {
@@ -102,7 +102,7 @@ fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
         ("parameters-clang-0", "clang++-14", &["-O0", "-std=c++17", "-fstandalone-debug"]),
         ("parameters-clang-2", "clang++-14", &["-O2", "-std=c++17", "-fstandalone-debug"]),
     ] {
-        // Some of what is declared is defined nowhere.
+        // Some declarations have no definition.
         let path = compile(name, compiler, SOURCE, &[flags, &["-shared", "-fPIC"]].concat());
         for (function, expected, count) in [
             ("ints", "a:0 b:1 c:2 d:3 e:4 f:5 g:6 h:7", Some(8)),
@@ -117,7 +117,7 @@ fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
         ] {
             let found = parameters_in(&path, function).unwrap_or_else(|| panic!("{name}: {function}"));
             assert_eq!(words(&found), expected, "{name}: {function}: {found:#?}");
-            // DWARF 4 does not tell which classes are passed as their address.
+            // DWARF 4 does not say which classes are passed by reference.
             if !name.ends_with("dwarf4") || found.words.is_some() {
                 assert_eq!(found.words, count, "{name}: {function}");
             }
@@ -144,7 +144,7 @@ fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
     }
 }
 
-/// What is passed otherwise than it looks, and what compilers do not tell.
+/// Parameters that are passed in unexpected ways, and what compilers do not record.
 const ODD: &str = r#"
 #include <complex>
 #include <memory>
@@ -199,7 +199,7 @@ fn what_is_passed_otherwise_than_it_looks() {
         }
         let last = |function: &str| words(&parameters_in(&path, function).unwrap()).pop().unwrap();
         assert!(matches!(last("no_address"), '1' | '?'), "{name}");
-        // Clang may drop the parameter that is not used: then no place is known, and none is wrong.
+        // Clang may drop the unused parameter: then the place is unknown, but not wrong.
         assert!(matches!(last("drops"), '2' | '?'), "{name}");
         assert_eq!(
             words(&parameters_in(&path, "any<int, short>").unwrap()),
@@ -209,7 +209,7 @@ fn what_is_passed_otherwise_than_it_looks() {
             },
             "{name}"
         );
-        // Only the variant that is a base of another object is told where its virtual base is.
+        // Only the variant for a base subobject is passed where its virtual base is.
         for (symbol, expected) in
             [("_ZN5BuiltC2Eil", "this:0 _:1 a:2 b:3"), ("_ZN5BuiltC1Eil", "this:0 a:1 b:2")]
         {
@@ -220,7 +220,7 @@ fn what_is_passed_otherwise_than_it_looks() {
     }
 }
 
-/// To save space, GCC has all variants of a constructor jump to one, whose calls are counted.
+/// To save space, GCC makes all variants of a constructor jump to a shared one, whose calls are counted.
 #[test]
 fn a_constructor_that_its_variants_share_is_counted_once() {
     let path = compile("odd-gcc-shared", "c++", ODD, &["-Os", "-std=c++17"]);
@@ -234,7 +234,7 @@ fn a_constructor_that_its_variants_share_is_counted_once() {
     assert_eq!(words(&found), "this:0 __in_chrg:1 __vtt_parm:2 a:3 b:4");
 }
 
-/// GCC makes copies with a constant in the place of an argument, and moves the others up.
+/// GCC makes copies in which a constant replaces an argument, and shifts the others up.
 #[test]
 fn arguments_of_copies_are_where_debug_information_says() {
     let source = r#"
@@ -249,7 +249,7 @@ int main(int argc, char **argv) { (void)argv; return calc(7, argc) + calc(7, arg
     assert_eq!(found.all[1].place, ParameterPlace::Word(0));
 }
 
-/// Clang takes arguments away without giving the function another name.
+/// Clang removes arguments without renaming the function.
 #[test]
 fn arguments_that_were_taken_away_are_not_taken_for_others() {
     let source = r#"
@@ -264,7 +264,8 @@ int main(int argc, char **argv) { (void)argv; return calc(argc * 3, argc) + calc
     assert_eq!(found.all[1].place, ParameterPlace::Word(0));
 }
 
-/// What its copy has in a register is at no position of a function of which another parameter is there.
+/// A register in a copy does not correspond to an argument position of the original function, where that position holds
+/// another parameter.
 #[test]
 fn a_place_in_a_copy_is_not_a_position_of_its_function() {
     let source = r#"
@@ -283,7 +284,7 @@ int main(int argc, char **argv)
     assert_eq!(places, [&[ParameterPlace::AsDeclared][..], &words].concat());
 }
 
-/// Of a local function Clang may have taken away any parameter of which nothing is told.
+/// Clang may have removed any parameter of a local function for which nothing is recorded.
 #[test]
 fn what_follows_a_parameter_that_may_be_missing_is_where_it_is_told_to_be() {
     let source = r#"
@@ -304,7 +305,7 @@ int main(int argc, char **argv)
     assert_eq!(place("far"), ParameterPlace::Nowhere);
 }
 
-/// Of other languages no convention is taken for granted.
+/// For other languages, no calling convention is assumed.
 #[test]
 fn parameters_of_rust_are_those_that_debug_information_places() {
     let source = "#[inline(never)] #[no_mangle] pub fn weigh(n: u16, text: &str, last: i32) -> usize {\n    \
@@ -320,7 +321,7 @@ fn parameters_of_rust_are_those_that_debug_information_places() {
     assert!(found.all.iter().all(|one| one.place == ParameterPlace::AsDeclared), "{found:?}");
 }
 
-/// Types may have units of their own; and only lines may be told of.
+/// Types may be in their own units; and debug information may consist of line numbers only.
 #[test]
 fn debug_information_in_other_shapes() {
     let source = r#"
@@ -351,14 +352,14 @@ int main(int argc, char **argv) { return f({argc, 2}, argv[0], 'c', 4); }
             "{name}: one character is no text"
         );
     }
-    // Types are in another section, which is not read.
+    // The types are in another section, which is not read.
     let old = shape("shape-gcc-units-4", "c++", &["-gdwarf-4", "-fdebug-types-section"]).unwrap();
     assert_eq!((words(&old).as_str(), old.all[0].declared.as_str()), ("s:? n:? c:? last:?", "?"));
     let lines = compile_kept("shape-gcc-lines", "c++", source, &["-O0", "-g1"]);
     assert_eq!(parameters_in(&lines, "f"), None, "it does not say that there are none");
 }
 
-/// What dwz has put into a file that several programs share is read there, if it is that file.
+/// What dwz moved to a file shared by several programs is read from there, if it is the right file.
 #[test]
 fn shared_debug_information_is_read() {
     let source = r#"
@@ -388,12 +389,12 @@ int main(int n, char **v) { std::vector<std::string> all(v, v + n); return f({n,
         (index.parameters(&sites[0]), index.debug_info_lacks().len())
     };
     assert_eq!(with(&shared), (Some(whole.clone()), 0));
-    // Of another build.
+    // From another build.
     let (found, lacks) = with(&paths[1]);
     assert!(found != Some(whole) && lacks == 1, "{found:?}");
 }
 
-/// Debug information is read in every way that it is compressed.
+/// Debug information is read with every kind of compression.
 #[test]
 fn compressed_debug_information_is_read() {
     let plain = compile("parameters-plain", "c++", SOURCE, &["-O2", "-shared", "-fPIC"]);

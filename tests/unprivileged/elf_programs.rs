@@ -1,4 +1,4 @@
-//! Sites of programs that the test compiles, argument forms of programs that others ship, and damaged files.
+//! Sites of programs that the test compiles, argument forms of third-party programs, and damaged files.
 //!
 //! Needs `cc`, `c++`, `objcopy`, `strip` and `sys/sdt.h` (Debian: build-essential, systemtap-sdt-dev).
 
@@ -69,7 +69,7 @@ fn word(bytes: &[u8], offset: u64) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// The place of static data must hold what the source puts there.
+/// Returns the word at a static argument's address, which must be what the source puts there.
 fn static_value(image: &Image<'_>, bytes: &[u8], site: &Site, arg: usize) -> u32 {
     match site.args[arg].as_ref().unwrap().form {
         Form::Static { vaddr } => word(bytes, image.file_offset(vaddr).unwrap()),
@@ -241,7 +241,7 @@ fn programs_of_other_kinds_are_told_apart() {
     let error = |bytes: &[u8]| Image::parse(bytes).unwrap_err();
     assert_eq!(error(b"#!/bin/sh\nexec true\n"), ElfError::NotElf);
     assert_eq!(error(b""), ElfError::NotElf);
-    // An x32 program, by its machine.
+    // An x32 program, according to its machine field.
     assert_eq!(error(&patched(4, 1)), ElfError::Class32(62));
     assert_eq!(error(&patched(5, 2)), ElfError::BigEndian);
     assert_eq!(error(&patched(18, 40)), ElfError::Machine(40));
@@ -262,7 +262,7 @@ fn programs_of_other_kinds_are_told_apart() {
     let go = fs::read(go).unwrap();
     assert!(go_binary(&Image::parse(&go).unwrap()));
 
-    // The type and the owner of the last note; the sizes of its owner and of itself are before them.
+    // The type and owner of the last note; the sizes of its owner and descriptor precede them.
     let last = bytes.windows(12).rposition(|w| w == b"\x03\0\0\0stapsdt\0").unwrap() - 8;
     let mut broken = bytes.clone();
     broken[last + 3] = 0xff;
@@ -299,7 +299,7 @@ fn every_argument_of_shipped_programs_is_understood() {
     assert_eq!(programs, 11, "one fixture for each program");
 }
 
-/// Everything that can be asked of a file.
+/// Calls everything that can parse a file.
 fn ask_everything(bytes: &[u8]) {
     let Ok(image) = Image::parse(bytes) else { return };
     let _ = (image.build_id(), go_binary(&image), debug_file_candidates(&image, Path::new("/bin/true")));
@@ -370,7 +370,7 @@ fn hostile_notes_do_not_cost_more_than_their_size() {
     }
 }
 
-/// What the program clears when it starts is no place for a semaphore that is raised before.
+/// Memory that is cleared at program start cannot hold a semaphore, because it is raised before that.
 #[test]
 fn a_semaphore_in_cleared_memory_is_refused_with_the_reason() {
     let source = PROBES.replace("__attribute__((section(\".probes\"))) = 0x1111", "");

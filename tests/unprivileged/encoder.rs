@@ -1,4 +1,4 @@
-//! The text format, byte for byte as the `prometheus` crate writes it, which others wrote and many use.
+//! The text format, compared byte for byte with the output of the widely used `prometheus` crate.
 
 use exporter::exposition::{Families, Family, Format, Kind};
 use prometheus::{
@@ -8,7 +8,7 @@ use prometheus::{
 
 use crate::support::random::Xorshift;
 
-/// Whole and broken numbers of any size, none of which the crate keeps otherwise than it was given.
+/// Returns integers and fractions of any magnitude, all of which the crate stores exactly.
 fn real(random: &mut Xorshift) -> f64 {
     match random.below(4) {
         0 => random.below(1000) as f64,
@@ -24,7 +24,7 @@ fn text(random: &mut Xorshift) -> String {
     (0..random.below(5)).map(|_| PARTS[random.below(PARTS.len())]).collect()
 }
 
-/// Names live as long as the program, as they do there.
+/// Leaks the text: names live as long as the program, as they do there.
 fn fixed(text: String) -> &'static str {
     Box::leak(text.into_boxed_str())
 }
@@ -35,7 +35,7 @@ fn the_text_is_that_of_the_prometheus_crate() {
     let registry = Registry::new();
     let mut ours = Vec::new();
     for number in 0..400 {
-        // The crate sorts families by name and series by values of labels; these are sorted as they come.
+        // The crate sorts families by name and series by label values; ours are generated in that order.
         let name = fixed(format!("family_{number:03}_total"));
         let help = fixed(format!("Help {}.", text(&mut random)).trim().to_owned());
         let labels: &[&'static str] = [&[][..], &["a"], &["a", "b"]][random.below(3)];
@@ -105,7 +105,7 @@ fn the_text_is_that_of_the_prometheus_crate() {
     }
     assert_eq!(ours.len(), theirs.len());
     assert!(ours.lines().count() > 2000, "{}", ours.lines().count());
-    // Without a family there is nothing.
+    // Without families, the output is empty.
     let mut nothing = Vec::new();
     Families::default().write(Format::Text, &mut nothing);
     assert!(nothing.is_empty());

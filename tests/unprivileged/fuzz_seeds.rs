@@ -1,4 +1,4 @@
-//! The fuzzers' seeds as an ordinary test: every input in `fuzz/seeds` once.
+//! The fuzzers' seeds as an ordinary test: each input in `fuzz/seeds` once.
 
 #[path = "../../fuzz/checks.rs"]
 mod checks;
@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::support::random::Xorshift;
 
-/// The files of one target's seeds; there must be some.
+/// Reads the seeds of a target; there must be some.
 fn seeds(target: &str) -> Vec<Vec<u8>> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
     let files = fs::read_dir(&directory).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
@@ -34,7 +34,7 @@ fn program_files() {
     assert!(programs > 0, "a whole program is among them, or nothing was looked at");
 }
 
-/// Each seed, and each with some of its bytes changed, in the sections of debug information above all.
+/// Each seed, and variants of each with some bytes changed, mainly in the debug information sections.
 #[test]
 fn debug_information() {
     let (mut random, mut understood) = (Xorshift(7), 0);

@@ -1,4 +1,4 @@
-//! What an ordinary user can run anywhere: no root, no BPF, no packet of the exporter's own.
+//! What an ordinary user can run anywhere: no root, no BPF, no network packets from the exporter.
 //!
 //! Needs `cc`, `c++`, binutils, openssl and the packages whose programs are read: `scripts/install-deps.sh --tests`.
 

@@ -1,7 +1,7 @@
-//! The schema and the reference that are committed are those that the program makes, and every configuration in the
-//! repository is valid by the schema. Needs `python3` with `jsonschema`, a validator that others wrote.
+//! The committed schema and reference are those that the program generates, and every configuration in the repository
+//! is valid according to the schema. Needs `python3` with `jsonschema` as an independent validator.
 //!
-//! After changing a key, run once with `UPDATE_EXPECT=1` and read the difference.
+//! After changing a key, run once with `UPDATE_EXPECT=1` and review the diff.
 
 use std::fs;
 use std::io::Write;
@@ -51,17 +51,17 @@ fn every_configuration_is_valid_by_the_schema() {
     }
 }
 
-/// What the schema can know of, it refuses: keys, and values that are of another form or out of range.
+/// The schema rejects what it can express: unknown or missing keys, and values of another type or out of range.
 #[test]
 fn the_schema_refuses_what_it_can_know_to_be_wrong() {
     let known = ["unknown key", "is missing\n", "mutually exclusive", "found a list", "from 1 to"];
     let wrong = |path: &PathBuf| {
         let expect = fs::read_to_string(path.with_extension("expect")).unwrap();
         let parsed = serde_yaml::from_str::<serde_yaml::Value>(&fs::read_to_string(path).unwrap_or_default());
-        // These depend on other keys, or are of the file as a whole.
+        // These depend on other keys, or concern the file as a whole.
         let others = [
             "nothing to trace",
-            // `pid` is one of them, or a filter beside `binary`.
+            // `pid` is one of them, or a filter in addition to `binary`.
             "one of `binary`",
             "`process` are mutually exclusive",
             "`process` and `pid`",
@@ -92,7 +92,7 @@ fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A configuration, or a part of one (a list of targets or of probes) put where it belongs.
+/// Parses a configuration, or a part of one (a list of targets or of probes), which is put where it belongs.
 fn tree(text: &str) -> serde_json::Value {
     let mut tree: serde_yaml::Value =
         serde_yaml::from_str(text).unwrap_or_else(|err| panic!("{err}\n{text}"));
@@ -119,7 +119,7 @@ fn as_json(value: &serde_yaml::Value) -> serde_json::Value {
     }
 }
 
-/// What is wrong with each document, by the committed schema; empty where nothing is.
+/// Returns the errors of each document according to the committed schema; empty if it is valid.
 fn validate(documents: impl Iterator<Item = serde_json::Value>) -> Vec<String> {
     let script = "
 import json, sys, jsonschema

@@ -1,4 +1,5 @@
-//! The workflows for a public forge: they cannot run here, so their form and what they call are checked.
+//! The workflows for a public forge: they cannot run here, so the test checks their format and the scripts that they
+//! call.
 
 use std::fs;
 use std::path::Path;
@@ -53,13 +54,13 @@ fn workflows_have_the_form_of_workflows_and_call_what_is_there() {
 #[track_caller]
 fn keys(value: &Value, known: &[&str], at: &str) {
     for key in value.as_mapping().unwrap_or_else(|| panic!("{at}: not a mapping")).keys() {
-        // YAML 1.1 takes `on` for true; the forges and this reader do not.
+        // YAML 1.1 reads `on` as true; the forges and this parser do not.
         let key = key.as_str().unwrap_or_else(|| panic!("{at}: {key:?}"));
         assert!(known.contains(&key), "{at}: unknown key {key}");
     }
 }
 
-/// The shell takes it, and the scripts of this repository that it calls are there.
+/// Checks that the shell can parse the script, and that the scripts of this repository that it calls exist.
 fn check_script(script: &str, at: &str) {
     let checked = Command::new("bash").args(["-n", "-c", script]).output().expect("run bash");
     assert!(checked.status.success(), "{at}: {}", String::from_utf8_lossy(&checked.stderr));

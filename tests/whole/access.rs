@@ -1,4 +1,4 @@
-//! Who gets an answer: TLS, the password, and clients that do not behave.
+//! Access control: TLS, the password, and misbehaving clients.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::support::demo::program;
 use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, wait_for};
 
-/// curl's exit code for a certificate that it does not trust.
+/// curl's exit code for an untrusted certificate.
 const UNTRUSTED: i32 = 60;
 
 fn secure(place: &Place) -> Exporter {
@@ -18,7 +18,7 @@ fn secure(place: &Place) -> Exporter {
     exporter
 }
 
-/// What both ports answer to a client that trusts this CA, or those of the system.
+/// Requests both ports as a client that trusts this CA, or those of the system; returns curl's outputs.
 fn with_authority(exporter: &Exporter, place: &Place, authority: Option<&str>) -> [Output; 2] {
     [(exporter.port, "/metrics"), (exporter.health_port, "/health")].map(|(port, path)| {
         let mut command = exporter.curl(port, path);
@@ -41,7 +41,7 @@ fn only_the_right_authority_vouches_for_it() {
         let output = with_authority(&exporter, &place, wrong);
         assert_eq!(output.each_ref().map(code), [Some(UNTRUSTED); 2], "{output:?}");
     }
-    // Without TLS there is nothing to be had.
+    // Plain HTTP gets no response.
     let plain = format!("http://localhost:{}/metrics", exporter.port);
     let output = exporter.fetch("/metrics", &["--url", &plain, "--fail", "--output", "/dev/null"]);
     assert!(!output.status.success(), "{output:?}");
@@ -76,7 +76,7 @@ fn the_metrics_want_the_password_and_health_does_not() {
     assert_eq!(exporter.health("/ready"), (200, "ready\n".to_owned()));
 }
 
-/// A connection that says `first` and then no more.
+/// Opens a connection that sends `first` and nothing more.
 fn half_said(port: u16, first: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect");
     stream.write_all(first).expect("write");
@@ -84,14 +84,14 @@ fn half_said(port: u16, first: &[u8]) -> TcpStream {
     stream
 }
 
-/// Whether the other end has not closed it.
+/// Returns whether the other end has not closed the connection.
 fn is_open(mut stream: &TcpStream) -> bool {
     matches!(stream.read(&mut [0; 64]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
 
-/// Scrapes beside clients of which each has said only `first`, and beside one that goes on to say `drip`, a byte at
-/// a time. The scrape has not waited for them if they are still there after it: their own time-outs would have
-/// ended them. A machine that stops for seconds gets another try.
+/// Scrapes next to clients that have only sent `first`, and next to one that keeps sending `drip`, one byte at a time.
+/// If they are still connected after the scrape, it did not wait for them: their own timeouts would have ended them.
+/// Retries in case the machine stalls for seconds.
 fn scrape_is_not_delayed(exporter: &Exporter, first: &[u8], drip: &[u8]) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -125,7 +125,7 @@ fn scrape_is_not_delayed(exporter: &Exporter, first: &[u8], drip: &[u8]) {
 fn a_client_that_says_nothing_or_says_it_slowly_delays_nobody() {
     let place = Place::new();
     let exporter = secure(&place);
-    // The beginning of a TLS record that is a handshake of 512 bytes.
+    // The beginning of a TLS record that contains a handshake of 512 bytes.
     let hello = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 252][..], &[3; 500]].concat();
     scrape_is_not_delayed(&exporter, b"", &hello);
     scrape_is_not_delayed(&exporter, &hello[..40], &hello);
@@ -144,7 +144,7 @@ fn a_client_that_sends_half_a_request_delays_nobody() {
 fn more_silent_clients_than_there_are_places_do_not_keep_a_scrape_out() {
     let place = Place::new();
     let exporter = secure(&place);
-    // As above: a machine that stops for seconds gets another try, with new ones.
+    // As above, retries with new connections in case the machine stalls for seconds.
     wait_for("a scrape while others have all places", || {
         let silent: Vec<_> = (0..200).map(|_| half_said(exporter.port, b"")).collect();
         let scraped = exporter.fetch("/metrics", &["--fail", "--output", "/dev/null"]).status.success();
@@ -174,7 +174,7 @@ fn the_password_shows_only_where_the_user_put_it() {
         };
         assert_eq!(of_process("cmdline"), way == "the command line", "{way}");
         assert_eq!(of_process("environ"), way == "the environment", "{way}");
-        // It is asked for: right and wrong.
+        // The password is checked: the right one and a wrong one.
         let config = place.write("right", &format!("user = \"{USER}:{PASSWORD}\"\n"));
         let config = config.display().to_string();
         let right = exporter.fetch("/metrics", &["--fail", "--config", &config]);

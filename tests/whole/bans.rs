@@ -1,6 +1,6 @@
 //! `ban:` of probes: an application's own events put addresses on the blocklist.
 //!
-//! Needs root. Nothing is dropped: what is banned are addresses of documentation, on the loopback interface.
+//! Needs root. Nothing is dropped: the banned addresses are reserved for documentation, and the interface is loopback.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::slow::events;
 use crate::support::exporter::{Exporter, Place, Setup, exporter as command, finish};
 use crate::support::program::compile;
 
-/// Tells its peers in every form, by what stands in its input, and answers each line.
+/// Calls a function with a peer's address in the form that each input line requests, and acknowledges the line.
 const SOURCE: &str = r#"
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -62,7 +62,7 @@ int main(void)
 }
 "#;
 
-/// The program at work.
+/// The running program.
 struct Application {
     child: Child,
     input: ChildStdin,
@@ -80,7 +80,7 @@ impl Application {
         Self { child, input, output: BufReader::new(output) }
     }
 
-    /// Has it call the function.
+    /// Makes it call the function.
     fn call(&mut self, line: &str) {
         writeln!(self.input, "{line}").unwrap();
         let mut answer = String::new();
@@ -91,7 +91,7 @@ impl Application {
 
 impl Drop for Application {
     fn drop(&mut self) {
-        // Both fail only if it has ended already.
+        // Both fail only if it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -146,7 +146,7 @@ fn network(place: &Place) -> String {
     )
 }
 
-/// What the blocklist has of detection, with the seconds that remain.
+/// Returns the entries that detection added to the blocklist, with their remaining seconds.
 fn banned(place: &Place) -> Vec<(String, String, f64)> {
     let mut list = command();
     list.args(["blocklist", "--format", "json", "--socket"]).arg(place.path("control.sock"));
@@ -161,7 +161,7 @@ fn banned(place: &Place) -> Vec<(String, String, f64)> {
     rows.iter().filter(|row| row["source"] == "detection").map(row).collect()
 }
 
-/// Bans an address that comes after all others, and waits until it is told.
+/// Bans one more address after all others, and waits until the ban is logged.
 fn decided(exporter: &Exporter, application: &mut Application, last: &str) {
     application.call(&format!("other {last} 0"));
     exporter.wait_for_log(&format!("by {last}/"));
@@ -175,7 +175,7 @@ fn an_application_bans_by_its_own_events() {
     exporter.wait_until_ready();
     let mut application = Application::start(&program);
     for line in [
-        // Twice is not enough, and what the conditions do not mean does not count.
+        // Two hits are not enough, and hits that do not meet the conditions do not count.
         "failed 198.51.100.1 1",
         "failed 198.51.100.1 1",
         "failed 198.51.100.1 0",
@@ -188,7 +188,7 @@ fn an_application_bans_by_its_own_events() {
         "failed 198.51.100.8:22 1",
         "failed 198.51.100.8:23 2",
         "failed 198.51.100.8 3",
-        // Never: loopback, an address that is allowed, one that is listed already, and what is none.
+        // Never banned: loopback, an allowed address, an address that is already listed, and invalid addresses.
         "other 127.0.0.1 0",
         "other 192.0.2.200 0",
         "other 203.0.113.9 0",
@@ -227,7 +227,7 @@ fn an_application_bans_by_its_own_events() {
         assert_eq!(scrape.value("security_bans_refused_total", &refused), count, "{cause}");
     }
 
-    // Who is unblocked by hand and goes on is banned for twice as long.
+    // An address that is unblocked manually and hits again is banned for twice as long.
     let mut unblock = command();
     unblock.args(["unblock", "198.51.100.3", "--socket"]).arg(place.path("control.sock"));
     assert_eq!(finish(&mut unblock).0, Some(0));
@@ -238,7 +238,7 @@ fn an_application_bans_by_its_own_events() {
     assert!(again.2 > 3600.0 && again.2 <= 7200.0, "{again:?}");
     exporter.stop();
 
-    // They are kept like slow events, and hold on.
+    // Bans are stored like slow events, and survive a restart.
     let file = place.path("events.db").display().to_string();
     let rows = events(&["--file", &file, "--metric", "security_events_total", "--limit", "100"]);
     let of = |address: &str, name: &str| {
@@ -254,7 +254,7 @@ fn an_application_bans_by_its_own_events() {
     next.wait_until_ready();
     assert_eq!(banned(&place).len(), 8);
     assert_eq!(next.scrape().value("security_evicted_total", &[("table", "bans")]), 0.0, "before any hit");
-    // How often it was banned is known to the next exporter.
+    // The next exporter knows how often the address was banned.
     assert_eq!(finish(&mut unblock).0, Some(0));
     application.call("v4 198.51.100.3 0");
     decided(&next, &mut application, "198.51.100.97");
@@ -263,7 +263,7 @@ fn an_application_bans_by_its_own_events() {
     assert!(again.2 > 7200.0 && again.2 <= 10_800.0, "{again:?}");
 }
 
-/// Nothing acts unless the configuration says so; where there is no blocklist either.
+/// Nothing is banned unless the configuration says so; this also works without a blocklist.
 #[test]
 fn what_is_only_observed_is_told_and_kept() {
     let place = Place::new();

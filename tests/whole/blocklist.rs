@@ -1,6 +1,6 @@
-//! The blocklist by HTTP and by commands: who may change it, what comes of requests, and what is logged.
+//! The blocklist through HTTP and commands: who may change it, the effect of requests, and what is logged.
 //!
-//! Needs root. Nothing is dropped: what is blocked are addresses of documentation, on the loopback interface.
+//! Needs root. Nothing is dropped: the blocked addresses are reserved for documentation, and the interface is loopback.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -28,9 +28,9 @@ fn yaml(place: &Place, more: &str) -> String {
     )
 }
 
-/// With two users, of whom one may write.
+/// Starts an exporter with two users, one of whom may write.
 fn with_users(place: &Place) -> Exporter {
-    // The cost is low because this is often a build without optimisation.
+    // The cost is low because this is often an unoptimized build.
     let hash = |password: &str| bcrypt::hash(password, 4).expect("hash a password");
     let users = format!("{{ reader: '{}', writer: '{}' }}", hash("r"), hash("w"));
     let web = format!("web: {{ basic_auth_users: {users} }}\nweb_writers: writer\n");
@@ -41,7 +41,7 @@ fn scraped(exporter: &Exporter) -> Metrics {
     Metrics::parse(&ask(exporter, "GET", "/metrics", &["--user", READER]).1).expect("metrics")
 }
 
-/// Status and body of a request.
+/// Returns the status and body of a request's response.
 fn ask(exporter: &Exporter, method: &str, path: &str, more: &[&str]) -> (u16, String) {
     let mut curl = exporter.curl(exporter.port, path);
     curl.args(["--request", method]).args(more);
@@ -131,7 +131,7 @@ fn a_body_says_the_same_and_a_page_of_a_browser_nothing() {
     assert_eq!(stats["interfaces"][0]["interface"], "lo", "{text}");
 }
 
-/// Without users nobody can be told from anybody else.
+/// Without configured users, clients cannot be told apart.
 #[test]
 fn without_users_nothing_can_be_changed() {
     let place = Place::new();
@@ -151,7 +151,7 @@ fn without_users_nothing_can_be_changed() {
     assert_eq!((entries("config"), entries("api"), entries("command")), (1.0, 0.0, 0.0));
 }
 
-/// Standard output of a command that succeeds.
+/// Returns the standard output of a command that must succeed.
 #[track_caller]
 fn succeeds(place: &Place, args: &[&str]) -> String {
     let socket = place.path("control.sock");
@@ -174,13 +174,13 @@ fn commands_go_to_the_running_exporter() {
     let one: Value =
         serde_json::from_str(&run(&["blocklist", "198.51.100.0/24", "--format", "json"])).unwrap();
     assert_eq!((&one["source"], &one["ports"]), (&"command".into(), &"22".into()), "{one}");
-    // What is spared is said.
+    // The output names the exceptions.
     let wide = run(&["block", "192.0.0.0/8"]);
     assert!(wide.contains("but for 192.0.2.0/28, in network.block.allow"), "{wide}");
     assert!(run(&["unblock", "192.0.0.0/8"]).contains("not blocked any more"));
     assert!(run(&["unblock", "192.0.0.0/8"]).contains("was not blocked"));
 
-    // The configuration names the socket, too.
+    // The configuration also names the socket.
     let config = place.path("config.yaml");
     let with_config = |args: &[&str]| finish(command().args(args).arg("--config").arg(&config));
     assert_eq!(with_config(&["blocklist"]).1.lines().count(), run(&["blocklist"]).lines().count());
@@ -242,7 +242,7 @@ fn entries_outlast_the_exporter() {
     assert_eq!((&first["protocol"], &first["ports"]), (&"tcp".into(), &"22-23".into()), "{first}");
     let remaining = first["expires_in"].as_f64().unwrap();
     assert!(remaining > 0.0 && remaining <= 3600.0 && second["expires_in"].is_null(), "{first} {second}");
-    // A file that cannot be written does not keep anybody from blocking; it is told.
+    // An unwritable file does not prevent blocking; it is logged.
     fs::remove_file(place.path("blocklist.db")).unwrap();
     fs::create_dir(place.path("blocklist.db")).unwrap();
     run(&["block", "198.51.100.12"]);
@@ -250,7 +250,7 @@ fn entries_outlast_the_exporter() {
     assert_eq!(scraped(&exporter).value("xdp_blocklist_stored", &[]), 0.0);
 }
 
-/// As many as there can be are there from before.
+/// The stored blocklist is already full.
 #[test]
 fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
     let place = Place::new();
@@ -267,11 +267,11 @@ fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
     let (status, text) = change("POST", "198.51.100.7");
     assert!(status == 507 && text.contains("65536 entries"), "{status} {text}");
     exporter.wait_for_log("block 198.51.100.7/32 for good: by user \"writer\" from 127.0.0.1: refused");
-    // One that is there already can be changed, and what is unblocked makes room.
+    // An existing entry can be changed, and unblocking makes room.
     assert_eq!(change("POST", "198.18.0.7").0, 200);
     assert_eq!(change("DELETE", "198.18.0.7").0, 200);
     assert_eq!(change("POST", "198.51.100.7").0, 200);
-    // Of what is no change, too, there is a limit. Who has reached it may read.
+    // Requests that change nothing are limited, too. A client that has reached the limit may still read.
     let server = Besieged { port: exporter.port, user: "writer", password: "w", patience: TIMEOUT };
     let mut stream = server.connect(Ipv4Addr::LOCALHOST).unwrap();
     let mut statuses = std::iter::repeat_with(|| {
@@ -288,7 +288,7 @@ fn the_socket_is_roots() {
     let _exporter = with_users(&place);
     let socket = place.path("control.sock");
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    // Even if the file is opened to others, the kernel says who they are.
+    // Even if the socket's permissions let others connect, the kernel reports their credentials.
     fs::set_permissions(&socket, Permissions::from_mode(0o666)).unwrap();
     fs::set_permissions(place.path(""), Permissions::from_mode(0o755)).unwrap();
     let socket = socket.to_str().unwrap();
@@ -311,7 +311,7 @@ fn too_many_changes_are_told_so() {
     let mut statuses = String::new();
     wait_for("a client is told to wait", || {
         let mut curl = exporter.curl(exporter.port, "/api/v1/blocklist/198.51.100.[0-255]");
-        // What is not listed is quickly done with.
+        // Unblocking an address that is not listed is quick.
         curl.args(["--request", "DELETE", "--user", WRITER, "--output", "/dev/null"]);
         curl.args(["--parallel", "--parallel-max", "8"]);
         let output = curl.args(["--write-out", "%{http_code} "]).output().expect("run curl");
@@ -319,7 +319,7 @@ fn too_many_changes_are_told_so() {
         statuses.contains("429")
     });
     assert!(statuses.split_whitespace().all(|status| ["200", "429"].contains(&status)), "{statuses}");
-    // Reading is another matter.
+    // Reads are not limited.
     assert_eq!(ask(&exporter, "GET", "/api/v1/blocklist", &["--user", READER]).0, 200);
 }
 
@@ -346,13 +346,13 @@ fn a_list_that_is_full_says_so() {
     let (status, text) = post("198.51.100.7");
     assert!(status == 507 && text.contains("network.block.files"), "{status} {text}");
     exporter.wait_for_log("refused: 65536 entries were added");
-    // One that is there already can be changed, and one that goes makes room.
+    // An existing entry can be changed, and removing one makes room.
     assert_eq!(post("198.18.0.7?ttl=1h").0, 200);
     assert_eq!(ask(&exporter, "DELETE", "/api/v1/blocklist/198.18.0.7", &["--user", WRITER]).0, 200);
     assert_eq!(post("198.51.100.7").0, 200);
 }
 
-/// Somebody who listens to the stream. Ends with this.
+/// A client that listens to the stream. Dropping it kills it.
 struct Listener {
     curl: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -393,7 +393,7 @@ fn statistics_stream_to_a_few_who_are_known() {
         serde_json::from_str::<Value>(data.strip_prefix("data: ").expect("data")).expect("JSON")
     };
     let first = event()["packets_processed"].as_u64().expect("a number");
-    // What is asked for meanwhile are packets.
+    // This request produces packets.
     assert_eq!(ask(&exporter, "GET", "/metrics", &["--user", READER]).0, 200);
     let mut last = event();
     while last["packets_processed"].as_u64().expect("a number") <= first {

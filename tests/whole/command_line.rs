@@ -1,4 +1,4 @@
-//! What it takes, what it refuses, and the exit codes.
+//! The command line: what it accepts, what it rejects, and the exit codes.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
@@ -88,7 +88,7 @@ fn without_the_rights_it_ends_and_says_which_are_needed() {
     assert!(out.contains("CAP_BPF and CAP_PERFMON"), "{out}");
 }
 
-/// As FIBRE operators have it in their scripts: no file, every flag.
+/// As in the scripts of FIBRE operators: no file, every flag.
 #[test]
 fn the_command_line_of_the_python_exporter_still_works() {
     let place = Place::new();

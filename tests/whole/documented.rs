@@ -1,5 +1,6 @@
-//! The commands of README.md and docs/, typed one after the other as a reader would: in the directory of a checkout, on a machine
-//! of their own as far as files under /etc and /usr/local, and the network, are concerned. What is not run says why.
+//! The commands of README.md and docs/, run one after the other as a reader would type them: in the directory of a
+//! checkout, on a machine of their own as far as files under /etc and /usr/local, and the network, are concerned. For
+//! commands that are not run, a reason is given.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -11,21 +12,22 @@ use crate::support::documentation::{fenced, pages, whole};
 use crate::support::exporter::{Place, send_signal, wait_for, wait_for_end};
 use crate::support::program::compile;
 
-/// What is done with a command that begins so.
+/// What to do with a command that begins with a given text.
 enum Rule {
-    /// It ends well, and prints this.
+    /// It succeeds, and its output contains this text.
     Prints(&'static str),
-    /// It serves until it is ended: it must become ready. What it adds to its configuration is in [`SECURE`], if it is so.
+    /// It serves until it is stopped, and must become ready. If it needs an extended configuration, [`SECURE`] is added
+    /// to it.
     Serves,
-    /// It is not run, because of this.
+    /// It is not run, for this reason.
     Not(&'static str),
 }
 
 use Rule::{Not, Prints, Serves};
 
-/// The first that fits counts.
+/// The first match applies.
 const RULES: &[(&str, Rule)] = &[
-    // What a reader types first; the rest of the pages works with what these have made.
+    // What a reader types first; the rest of the pages builds on the results.
     ("install -m 755", Prints("")),
     ("install -d", Prints("")),
     ("cp config.example.yaml", Prints("")),
@@ -93,7 +95,7 @@ const RULES: &[(&str, Rule)] = &[
     ("curl -s localhost:9090", Not("no Prometheus here; tests/unprivileged/stack/live.rs asks one")),
 ];
 
-/// What stands for something of the reader's.
+/// Placeholders for something of the reader's.
 const PLACEHOLDERS: &[(&str, &str)] = &[
     ("probes FILE", "probes /usr/local/bin/bitcoind"),
     ("FILE", "/etc/fibre-exporter/config.yaml"),
@@ -101,10 +103,11 @@ const PLACEHOLDERS: &[(&str, &str)] = &[
     ("NAME", "fibre"),
 ];
 
-/// Pages in the order in which a reader comes to them, as far as one rests on another.
+/// Pages in the order in which a reader gets to them, where one depends on another.
 const FIRST: [&str; 2] = ["docs/bitcoin.md", "docs/applications.md"];
 
-/// Commands of a page: lines that are indented or in a block to type, and those among the words that begin as a rule does.
+/// Returns the commands of a page: lines that are indented or in a block of commands, and inline code that begins like
+/// a rule.
 fn commands(text: &str) -> Vec<String> {
     let (mut found, mut block) = (Vec::new(), None);
     for line in text.lines() {
@@ -119,7 +122,7 @@ fn commands(text: &str) -> Vec<String> {
         match typed {
             Some(line) => {
                 let line = line.strip_prefix("$ ").unwrap_or(line).split(" #").next().unwrap().trim();
-                // The lines of a picture have wide gaps.
+                // The lines of a diagram have wide gaps.
                 found.extend(
                     Some(line.to_owned()).filter(|line| !line.contains("   ") && !line.starts_with('+')),
                 );
@@ -184,13 +187,13 @@ fn every_command_of_the_documentation_runs_or_says_why_not() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// The functions of examples that are of no program in particular.
+/// The functions in examples that belong to no particular program.
 const ANY: &str = "void conn_accepted(void) { __asm__ volatile (\"\"); }\n\
                    void conn_closed(void) { __asm__ volatile (\"\"); }\n\
                    void handle_request(void) { __asm__ volatile (\"\"); }\n\
                    int main(void) { conn_accepted(); handle_request(); conn_closed(); return 0; }\n";
 
-/// The program that has the probes of an example that names none.
+/// Returns the program with the probes of an example that names no program.
 fn program_of(block: &str) -> Option<&'static Path> {
     let known = [("SSL_", "/usr/lib/x86_64-linux-gnu/libssl.so.3"), ("usdt:", "/usr/local/bin/bitcoind")];
     known.iter().find(|(word, _)| block.contains(word)).map(|(_, path)| Path::new(*path))
@@ -200,7 +203,7 @@ fn program_of(block: &str) -> Option<&'static Path> {
 fn every_configuration_of_the_documentation_fits_its_programs() {
     let machine = Machine::new();
     let any = compile("cc", "any.c", ANY, &["-fno-inline"], &machine.place.path("work"));
-    // Certificates and passwords are where the examples have them.
+    // Certificates and passwords are where the examples expect them.
     let files = "umask 077; ./generate-certs.sh 127.0.0.1 && mkdir -p /etc/fibre-exporter /etc/exporter && \
                  echo secret | tee /etc/fibre-exporter/password > /etc/fibre-exporter/webhook-secret && \
                  cp certs/127.0.0.1/node.* /etc/fibre-exporter && \
@@ -216,7 +219,7 @@ fn every_configuration_of_the_documentation_fits_its_programs() {
             let is_of_job =
                 |block: &str| ["metric_relabel_configs", "scheme:"].iter().any(|key| block.starts_with(key));
             let (config, command) = if is_of_job(&block) {
-                // A part of Prometheus' own configuration.
+                // A part of Prometheus's own configuration.
                 let block = block.replace('\n', "\n    ");
                 (format!("scrape_configs:\n  - job_name: exporter\n    {block}\n"), "promtool check config")
             } else if block.starts_with("alerting:") {
@@ -239,10 +242,11 @@ fn every_configuration_of_the_documentation_fits_its_programs() {
     assert!(checked >= 10, "{checked} configurations");
 }
 
-/// Namespaces of its own, with an interface `eth0` and the demo program as bitcoind. `sudo` and `scp` are of here.
+/// Private namespaces, with an interface `eth0` and the demo program as bitcoind. `sudo` and `scp` are replaced by
+/// scripts.
 struct Machine {
     place: Place,
-    /// Keeps the namespaces.
+    /// The process that keeps the namespaces alive.
     holder: Child,
     serving: Option<(String, Child)>,
 }
@@ -250,7 +254,7 @@ struct Machine {
 const SUDO: &str = "#!/bin/sh\nexec \"$@\"\n";
 const SCP: &str = "#!/bin/bash\nto=${!#}\nexec cp \"${@:1:$#-1}\" \"${to#*:}\"\n";
 
-/// What the page about Bitcoin adds to the example: TLS, a password, and for the page about symptoms an interface.
+/// What the Bitcoin page adds to the example: TLS, a password, and, for the troubleshooting page, an interface.
 const SECURE: &str = "\nmetrics_auth_username: prometheus\nmetrics_auth_password_file: /etc/fibre-exporter/password\n\
                       tls_cert: /etc/fibre-exporter/node.crt\ntls_key: /etc/fibre-exporter/node.key\n\
                       network:\n  interfaces: [eth0]\n";
@@ -298,7 +302,7 @@ impl Machine {
         Self { place, holder, serving: None }
     }
 
-    /// A command line there, as bash takes it.
+    /// Returns a command that runs this line with bash on the machine.
     fn shell(&self, line: &str) -> Command {
         let mut line = line.to_owned();
         for (placeholder, meant) in PLACEHOLDERS {
@@ -321,12 +325,12 @@ impl Machine {
     }
 
     fn run(&self, line: &str) -> Output {
-        // For what asks for a password.
+        // For commands that ask for a password.
         let input = self.place.write("input", "secret\n");
         self.shell(line).stdin(fs::File::open(input).unwrap()).output().expect("run nsenter")
     }
 
-    /// Runs it to its end.
+    /// Runs it until it ends; its output must contain `text`.
     fn prints(&self, line: &str, text: &str) -> Result<(), String> {
         let output = self.run(line);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -336,7 +340,7 @@ impl Machine {
         }
     }
 
-    /// Starts it and waits until it is ready, by the health port of the example.
+    /// Starts it and waits until it is ready, according to the example's health port.
     fn serve(&mut self, line: &str) -> Result<(), String> {
         self.end();
         let log = self.place.path("log");
@@ -358,7 +362,8 @@ impl Machine {
         ended.map_or(Ok(()), |status| Err(format!("it ended, {status}:\n{}", told())))
     }
 
-    /// The page about symptoms asks an exporter of the example's configuration, with TLS, a password and an interface or without.
+    /// Makes sure that the exporter that the troubleshooting page queries is running: with the example's configuration,
+    /// either with TLS, a password and an interface, or without.
     fn be_what_is_asked_about(&mut self, secure: bool) {
         let config = if secure { "secure.yaml" } else { "config.yaml" };
         let example = fs::read_to_string("config.example.yaml").unwrap();

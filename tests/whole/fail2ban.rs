@@ -1,4 +1,5 @@
-//! The action of fail2ban that is shipped, with Debian's fail2ban: a line of a log bans, and the end of the ban releases.
+//! The shipped fail2ban action, with Debian's fail2ban: a log line causes a ban, and the end of the ban lifts the
+//! block.
 //!
 //! Needs root.
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, wait_for};
 
-/// fail2ban with one jail, in a directory of its own.
+/// fail2ban with a configuration and jails in a private directory.
 struct Fail2ban<'a> {
     place: &'a Place,
     process: Child,
@@ -124,7 +125,7 @@ fn a_line_of_a_log_bans_and_the_unban_releases() {
     let left = hour["expires_in"].as_f64().expect("a time");
     assert!(left > 0.0 && left <= 3600.0 && hour["reason"] == "fail2ban hour", "{hour}");
     assert!(forever["expires_in"].is_null() && forever["source"] == "command", "{forever}");
-    // The end of a ban that is short.
+    // The end of a short ban.
     wait_for("a ban comes to its end", || fail2ban.log().contains("[short] Unban 198.51.100.9"));
     wait_for("it is released", || listed(&place, "198.51.100.9/32").is_none());
     for address in ["198.51.100.7", "2001:db8::7"] {

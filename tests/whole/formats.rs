@@ -1,4 +1,4 @@
-//! The formats that a client can ask for have the same numbers.
+//! The formats that a client can request contain the same numbers.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ const OPENMETRICS: &str = "Accept: application/openmetrics-text;version=1.0.0;es
 const PROTOBUF: &str =
     "Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
 
-/// One that has counted and measured something.
+/// Starts an exporter that has counted and measured something.
 fn played(place: &Place) -> Exporter {
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(place, &demo).secure().start();
@@ -23,7 +23,7 @@ fn played(place: &Place) -> Exporter {
     exporter
 }
 
-/// A body, and its content type.
+/// Returns a response's body and content type.
 fn fetch(exporter: &Exporter, path: &str, header: &str) -> (Vec<u8>, String) {
     let output = exporter.fetch(path, &["--fail", "--include", "--header", header]);
     assert!(output.status.success(), "{output:?}");
@@ -34,12 +34,12 @@ fn fetch(exporter: &Exporter, path: &str, header: &str) -> (Vec<u8>, String) {
     (output.stdout[head + 4..].to_vec(), content_type.to_owned())
 }
 
-/// A bound as any format writes it, "+Inf" among them.
+/// Parses a bound in any format, including "+Inf".
 fn bound(text: &str) -> f64 {
     text.parse().expect("a bound")
 }
 
-/// A bound as the text format writes it.
+/// Formats the bound as in the text format.
 fn with_plain_bound(mut labels: Labels) -> Labels {
     if let Some(bound) = labels.get_mut("le") {
         let number = self::bound(bound);
@@ -48,7 +48,7 @@ fn with_plain_bound(mut labels: Labels) -> Labels {
     labels
 }
 
-/// The strict parser of Prometheus's own client for Python.
+/// The strict parser of Prometheus's own Python client.
 const PARSE: &str = r#"
 import json, sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -57,7 +57,7 @@ for family in text_string_to_metric_families(sys.stdin.read()):
         print(json.dumps([family.type, family.unit, sample.name, sample.labels, float(sample.value)]))
 "#;
 
-/// What a script for that client says of a page.
+/// Returns the output of a script that uses this client to parse a page.
 fn parsed(script: &str, page: &[u8]) -> String {
     let mut python = Command::new("/usr/bin/python3")
         .args(["-c", script])
@@ -103,7 +103,8 @@ fn openmetrics_is_what_a_strict_parser_takes() {
     Metrics(series).measured().assert_same(&exporter.scrape().measured());
 }
 
-/// Metrics whose names OpenMetrics gives to parts of each other: the strict parser refuses two of a kind.
+/// Metrics that clash with names that OpenMetrics gives to parts of other metrics: the strict parser rejects two with
+/// the same name.
 #[test]
 fn names_of_several_metrics_stay_apart_in_openmetrics() {
     let place = Place::new();
@@ -139,14 +140,14 @@ fn names_of_several_metrics_stay_apart_in_openmetrics() {
     }
 }
 
-/// A field of a message: its number, and its content.
+/// The content of a message's field.
 enum Field<'a> {
     Integer(u64),
     Double(f64),
     Bytes(&'a [u8]),
 }
 
-/// Reads the encoding of protocol buffers as its documentation has it.
+/// Decodes protocol buffers according to their documentation; returns the fields with their numbers.
 fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
@@ -187,7 +188,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).expect("UTF-8")
 }
 
-/// The series that messages of the type `MetricFamily` stand for.
+/// Returns the series that messages of the type `MetricFamily` represent.
 fn of_protobuf(mut body: &[u8]) -> Metrics {
     let mut series = BTreeMap::new();
     while !body.is_empty() {
@@ -270,7 +271,7 @@ fn protocol_buffers_have_the_same_numbers() {
     found.measured().assert_same(&exporter.scrape().measured());
 }
 
-/// The exemplars of a page, with the labels of the bucket that each is of.
+/// Prints the exemplars of a page, with the labels of their buckets.
 const EXEMPLARS: &str = r#"
 import json, sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -281,8 +282,8 @@ for family in text_string_to_metric_families(sys.stdin.read()):
             print(json.dumps([sample.name, sample.labels, one.labels, one.value, float(one.timestamp)]))
 "#;
 
-/// A slow event is the exemplar of its bucket until the next one falls in it: in OpenMetrics and in protocol buffers, as Prometheus
-/// stores them.
+/// A slow event is the exemplar of its bucket until another one falls into it: in OpenMetrics, in protocol buffers, and
+/// as stored by Prometheus.
 #[test]
 fn slow_events_are_exemplars_of_their_buckets() {
     const METRIC: &str = "fibre_block_reconstruction_duration_seconds";
@@ -307,7 +308,7 @@ fn slow_events_are_exemplars_of_their_buckets() {
         of("total") > 10.0 && of("total") == of("kept_total")
     });
     let rows = crate::slow::events(&["--file", &file.display().to_string(), "--limit", "10000"]);
-    // Of each bucket the last event that fell in it, by the bounds that the page has.
+    // The last event in each bucket, according to the bounds on the page.
     let page = text(&fetch(&exporter, "/metrics", OPENMETRICS).0);
     assert!(!exporter.text().contains(" # {"), "the text format has none");
     let output = parsed(EXEMPLARS, page.as_bytes());
@@ -381,13 +382,13 @@ fn each_histogram_that_takes_an_event_for_slow_has_it_as_an_exemplar() {
             page.lines().any(|line| line.starts_with(&format!("{name}_bucket")) && line.contains(" # {"))
         });
     }
-    // Each is kept once.
+    // Each event is kept once.
     let scrape = exporter.scrape();
     let slow = scrape.sum("fibre_exporter_slow_events_total", &[]);
     assert!(slow > 0.0 && slow <= scrape.sum("one_seconds_count", &[]), "{slow}");
 }
 
-/// Prometheus has the same numbers of a native histogram as the text format has of the classic one.
+/// Prometheus has the same numbers for a native histogram as the text format has for the classic one.
 #[test]
 fn native_histograms_are_the_classic_ones() {
     let place = Place::new();
@@ -410,7 +411,7 @@ fn native_histograms_are_the_classic_ones() {
     let number =
         |value: &serde_json::Value| value.as_str().expect("a text").parse::<f64>().expect("a number");
     assert!((number(&found["sum"]) - text.value("native_seconds_sum", &[])).abs() < 1e-6, "{found}");
-    // Each bucket alone, by its upper bound; what is beyond all is infinite there.
+    // Each bucket by itself, by its upper bound; the last one's is infinite.
     let mut classic: Vec<(f64, f64)> = Vec::new();
     for ((name, labels), below) in &text.0 {
         if name == "native_seconds_bucket" {
@@ -435,7 +436,8 @@ fn native_histograms_are_the_classic_ones() {
         );
         assert_eq!(number(&bucket[3]), *count, "{bucket}");
     }
-    // Without anything in it, it is one all the same; and a Prometheus that does not ask for native ones has the classic ones.
+    // An empty native histogram still is one; and a Prometheus that does not request native histograms gets the classic
+    // ones.
     assert_eq!(prometheus.histogram("never_seconds").unwrap()["count"], "0");
     let plain = Prometheus::start(&scrape).unwrap();
     wait_for("the other Prometheus to have all of them", || {

@@ -1,7 +1,8 @@
-//! A day on which nothing is wrong: the rules that are shipped and those that are printed say nothing, whatever an exporter of that
+//! A day on which nothing is wrong: neither the shipped rules nor the generated ones fire, whatever an exporter of that
 //! kind exports.
 //!
-//! Series and their growth are a running exporter's own, between two scrapes; `promtool test rules` makes a day of them.
+//! The series and their growth between two scrapes are those of a running exporter; `promtool test rules` extends them
+//! to a day.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,15 +15,16 @@ use crate::support::demo::{play, program};
 use crate::support::exporter::{Exporter, Place, Setup, exporter, finish};
 use crate::support::exposition::{Labels, Metrics};
 
-/// A day in steps of so many minutes.
+/// The length of the day's steps in minutes.
 const STEP: u32 = 2;
 const DAY: u32 = 24 * 60 / STEP;
 
-/// Blocks that are played between two scrapes, and what part of them comes in a step: one in ten minutes.
+/// The number of blocks played between two scrapes, and the fraction of them that falls into a step: one block every
+/// ten minutes.
 const BLOCKS: &str = "20";
 const PER_STEP: f64 = STEP as f64 * 0.1 / 20.0;
 
-/// Two scrapes, with twenty blocks between them where `binary` makes some.
+/// Scrapes twice, with twenty blocks in between if there is a `binary` to play them.
 fn two_scrapes(exporter: &Exporter, binary: Option<&Path>) -> (String, Metrics, Metrics) {
     if binary.is_none() {
         exporter.wait_until_ready();
@@ -39,7 +41,7 @@ fn two_scrapes(exporter: &Exporter, binary: Option<&Path>) -> (String, Metrics, 
     (text, before, after)
 }
 
-/// A series as PromQL writes it.
+/// Formats a series as in PromQL.
 fn series(name: &str, labels: &Labels) -> String {
     let mut all = labels.clone();
     all.extend([("job", "fibre"), ("instance", "a:9435")].map(|(k, v)| (k.to_owned(), v.to_owned())));
@@ -47,7 +49,8 @@ fn series(name: &str, labels: &Labels) -> String {
     format!("{name}{{{}}}", pairs.join(","))
 }
 
-/// What Prometheus would have of that day: counters go on as they went, the rest stays as it was. The day begins at 0.
+/// Returns what Prometheus would have recorded on that day: counters keep growing at the same rate, everything else
+/// stays constant. The day begins at 0.
 fn day(text: &str, before: &Metrics, after: &Metrics, scale: f64) -> Vec<Value> {
     let kinds: BTreeMap<&str, &str> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
@@ -72,7 +75,7 @@ fn day(text: &str, before: &Metrics, after: &Metrics, scale: f64) -> Vec<Value> 
     for ((name, labels), value) in after.0.iter().filter(|(_, value)| value.is_finite()) {
         let first = before.0.get(&(name.clone(), labels.clone())).copied().unwrap_or(0.0);
         let growth = match name.strip_suffix("_duration_seconds_bucket") {
-            // How long the demonstration's blocks take is invented; on this day all are fast.
+            // The demo's block durations are made up; on this day, all are fast.
             Some(base) => {
                 let mut all = labels.clone();
                 all.remove("le");
@@ -93,7 +96,7 @@ fn day(text: &str, before: &Metrics, after: &Metrics, scale: f64) -> Vec<Value> 
     input
 }
 
-/// What promtool says of alerts that fire at any time of that day.
+/// Runs promtool; the error is its report on alerts that fire at any time of that day.
 fn alarms(place: &Place, config: &Path, input: &[Value]) -> Result<(), String> {
     let (status, printed, errors) = finish(exporter().arg("dashboard").arg("--alerts").arg(config));
     assert_eq!(status, Some(0), "{errors}");
@@ -116,7 +119,7 @@ fn alarms(place: &Place, config: &Path, input: &[Value]) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&told).into_owned()) }
 }
 
-/// Another program for probes of the provider `udp`: a bitcoind as Bitcoin Core makes it.
+/// Makes a different program in which the provider `udp` is missing: a bitcoind as Bitcoin Core builds it.
 fn without_fibre(place: &Place) -> std::path::PathBuf {
     let plain = place.copy_of(&program("fibre-demo"), "bitcoind");
     let mut bytes = fs::read(&plain).expect("read a program");
@@ -164,7 +167,7 @@ fn nobody_is_woken_on_a_healthy_day() {
         exporter.stop();
         last = Some((own, input));
     }
-    // And if something were wrong, it would be seen.
+    // If something were wrong, an alert would fire.
     let (place, input) = last.expect("a day");
     let reload = Labels::from([("reason".to_owned(), "test".to_owned())]);
     let failed = series("fibre_exporter_config_last_reload_successful", &reload);

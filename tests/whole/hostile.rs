@@ -1,4 +1,4 @@
-//! Programs, files and machines that do what nobody hopes for: counts stay exact, or say what is missing.
+//! Programs, files and machines that misbehave: counts stay exact, or the exporter reports what is missing.
 
 use std::fs;
 use std::io::Read;
@@ -13,8 +13,9 @@ use crate::support::exposition::Metrics;
 use crate::support::program::{compile, run};
 use crate::support::random::Xorshift;
 
-/// `program N K WHEN`: N children that each call `counted` K times and end; WHEN is `each` (one after the other) or `all` (all
-/// live at once, and call when the input ends; `up` is written when they live). `program K` calls it itself.
+/// `program N K WHEN`: N children that each call `counted` K times and exit; WHEN is `each` (one after the other) or
+/// `all` (all at the same time; they call when the input ends, and `up` is printed once they are running). `program K`
+/// makes the calls itself.
 pub const CHILDREN: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,7 +61,8 @@ pub fn compiled(place: &Place) -> PathBuf {
     compile("gcc", "children.c", CHILDREN, &[], &place.path("."))
 }
 
-/// The program with so many children that live at once; each calls `counted` so often when the input is dropped.
+/// Starts the program with `children` concurrent children; each calls `counted` `calls` times once the input is
+/// dropped.
 fn with_children(program: &Path, children: u32, calls: u32) -> Child {
     let mut parent = Command::new(program)
         .args([&children.to_string(), &calls.to_string(), "all"])
@@ -73,7 +75,7 @@ fn with_children(program: &Path, children: u32, calls: u32) -> Child {
     parent
 }
 
-/// A target of `counted`: all calls, and those of each process, which the kernel counts; and once more by events.
+/// Returns a target that counts calls of `counted`: all calls, and the calls per process, both in the kernel.
 pub fn counting(selector: &str) -> String {
     format!(
         "node_name: test\ntargets:\n- name: t\n  {selector}\n  probes:\n  - function: counted\n    args: {{ n: 0 }}\n    \
@@ -82,13 +84,13 @@ pub fn counting(selector: &str) -> String {
     )
 }
 
-/// Which of [`held`].
+/// Indices into the result of [`held`].
 pub const DESCRIPTORS: usize = 0;
 pub const THREADS: usize = 1;
 pub const MAPPINGS: usize = 2;
 pub const BPF_MAPS: usize = 3;
 
-/// What a process holds: descriptors, threads, mappings, BPF maps among the descriptors.
+/// Returns the numbers of a process's descriptors, threads, mappings, and BPF maps among the descriptors.
 pub fn held(pid: u32) -> [usize; 4] {
     let entries = |directory: &str| fs::read_dir(format!("/proc/{pid}/{directory}")).expect("list").count();
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("its mappings").lines().count();
@@ -102,7 +104,8 @@ pub fn held(pid: u32) -> [usize; 4] {
     ]
 }
 
-/// As many calls were counted, and nothing was lost; labels that found no room are told as such.
+/// Checks that exactly this many calls were counted and none was lost; label sets that exceed the limit must be
+/// reported as overflow.
 #[track_caller]
 pub fn is_exact(scrape: &Metrics, calls: f64) {
     assert_eq!(scrape.value("calls_total", &[]), calls);
@@ -124,12 +127,12 @@ fn children_by_the_thousand_each_with_a_label_of_its_own() {
     let before = held(exporter.pid());
     let mut forking =
         Command::new(&program).args([&CHILDREN.to_string(), "3", "each"]).spawn().expect("start it");
-    // Each scrape gives back the numbers of those that have ended.
+    // Each scrape releases the numbers of processes that have ended.
     while forking.try_wait().expect("wait for it").is_none() {
         exporter.scrape();
     }
     is_exact(&exporter.scrape(), f64::from(3 * CHILDREN));
-    // A connection that was ended may still be open.
+    // A connection may remain open for a moment after it has ended.
     wait_for("descriptors and BPF maps to be what they were", || {
         let after = held(exporter.pid());
         [DESCRIPTORS, BPF_MAPS].iter().all(|what| after[*what] <= before[*what])
@@ -141,7 +144,7 @@ fn ten_thousand_processes_at_once() {
     const CHILDREN: u32 = 10_000;
     let place = Place::new();
     let program = compiled(&place);
-    // A name that no other test has.
+    // A name that no other test uses.
     let program = place.copy_of(&program, "tenthousand");
     let exporter = Setup::new(&place, counting("process: tenthousand")).start();
     let mut parent = with_children(&program, CHILDREN, 1);
@@ -151,7 +154,7 @@ fn ten_thousand_processes_at_once() {
     is_exact(&exporter.scrape(), f64::from(CHILDREN));
 }
 
-/// A BPF map of a process, by its name.
+/// Finds a BPF map of a process by its name.
 fn map_of(pid: u32, name: &str) -> MapHandle {
     let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
     let id = |path: PathBuf| {
@@ -162,7 +165,7 @@ fn map_of(pid: u32, name: &str) -> MapHandle {
     all.find(|map| map.name() == name).expect("a map of this name")
 }
 
-/// Whom the table of children has no room for is not counted, and that is said.
+/// Processes that do not fit into the table of children are not counted, and this is reported.
 #[test]
 fn children_that_the_table_has_no_room_for_are_told() {
     let place = Place::new();
@@ -179,7 +182,7 @@ fn children_that_the_table_has_no_room_for_are_told() {
     start("100");
     is_exact(&exporter.scrape(), 100.0);
     let children = map_of(exporter.pid(), "children");
-    // Processes that there are not.
+    // Nonexistent processes.
     let is_room = |n: u32| {
         let key = [u32::MAX - n, u32::MAX].map(u32::to_ne_bytes).concat();
         children.update(&key, &1u32.to_ne_bytes(), MapFlags::NO_EXIST).is_ok()
@@ -195,14 +198,15 @@ fn children_that_the_table_has_no_room_for_are_told() {
     assert_eq!(exporter.scrape().value("calls_total", &[]), 130.0);
 }
 
-/// While it is stopped the kernel goes on counting; events that find the ring full are lost, and counted as lost.
+/// While the exporter is stopped, the kernel keeps counting; events that find the ring full are lost, and are counted
+/// as lost.
 #[test]
 fn stopped_at_full_rate_it_knows_of_every_hit() {
     const CALLS: u32 = 50_000;
     let place = Place::new();
     let program = compiled(&place);
     let yaml = counting(&format!("binary: {}", program.display()));
-    // Globs are not the kernel's: this is counted from events, in the smallest ring.
+    // The kernel does not match globs: this is counted from events, in the smallest ring.
     let yaml = format!(
         "{yaml}    - {{ counter: by_event_total, labels: {{ comm: {{ value: comm, match: {{ \"p?o*\": yes }}, default: no }} }} }}\n\
          ring: {{ size: 64KiB }}\n"
@@ -223,7 +227,7 @@ fn stopped_at_full_rate_it_knows_of_every_hit() {
     assert_eq!(exporter.health("/ready").0, 200);
 }
 
-/// A file that is another each time it is looked at: cut off, grown, half of it overwritten.
+/// A file that is different each time it is read: truncated, extended, or half overwritten.
 #[test]
 fn a_file_that_changes_while_it_is_read() {
     let place = Place::new();
@@ -246,7 +250,7 @@ fn a_file_that_changes_while_it_is_read() {
             exporter.scrape();
         }
     }
-    // Removed first: what is written over may be held by a reader.
+    // Removed first: a reader may still hold the file that would be overwritten.
     fs::remove_file(&library).expect("remove it");
     place.copy_of(&program, "changing");
     exporter.wait_until_ready();
@@ -254,7 +258,7 @@ fn a_file_that_changes_while_it_is_read() {
     is_exact(&exporter.scrape(), 1000.0);
 }
 
-/// An accept(2) that finds no descriptor: it is served again when there are some, and counts go on.
+/// An accept(2) without a free descriptor: requests are served again once there are some, and counting continues.
 #[test]
 fn without_descriptors_it_is_not_served_and_then_is() {
     let place = Place::new();
@@ -273,14 +277,14 @@ fn without_descriptors_it_is_not_served_and_then_is() {
     is_exact(&exporter.scrape(), 1000.0);
 }
 
-/// A control group of its own, of the first or second version. Dropping it removes it.
+/// A private cgroup, version 1 or 2. Dropping it removes it.
 struct Group(PathBuf);
 
 impl Group {
     fn new(memory: &str) -> Self {
         let roots = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(Path::new);
         let root = roots.into_iter().find(|root| root.join("cgroup.procs").exists()).expect("control groups");
-        // Where the controller is not handed on yet.
+        // In case the controller is not delegated yet.
         let _ = fs::write(root.join("cgroup.subtree_control"), "+memory");
         let group = Self(root.join(format!("exporter-test-{}-{memory}", std::process::id())));
         fs::create_dir(&group.0).expect("make a control group");
@@ -290,7 +294,7 @@ impl Group {
         group
     }
 
-    /// A script that runs its arguments in it.
+    /// Returns a script that runs its arguments in the cgroup.
     fn enter(&self) -> String {
         format!("echo $$ > {}/cgroup.procs && exec \"$0\" \"$@\"", self.0.display())
     }
@@ -305,7 +309,8 @@ impl Drop for Group {
     }
 }
 
-/// With too little memory it does not start, and says so, or is ended by the kernel. The traced program does not notice.
+/// With too little memory, the exporter fails to start and says so, or is killed by the kernel. The traced program is
+/// not affected.
 #[test]
 fn out_of_memory_it_ends_alone() {
     let place = Place::new();
@@ -315,7 +320,7 @@ fn out_of_memory_it_ends_alone() {
     let mut traced = with_children(&binary, 100, 10);
     let ports = [Port::claim(), Port::claim()];
     let [port, health] = ports.each_ref().map(Port::to_string);
-    // The first is too little for anything, the others for what comes later.
+    // The first is too little for anything, the others for later stages.
     for memory in ["4M", "10M", "18M", "26M"] {
         let group = Group::new(memory);
         let enter = group.enter();
@@ -336,7 +341,7 @@ fn out_of_memory_it_ends_alone() {
         });
         match status {
             None => {
-                // There was enough. It may be ended at any time.
+                // The memory was sufficient. It may be killed at any time.
                 child.kill().expect("end it");
                 child.wait().expect("wait for it");
             }
@@ -350,7 +355,7 @@ fn out_of_memory_it_ends_alone() {
     }
     drop(traced.stdin.take());
     assert!(wait_for_end(&mut traced).success(), "the traced program");
-    // With what the shipped unit allows, nothing is missing.
+    // With the limit of the shipped unit, everything works.
     let group = Group::new("512M");
     let enter = group.enter();
     let exporter = Setup::new(&place, yaml).through(&["sh", "-c", &enter]).start();
@@ -360,7 +365,7 @@ fn out_of_memory_it_ends_alone() {
     drop(exporter);
 }
 
-/// `CLOCK_REALTIME` jumps by days, there and back: nothing is counted twice, forgotten or taken for long ago.
+/// `CLOCK_REALTIME` jumps by days, forward and back: nothing is counted twice, forgotten, or considered long past.
 #[test]
 fn the_clock_is_set() {
     let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1");
@@ -377,13 +382,13 @@ fn the_clock_is_set() {
     exporter.wait_until_ready();
     let mut calls = 0.0;
     for step in ["+40d", "-20d", "+0"] {
-        // An empty file would end the exporter: libfaketime's own way.
+        // Replaced atomically: with an empty file, libfaketime would end the exporter.
         fs::rename(place.write("offset.new", step), &offset).expect("set the clock");
         run(Command::new(&binary).arg("1000"));
         calls += 1000.0;
         is_exact(&exporter.scrape(), calls);
         assert_eq!(exporter.health("/ready").0, 200, "{step}");
-        // It has seen the step, and a hit of now is one of its now.
+        // The exporter has noticed the step, and a new hit has the new time.
         let days = match step {
             "+40d" => 40.0,
             "-20d" => -20.0,

@@ -1,4 +1,4 @@
-//! Lists that are fetched: nginx serves them, minisign signs them.
+//! Lists fetched from a URL: nginx serves them, minisign signs them.
 //!
 //! Needs root.
 
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::exporter::{Exporter, Place, Port, Setup, finish, send_signal, wait_for, wait_for_end};
 
-/// nginx, which serves the directory `www` by TLS, to clients with a certificate.
+/// nginx, serving the directory `www` over TLS to clients with a certificate.
 struct Nginx<'a> {
     place: &'a Place,
     port: Port,
@@ -40,7 +40,7 @@ impl<'a> Nginx<'a> {
                 ca = tls.authority.display(),
             ),
         );
-        // A certificate for a client, by the same authority.
+        // A client certificate from the same authority.
         let made = format!(
             "set -e; cd {directory}; openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=client \
              -keyout client.key -out client.csr; openssl x509 -req -in client.csr -CA ca.crt -CAkey ca.key -days 2 -out client.crt",
@@ -68,19 +68,19 @@ impl<'a> Nginx<'a> {
         }
     }
 
-    /// How often it has answered so.
+    /// Returns how often nginx has responded with this status.
     fn answered(&self, status: &str) -> usize {
         let log = fs::read_to_string(self.place.path("access.log")).unwrap_or_default();
         log.lines().filter(|line| line.contains(&format!("\" {status} "))).count()
     }
 
-    /// Puts a file in the place of the one before, at once.
+    /// Replaces a file atomically.
     fn publish(&self, name: &str, text: &str) {
         let next = self.place.write("next", text);
         fs::rename(next, self.place.path("www").join(name)).expect("publish");
     }
 
-    /// Signs the list at this time, as the comment that is signed too says.
+    /// Signs the list with this time in the trusted comment, which is signed as well.
     fn sign(&self, time: u64) {
         let path = |name: &str| self.place.path(name).display().to_string();
         let args = [
@@ -117,7 +117,7 @@ fn start(place: &Place, list: &str) -> Exporter {
     Setup::new(place, yaml).start()
 }
 
-/// Waits until so many entries of a list are held.
+/// Waits until the blocklist has this number of entries from the list.
 fn entries(exporter: &Exporter, url: &str, wanted: f64) {
     exporter.scrape_until(&format!("{wanted} entries"), |metrics| {
         metrics.sum("xdp_blocklist_entries", &[("source", url)]) == wanted
@@ -161,7 +161,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     wait_for("it is not sent again", || nginx.answered("304") > 1);
     assert_eq!(nginx.answered("200"), 2, "the list and its signature");
 
-    // Another list with the signature of the one before.
+    // A different list with the previous list's signature.
     nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n203.0.113.0/24\n");
     up(&exporter, &url, 0.0);
     exporter.wait_for_log("the signature at");
@@ -170,7 +170,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     entries(&exporter, &url, 3.0);
     up(&exporter, &url, 1.0);
 
-    // The first list with its own good signature.
+    // The first list with its own valid signature.
     nginx.publish("list.txt", "192.0.2.0/24\n198.51.100.7\n");
     nginx.sign(2000);
     exporter.wait_for_log("older lists are rejected");
@@ -194,7 +194,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     assert!(age(&exporter) >= before, "{}", exporter.text());
     exporter.end("TERM");
 
-    // With another key, what is kept proves nothing.
+    // With a different key, the cached list cannot be verified.
     let other = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
     exporter = start(&place, &list(&url, other));
     exporter.wait_for_log("or its check has changed");
@@ -202,7 +202,7 @@ fn a_signed_list_is_fetched_checked_and_kept() {
     entries(&exporter, &url, 0.0);
     exporter.end("TERM");
 
-    // Where it leads elsewhere.
+    // A URL that redirects.
     nginx.run();
     let moved = format!("https://localhost:{}/moved", nginx.port);
     let exporter = start(&place, &list(&moved, &key));

@@ -1,5 +1,5 @@
-//! The built exporter from outside: what a user starts, what a Prometheus scrapes, what an operator reads. Its
-//! numbers are held against those of the programs that it traces. It needs root.
+//! The built exporter from the outside: what a user starts, what a Prometheus scrapes, what an operator reads. Its
+//! numbers are compared with those of the programs that it traces. It needs root.
 
 #[path = "../support/mod.rs"]
 mod support;

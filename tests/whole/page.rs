@@ -8,7 +8,7 @@ use crate::support::demo::{Demo, program};
 use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, finish, wait_for};
 use crate::support::http;
 
-/// Status line and headers in lower case, and the body.
+/// Returns the status line and headers in lower case, and the body.
 #[track_caller]
 fn response(exporter: &Exporter, path: &str, more: &[&str]) -> (String, String) {
     let output = exporter.fetch(path, &[&["--include"], more].concat());
@@ -40,7 +40,7 @@ fn the_page_is_for_those_with_the_password_and_loads_nothing_from_elsewhere() {
     let place = Place::new();
     let exporter = Setup::fibre(&place, &place.copy_of(&program("fibre-demo"), "bitcoind")).secure().start();
     let authority = place.path("certs/ca.crt");
-    // What an alert leads to is for whoever is woken by it.
+    // The page that alerts link to is accessible without the password, for whoever is paged.
     for path in ["/alerts", "/page.css", "/page.svg"] {
         let mut stranger = exporter.curl(exporter.port, path);
         let (status, body) = http::answer(stranger.arg("--cacert").arg(&authority)).expect("an answer");
@@ -66,7 +66,7 @@ fn the_page_is_for_those_with_the_password_and_loads_nothing_from_elsewhere() {
     assert!(head.contains(policy) && head.contains("frame-ancestors 'none'"), "{head}");
     assert!(head.contains("\ncontent-type: text/html; charset=utf-8"), "{head}");
     assert!(!head.contains("unsafe"), "{head}");
-    // What the policy would not let through: scripts, styles and handlers in the page itself.
+    // What the policy would block: inline scripts, styles and handlers.
     for inline in ["<style", "style=", "onclick=", "onload=", "javascript:", "http://", "https://", "//"] {
         let found = page.replace("http-equiv", "").contains(inline);
         assert!(!found, "{inline} in {page}");
@@ -74,7 +74,7 @@ fn the_page_is_for_those_with_the_password_and_loads_nothing_from_elsewhere() {
     assert_eq!(page.matches("<script").count(), 1, "{page}");
     let (head, _) = response(&exporter, "/metrics", &[]);
     assert!(!head.contains("content-security-policy"), "of pages only: {head}");
-    // The other port has the list of its routes, as before.
+    // The other port still serves the list of its routes.
     assert!(exporter.health("/").1.contains("/ready  "));
 }
 
@@ -119,7 +119,7 @@ fn the_status_is_that_of_the_metrics_and_the_page_has_it_too() {
     assert_eq!(tx["quantiles"].as_array().map(Vec::len), Some(3));
     let deliveries = of("fibre_block_deliveries_total");
     assert_eq!(deliveries["total"], metrics.sum("fibre_block_deliveries_total", &[]));
-    // A dead target is told of, with why and what to do.
+    // A dead target is reported, with the reason and what to do.
     let first = &seen["attention"][0];
     assert_eq!(first["severity"], "error");
     assert!(first["subject"].as_str().is_some_and(|text| text.starts_with("dead")), "{first}");
@@ -129,7 +129,7 @@ fn the_status_is_that_of_the_metrics_and_the_page_has_it_too() {
     assert!(page.contains("bitcoin_block_tx_count") && page.contains("No such file"), "{page}");
     assert!(page.contains("&lt;script&gt;alert(&#39;gone&#39;)&lt;/script&gt;"), "{page}");
     assert!(!page.contains("<script>alert"), "{page}");
-    // The scrape above is told of, with who it was.
+    // The scrape above is listed, with the client that made it.
     let seen = status_until(&exporter, "the scrape", |status| status["scrapes"]["recent"][0].is_object());
     let scrape = &seen["scrapes"]["recent"][0];
     assert_eq!((&scrape["peer"], &scrape["status"]), (&"127.0.0.1".into(), &200.into()), "{scrape}");
@@ -141,7 +141,7 @@ fn the_status_is_that_of_the_metrics_and_the_page_has_it_too() {
 fn looking_changes_nothing_of_what_is_scraped() {
     let place = Place::new();
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
-    // A label that is full of ended processes is emptied by a scrape, and the least and greatest values are of a window.
+    // A scrape frees the entries of ended processes in a full label, and minima and maxima are those of a window.
     let yaml = format!(
         "targets:\n  - name: t\n    binary: {}\n    probes:\n      - on: usdt:validation:block_connected\n        args: {{ \
          height: {{ index: 1 }} }}
@@ -166,7 +166,7 @@ fn looking_changes_nothing_of_what_is_scraped() {
             .sum()
     };
     status_until(&exporter, "all blocks", |status| count(status, "a_total") == 10.0);
-    // Several looks, each of which is one: the time of each is another.
+    // Makes sure that the status was evaluated more than once: the time of each evaluation differs.
     let first = status(&exporter)["time"].as_f64();
     status_until(&exporter, "another look", |status| status["time"].as_f64() != first);
     let metrics = exporter.scrape();

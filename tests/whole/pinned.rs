@@ -1,4 +1,4 @@
-//! `state: pinned`: what is attached stays when the exporter ends, goes on counting, and is taken over.
+//! `state: pinned`: probes stay attached when the exporter ends, keep counting, and are taken over.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::support::bpffs::{BpfFs, unpin};
 use crate::support::demo::{Forms, I32_SITES, program};
 use crate::support::exporter::{Exporter, Place, Port, Setup, exporter, finish, wait_for};
 
-/// A directory, a BPF file system in it, and a program to trace.
+/// Creates a directory, a BPF file system in it, and a program to trace.
 fn set_up() -> (Place, BpfFs, PathBuf) {
     let place = Place::new();
     let bpf = BpfFs::mount(&place);
@@ -29,7 +29,7 @@ fn start(place: &Place, bpf: &BpfFs, program: &Path, probes: &[&str], more: &str
 
 const TAKEN_OVER: &str = "Took over the probes that version";
 
-/// Its series are computed by the exporter, from events.
+/// The exporter computes the series from events.
 const FROM_EVENTS: &str = "      - function: other\n        metrics: [{ counter: globbed_total, labels: { comm: { value: comm, match: { 'no*': no, 'p*g*m': ours } }, tid: tid } }]\n";
 
 #[test]
@@ -53,8 +53,8 @@ fn a_restart_loses_no_hit_however_the_exporter_ends() {
             assert_eq!(scrape.value(name, &[]), calls, "{name} with {attach}: {}", exporter.log());
         }
         assert_eq!(scrape.value("named_total", &[("comm", "program")]), calls, "{}", exporter.log());
-        // What finds no room in the ring while nobody reads it is counted as lost; and an exporter that is killed may have
-        // counted one event that is still in the ring.
+        // Events that do not fit into the ring while no exporter reads it are counted as lost; and an exporter that is
+        // killed may already have counted one event that is still in the ring.
         let from_events = scrape.value("globbed_total", &[("comm", "ours")]);
         let lost = scrape.sum("fibre_exporter_probe_lost_total", &[]);
         assert_eq!(lost, scrape.sum("fibre_exporter_probe_lost_total", &[("reason", "ring_full")]));
@@ -74,11 +74,12 @@ fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
     let open = || std::fs::OpenOptions::new().write(true).open(&program).map(drop);
     for signal in ["KILL", "TERM"] {
         let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
-        // Its lease makes a writer wait until the probes are out; then they are set again.
+        // The exporter's lease makes a writer wait until the probes are detached; they are attached again afterwards.
         open().expect("the file is written");
         exporter.wait_until_ready();
         exporter.end(signal);
-        // Where the kernel has no such programs, this is said; where it has, a writer is refused as one to a running program.
+        // Where the kernel refuses the program that guards the file, the exporter warns; elsewhere, opening the file
+        // for writing fails as for a running program.
         if !exporter.log().contains("do not overwrite a traced file in place") {
             let refused = open().expect_err("the file has breakpoints");
             assert_eq!(refused.kind(), std::io::ErrorKind::ExecutableFileBusy, "{refused}");
@@ -87,7 +88,7 @@ fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
                 Command::new("truncate").args(["--size", "0"]).arg(&program).output().expect("run truncate");
             assert!(!truncated.status.success());
         }
-        // What is put in its place is another file, which the next exporter finds.
+        // A replacement is another file, which the next exporter finds.
         std::fs::copy(&copy, place.path("new")).expect("copy a file");
         std::fs::rename(place.path("new"), &program).expect("put a file in its place");
         let steady = Steady::start(&program);
@@ -113,7 +114,7 @@ fn a_file_beside_with_pinned_probes_is_guarded_by_the_next_exporter_too() {
         locks.lines().any(of_it)
     };
     wait_for("the file to be attached to before it takes the other's place", is_guarded);
-    // It finishes what it has begun.
+    // It finishes attaching before it ends.
     exporter.end("TERM");
     assert!(!is_guarded());
     let exporter = start(&place, &bpf, &program, &[COUNTED], "");
@@ -136,7 +137,7 @@ fn unpin_takes_everything_away() {
     assert_eq!(status, Some(1));
     assert!(err.contains("a running exporter uses it"), "{err}");
     exporter.end("KILL");
-    // A process that starts while no exporter runs is counted all the same.
+    // A process that starts while no exporter runs is counted, too.
     assert_eq!(forms.semaphore("forms:i32"), I32_SITES);
     let mut later = Forms::start(&binary);
     assert_eq!(later.semaphore("forms:i32"), I32_SITES);
@@ -152,7 +153,7 @@ fn unpin_takes_everything_away() {
     wait_for("the semaphore to be lowered", || forms.semaphore("forms:i32") == 0);
     wait_for("links, programs and maps to go", || held.is_disjoint(&all_in_kernel()));
     forms.fire("i32", 5);
-    // Once more is no error.
+    // Unpinning again is not an error.
     unpin(&bpf.state());
 }
 
@@ -194,7 +195,7 @@ fn what_does_not_fit_begins_anew_and_says_so() {
     unpin(&bpf.state());
 }
 
-/// An exporter of another version would have written other words there.
+/// Alters the document as if another version of the exporter had written it.
 fn alter(document: &Path, key: &str) {
     let map = libbpf_rs::MapHandle::from_pinned_path(document).expect("the document");
     let mut text = map.lookup(&[0; 4], libbpf_rs::MapFlags::ANY).expect("read it").expect("its first piece");
@@ -227,7 +228,7 @@ fn another_versions_tables_are_not_taken_over() {
     unpin(&bpf.state());
 }
 
-/// Links of before are gone, and calls are counted from none on.
+/// Checks that the previous links are gone and that calls are counted from zero.
 #[track_caller]
 fn assert_begun_anew(exporter: &Exporter, program: &Path, held: &[u32]) {
     wait_for("the links of before to go", || {
@@ -238,7 +239,7 @@ fn assert_begun_anew(exporter: &Exporter, program: &Path, held: &[u32]) {
     assert_eq!(exporter.scrape().value("counted_total", &[]), calls, "{}", exporter.log());
 }
 
-/// The numbers of the links that are pinned.
+/// Returns the IDs of the pinned links.
 fn held_by(bpf: &BpfFs) -> Vec<u32> {
     let links = std::fs::read_dir(bpf.state().join("0/links")).expect("the pinned links");
     let open = |path: PathBuf| libbpf_rs::Link::open(path).and_then(|link| link.info()).expect("a link").id;

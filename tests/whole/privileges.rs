@@ -1,4 +1,4 @@
-//! What the exporter may do, and what it says of what it may not.
+//! What the exporter is permitted to do, and what it reports about missing permissions.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -9,11 +9,11 @@ use exporter::kernel::can_make_wait;
 use crate::support::demo::{Forms, play, program};
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 
-/// `/proc/PID/status` of each thread.
+/// Returns `/proc/PID/status` of each thread.
 fn threads(exporter: &Exporter) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
     let paths: Vec<PathBuf> = tasks.map(|task| task.expect("a thread").path().join("status")).collect();
-    // Those of requests come and go.
+    // Request threads may end in the meantime.
     paths.iter().filter_map(|path| fs::read_to_string(path).ok()).collect()
 }
 
@@ -46,20 +46,20 @@ fn only_the_thread_that_programs_wait_for_runs_before_others() {
     exporter.wait_until_ready();
     let tasks = fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
     let stats = tasks.filter_map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")).ok());
-    // The policy is the 41st field, the name the second one.
+    // The policy is the 41st field, the name is the second.
     let policy_of = |stat: String| {
         let (name, fields) = stat.split_once('(').expect("a name").1.rsplit_once(") ").expect("fields");
         (name.to_string(), fields.split(' ').nth(38).expect("a policy").to_string())
     };
     let (gate, others): (Vec<_>, Vec<_>) = stats.map(policy_of).partition(|(name, _)| name == "exec-gate");
-    // There is no such thread where the kernel itself makes programs wait.
+    // There is no such thread if the kernel itself makes programs wait.
     let expected = (!can_make_wait()).then(|| ("exec-gate".to_string(), libc::SCHED_RR.to_string()));
     assert_eq!(gate, Vec::from_iter(expected));
     let ordinary = libc::SCHED_OTHER.to_string();
     assert!(others.len() >= 4 && others.iter().all(|(_, policy)| *policy == ordinary), "{others:?}");
 }
 
-/// With everything that the shipped unit gives it, and nothing else.
+/// With exactly the capabilities that the shipped unit grants.
 #[test]
 fn the_units_rights_are_enough_for_another_users_program() {
     let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fibre-exporter.service"));
@@ -121,7 +121,7 @@ fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
     }
     let totals = play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
     exporter.scrape().measured().assert_same(&totals.series("demo"));
-    // A reload that changes no probe works; one that needs the kernel says why it cannot be, and changes nothing.
+    // A reload that changes no probe works; one that needs the kernel is rejected with a reason, and changes nothing.
     let config = place.path("config.yaml");
     let text = fs::read_to_string(&config).expect("read the configuration");
     let reload = |text: &str| {

@@ -11,7 +11,7 @@ use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 use crate::support::demo::{Demo, Forms, I32_SITES, program};
 use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, wait_for};
 
-/// An exporter that traces a probe of `forms`, which tells its semaphore.
+/// Starts an exporter that traces a probe of `forms`, which reports its semaphore.
 fn traces_forms(place: &Place, forms: &std::path::Path) -> Exporter {
     let exporter = Setup::new(place, forms_config(forms)).start();
     exporter.wait_until_ready();
@@ -38,7 +38,7 @@ fn a_signal_ends_it_with_status_0_whatever_goes_on() {
         let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
         let mut exporter = Setup::fibre(&place, &demo).arguments(&["--verbose"]).secure().start();
         exporter.wait_until_ready();
-        // Events come in, one client is silent and one has been served and stays.
+        // Events arrive, one client is silent, and another was served and stays connected.
         let demo = Demo::start(&demo, &["--rate", "2000"]);
         let _silent = TcpStream::connect((Ipv4Addr::LOCALHOST, exporter.port)).expect("connect");
         exporter.scrape();
@@ -52,7 +52,7 @@ fn a_signal_ends_it_with_status_0_whatever_goes_on() {
     }
 }
 
-/// A service manager, which is told what sd_notify(3) says.
+/// A service manager that receives the messages of sd_notify(3).
 pub struct Manager {
     pub socket: PathBuf,
     told: UnixDatagram,
@@ -66,14 +66,14 @@ impl Manager {
         Self { socket, told }
     }
 
-    /// The next message to it, but for sockets to keep.
+    /// Receives the next message, skipping those that store sockets.
     pub fn told(&self) -> String {
         std::iter::repeat_with(|| self.any())
             .find(|message| !message.starts_with("FDSTORE=1\n"))
             .expect("one")
     }
 
-    /// The next message to it.
+    /// Receives the next message.
     fn any(&self) -> String {
         let mut message = [0; 1024];
         let length = self.told.recv(&mut message).expect("a message to the manager");
@@ -81,7 +81,7 @@ impl Manager {
     }
 }
 
-/// sd_notify(3): what systemd is told, and when.
+/// sd_notify(3): which notifications systemd receives, and when.
 #[test]
 fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
     let place = Place::new();
@@ -95,7 +95,7 @@ fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
     assert!(ready.starts_with("READY=1\n"), "{ready}");
     assert!(ready.contains("STATUS=Serving metrics at http://"), "{ready}");
     assert!(ready.ends_with(&format!(":{}/metrics\n", exporter.port)), "{ready}");
-    // It is true when it is said.
+    // The notification is true when it is sent.
     exporter.scrape();
     for _ in 0..3 {
         assert_eq!(manager.told(), "WATCHDOG=1\n");
@@ -105,8 +105,8 @@ fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
     assert!(last.expect("a last message").starts_with("STOPPING=1\n"));
 }
 
-/// Listens as a manager does that has kept sockets: on the ports of the configuration and on one of an earlier one, and starts
-/// the exporter with them.
+/// Listens like a manager that has stored sockets, on the configured ports and on a port of an earlier configuration,
+/// and starts the exporter with these sockets.
 const KEPT: &str = r#"
 import os, re, socket, sys
 config = open(sys.argv[sys.argv.index("--config") + 1]).read()
@@ -126,7 +126,7 @@ fn sockets_that_the_service_manager_has_kept_are_used_and_kept_again() {
     let place = Place::new();
     let forms = place.copy_of(&program("forms"), "forms");
     let manager = Manager::new(&place);
-    // Bound already: to bind them again would fail.
+    // The ports are already bound: binding them again would fail.
     let exporter = Setup::new(&place, forms_config(&forms))
         .environment("NOTIFY_SOCKET", &manager.socket.display().to_string())
         .through(&["python3", "-c", KEPT])
@@ -138,8 +138,8 @@ fn sockets_that_the_service_manager_has_kept_are_used_and_kept_again() {
     assert_eq!(manager.any(), format!("FDSTORE=1\nFDNAME=kept-port-{}\n", exporter.health_port));
 }
 
-/// sd-daemon(3): a priority before each line and no second time stamp. JOURNAL_STREAM alone does not say so: a child
-/// whose output goes elsewhere inherits it.
+/// sd-daemon(3): a priority before each line, and no additional timestamp. JOURNAL_STREAM alone is not sufficient: a
+/// child whose output is redirected inherits it.
 #[test]
 fn the_journal_gets_priorities_and_a_file_gets_time_stamps() {
     let place = Place::new();
@@ -170,7 +170,7 @@ fn a_semaphore_is_raised_while_it_is_attached_and_only_then() {
         assert_eq!(forms.semaphore("forms:i32"), I32_SITES, "raised in a process that ran before");
         assert_eq!(Forms::start(&binary).semaphore("forms:i32"), I32_SITES, "and in one that starts after");
         assert_eq!(forms.semaphore("forms:u32"), 0, "not of a probe that nobody asked for");
-        // The kernel raises it once for all tracers of a site: it stays as long as one of them does.
+        // The kernel raises it once for all tracers of a site: it stays raised as long as one of them remains.
         let second = traces_forms_beside(&binary);
         drop(second);
         let counted = exporter.scrape().value("forms_fired_total", &[]);
@@ -178,7 +178,7 @@ fn a_semaphore_is_raised_while_it_is_attached_and_only_then() {
         forms.fire("i32", 5);
         assert_eq!(exporter.scrape().value("forms_fired_total", &[]), counted + 5.0);
         exporter.end(signal);
-        // After SIGKILL the kernel takes the probes out, when it gets to it.
+        // After SIGKILL, the kernel removes the probes asynchronously.
         wait_for("the semaphore to be lowered", || forms.semaphore("forms:i32") == 0);
         assert_eq!(forms.fire("i32", 5)["fired"], 5, "the program goes on, SIG{signal}");
     }
@@ -199,16 +199,16 @@ fn nothing_of_it_is_left_in_the_kernel_however_it_ends() {
             }
             assert!(held.is_subset(&all_in_kernel()), "{held:?}");
             exporter.end(signal);
-            // The kernel frees what was held when it gets to it.
+            // The kernel frees the objects asynchronously.
             wait_for("links, programs and maps to go", || held.is_disjoint(&all_in_kernel()));
         }
     }
 }
 
-/// Links, programs and maps, by their numbers, which the kernel does not give twice.
+/// Links, programs and maps by their IDs, which the kernel does not reuse.
 pub type Held = BTreeSet<(&'static str, u32)>;
 
-/// Those that the process holds.
+/// Returns the objects that the process holds.
 pub fn held_in_kernel(pid: u32) -> Held {
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("list descriptors");
     let texts = descriptors.map(|at| std::fs::read_to_string(at.expect("a descriptor").path()));
@@ -223,7 +223,7 @@ pub fn held_in_kernel(pid: u32) -> Held {
     held
 }
 
-/// Those that there are.
+/// Returns all objects in the kernel.
 pub fn all_in_kernel() -> Held {
     let links = LinkInfoIter::default().map(|link| ("link_id:", link.id));
     let programs = ProgInfoIter::default().map(|program| ("prog_id:", program.id));
@@ -231,7 +231,7 @@ pub fn all_in_kernel() -> Held {
     links.chain(programs).chain(maps).collect()
 }
 
-/// With a directory of its own, which must outlive it.
+/// Starts the exporter in a separate directory, which must outlive it.
 fn traces_forms_beside(forms: &std::path::Path) -> (Exporter, Place) {
     let place = Place::new();
     let exporter = traces_forms(&place, forms);

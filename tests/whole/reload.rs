@@ -1,4 +1,5 @@
-//! The configuration is read anew while the exporter runs: what is the same goes on, what is wrong changes nothing.
+//! The configuration is reloaded while the exporter runs: what is unchanged continues, and an invalid configuration
+//! changes nothing.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, USER, send_sign
 use crate::support::http;
 use crate::support::program::{compile, run};
 
-/// Calls its functions until its input ends, some 100,000 times a second each, and says how often.
+/// Calls its functions until its input ends, some 100,000 times a second each, and prints the number of calls.
 pub const STEADY: &str = r#"
 #include <stdio.h>
 #include <poll.h>
@@ -35,7 +36,7 @@ int main(void) {
 }
 "#;
 
-/// Calls `one`, `two` and `one` again as often as it is told.
+/// Calls `one`, `two` and again `one`, as many times as its argument says.
 const FINITE: &str = r#"
 #include <stdlib.h>
 __attribute__((noipa)) int one(int n) { return n + 1; }
@@ -52,7 +53,7 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// It has made some thousand calls when this returns.
+    /// Starts the program; it has made some thousand calls when this returns.
     pub fn start(program: &Path) -> Self {
         let mut child = Command::new(program)
             .stdin(Stdio::piped())
@@ -73,7 +74,7 @@ impl Steady {
     }
 }
 
-/// A configuration of one target, whose programs do nothing but call what is traced.
+/// Returns a configuration with one target, whose programs do nothing but call the traced functions.
 pub fn target(binary: &Path, probes: &[&str]) -> String {
     let target = "node_name: test\nlimits: { overhead: off }\ntargets:\n  - name: t\n    binary: ";
     format!("{target}{}\n    probes:\n{}", binary.display(), probes.concat())
@@ -231,7 +232,7 @@ fn passwords_and_certificates_are_read_anew_and_only_the_operator_may_ask() {
     assert_eq!(get.0, 405);
     place.write("password", "another\n");
     assert_eq!((ask(&right, &[]), ask(&right, &[]), ask(&wrong, &[])), (200, 401, 200));
-    // Without a certificate and a password from now on.
+    // From now on without a certificate and a password.
     let open: String = config
         .lines()
         .filter(|line| !line.contains("tls_") && !line.contains("auth_"))
@@ -255,7 +256,7 @@ fn reloads_at_once_are_one_after_the_other_while_targets_come_and_go() {
     exporter.wait_until_ready();
     let steady = Steady::start(&program);
     let ports = format!("metrics_port: {}\nhealth_port: {}\n", exporter.port, exporter.health_port);
-    // Never half of it.
+    // Atomically, so that the exporter never reads half of it.
     let replace = |yaml: &str| {
         let new = place.write("config.new", &format!("{yaml}{ports}"));
         std::fs::rename(new, place.path("config.yaml")).expect("replace the configuration");
@@ -332,7 +333,7 @@ fn interfaces_are_exchanged_and_what_else_of_the_network_changes_is_refused() {
     exporter.wait_for_log("exn0: no longer counted");
 }
 
-/// Each reload adds two probes, over and over: what it takes for them stays bounded, and counters go on.
+/// Each reload adds two probes, over and over: the resources needed for them stay bounded, and counters continue.
 #[test]
 fn reload_after_reload_takes_no_more_and_more() {
     const RELOADS: usize = 9;
@@ -358,11 +359,11 @@ fn reload_after_reload_takes_no_more_and_more() {
     }
     run(&mut Command::new(&program));
     let scrape = exporter.scrape();
-    // Entries are in at most 16 units, of which each was loaded by one reload.
+    // Entries are in at most 16 units, each of which was loaded by one reload.
     let last = held(exporter.pid());
     assert!(last[BPF_MAPS] <= 16 * first[BPF_MAPS], "{first:?}, then {last:?}");
     for n in 0..=2 * RELOADS {
-        // It has counted since the reload that brought it.
+        // It has counted since the reload that added it.
         let name = format!("f{n}_total");
         assert_eq!(scrape.value(&name, &[]), (RELOADS + 1 - n.div_ceil(2)) as f64, "{name}");
     }

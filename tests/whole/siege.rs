@@ -1,4 +1,4 @@
-//! A scraper keeps getting its answers while strangers do what they can, from its own address and from others.
+//! A scraper keeps getting responses while strangers attack the server, from the scraper's own address and from others.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -9,14 +9,14 @@ use crate::support::demo::program;
 use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, TIMEOUT, USER};
 use crate::support::siege::{Besieged, Besieger, connect_and_say_nothing, guess, others, send_noise};
 
-/// Scrapes that are asked for under each siege.
+/// The number of scrapes during each attack.
 const SCRAPES: usize = 30;
-/// Connections that one besieger makes at most, so that it ends whatever happens.
+/// The maximum number of connections of an attacker, so that it ends in any case.
 const MOST_CONNECTIONS: usize = 20_000;
 const SCRAPER: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
 fn besieged(place: &Place) -> Exporter {
-    // The cost is low because this is often a build without optimisation.
+    // The cost is low because this is often an unoptimized build.
     besieged_at_cost(place, 7)
 }
 
@@ -27,13 +27,13 @@ fn besieged_at_cost(place: &Place, cost: u32) -> Exporter {
     Setup::fibre(place, &binary).yaml(&auth).start()
 }
 
-/// The server as its clients know it.
+/// Returns the server as its clients know it.
 fn known(exporter: &Exporter) -> Besieged<'static> {
     Besieged { port: exporter.port, user: USER, password: PASSWORD, patience: TIMEOUT }
 }
 
-/// Scrapes by one connection that is kept, and by one that is new each time, while besiegers do their work from these
-/// addresses. Each scrape is asked for once.
+/// Scrapes over a persistent connection and over new ones, while attackers run from these addresses. No scrape is
+/// retried.
 fn scrapes_under(exporter: &Exporter, addresses: &[Ipv4Addr], each: usize, besieger: Besieger) {
     let server = known(exporter);
     let mut kept = server.connect(SCRAPER).expect("connect");
@@ -47,7 +47,7 @@ fn scrapes_under(exporter: &Exporter, addresses: &[Ipv4Addr], each: usize, besie
                     if stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    // What becomes of it is its own affair.
+                    // Its result does not matter.
                     let _ = besieger(server, address, number.fetch_add(1, Ordering::Relaxed));
                 }
             });
@@ -74,7 +74,7 @@ fn guesses_from_the_scrapers_own_address_keep_nobody_out() {
     scrapes_under(&besieged(&place), &[SCRAPER], 16, guess);
 }
 
-/// Where a check takes longer than a connection of a stranger lives.
+/// With password checks that take longer than a stranger's connection may last.
 #[test]
 fn guesses_that_take_long_to_check_keep_nobody_out() {
     let place = Place::new();
@@ -110,7 +110,7 @@ fn what_clients_do_wrong_is_counted() {
         let mut stream = server.connect(SCRAPER).expect("connect");
         stream.write_all(request.as_bytes()).expect("write");
         let mut answer = String::new();
-        // It may be closed with bytes unread.
+        // The server may close the connection with bytes unread, which makes this fail.
         let _ = stream.read_to_string(&mut answer);
         answer.lines().next().unwrap_or_default().to_owned()
     };
@@ -159,7 +159,7 @@ fn who_says_no_more_gets_an_answer_still() {
         stream.read_to_string(&mut answer).expect("the answer, and its end");
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("fibre_exporter_up"), "{answer}");
     }
-    // Without a whole request there is nothing to answer.
+    // Without a complete request, there is no response.
     let mut stream = server.connect(SCRAPER).expect("connect");
     stream.write_all(b"GET /metrics HTTP/1.1\r\n").expect("write");
     stream.shutdown(std::net::Shutdown::Write).expect("shut down");

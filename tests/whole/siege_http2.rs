@@ -1,4 +1,5 @@
-//! A scraper that speaks HTTP/2 keeps getting its answers while strangers do what only HTTP/2 lets them do.
+//! A scraper that uses HTTP/2 keeps getting responses while strangers attack the server by means that only HTTP/2
+//! offers.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,10 +18,10 @@ use crate::support::siege::{Besieged, others};
 const SCRAPES: usize = 15;
 const MOST_CONNECTIONS: usize = 5_000;
 const SCRAPER: Ipv4Addr = Ipv4Addr::LOCALHOST;
-/// Of the setting INITIAL_WINDOW_SIZE.
+/// The identifier of the setting INITIAL_WINDOW_SIZE.
 const WINDOW: u16 = 4;
 
-/// One of a besieger's connections; the number is another one each time.
+/// Makes one connection of an attacker; the number differs for each connection.
 type Besieger = fn(&mut Http2, u32) -> std::io::Result<()>;
 
 fn authorization(password: &str) -> String {
@@ -60,7 +61,7 @@ fn scrapes_under(besieger: Besieger, settings: &'static [(u16, u32)]) {
                         return;
                     }
                     let number = number.fetch_add(1, Ordering::Relaxed);
-                    // What becomes of it is its own affair.
+                    // Its result does not matter.
                     let patient = Besieged { patience: Duration::from_millis(100), ..server };
                     let begun =
                         patient.connect(address).and_then(|socket| Http2::begin(socket, trust, settings));
@@ -82,7 +83,7 @@ fn scrapes_under(besieger: Besieger, settings: &'static [(u16, u32)]) {
         stop.store(true, Ordering::Relaxed);
         scraped.unwrap();
     });
-    // It has grown by nothing that stays.
+    // Its memory has not grown permanently.
     let memory =
         kept.ask(&right).and_then(|_| std::fs::read_to_string(format!("/proc/{}/statm", exporter.pid())));
     let pages: usize =
@@ -116,7 +117,7 @@ fn headers_without_an_end_keep_nobody_out() {
         |connection, _| {
             let stream = connection.stream();
             connection.send(&frame(HEADERS, 0, stream, &request("x")))?;
-            // A field that is not stored, again and again.
+            // A literal field without indexing, over and over.
             let field = [&[0x00, 1, b'x', 100][..], &[b'y'; 100]].concat().repeat(100);
             for _ in 0..500 {
                 connection.send(&frame(CONTINUATION, 0, stream, &field))?;
@@ -154,7 +155,7 @@ fn guesses_and_answers_that_are_not_taken_keep_nobody_out() {
             connection.wait();
             Ok(())
         },
-        // Nothing may be sent to it.
+        // The server may not send any data.
         &[(WINDOW, 0)],
     );
 }

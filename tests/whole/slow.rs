@@ -1,4 +1,4 @@
-//! Slow events from the outside: what is kept, shown, and counted, also where it cannot be kept.
+//! Slow events seen from the outside: what is stored, shown, and counted, even where events cannot be stored.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -11,14 +11,14 @@ use crate::support::demo::{Forms, play, program};
 use crate::support::exporter::{Exporter, Place, Setup, exporter, finish, wait_for};
 use crate::support::exposition::Metrics;
 
-/// `exporter events --format json` with these options.
+/// Runs `exporter events --format json` with these options.
 pub fn events(options: &[&str]) -> Vec<Value> {
     let (code, text, told) = finish(exporter().args(["events", "--format", "json"]).args(options));
     assert_eq!((code, told.as_str()), (Some(0), ""), "{options:?}");
     serde_json::from_str(&text).unwrap_or_else(|err| panic!("{err}: {text}"))
 }
 
-/// A scrape at which nothing waits and nothing is in the ring: seen = kept + outdone + lost.
+/// Scrapes until no event is waiting or in the ring: seen = kept + outdone + lost.
 fn settled(exporter: &Exporter) -> Metrics {
     let all = |scrape: &Metrics, what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
     exporter.scrape_until("every slow event to be kept or lost", |scrape| {
@@ -42,7 +42,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let names: Vec<_> = names.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase()).collect();
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
-    // Its own directory and nothing else that it could write to.
+    // Its own directory, the only one that it could write to.
     let directory = place.path("state");
     fs::create_dir(&directory).expect("make a directory");
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("protect it");
@@ -59,7 +59,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let totals = play(&demo, &["--rate", "0", "--blocks", "3000", "--wait-attached"]);
     let scrape = settled(&first);
     scrape.measured().assert_same(&totals.series("demo"));
-    // As many as are beyond the bucket with that bound.
+    // The number of values beyond the bucket with that bound.
     let bucket = |le: &str| scrape.value(&format!("{metric}_bucket"), &[("le", le)]);
     let slow = bucket("+Inf") - bucket("0.25");
     assert!(slow > 10.0, "{slow}");
@@ -90,7 +90,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     assert!(table.contains("\n    udp:block_reconstructed: hash="), "{table}");
     assert_eq!(fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
     first.stop();
-    // Read by another user who may, while nobody writes and in a directory that is not his.
+    // Read by another user with permission, while nothing writes to the file, and in a directory of someone else.
     let copy = place.path("copy.db");
     fs::copy(&file, &copy).expect("copy the file");
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o644)).expect("let it be read");
@@ -101,7 +101,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     let (code, text, told) = finish(&mut read);
     assert_eq!((code, told.as_str()), (Some(0), ""));
     assert_eq!(serde_json::from_str::<Vec<Value>>(&text).expect("JSON"), while_it_runs);
-    // What is there stays, and the numbers start from zero.
+    // Stored events remain, and the counters start from zero.
     let second = setup().start();
     second.wait_until_ready();
     let scrape = second.scrape();
@@ -110,7 +110,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
     second.stop();
 }
 
-/// Beside all events of the same blocks: the worst of each hour are exactly the largest of these.
+/// Compared with all events of the same blocks: the worst of each hour are exactly the largest of them.
 #[test]
 fn the_worst_blocks_of_an_hour_are_kept() {
     let place = Place::new();
@@ -150,7 +150,7 @@ fn the_worst_blocks_of_an_hour_are_kept() {
         all.truncate(9);
         assert_eq!(all, worst);
     }
-    // The accounting of the one that keeps all, and of the other one, which was sent few.
+    // The accounting of the metric that keeps all events, and of the other one, for which few were sent.
     let of = |what: &str| scrape.sum(&format!("fibre_exporter_slow_events_{what}"), &[]);
     assert!(of("total") >= fired as f64 + 9.0 && of("stored") == rows.len() as f64, "{}", of("total"));
     println!("{} sent of {}, {} outdone", of("total") - fired as f64, fired, of("outdone_total"));
@@ -163,7 +163,7 @@ fn the_worst_blocks_of_an_hour_are_kept() {
     running.stop();
 }
 
-/// How long it took, what was missing, who won the race, and how long the connection took: one row.
+/// The duration, what was missing, who won the race, and how long connecting the block took are in one row.
 #[test]
 fn a_slow_block_is_explained_by_one_row() {
     let place = Place::new();
@@ -175,7 +175,7 @@ fn a_slow_block_is_explained_by_one_row() {
     let metric = "fibre_block_reconstruction_duration_seconds";
     let running = Setup::fibre(&place, &demo).yaml(&kept_in(&file, metric, &slow)).start();
     running.wait_until_ready();
-    // Two nodes of the same file count the same heights.
+    // Two nodes that run the same file count the same heights.
     let totals: Vec<_> = std::thread::scope(|scope| {
         let play = || play(&demo, &["--rate", "50", "--blocks", "60", "--wait-attached"]);
         let both = [scope.spawn(play), scope.spawn(play)];
@@ -218,7 +218,7 @@ fn forms(binary: &Path, slow: &str) -> String {
     FORMS.replace("{binary}", &binary.display().to_string()).replace("{slow}", slow)
 }
 
-/// Slow is everything, with little room for it.
+/// Every event is slow, and there is little room for them.
 #[test]
 fn the_accounting_balances_when_there_are_more_slow_events_than_can_be_kept() {
     let place = Place::new();
@@ -251,7 +251,7 @@ fn the_accounting_balances_when_there_are_more_slow_events_than_can_be_kept() {
         events(&["--file", &file.display().to_string(), "--limit", "1000"]).len() as f64,
         kept.min(500.0)
     );
-    // Whoever tidies up takes away the file and not its metrics.
+    // A cleanup that deletes the file does not affect its metrics.
     for suffix in ["", "-wal", "-shm"] {
         fs::remove_file(format!("{}{suffix}", file.display())).expect("remove the file");
     }
@@ -263,7 +263,7 @@ fn the_accounting_balances_when_there_are_more_slow_events_than_can_be_kept() {
     exporter.stop();
 }
 
-/// Files can grow no more, as on a disk that is full.
+/// Files cannot grow any further, as on a full disk.
 #[test]
 fn events_that_cannot_be_written_wait_and_are_counted_when_there_are_too_many() {
     let place = Place::new();
@@ -324,7 +324,7 @@ fn a_reload_begins_to_keep_slow_events_and_ends_it() {
     settled(&exporter);
     let first = kept();
     assert!(first > 0.0);
-    // Another bound is another probe, whose counts start from zero.
+    // A different threshold makes a different probe, whose counts start from zero.
     assert!(reload(&with("slow: 3000000000")).contains("1 new or changed"));
     exporter.wait_until_ready();
     fired(&mut program);
@@ -333,10 +333,10 @@ fn a_reload_begins_to_keep_slow_events_and_ends_it() {
     assert!(reload(&with("help: x")).contains("1 new or changed"));
     exporter.wait_until_ready();
     fired(&mut program);
-    // What it has counted meanwhile is all there.
+    // Everything that it counted in the meantime is there.
     let scrape = exporter.scrape();
     assert_eq!(scrape.value("forms_n_count", &[]), 3.0 * first);
-    // A file that cannot be had changes nothing.
+    // The events stored earlier are still in the file.
     exporter.stop();
     assert_eq!(events(&["--file", &file.display().to_string(), "--limit", "100000"]).len() as f64, first);
 }

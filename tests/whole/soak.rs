@@ -1,5 +1,5 @@
-//! Everything at once and over and over, for as long as `SOAK_SECONDS` says (`scripts/soak.sh`: an hour): counts are exact in each
-//! round, and what the exporter takes does not grow.
+//! Everything at once, over and over, for `SOAK_SECONDS` (`scripts/soak.sh`: an hour): counts are exact in each round,
+//! and the exporter's resource usage does not grow.
 
 use std::fs;
 use std::path::Path;
@@ -10,16 +10,17 @@ use crate::hostile::{BPF_MAPS, DESCRIPTORS, MAPPINGS, THREADS, compiled, countin
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 use crate::support::program::run;
 
-/// In the test command.
+/// The duration in the test command.
 const SECONDS: u64 = 300;
 
-/// How long the exporter is stopped while a program calls as often as it can.
+/// How long the exporter is stopped while a program makes calls at full speed.
 const STOPPED: Duration = Duration::from_secs(30);
 
-/// Rounds until everything has been made that is made once: caches, the allocator's arenas, threads for requests.
+/// Rounds until everything that is created only once exists: caches, the allocator's arenas, request threads.
 const WARM_UP: u32 = 8;
 
-/// Resident, in kilobytes: what is its own, without pages of the executable, which the kernel drops and reads again as it likes.
+/// Returns the anonymous resident memory in kilobytes, without pages of the executable, which the kernel evicts and
+/// rereads at its discretion.
 fn memory(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("RssAnon");
@@ -30,7 +31,8 @@ fn replaced(exporter: &Exporter) -> f64 {
     exporter.scrape().sum("fibre_exporter_reattach_total", &[("reason", "replaced")])
 }
 
-/// Has the program call while the exporter is stopped; as often as this. What is told of processes meanwhile finds no room.
+/// Runs the program while the exporter is stopped, and returns the number of calls. Meanwhile, the buffer of events
+/// about processes overflows.
 fn while_stopped(exporter: &Exporter, program: &Path) -> u32 {
     const AT_ONCE: u32 = 100_000;
     send_signal(exporter.pid(), "STOP");
@@ -67,11 +69,11 @@ fn what_it_takes_does_not_grow() {
     let (mut calls, mut round, mut early) = (0, 0, None);
     while round <= WARM_UP || Instant::now() < until {
         round += 1;
-        // Processes that come and go, one that calls often, one that is killed.
+        // Short-lived processes, one that makes many calls, and one that is killed.
         run(Command::new(&binary).args(["100", "5", "each"]));
         run(Command::new(&binary).arg("20000"));
         let mut killed = Command::new(&binary)
-            // Its child goes on, and calls nothing.
+            // Its child keeps running, and calls nothing.
             .args(["1", "0", "all"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -81,7 +83,7 @@ fn what_it_takes_does_not_grow() {
         killed.wait().expect("wait for it");
         calls += 100 * 5 + 20_000;
         is_exact(&exporter.scrape(), f64::from(calls));
-        // A reload that brings a probe or takes it away.
+        // A reload that adds or removes a probe.
         reload(if round % 2 == 1 { &with_main } else { &plain });
         exporter.wait_until_ready();
         // An upgrade.
@@ -100,7 +102,7 @@ fn what_it_takes_does_not_grow() {
         }
     }
     let (early, memory_early) = early.expect("as many rounds");
-    // An even round has the probes of the last of the warm-up.
+    // After an even round, the probes are those of the last warm-up round.
     reload(&plain);
     let is_flat = |now: [usize; 4]| {
         now[DESCRIPTORS] <= early[DESCRIPTORS]
@@ -108,7 +110,7 @@ fn what_it_takes_does_not_grow() {
             && now[THREADS] <= early[THREADS] + 16
             && now[MAPPINGS] <= early[MAPPINGS] + 64
     };
-    // Files that nobody runs any more go when it is looked at them.
+    // Files that no process runs any more are released at the next check.
     wait_for("descriptors, threads and mappings to be what they were", || is_flat(held(exporter.pid())));
     let (now, memory) = (held(exporter.pid()), memory(exporter.pid()));
     println!("{round} rounds, {calls} calls: {early:?} {memory_early} kB, then {now:?} {memory} kB");

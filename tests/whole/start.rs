@@ -1,4 +1,4 @@
-//! What the exporter opens at its start: ports and the log file, of whomever they are, before it drops its privileges.
+//! What the exporter opens at startup, before it drops its privileges: ports and the log file, whoever owns it.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::support::demo::program;
 use crate::support::exporter::{Place, Port, Setup, exporter, finish, wait_for};
 
-/// A user that root may write for only with CAP_DAC_OVERRIDE, which the exporter does not keep.
+/// A user whose files root may write only with CAP_DAC_OVERRIDE, which the exporter does not keep.
 const SOMEBODY: u32 = 31_337;
 
 /// Runs a shell command in the network namespace of a process.
@@ -30,7 +30,7 @@ fn low_ports_another_users_log_and_an_address_that_comes_later() {
         chown(path, Some(SOMEBODY), Some(SOMEBODY)).expect("give it away");
         fs::set_permissions(path, Permissions::from_mode(mode)).expect("protect it");
     }
-    // In a network namespace of its own, where no port is taken and no such address is there yet.
+    // In a private network namespace, where no port is taken and the address does not exist yet.
     let exporter = Setup::fibre(&place, &demo)
         .yaml(&format!("bind: 192.0.2.7\nlog_file: {}\n", log.display()))
         .arguments(&["--port", "80", "--health-port", "81"])
@@ -60,13 +60,13 @@ fn lines_that_a_full_disk_does_not_take_are_counted() {
     assert!(failed > 0.0, "{}", exporter.log());
 }
 
-/// The kernel would end it with SIGXFSZ.
+/// Otherwise, the kernel would kill it with SIGXFSZ.
 #[test]
 fn lines_beyond_the_limit_of_a_files_size_are_counted() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let log = place.path("limited.log");
-    // Only the file: what reads its standard output was started without a limit.
+    // Limits only the log file: the reader of its standard output was started without a limit.
     let limited = ["bash", "-c", "exec > >(cat) 2>&1; ulimit -f 0; exec \"$0\" \"$@\""];
     let exporter =
         Setup::fibre(&place, &demo).yaml(&format!("log_file: {}\n", log.display())).through(&limited).start();
@@ -76,7 +76,7 @@ fn lines_beyond_the_limit_of_a_files_size_are_counted() {
     assert!(failed > 0.0, "{}", exporter.log());
 }
 
-/// Each limit would otherwise stop it at another place, some with a panic.
+/// Otherwise, each limit would make it fail at a different point, in some cases with a panic.
 #[test]
 fn a_low_limit_of_open_files_is_told_before_anything_else_fails() {
     let place = Place::new();

@@ -1,5 +1,5 @@
-//! An exporter that is stopped (SIGSTOP, a debugger, no processor time) holds nobody up for ever: what waits for it waits for a bounded
-//! time, which ARCHITECTURE.md lists.
+//! A stopped exporter (SIGSTOP, a debugger, CPU starvation) never blocks anything indefinitely: whatever waits for it
+//! waits for a bounded time, as listed in ARCHITECTURE.md.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use crate::hostile::{compiled, counting, is_exact};
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for, wait_for_end};
 use crate::support::program::{compile, run};
 
-/// Goes on when dropped.
+/// A stopped exporter, which continues on drop.
 struct Stopped(u32);
 
 impl Stopped {
@@ -32,7 +32,7 @@ impl Drop for Stopped {
     }
 }
 
-/// Ends well, though nobody else does anything for it.
+/// Runs a command, which must succeed on its own.
 #[track_caller]
 fn ends(command: &mut Command) {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("start it");
@@ -62,7 +62,7 @@ fn a_program_starts_that_was_replaced_a_moment_before() {
         sleep(Duration::from_millis(moment));
         let stopped = Stopped::new(&exporter);
         ends(Command::new(&binary).arg("100"));
-        // Another file, of which it is not told any more.
+        // Another replacement, which the stopped exporter does not notice.
         fs::rename(place.copy_of(&program, "elsewhere"), &binary).expect("replace it");
         ends(Command::new(&binary).arg("100"));
         drop(stopped);
@@ -87,7 +87,7 @@ fn a_traced_file_is_read_and_run() {
     is_exact(&exporter.scrape(), 4000.0);
 }
 
-/// The kernel takes the lease away after /proc/sys/fs/lease-break-time, 45 seconds by default.
+/// The kernel revokes the lease after /proc/sys/fs/lease-break-time, 45 seconds by default.
 #[test]
 fn a_traced_file_is_written_over() {
     let place = Place::new();
@@ -101,7 +101,8 @@ fn a_traced_file_is_written_over() {
     counted_from_now_on(&exporter, &binary);
 }
 
-/// Two builds: what is called `traced` in one begins with another instruction than what lies there in the other.
+/// Two builds: the function `traced` of each begins with a different instruction than the code at the same place in the
+/// other.
 const BUILDS: &str = r#"
 #include <stdio.h>
 int first(int n), second(int n);
@@ -119,7 +120,8 @@ int main(void) {
 }
 "#;
 
-/// Breakpoints of the old code are in the new one then. What was started meanwhile and has not reached them is not harmed any more.
+/// The breakpoints for the old code are then in the new code. A process that was started in the meantime and has not
+/// reached them is no longer harmed.
 #[test]
 fn who_may_have_executed_what_was_written_over_is_named_and_put_right() {
     let place = Place::new();
@@ -161,7 +163,7 @@ fn who_may_have_executed_what_was_written_over_is_named_and_put_right() {
     assert_eq!(exporter.scrape().value("traced_total", &[]), 3.0);
 }
 
-/// Who asks it itself gives up, or does not need it.
+/// A command that queries the exporter times out; the others do not need it.
 #[test]
 fn commands_end() {
     let place = Place::new();

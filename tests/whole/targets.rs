@@ -1,4 +1,4 @@
-//! Programs that come late, come again, are replaced, or run twice.
+//! Programs that start late, restart, are replaced, or run twice.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn burst<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [BURST, more].concat()
 }
 
-/// What counts the probe `i32` of this program.
+/// Starts an exporter that counts the probe `i32` of this program.
 fn counts_forms(place: &Place, binary: &Path, selector: &str) -> Exporter {
     let yaml = format!(
         "targets:\n\
@@ -49,7 +49,7 @@ fn a_file_that_appears_later_is_traced_from_then_on() {
     assert_eq!(scrape.select("fibre_exporter_probe_state", &[("state", "waiting")]).len(), 6);
     exporter.wait_for_log("[WARNING] exporter: Target bitcoind: ");
 
-    // In one step, as a package manager does it.
+    // Atomically, as a package manager does it.
     let new = place.copy_of(&program("fibre-demo"), "bitcoind.new");
     fs::rename(new, &demo).expect("rename");
     exporter.wait_until_ready();
@@ -94,7 +94,7 @@ fn a_program_that_is_killed_loses_nothing_that_it_fired() {
     for count in [1000, 1, 50] {
         let mut forms = Forms::start(&binary);
         forms.fire("i32", count);
-        // Dropped with SIGKILL.
+        // Killed with SIGKILL on drop.
         drop(forms);
         sum += count as f64;
         assert_eq!(fired(&exporter), sum);
@@ -112,7 +112,7 @@ fn a_file_that_is_replaced_is_counted_old_and_new() {
     old.fire("i32", 10);
     assert_eq!(fired(&exporter), 10.0);
 
-    // The new one is another build: its sites are elsewhere, its arguments in other places.
+    // The new file is another build: its sites are at other places, and so are its arguments.
     fs::rename(place.copy_of(&program("forms-no-pie"), "forms.new"), &binary).expect("rename");
     wait_for("the new file to be traced", || exporter.log().matches("Attached 1/1 probes").count() == 2);
     let mut new = Forms::start(&binary);
@@ -122,7 +122,7 @@ fn a_file_that_is_replaced_is_counted_old_and_new() {
     assert_eq!(fired(&exporter), 330.0);
     assert_eq!(exporter.health("/ready").0, 200);
 
-    // When nobody runs the old one any more, its probes go; the new one's stay.
+    // Once no process runs the old file any more, its probes are detached; those of the new file stay.
     drop(old);
     wait_for("the old file to be let go", || exporter.log().contains("no process runs"));
     new.fire("i32", 4000);

@@ -1,5 +1,5 @@
-//! The numbers: every metric of the profile `fibre` equals what the demo says it fired, whoever scrapes, and
-//! whichever way the events go.
+//! The numbers: every metric of the profile `fibre` equals what the demo reports, whatever the client, and whichever
+//! way the events take.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,7 +14,7 @@ use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, exporter, finish
 use crate::support::exposition::Metrics;
 use crate::support::prometheus::{Prometheus, Scrape};
 
-/// As many as make every bucket of every histogram count something.
+/// Enough blocks for every bucket of every histogram to count something.
 const MANY: &[&str] = &["--rate", "0", "--blocks", "3000", "--wait-attached"];
 
 #[test]
@@ -31,7 +31,7 @@ fn every_metric_is_what_the_demo_fired_over_https_with_a_password() {
     assert_eq!(scrape.sum("fibre_exporter_probe_delivered_total", &[]), 0.0, "nothing needs the ring");
 }
 
-/// The exporter's own numbers about a run of the demo of which nothing was lost.
+/// Checks the exporter's own metrics after a run of the demo without losses.
 fn accounting_balances(scrape: &Metrics, totals: &Totals) {
     assert_eq!(scrape.value("fibre_exporter_up", &[]), 1.0);
     assert_eq!(scrape.value("fibre_exporter_probes_attached", &[]), 6.0);
@@ -67,7 +67,7 @@ fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_pane
     let prometheus = Prometheus::start(&scrape).unwrap();
     prometheus.wait_until_up(TIMEOUT).unwrap();
 
-    // Over some scrapes, because a rate needs an increase from one scrape to the next.
+    // Spread over several scrapes, because a rate needs an increase between scrapes.
     let totals = play(&demo, &["--rate", "100", "--blocks", "400", "--wait-attached"]);
     wait_for("Prometheus to have scraped the last block", || {
         let found = prometheus.query("bitcoin_blocks_connected_total").unwrap();
@@ -91,7 +91,7 @@ fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_pane
     assert!(column.ends_with("state=~\"waiting|refused\"} == 1)"), "{column}");
 }
 
-/// What Prometheus has of the profile's series, without the labels that it adds itself.
+/// Returns the profile's series as stored by Prometheus, without the labels that it adds itself.
 fn measured(prometheus: &Prometheus) -> Metrics {
     let all = prometheus.query(r#"{__name__=~"(fibre|bitcoin)_.+", job="fibre"}"#).unwrap();
     let series: BTreeMap<_, _> = all
@@ -99,7 +99,7 @@ fn measured(prometheus: &Prometheus) -> Metrics {
         .map(|mut sample| {
             let name = sample.labels.remove("__name__").expect("a name");
             sample.labels.retain(|label, _| label != "job" && label != "instance");
-            // OpenMetrics, which Prometheus prefers, writes bounds otherwise and has times of creation.
+            // OpenMetrics, which Prometheus prefers, formats bounds differently and has creation times.
             if let Some(bound) = sample.labels.get_mut("le")
                 && let Ok(number) = bound.parse::<f64>()
                 && number.is_finite()
@@ -132,7 +132,7 @@ fn promtool_has_nothing_to_say_about_a_scrape() {
         promtool.stdin.take().expect("a pipe").write_all(text.as_bytes()).expect("write to promtool");
         let output = promtool.wait_with_output().expect("wait for promtool");
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        // First without an event, then with all kinds.
+        // First without any event, then with all kinds.
         play(&demo, &["--rate", "0", "--blocks", "50", "--wait-attached"]);
     }
 }
@@ -176,8 +176,8 @@ fn metrics_of_which_the_kernel_can_compute_none_have_the_same_numbers() {
     one_line_for_each_event(&exporter, &totals);
 }
 
-/// The probes of the profile `fibre`, each metric with one more condition: always true, and on a text that is too
-/// long for the kernel to compare.
+/// Returns the probes of the profile `fibre`, with an additional condition on each metric: it is always true, but
+/// compares with a string that is too long for the kernel.
 fn probes_for_the_ring() -> Yaml {
     let text = std::fs::read_to_string(repository("profiles/fibre.yaml")).unwrap();
     let profile: Yaml = serde_yaml::from_str(&text).unwrap();
@@ -226,7 +226,7 @@ fn one_line_for_each_event(exporter: &Exporter, totals: &Totals) {
         };
         assert_eq!(height, (900_000 + number).to_string(), "{line}");
         transactions += count.parse::<u64>().expect(line);
-        // Milliseconds with one digit after the point.
+        // Milliseconds with one decimal place.
         let (whole, tenth) = time.strip_suffix("ms").and_then(|time| time.split_once('.')).expect(line);
         assert!(whole.parse::<u64>().is_ok() && tenth.len() == 1 && tenth.parse::<u8>().is_ok(), "{line}");
     }
@@ -234,7 +234,7 @@ fn one_line_for_each_event(exporter: &Exporter, totals: &Totals) {
     assert_eq!(transactions as f64, sum);
 }
 
-/// What comes after `text` in the lines that are events of this kind.
+/// Returns what follows `text` in the log lines of this kind of event.
 fn events(exporter: &Exporter, text: &str) -> Vec<String> {
     let head = format!(" [INFO] exporter: {text}");
     exporter
@@ -250,7 +250,7 @@ fn a_node_without_the_udp_provider_gives_what_it_has_and_says_what_is_absent() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "bitcoind");
     let exporter = Setup::fibre(&place, &binary).start();
-    // None at all: then it is not ready, and says why.
+    // No probe exists at all: it is not ready, and says why.
     let (status, body) = exporter.health("/ready");
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("validation:block_connected is absent: "), "{body}");
@@ -268,7 +268,7 @@ fn a_demo_that_nobody_waits_for_is_counted_from_its_first_event() {
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();
     exporter.wait_until_ready();
-    // The probes are in the file: a process that starts now has them from its first instruction.
+    // The probes are attached to the file, so a process that starts now has them from its first instruction.
     let totals = Demo::start(&demo, &["--rate", "0", "--blocks", "100"]).end();
     assert_eq!(totals.fired("validation:block_connected"), 100);
     exporter.scrape().measured().assert_same(&totals.series("demo"));

@@ -1,4 +1,4 @@
-//! The web configuration of Prometheus's exporters, and where the metrics are served.
+//! The web configuration of Prometheus's exporters, and the addresses at which the metrics are served.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use crate::support::http;
 use crate::support::prometheus::{Prometheus, Scrape};
 
 fn hash(password: &str) -> String {
-    // The cost is low because this is often a build without optimisation.
+    // The cost is low because this is often an unoptimized build.
     bcrypt::hash(password, 4).expect("hash a password")
 }
 
-/// An exporter with this web configuration file.
+/// Starts an exporter with this web configuration file.
 fn with(place: &Place, web: &str) -> Exporter {
     let web = place.write("web.yml", web);
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     Setup::fibre(place, &binary).arguments(&["--web.config.file", web.to_str().expect("a path")]).start()
 }
 
-/// The status, as curl with these arguments sees it; 0 if the connection fails.
+/// Returns the status that curl gets with these arguments; 0 if the connection fails.
 fn status(url: &str, more: &[&str]) -> u16 {
     http::answer(http::curl(url).args(more)).map_or(0, |(status, _)| status)
 }
 
-/// A certificate authority, a certificate of the server for localhost, and those of clients.
+/// A certificate authority, a server certificate for localhost, and client certificates.
 struct Pki {
     directory: PathBuf,
 }
@@ -44,7 +44,7 @@ impl Pki {
         pki.issue("client", "scraper.example", &ours);
         pki.issue("other", "other.example", &ours);
         pki.issue("stranger", "scraper.example", &theirs);
-        // As `openssl req -x509` makes them: marked as an authority.
+        // As `openssl req -x509` creates them: marked as an authority.
         let own = authority("own");
         pki.write("own.crt", &own.pem());
         pki.write("own.key", &own.key().serialize_pem());
@@ -73,7 +73,7 @@ impl Pki {
         format!("tls_server_config:\n  cert_file: {cert}\n  key_file: {key}\n{more}")
     }
 
-    /// The status for a client with this certificate.
+    /// Returns the status for a client with this certificate.
     fn status(&self, exporter: &Exporter, client: Option<&str>, more: &[&str]) -> u16 {
         let mut arguments = vec!["--cacert".to_owned(), self.file("ca.crt")];
         if let Some(name) = client {
@@ -109,7 +109,7 @@ fn each_user_has_a_password_and_new_ones_are_taken_up() {
     wait_for("the new password", || asked("grace:three") == 200);
     assert_eq!(["ada:one", "grace:two"].map(asked), [200, 401]);
     exporter.wait_for_log("The passwords and the web configuration were reloaded");
-    // What is wrong changes nothing.
+    // An invalid configuration changes nothing.
     place.write("web.yml", "basic_auth_users:\n  ada: hunter2\n");
     exporter.wait_for_log("expected a bcrypt hash");
     exporter.wait_for_log("was not reloaded");
@@ -213,7 +213,8 @@ fn headers_are_those_that_are_configured() {
     }
 }
 
-/// What curl says of the answers to these URLs, by one connection: version of HTTP, status, and connections that were made.
+/// Requests these paths over one connection; returns the HTTP version, the status, and the number of new connections
+/// for each, according to curl.
 fn told(exporter: &Exporter, more: &[&str], paths: &[&str]) -> Vec<String> {
     let mut curl = exporter.curl(exporter.port, paths[0]);
     for path in &paths[1..] {
@@ -247,7 +248,7 @@ fn http2_is_served_where_it_is_asked_for_one_request_at_a_time() {
         ask(&exporter, &["--http2"], &right, &["/metrics", "/", "/api/v1/status", "/nothing"]),
         ["2 200 1", "2 200 0", "2 200 0", "2 404 0"]
     );
-    // More than one at once wait for each other.
+    // Concurrent requests wait for each other.
     let many = ask(&exporter, &["--http2", "--parallel"], &right, &["/metrics"; 8]);
     assert!(many.len() == 8 && many.iter().all(|line| line.starts_with("2 200 ")), "{many:?}");
     let wrong = ask(&exporter, &["--http2"], "x:y", &["/metrics", "/metrics"]);
@@ -270,7 +271,7 @@ fn requests_beyond_the_rate_are_refused_but_not_those_of_who_is_known() {
     let limit = "rate_limit:\n  interval: 1h\n  burst: 3\n";
     let exporter = with(&place, &format!("basic_auth_users:\n  ada: {}\n{limit}", hash("one")));
     let url = format!("http://localhost:{}/metrics", exporter.port);
-    // The first is that of a stranger, before the password is known to be right.
+    // The first request still counts as a stranger's, until the password is verified.
     assert_eq!(status(&url, &["--user", "ada:one"]), 200);
     let guesses: Vec<_> = (0..5).map(|n| status(&url, &["--user", &format!("ada:{n}")])).collect();
     assert_eq!(guesses, [401, 401, 429, 429, 429]);
@@ -283,7 +284,7 @@ fn requests_beyond_the_rate_are_refused_but_not_those_of_who_is_known() {
 fn it_serves_on_several_addresses_and_a_unix_socket() {
     let place = Place::new();
     let socket = place.path("e.sock");
-    // What a killed exporter has left.
+    // A socket left behind by a killed exporter.
     drop(std::os::unix::net::UnixListener::bind(&socket).expect("bind"));
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     let addresses = format!(
@@ -296,7 +297,7 @@ fn it_serves_on_several_addresses_and_a_unix_socket() {
     assert_eq!(status(&format!("http://127.0.0.2:{port}/metrics"), &[]), 200);
     let by_socket = ["--unix-socket", socket.to_str().expect("a path")];
     assert_eq!(status("http://exporter/metrics", &by_socket), 200);
-    // Who can open the socket is on this machine.
+    // Only local clients can open the socket.
     assert_eq!(status("http://exporter/-/reload", &[&by_socket[..], &["--request", "POST"]].concat()), 200);
     let again = place.write("again.yaml", &format!("bitcoind_path: {}\n", binary.display()));
     let taken = format!("unix:{}", socket.display());
@@ -317,7 +318,7 @@ fn every_address_of_both_families_is_served_by_a_socket_for_each() {
     }
 }
 
-/// Opens a socket that listens, and passes it as systemd does.
+/// Opens a listening socket and passes it as systemd does.
 const ACTIVATE: &str = r#"
 import os, socket, sys
 listener = socket.socket()

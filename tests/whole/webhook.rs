@@ -1,4 +1,4 @@
-//! Slow events that are sent on, to a receiver that is down at first.
+//! Slow events that are forwarded, to a receiver that is initially down.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,8 +10,8 @@ use crate::support::demo::{Forms, program};
 use crate::support::exporter::{Place, Setup, exporter, finish, wait_for};
 use crate::support::exposition::Metrics;
 
-/// Prints its port, listens once it is told to, and prints what it answered to each request, and the body. A body whose signature is
-/// not that of the secret, as Python's library has it, is refused.
+/// Prints its port, listens once its input says so, and prints its response to each request, with the request's body.
+/// It rejects a body whose signature does not match the secret, as computed by Python's library.
 const RECEIVER: &str = r#"
 import hashlib, hmac, http.server, json, socketserver, sys
 
@@ -69,7 +69,7 @@ impl Receiver {
         line
     }
 
-    /// Status and events of the next request.
+    /// Returns the status and events of the next request.
     fn request(&mut self) -> (u64, Vec<Value>) {
         let line = self.line();
         let request: Value = serde_json::from_str(&line).unwrap_or_else(|err| panic!("{err}: {line}"));
@@ -77,7 +77,7 @@ impl Receiver {
         (request[0].as_u64().expect("a status"), request[2]["events"].as_array().expect("events").clone())
     }
 
-    /// Takes requests until so many events were taken, which are given.
+    /// Receives requests until `count` events were accepted, and returns these events.
     fn taken(&mut self, count: usize) -> Vec<Value> {
         let mut taken = Vec::new();
         while taken.len() < count {
@@ -128,7 +128,7 @@ fn slow_events_reach_a_receiver_that_was_down() {
     let scrape = running.scrape_until("every event to be sent", |scrape| of(scrape, "events_waiting") == 0.0);
     assert_eq!((of(&scrape, "events_sent_total"), of(&scrape, "events_total")), (count as f64, count as f64));
     assert_eq!(of(&scrape, "events_dropped_total"), 0.0);
-    // Another secret is taken over by a reload.
+    // A reload applies a new secret.
     place.write("secret", "another secret\n");
     let reloaded = running.fetch("/-/reload", &["--request", "POST"]);
     assert!(String::from_utf8_lossy(&reloaded.stdout).contains("1 probes unchanged"), "{reloaded:?}");

@@ -4,18 +4,18 @@ const LIMIT: f64 = 0.02;
 const ASKED_FOR: Overhead = Overhead { share: LIMIT, is_default: false };
 const DEFAULT: Overhead = Overhead { share: LIMIT, is_default: true };
 
-/// A target with entries that each take some part of its time while they are attached.
+/// A target whose entries each take a share of its time while they are attached.
 struct Target {
     controller: Controller,
     overhead: Overhead,
     now: f64,
-    /// Name, part, and whether it is kept.
+    /// Name, share, and whether it is never shed.
     entries: Vec<(&'static str, f64, bool)>,
     is_shed: Vec<bool>,
     costs: Vec<f64>,
-    /// When each was taken out.
+    /// When each one was shed.
     sheds: Vec<Vec<f64>>,
-    /// When it was told that this is going to happen.
+    /// When a warning was given.
     warnings: Vec<f64>,
 }
 
@@ -38,7 +38,7 @@ impl Target {
         Self { overhead: DEFAULT, ..Self::of(entries) }
     }
 
-    /// A second later; whether something could be done, if it had to.
+    /// Advances by a second; returns whether something could be done, if necessary.
     fn second(&mut self) -> bool {
         self.now += 1.0;
         let mut share = 0.0;
@@ -86,7 +86,7 @@ fn the_dearest_goes_and_no_more_than_has_to() {
     let mut within = Target::of(&[("a", 0.01, false), ("b", 0.009, false)]);
     within.seconds(100);
     assert_eq!(within.is_shed, [false, false]);
-    // All at once where one is not enough.
+    // Several at once where one is not enough.
     let mut many = Target::of(&[("a", 0.1, false), ("b", 0.2, false), ("c", 0.001, false)]);
     many.seconds(4);
     assert_eq!(many.is_shed, [true, true, false]);
@@ -96,7 +96,7 @@ fn the_dearest_goes_and_no_more_than_has_to() {
 fn what_is_kept_stays_and_that_nothing_is_left_is_told() {
     let mut target = Target::of(&[("a", 0.3, true), ("b", 0.002, false), ("c", 0.0001, false)]);
     target.seconds(4);
-    // What takes nearly nothing stays: that would not help.
+    // An entry that takes next to nothing stays: shedding it would not help.
     assert_eq!(target.is_shed, [false, true, false]);
     assert!((0..20).any(|_| !target.second()));
     assert!(target.sheds[0].is_empty());
@@ -154,7 +154,7 @@ fn whatever_the_load_does_nothing_flaps() {
         }
         for sheds in &target.sheds {
             assert!(sheds.windows(2).all(|two| two[1] - two[0] >= FIRST_PAUSE), "{sheds:?}");
-            // The pause grows as long as it does not do well, so that it is tried a few times an hour.
+            // The pause grows while it remains too expensive, so that it is retried a few times an hour.
             assert!(sheds.len() < 4 * 40, "{}", sheds.len());
         }
     }
@@ -176,7 +176,7 @@ fn by_default_what_lasts_a_minute_is_taken_out_and_told_before() {
     target.seconds(10);
     assert_eq!((target.sheds[0].len(), target.sheds[1].len()), (1, 0));
     assert!(target.warnings.len() == 1 && target.warnings[0] + 30.0 < target.sheds[0][0]);
-    // It is told again as long as it goes on, but not each time.
+    // The warning is repeated while the cost stays high, but not every time.
     target.seconds(3600);
     assert!(target.warnings.len() <= 2, "{:?}", target.warnings);
     assert!(target.sheds[1].is_empty());
@@ -184,7 +184,7 @@ fn by_default_what_lasts_a_minute_is_taken_out_and_told_before() {
 
 #[test]
 fn by_default_nothing_is_taken_out_for_what_is_short_or_little() {
-    // As blocks come: much at once, and then nothing for minutes.
+    // Like blocks: much at once, and then nothing for minutes.
     let mut blocks = Target::by_default(&[("a", 0.0, false)]);
     for second in 0..4 * 3600 {
         blocks.entries[0].1 = if second % 600 < 50 { 0.9 } else { 0.0 };
@@ -196,7 +196,7 @@ fn by_default_nothing_is_taken_out_for_what_is_short_or_little() {
         half.entries[0].1 = if second % 100 < 50 { 0.9 } else { 0.0 };
         half.second();
     }
-    // Most of what the program does, and little of what the machine can.
+    // Most of the program's own time, but a small share of the machine's.
     let mut little = Target::by_default(&[("a", 0.04, false)]);
     little.seconds(4 * 3600);
     for target in [blocks, half, little] {

@@ -1,4 +1,4 @@
-//! The exporter's own keys for one user and one certificate.
+//! The exporter's own keys for a single user and a certificate.
 
 use std::fs::File;
 use std::io::Read;
@@ -13,7 +13,7 @@ use crate::config::place::Place;
 use crate::config::words::quote;
 use crate::http::Demand;
 
-/// The user, and the file that the password is from.
+/// Decodes the user; also returns the file that provides the password, if any.
 pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option<(Place, PathBuf)>) {
     let username = layers.read("metrics_auth_username", username);
     let inline = layers.read("metrics_auth_password", |n| n.secret().map(str::to_owned));
@@ -62,7 +62,7 @@ pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option
     (auth, from_file)
 }
 
-/// Whether a password was given at all: a wrong one has been reported, and is not missing.
+/// Whether a password was set at all: an invalid one has been reported and is not missing.
 fn gave_password(layers: &Layers<'_>) -> bool {
     layers.has("metrics_auth_password") || layers.has("metrics_auth_password_file")
 }
@@ -79,7 +79,7 @@ fn username(node: &Node<'_>) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// The content of a file with a secret, which `what` names, without the line end that editors leave there.
+/// Reads a file that contains a secret (`what` describes it), without the trailing newline that editors leave.
 pub(in crate::config) fn read_secret(
     at: &Place,
     path: &Path,
@@ -108,7 +108,7 @@ pub(in crate::config) fn read_secret(
     None
 }
 
-/// The certificate and its key.
+/// Decodes the certificate and its key.
 pub(super) fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsSettings> {
     let cert = layers.read("tls_cert", |n| n.path());
     let key = layers.read("tls_key", |n| n.path());

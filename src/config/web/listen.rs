@@ -1,4 +1,4 @@
-//! Where the metrics are served: `web_listen_address`, `web_systemd_socket`.
+//! Where metrics are served: `web_listen_address`, `web_systemd_socket`.
 
 use crate::config::diagnose::Diagnostics;
 use crate::config::endpoint::{Listen, ListenAddress};
@@ -7,7 +7,7 @@ use crate::config::layers::{Layers, Sourced};
 use crate::config::place::ConfigSource;
 use crate::config::words::quote;
 
-/// Which of the ways is asked for.
+/// Decodes where metrics are served.
 pub(in crate::config) fn listen(layers: &Layers<'_>, health_port: u16) -> Listen {
     let addresses = layers.read("web_listen_address", addresses);
     let inherited = layers.read("web_systemd_socket", |node| node.boolean()).filter(|given| given.value);
@@ -37,7 +37,7 @@ pub(in crate::config) fn listen(layers: &Layers<'_>, health_port: u16) -> Listen
     }
 }
 
-/// Reports addresses that cannot all be listened on.
+/// Reports addresses that cannot be bound at the same time.
 fn refuse_overlaps(diags: &Diagnostics, given: &Sourced<Vec<ListenAddress>>, health_port: u16) {
     let all = &given.value;
     let help = ":PORT and 0.0.0.0:PORT are every address of this machine: list each address once";
@@ -58,7 +58,7 @@ fn refuse_overlaps(diags: &Diagnostics, given: &Sourced<Vec<ListenAddress>>, hea
     }
 }
 
-/// One or several, in a list or with commas between them.
+/// Decodes one or more addresses, as a list or separated by commas.
 fn addresses(node: &Node<'_>) -> Option<Vec<ListenAddress>> {
     let is_file = matches!(*node.at.source, ConfigSource::File(_));
     if !is_file {
@@ -105,7 +105,7 @@ fn address(node: &Node<'_>, text: &str) -> Option<ListenAddress> {
     Some(ListenAddress::Tcp { host: (!host.is_empty()).then(|| host.to_owned()), port })
 }
 
-/// With a zone, too: `fe80::1%eth0`.
+/// Whether it is an IPv6 address, possibly with a zone: `fe80::1%eth0`.
 fn is_ipv6(text: &str) -> bool {
     let (address, zone) = text.split_once('%').unwrap_or((text, "x"));
     !zone.is_empty() && address.parse::<std::net::Ipv6Addr>().is_ok()

@@ -1,5 +1,5 @@
-//! The web configuration of Prometheus's exporters, as exporter-toolkit defines it: in a file of its own
-//! (`web_config_file`) or under `web:`; and the exporter's own keys for the same things.
+//! The web configuration of Prometheus exporters, as defined by exporter-toolkit: in a separate file
+//! (`web_config_file`) or under `web:`; and the exporter's own keys for the same settings.
 //!
 //! Format: <https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md>.
 
@@ -26,11 +26,11 @@ pub(super) use keys::read_secret;
 pub(super) use listen::listen;
 pub use sections::WEB;
 
-/// What a web configuration says.
+/// A decoded web configuration.
 #[derive(Default)]
 struct Part {
     users: Vec<Auth>,
-    /// Whether there are users, be they right or wrong.
+    /// Set if there are users, valid or not.
     users_at: Option<Place>,
     tls: Option<TlsSettings>,
     tls_at: Option<Place>,
@@ -39,7 +39,8 @@ struct Part {
     http2: bool,
 }
 
-/// How the endpoints are secured. With `complete` false a source is missing, so that nothing is said to be.
+/// Decodes how the endpoints are secured. If `complete` is false, a source could not be read, so nothing is reported as
+/// missing.
 pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Web {
     let errors = layers.diags.len();
     let (auth, password_file) = keys::auth(layers, complete);
@@ -75,10 +76,10 @@ pub(super) fn decode(layers: &Layers<'_>, complete: bool) -> Web {
     web
 }
 
-/// The same settings with the files among them read anew.
+/// Returns the same settings with the files among their sources read again.
 ///
 /// # Errors
-/// What is wrong with one of them.
+/// What is wrong with one of the files.
 pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
     let diags = Diagnostics::new();
     let mut origin = web.origin.clone();
@@ -89,7 +90,7 @@ pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
     }
     let part = match &origin.file {
         Some((at, path)) => read_file(at, path, &diags).unwrap_or_default(),
-        // What stands in the configuration itself is not read anew.
+        // Settings in the configuration itself are not read again.
         None => Part {
             users: web.users.clone(),
             tls: web.tls.clone(),
@@ -106,7 +107,7 @@ pub fn read_again(web: &Web) -> Result<Web, Diagnostics> {
         refuse_both(Some("tls_cert"), at, &diags);
     }
     let combined = combine(origin, part);
-    // A writer who is no user any more is not refused: that must not keep the user from being taken out.
+    // A writer who is no longer a user is not an error: it must not prevent the removal of the user.
     diags.into_result(combined)
 }
 
@@ -125,7 +126,7 @@ fn combine(origin: Origin, part: Part) -> Web {
     Web { users, writers, tls, headers, rate_limit, http2, origin }
 }
 
-/// `web_writers`. The web configuration's own file, which other exporters may read too, has no place for it.
+/// Decodes `web_writers`. It is not a key of the web configuration file, which other exporters may read too.
 fn writers(layers: &Layers<'_>) -> Vec<(Place, String)> {
     let node = layers.file.as_ref().and_then(|file| file.get("web_writers")).filter(|node| !node.is_null());
     let names = node.map(|node| node.one_or_list()).unwrap_or_default();
@@ -143,7 +144,7 @@ fn refuse_unknown_writers(web: &Web, diags: &Diagnostics) {
     }
 }
 
-/// A web configuration file.
+/// Reads a web configuration file.
 fn read_file(at: &Place, path: &Path, diags: &Diagnostics) -> Option<Part> {
     let bytes = match super::content(path) {
         Ok(bytes) => bytes,
@@ -186,7 +187,7 @@ fn part(node: &Node<'_>) -> Option<Part> {
     Some(part)
 }
 
-/// [`Node::fields`], but what is there instead of a mapping is not quoted: it may be a secret.
+/// Like [`Node::fields`], but does not quote a value that is not a mapping: it may be a secret.
 fn mapping<'a>(node: &Node<'a>, section: &'static super::section::Section) -> Option<Fields<'a>> {
     if node.value.is_mapping() {
         return node.fields(section);
@@ -197,7 +198,7 @@ fn mapping<'a>(node: &Node<'a>, section: &'static super::section::Section) -> Op
     None
 }
 
-/// The value of a key that has one: nothing, and empty text, are as good as no key.
+/// Returns the value of a key; an empty value or empty text counts as absent.
 fn present<'a>(fields: &Fields<'a>, key: &str) -> Option<Node<'a>> {
     fields.get(key).filter(|node| !node.is_null() && node.value.as_str() != Some(""))
 }

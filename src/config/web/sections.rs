@@ -1,11 +1,11 @@
-//! The keys of a web configuration, and the words of its values.
+//! The keys of a web configuration and the words allowed as values.
 
 use std::borrow::Cow;
 
 use crate::config::section::{Key, Schema, Section, words};
 use crate::http::Demand;
 
-/// `web:`, and the whole of a web configuration file.
+/// The `web:` section, and the whole of a web configuration file.
 pub static WEB: Section = Section {
     name: "web",
     what: "a web configuration",
@@ -24,7 +24,7 @@ pub static WEB: Section = Section {
     one_of: &[],
 };
 
-/// `tls_server_config:`.
+/// The `tls_server_config:` section.
 pub static TLS: Section = Section {
     name: "tls_server_config",
     what: "the TLS configuration",
@@ -78,7 +78,7 @@ pub static TLS: Section = Section {
     one_of: &[],
 };
 
-/// `http_server_config:`.
+/// The `http_server_config:` section.
 pub static HTTP: Section = Section {
     name: "http_server_config",
     what: "the HTTP configuration",
@@ -95,7 +95,7 @@ pub static HTTP: Section = Section {
     one_of: &[],
 };
 
-/// `headers:`.
+/// The `headers:` section.
 pub static HEADERS: Section = Section {
     name: "headers",
     what: "the headers",
@@ -111,7 +111,7 @@ pub static HEADERS: Section = Section {
     one_of: &[],
 };
 
-/// `rate_limit:`.
+/// The `rate_limit:` section.
 pub static RATE_LIMIT: Section = Section {
     name: "rate_limit",
     what: "the rate limit",
@@ -138,7 +138,7 @@ pub static RATE_LIMIT: Section = Section {
 const FRAME_OPTIONS: &[&str] = &["deny", "sameorigin"];
 const CONTENT_TYPE_OPTIONS: &[&str] = &["nosniff"];
 
-/// The values that a header can have; any if there are none.
+/// Returns the allowed values of a header; empty for any.
 pub(super) fn header_values(name: &str) -> &'static [&'static str] {
     match name {
         "X-Frame-Options" => FRAME_OPTIONS,
@@ -147,7 +147,7 @@ pub(super) fn header_values(name: &str) -> &'static [&'static str] {
     }
 }
 
-/// `RequireClientCert` is exporter-toolkit's older word.
+/// `RequireClientCert` is an older name in exporter-toolkit.
 pub(super) const CLIENT_AUTH: &[(&str, Demand)] = &[
     ("NoClientCert", Demand::None),
     ("RequestClientCert", Demand::Request),
@@ -157,13 +157,13 @@ pub(super) const CLIENT_AUTH: &[(&str, Demand)] = &[
     ("RequireAndVerifyClientCert", Demand::RequireAndVerify),
 ];
 
-/// Versions as the numbers behind "TLS 1.".
+/// Versions as the minor number after "TLS 1.".
 pub(super) const VERSIONS: &[(&str, u8)] = &[("TLS10", 0), ("TLS11", 1), ("TLS12", 2), ("TLS13", 3)];
 
-/// A name of the format, and the number of what it stands for (IANA, TLS parameters); `None` for what is not implemented.
+/// A name in the format, and its number (IANA, TLS parameters); `None` if it is not implemented.
 pub(super) type Named = (&'static str, Option<u16>);
 
-/// The cipher suites of Go that exporter-toolkit takes. For TLS 1.3 the choice has no meaning in Go either.
+/// The cipher suites of Go that exporter-toolkit accepts. For TLS 1.3 the choice has no effect in Go either.
 pub(super) const CIPHER_SUITES: &[Named] = &[
     ("TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", Some(0xc02b)),
     ("TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", Some(0xc02c)),
@@ -180,7 +180,7 @@ pub(super) const CIPHER_SUITES: &[Named] = &[
     ("TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA", None),
 ];
 
-/// The key exchange groups that exporter-toolkit takes.
+/// The key exchange groups that exporter-toolkit accepts.
 pub(super) const CURVES: &[Named] = &[
     ("X25519", Some(0x001d)),
     ("CurveP256", Some(0x0017)),
@@ -196,7 +196,7 @@ fn versions() -> Vec<&'static str> {
     words(VERSIONS)
 }
 
-/// The names in a table of what is implemented.
+/// Returns the names in a table that are implemented.
 pub(super) fn implemented(table: &'static [Named]) -> Vec<&'static str> {
     table.iter().filter(|(_, code)| code.is_some()).map(|(name, _)| *name).collect()
 }

@@ -1,4 +1,4 @@
-//! `tls_server_config:`.
+//! Decodes `tls_server_config:`.
 
 use super::keys::check_readable;
 use super::sections::{CIPHER_SUITES, CLIENT_AUTH, CURVES, Named, TLS, VERSIONS, implemented};
@@ -7,7 +7,7 @@ use crate::config::endpoint::{Pem, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::{Fields, Node};
 use crate::http::{Demand, is_tls13_suite};
 
-/// What it says, unless it says nothing of importance or something is wrong.
+/// Decodes the settings; `None` if there are none of importance, or if there are errors.
 pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
     let fields = mapping(node, &TLS)?;
     let errors = node.diags.len();
@@ -72,7 +72,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
     })
 }
 
-/// A file, or the text itself.
+/// Decodes PEM data from a file or given as text.
 fn pem(fields: &Fields<'_>, file: &str, text: &str, what: &str) -> Option<Pem> {
     match (present(fields, file), present(fields, text)) {
         (Some(_), Some(inline)) => {

@@ -1,7 +1,7 @@
-//! Text to a [`Tree`], in one pass over the parser's events, within bounds.
+//! Parses text to a [`Tree`], in one pass over the parser's events, within limits.
 //!
-//! What is wrong with one node is reported and reading goes on behind it. What ends the parser leaves what stands before
-//! it: the keys at the top that are complete, and the elements of a list at the top that are.
+//! An error in one node is reported, and reading continues after it. A syntax error keeps what precedes it: the
+//! complete top-level keys, and the complete elements of a top-level list.
 
 mod reader;
 
@@ -14,22 +14,22 @@ use crate::config::place::ConfigSource;
 use crate::config::tree::{Position, Tree, TreeValue};
 use reader::Reader;
 
-/// Most nodes, and bytes of text in them, after aliases are unfolded.
+/// The maximum number of nodes, and bytes of text in them, after aliases are expanded.
 const MAX_NODES: usize = 200_000;
 const MAX_TEXT: usize = 4 << 20;
-/// Lists and mappings inside each other. The language needs about ten.
+/// The maximum nesting of lists and mappings. The language needs about ten levels.
 const MAX_DEPTH: usize = 64;
 
-/// What could be read of a text.
+/// The part of a text that could be read.
 #[derive(Debug)]
 pub struct Document {
-    /// An empty mapping where there is no content.
+    /// An empty mapping if there is no content.
     pub tree: Tree,
-    /// Whether this is all of it: what is not there is not missing otherwise.
+    /// Whether it is the whole text; otherwise absent keys are not to be reported as missing.
     pub is_complete: bool,
 }
 
-/// Reads the text of `source`, reporting what is wrong with it. Of duplicate keys the first one counts.
+/// Parses the text of `source` and reports errors. The first of duplicate keys wins.
 pub fn parse(source: &Arc<ConfigSource>, text: &str, diags: &Diagnostics) -> Document {
     let mut reader = Reader::new(source, diags);
     let mut first: Option<Tree> = None;
@@ -59,7 +59,7 @@ pub fn parse(source: &Arc<ConfigSource>, text: &str, diags: &Diagnostics) -> Doc
     Document { tree: first.unwrap_or_else(empty), is_complete: true }
 }
 
-/// Why nothing more can be read.
+/// An error after which nothing more can be read.
 struct Fatal {
     position: Position,
     message: String,
@@ -103,7 +103,7 @@ fn position(marker: &Marker) -> Position {
     Position { line: marker.line(), column: marker.col() + 1 }
 }
 
-/// The tree of a text without errors.
+/// Parses a text without errors.
 #[cfg(test)]
 pub(crate) fn tree(text: &str) -> Tree {
     let diags = Diagnostics::new();

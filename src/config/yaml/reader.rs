@@ -1,4 +1,4 @@
-//! From the parser's events to a tree.
+//! Builds a tree from the parser's events.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,11 +12,11 @@ use crate::config::place::{ConfigSource, Place, Step};
 use crate::config::tree::{Field, Meaning, Position, Scalar, Tree, TreeValue};
 use crate::config::words::quote;
 
-/// A list or mapping that is being read.
+/// A list or mapping being read.
 struct Open {
     position: Position,
     anchor: usize,
-    /// It has a tag that is not used here.
+    /// It has an unsupported tag.
     is_unread: bool,
     content: Content,
 }
@@ -24,22 +24,22 @@ struct Open {
 enum Content {
     List(Vec<Arc<Tree>>),
     Map {
-        /// `None` for the place of a merge key, whose mapping's entries go here.
+        /// `None` marks the position of a merge key, where the entries of its mapping are inserted.
         entries: Vec<Option<Field>>,
         merged: Vec<Vec<Field>>,
-        /// Where each key stands, by what it is.
+        /// The position of each key, by its identity.
         seen: HashMap<String, Position>,
         key: Key,
     },
 }
 
-/// What the next node of a mapping is.
+/// The role of the next node in a mapping.
 enum Key {
     None,
     Of(Scalar, Position),
-    /// `<<`.
+    /// The value of a merge key (`<<`).
     Merge,
-    /// Of a key that cannot be one, or is a duplicate.
+    /// The value of an invalid or duplicate key.
     Ignored(Option<Scalar>),
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Reader<'r> {
     diags: &'r Diagnostics,
     anchors: HashMap<usize, Arc<Tree>>,
     open: Vec<Open>,
-    /// The document that was completed last.
+    /// The last completed document.
     pub root: Option<Tree>,
     nodes: usize,
     text: usize,
@@ -131,7 +131,7 @@ impl<'r> Reader<'r> {
         Ok(())
     }
 
-    /// A node and all below it has been read.
+    /// Handles a node that has been read completely.
     fn completed(&mut self, tree: Tree, anchor: usize) -> Result<(), Fatal> {
         let at = tree.position.unwrap_or(Position { line: 1, column: 1 });
         let tree = Arc::new(tree);
@@ -141,9 +141,9 @@ impl<'r> Reader<'r> {
         self.child(tree, at)
     }
 
-    /// Puts a node where it belongs; `at` is where that is written.
+    /// Adds a node to its parent; `at` is where it is written.
     fn child(&mut self, tree: Arc<Tree>, at: Position) -> Result<(), Fatal> {
-        // What a list or mapping holds was counted when it came.
+        // The content of a list or mapping was counted as it was read.
         let is_alias = tree.position != Some(at);
         let own = if is_alias { tree.weight.nodes } else { 1 };
         self.nodes += own;
@@ -194,7 +194,7 @@ impl<'r> Reader<'r> {
         Ok(())
     }
 
-    /// The place of what is read next, with this position.
+    /// Returns the place of the next node, with this position.
     pub fn place(&self, position: Option<Position>) -> Place {
         let step = |open: &Open| match &open.content {
             Content::List(items) => Some(Step::Index(items.len())),
@@ -206,8 +206,8 @@ impl<'r> Reader<'r> {
         Place::new(Arc::clone(self.source), self.open.iter().filter_map(step).collect(), position)
     }
 
-    /// What stands before the place where reading ended. A wrong indentation ends what it was meant to go on with, so what
-    /// was complete just before is not trusted.
+    /// Returns what precedes the point where reading ended. A wrong indentation cuts off the node that it was meant to
+    /// continue, so the last completed node is not trusted.
     pub fn recover(&mut self) -> Tree {
         let is_between_items = self.open.len() == 2;
         let mut open = std::mem::take(&mut self.open).into_iter();
@@ -243,7 +243,7 @@ impl Open {
             _ if self.is_unread => TreeValue::Unread,
             Content::List(items) => TreeValue::List(items),
             Content::Map { entries, merged, mut seen, .. } => {
-                // A key of the mapping itself comes before one that is merged, and of these the first.
+                // The mapping's own keys take precedence over merged ones, and among those the first.
                 let mut merged = merged.into_iter();
                 let mut all = Vec::with_capacity(entries.len());
                 for entry in entries {
@@ -270,7 +270,7 @@ fn is_core(tag: &Tag, suffixes: &[&str]) -> bool {
     tag.is_yaml_core_schema() && suffixes.contains(&tag.suffix.as_str())
 }
 
-/// The key that a node is, and what is wrong with it, with a way out.
+/// Interprets a node as a key; also returns what is wrong with it and how to fix it, if anything.
 fn read_key(
     tree: &Tree,
     at: Position,
@@ -302,7 +302,7 @@ fn read_key(
 const NOTHING_TO_MERGE: (&str, &str) =
     ("expected a mapping to merge, or a list of them", "write <<: *NAME, where &NAME marks a mapping");
 
-/// The entries of what is merged: of a mapping, or of a list of mappings. Of equal keys the first counts.
+/// Returns the entries to merge, from a mapping or a list of mappings. The first of equal keys wins.
 fn mappings(tree: &Tree) -> Option<Vec<Field>> {
     let trees: Vec<&Tree> = match &tree.value {
         TreeValue::List(items) => items.iter().map(|item| &**item).collect(),

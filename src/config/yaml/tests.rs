@@ -9,7 +9,7 @@ fn read(text: &str) -> Result<Tree, String> {
     if diags.is_empty() { Ok(document.tree) } else { Err(diags.render()) }
 }
 
-/// The position of what a path of keys and numbers leads to.
+/// Returns the position of the node at a path of keys and indices.
 fn at(text: &str, path: &str) -> (usize, usize) {
     let tree = read(text).unwrap();
     let node = path.split('.').fold(&tree, |node, step| match &node.value {
@@ -51,7 +51,7 @@ fn every_node_has_its_position() {
         ("targets.0.labels.a.1", (6, 21)),
         ("targets.0.labels.a.2", (7, 14)),
         ("targets.1.name", (12, 11)),
-        // An alias is where its anchor is: that is the text to mend.
+        // An alias has the position of its anchor: that is the text to fix.
         ("targets.1.again", (7, 22)),
         ("targets.1.again.deep", (7, 37)),
         ("targets.1.quoted key", (15, 19)),
@@ -123,7 +123,7 @@ fn what_stands_before_the_end_of_reading_is_kept() {
     assert_eq!(tree.get("list").and_then(Tree::as_sequence).map(<[_]>::len), Some(2));
     assert!(matches!(salvaged("a: 1\nb: {c: 'open").get("b").unwrap().value, TreeValue::Unread));
     assert!(matches!(salvaged("[a, 'open").value, TreeValue::Unread));
-    // What a wrong indentation ends is not complete.
+    // The node that a wrong indentation cuts off is not complete.
     let tree = salvaged("list:\n  - x: 1\n  - x: 2\n   y: 2\n");
     assert_eq!(tree.get("list").and_then(Tree::as_sequence).map(<[_]>::len), Some(1));
     assert!(matches!(salvaged("a:\n  b: 1\n c: 2\n").get("a").unwrap().value, TreeValue::Unread));
@@ -179,7 +179,7 @@ fn depth_size_and_time_are_bounded() {
     assert!(read(&format!("a: {}", "x".repeat(FILE_BYTES - 3))).is_ok());
 }
 
-/// The content of a tree as the library that deserialises would have it.
+/// Converts a tree to the value of the deserialization library.
 fn as_library(tree: &Tree) -> serde_yaml::Value {
     let scalar = |scalar: &Scalar| match scalar.meaning {
         Meaning::Null => serde_yaml::Value::Null,
@@ -188,7 +188,7 @@ fn as_library(tree: &Tree) -> serde_yaml::Value {
             u64::try_from(n).map(Into::into).or(i64::try_from(n).map(Into::into)).unwrap_or((n as f64).into())
         }
         Meaning::Float(n) => n.into(),
-        // At the end of a file without a last line end they differ in it.
+        // The parsers differ at the end of a file without a final newline.
         Meaning::Text => scalar.text.trim_end_matches('\n').into(),
     };
     match &tree.value {
@@ -216,13 +216,13 @@ fn trimmed(value: serde_yaml::Value) -> serde_yaml::Value {
     }
 }
 
-/// Two parsers that were written by others agree about every text that both of them accept, also about files with a slip.
+/// Two independently written parsers agree on every text that both accept, including files with mistakes.
 #[test]
 fn another_parser_reads_the_same() {
     let mut same = 0;
     let mut compare = |text: &str| {
         let theirs = serde_yaml::from_str::<serde_yaml::Value>(text).map(trimmed);
-        // It has no merge keys, and a mapping is what no content means here.
+        // The other parser has no merge keys, and here a text without content is a mapping.
         let is_plain = |value: &serde_yaml::Value| !value.is_null() && !text.contains("<<");
         match (read(text), theirs) {
             (Ok(ours), Ok(theirs)) if is_plain(&theirs) => {

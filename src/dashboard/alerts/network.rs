@@ -1,18 +1,18 @@
-//! Rules of packets, the blocklist, and detection.
+//! Rules for packets, the blocklist, and detection.
 
 use std::time::Duration;
 
 use super::{Rule, quoted};
 use crate::net::{BlockConfig, CROWDSEC, NetworkConfig};
 
-/// The part of DNS queries that may fail before somebody is told.
+/// The share of DNS queries that may fail before the alert fires.
 const MOST_FAILING: f64 = 0.2;
 
-/// Intervals of a source of the blocklist that may pass without an answer, and the least time.
+/// Refresh intervals of a blocklist source that may be missed before the alert fires, and the least time.
 const MISSED: u32 = 4;
 const MIN_AGE: Duration = Duration::from_secs(900);
 
-/// Rules of packets: of what is not counted, and of what the blocklist does not do.
+/// Rules for packets that are not counted, and for failures of the blocklist.
 pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     let mut rules = vec![
         Rule::new(
@@ -82,7 +82,7 @@ pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> V
     rules
 }
 
-/// Rules of what other machines say is to be blocked.
+/// Rules for the blocklist's remote sources.
 fn source_rules(block: &BlockConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     let urls = block.urls.iter().map(|list| (list.url.to_string(), list.interval));
     let crowdsec = block.crowdsec.iter().map(|crowdsec| (CROWDSEC.to_string(), crowdsec.interval));
@@ -114,7 +114,7 @@ fn source_rules(block: &BlockConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule>
     ]
 }
 
-/// Rules of attackers that are not seen or not banned.
+/// Rules for attackers that are not detected or not banned.
 pub(super) fn detection_rules(ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     vec![
         Rule::new(

@@ -1,12 +1,12 @@
-//! Rules of probes, their hits, and slow events.
+//! Rules for probes, their hits, and slow events.
 
 use super::{Rule, absence_matters, metrics_with_free_labels, one_of};
 use crate::plan::Plan;
 
-/// The part of a program's time that tracing may take before somebody is told.
+/// The share of a program's CPU time that tracing may take before the alert fires.
 const MOST_OVERHEAD: f64 = 0.05;
 
-/// The part of a core below which that is no matter: of a program that hardly runs, a few hits are a large part.
+/// Overhead below this share of a core never fires it: in a program that hardly runs, a few hits are a large share.
 const LEAST_OVERHEAD: f64 = 0.005;
 
 /// Probes in such a state, without the words that tell why: those change while the state lasts, as with the number of processes that
@@ -26,7 +26,7 @@ fn state_now(shown: &str) -> String {
 const PROBE: &str = "{{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }}";
 const REASON: &str = "{{ . | first | label \"reason\" }}";
 
-/// Rules of probes, and of their hits.
+/// Rules for probes and their hits.
 pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     let targets = one_of(plan.targets.iter().map(|target| target.name.as_str()));
     let mut rules = vec![
@@ -116,7 +116,7 @@ pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     rules
 }
 
-/// Rules of slow events, and of who is told of them.
+/// Rules for slow events and their notifications.
 pub(super) fn slow_rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
     let mut rules = vec![
         Rule::new(

@@ -1,4 +1,4 @@
-//! What one instruction does, and what those before it tell of it.
+//! The effect of a single instruction, where necessary judged with the instructions before it.
 
 use iced_x86::{
     Code, ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
@@ -15,7 +15,7 @@ pub(super) fn condition_of(jump: &Instruction) -> Condition {
     }
 }
 
-/// What the kernel would end a program for, and zeros.
+/// Returns whether this is an instruction for which the kernel would kill a program, or zeros.
 pub(super) fn is_data(now: &Instruction) -> bool {
     let zeros = now.code() == Code::Add_rm8_r8
         && now.op0_kind() == OpKind::Memory
@@ -29,8 +29,8 @@ pub(super) fn near_target(now: &Instruction) -> Option<u64> {
     (now.op0_kind() == OpKind::NearBranch64).then(|| now.near_branch64())
 }
 
-/// A `ret` before which the address on top of the stack was put there is a jump: `push`, or what guards against
-/// speculation (a retpoline).
+/// Returns whether a `ret` returns to the caller. A `ret` right after the address on top of the stack was written is a
+/// jump: after a `push`, or in a guard against speculation (a retpoline).
 pub(super) fn returns_to_caller(now: &Instruction, before: Option<&Instruction>) -> bool {
     let Some(before) = before else { return matches!(now.code(), Code::Retnq | Code::Retnq_imm16) };
     let writes_top = before.op0_kind() == OpKind::Memory
@@ -43,8 +43,8 @@ pub(super) fn returns_to_caller(now: &Instruction, before: Option<&Instruction>)
         && !writes_top
 }
 
-/// Whether the stack is that of an exception's handler, to which OCaml's code goes by what comes next: behind
-/// `mov %r14,%rsp; pop %r14`, since OCaml 4.10 `mov N(%r14),%rsp; pop N(%r14)`.
+/// Returns whether the stack is now that of an exception handler, to which OCaml's code then jumps: after `mov
+/// %r14,%rsp; pop %r14`, or since OCaml 4.10 `mov N(%r14),%rsp; pop N(%r14)`.
 pub(super) fn is_ocaml_raise(before: &[Instruction]) -> bool {
     let [.., switch, pop] = before else { return false };
     let handler = |now: &Instruction, operand: u32| match now.op_kind(operand) {
@@ -64,7 +64,7 @@ pub(super) fn is_ocaml_raise(before: &[Instruction]) -> bool {
         && handler(switch, 1) == handler(pop, 0)
 }
 
-/// The `pop` of an address that the jump goes to: what guards against the injection of loaded values (`-mlvi-cfi`) has a fence in
+/// Returns the `pop` that loaded the jump's target. The guard against load value injection (`-mlvi-cfi`) has a fence in
 /// between.
 pub(super) fn popped_by(jump: &Instruction, before: &[Instruction]) -> Option<u64> {
     let pop = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Lfence)?;
@@ -76,7 +76,8 @@ pub(super) fn popped_by(jump: &Instruction, before: &[Instruction]) -> Option<u6
     is_popped.then(|| pop.ip())
 }
 
-/// An address that an instruction computes, or has as a number, as one may in a program that is loaded at one address.
+/// Returns an address that an instruction computes, or holds as an immediate, as is possible in a program that is
+/// loaded at a fixed address.
 pub(super) fn address_taken(now: &Instruction, is_fixed: bool) -> Option<u64> {
     if now.mnemonic() == Mnemonic::Lea {
         return known_address(now, is_fixed);
@@ -87,13 +88,13 @@ pub(super) fn address_taken(now: &Instruction, is_fixed: bool) -> Option<u64> {
     matches!(now.mnemonic(), Mnemonic::Mov | Mnemonic::Push).then(|| now.immediate(operand))
 }
 
-/// An address in memory that an instruction reads or writes, or where a table begins that it looks up.
+/// Returns an address in memory that an instruction reads or writes, or the start of a table that it indexes.
 pub(super) fn address_read(now: &Instruction, is_fixed: bool) -> Option<u64> {
     let touches = !matches!(now.mnemonic(), Mnemonic::Lea | Mnemonic::Nop);
     known_address(now, is_fixed).filter(|_| touches)
 }
 
-/// The address of a memory operand that no register but an index is part of.
+/// Returns the address of a memory operand that involves no register except an index.
 fn known_address(now: &Instruction, is_fixed: bool) -> Option<u64> {
     if now.is_ip_rel_memory_operand() {
         return Some(now.ip_rel_memory_address());
@@ -104,7 +105,7 @@ fn known_address(now: &Instruction, is_fixed: bool) -> Option<u64> {
         .then(|| now.memory_displacement64())
 }
 
-/// Whether the stack pointer gets a value that is told neither from its old one nor from the frame pointer.
+/// Returns whether the stack pointer gets a value that is derived neither from its old one nor from the frame pointer.
 pub(super) fn switches_stack(now: &Instruction) -> bool {
     let writes =
         now.op_count() > 0 && now.op0_kind() == OpKind::Register && now.op0_register() == Register::RSP;
@@ -132,8 +133,9 @@ pub(super) fn switches_stack(now: &Instruction) -> bool {
     }
 }
 
-/// Whether the stack pointer only takes part in what guards against speculation (Clang's `-mspeculative-load-hardening`): a mask
-/// that is 0 wherever the program has really come to is moved to its highest bits, `shl $47,%REG; or %REG,%rsp`.
+/// Returns whether the stack pointer is merely part of a guard against speculation (Clang's
+/// `-mspeculative-load-hardening`): a mask that is 0 on every path that is architecturally taken is moved into its
+/// highest bits, `shl $47,%REG; or %REG,%rsp`.
 pub(super) fn poisons_stack(now: &Instruction, before: &[Instruction]) -> bool {
     if now.mnemonic() != Mnemonic::Or || now.op1_kind() != OpKind::Register {
         return false;
@@ -145,10 +147,10 @@ pub(super) fn poisons_stack(now: &Instruction, before: &[Instruction]) -> bool {
     })
 }
 
-/// Puts the mask's 17 lowest bits where those of an address are all alike.
+/// Moves the mask's 17 lowest bits to where the bits of an address are all alike.
 const POISON_SHIFT: u8 = 47;
 
-/// Where an indirect jump finds its target.
+/// Returns where an indirect jump takes its target from.
 pub(super) fn target_of(now: &Instruction) -> Option<Form> {
     if now.code() == Code::Jmp_rm64 && now.op0_kind() == OpKind::Register {
         return register(now.op0_register()).map(Form::Reg);
@@ -175,7 +177,7 @@ pub(super) fn target_of(now: &Instruction) -> Option<Form> {
     }
 }
 
-/// The table of `movslq (base,index,4),r; add base,r; jmp *r` with `lea table(%rip),base` before it, and of
+/// Recognizes the table of `movslq (base,index,4),r; add base,r; jmp *r` with `lea table(%rip),base` before it, and of
 /// `jmp *table(,index,8)`.
 pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<JumpTable> {
     if jump.op0_kind() == OpKind::Memory {
@@ -209,7 +211,7 @@ pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<Jum
     is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
 }
 
-/// Whether an instruction may write to a register, any part of it, that is meant.
+/// Returns whether an instruction may write to any part of a register that `is_meant` accepts.
 pub(in crate::elf) fn writes(now: &Instruction, is_meant: impl Fn(Register) -> bool) -> bool {
     let mut factory = InstructionInfoFactory::new();
     let mut used = factory.info(now).used_registers().iter();
@@ -220,7 +222,7 @@ pub(in crate::elf) fn is_write(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
-/// A general register of 64 bits.
+/// Converts a 64-bit general-purpose register.
 pub(in crate::elf) fn register(register: Register) -> Option<Reg> {
     register.is_gpr64().then(|| Reg::x86_64(&format!("{register:?}").to_lowercase())).flatten()
 }

@@ -1,4 +1,4 @@
-//! One stretch of code, decoded from end to end: where control leaves it.
+//! One stretch of code, decoded from end to end, and where control leaves it.
 
 mod instruction;
 mod stack;
@@ -15,36 +15,36 @@ use instruction::{
 };
 pub(super) use instruction::{is_write, register, writes};
 
-/// The longest stretch that is looked at.
+/// The longest stretch that is decoded.
 const LONGEST: u64 = 4 << 20;
 
-/// A stretch of code, all of whose bytes are instructions.
+/// A stretch of code that consists entirely of instructions.
 #[derive(Debug)]
 pub(in crate::elf) struct Body {
     pub range: Range<u64>,
-    /// Addresses of its instructions, ascending.
+    /// Addresses of its instructions, in ascending order.
     starts: Vec<u64>,
-    /// Addresses of its `ret`s, and of what pops a return address to jump to it.
+    /// Addresses of its `ret`s, and of instructions that pop a return address to jump to it.
     pub returns: Vec<u64>,
-    /// The latter, each with all that it takes: up to and with the jump.
+    /// The latter, each as the whole sequence up to and including the jump.
     pub popped: Vec<Range<u64>>,
     pub jumps: Vec<Jump>,
     pub indirect: Vec<IndirectJump>,
     /// Addresses that it calls.
     pub calls: Vec<u64>,
-    /// Where it takes the address of code or data that lies within itself.
+    /// Addresses of code or data within itself that it takes.
     pub own_addresses: Vec<u64>,
     /// Addresses within itself that it reads or writes: data.
     pub reads: Vec<u64>,
-    /// Instructions after which control does not go on to the next one.
+    /// Instructions after which control does not continue with the next one.
     stops: Vec<u64>,
-    /// Instructions that put another value into the stack pointer than one near the old one or the frame pointer.
+    /// Instructions that load the stack pointer with a value not derived from its old one or the frame pointer.
     pub stack_switches: Vec<u64>,
-    /// Instructions with a lock prefix: single-threaded programs jump over it, to the byte behind.
+    /// Instructions with a lock prefix: single-threaded programs jump past the prefix, to the byte after it.
     locked: Vec<u64>,
-    /// Of the `returns`, those that may raise an exception as OCaml does: they go to its handler.
+    /// Those of the `returns` that may raise an exception the way OCaml does: they jump to its handler.
     pub raises: Vec<u64>,
-    /// Whether control can run over its end into what follows.
+    /// Whether control can run past its end into the code that follows.
     pub falls_through: bool,
 }
 
@@ -60,9 +60,9 @@ pub(in crate::elf) struct Jump {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) enum Condition {
     Always,
-    /// Under this condition of the processor's flags: 0 overflow, 1 not, to 15 greater.
+    /// Under this condition of the processor's flags: 0 overflow, 1 no overflow, to 15 greater.
     If(u8),
-    /// The flags do not tell.
+    /// Does not depend on the flags alone.
     Untold,
 }
 
@@ -71,22 +71,22 @@ pub(in crate::elf) enum Condition {
 pub(in crate::elf) struct IndirectJump {
     pub at: u64,
     pub target: Form,
-    /// The table that it takes its target from, where the instructions before it tell.
+    /// The table that it takes its target from, if the preceding instructions show it.
     pub table: Option<JumpTable>,
 }
 
-/// Addresses of places in the code, one after the other, as the compiler makes one of a `switch`.
+/// Consecutive addresses of places in the code, as a compiler generates for a `switch`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) struct JumpTable {
     pub vaddr: u64,
-    /// Whether its entries are four bytes and relative to it, else eight and addresses.
+    /// Whether its entries are four bytes and relative to the table; otherwise they are eight bytes and absolute.
     pub relative: bool,
-    /// Where the instructions begin that look it up; control comes to the jump only through all of them.
+    /// Where the instructions that index the table begin; control reaches the jump only through all of them.
     pub from: u64,
 }
 
 impl JumpTable {
-    /// Where entry number `n` leads.
+    /// Returns the target of entry `n`.
     pub fn entry(&self, image: &Image<'_>, n: u64) -> Option<u64> {
         let size = if self.relative { 4 } else { 8 };
         let at = self.vaddr.checked_add(n * size)?;
@@ -100,14 +100,14 @@ impl JumpTable {
     }
 }
 
-/// The prefix of an instruction that changes memory for all processors at once.
+/// The lock prefix, which makes an instruction's memory access atomic.
 const LOCK: u8 = 0xf0;
 
-/// How many instructions before a jump are looked at for its table.
+/// How many instructions before a jump are searched for its table.
 const LOOKED_BACK: usize = 8;
 
 impl Body {
-    /// Decodes the range. Err says why it is not all code, to follow a colon.
+    /// Decodes the range. `Err` is the reason why it is not all code, phrased to follow a colon.
     pub fn decode(image: &Image<'_>, range: Range<u64>) -> Result<Body, String> {
         let length = range.end.saturating_sub(range.start);
         if length == 0 || length > LONGEST {
@@ -155,17 +155,17 @@ impl Body {
         Ok(body)
     }
 
-    /// Whether an instruction begins there.
+    /// Returns whether an instruction begins at this address.
     pub fn has_instruction(&self, vaddr: u64) -> bool {
         self.starts.binary_search(&vaddr).is_ok()
     }
 
-    /// Whether a jump there is one to an instruction, or behind the lock prefix of one.
+    /// Returns whether a jump to this address leads to an instruction, or just past an instruction's lock prefix.
     pub fn takes_jump(&self, vaddr: u64) -> bool {
         self.has_instruction(vaddr) || self.locked.binary_search(&vaddr.wrapping_sub(1)).is_ok()
     }
 
-    /// The instructions that control comes to from these.
+    /// Returns the instructions that control can reach from these.
     pub fn reached(&self, roots: impl Iterator<Item = u64>) -> BTreeSet<u64> {
         let mut left: Vec<u64> = roots.filter(|root| self.range.contains(root)).collect();
         let mut reached = BTreeSet::new();
@@ -186,13 +186,13 @@ impl Body {
         reached
     }
 
-    /// Takes a jump to a fixed address for one to the address in a register.
+    /// Reclassifies a jump to a fixed address as one to the address in a register.
     pub fn goes_by_register(&mut self, jump: Jump, register: Reg) {
         self.jumps.retain(|known| *known != jump);
         self.indirect.push(IndirectJump { at: jump.at, target: Form::Reg(register), table: None });
     }
 
-    /// Takes out the returns that raise an exception, with what they do to the stack.
+    /// Removes the returns that raise an exception, together with their stack switches.
     pub fn drop_raises(&mut self) {
         for ret in std::mem::take(&mut self.raises) {
             self.returns.retain(|at| *at != ret);
@@ -202,19 +202,19 @@ impl Body {
         }
     }
 
-    /// The address of the instruction behind this one.
+    /// Returns the address of the instruction after this one.
     pub fn after(&self, vaddr: u64) -> u64 {
         let next = self.starts.partition_point(|start| *start <= vaddr);
         self.starts.get(next).copied().unwrap_or(self.range.end)
     }
 
-    /// The address of the instruction that ends there.
+    /// Returns the address of the instruction before this address.
     pub fn before(&self, vaddr: u64) -> Option<u64> {
         let next = self.starts.partition_point(|start| *start < vaddr);
         next.checked_sub(1).map(|at| self.starts[at])
     }
 
-    /// Whether control does not go on behind the instruction.
+    /// Returns whether control does not continue after the instruction.
     pub fn stops(&self, vaddr: u64) -> bool {
         self.stops.binary_search(&vaddr).is_ok()
     }
@@ -294,7 +294,7 @@ impl Body {
                 self.own_addresses.extend(near_target(now));
                 self.falls_through = true;
             }
-            // What stands at the end is a call of a function that does not return.
+            // At the end of a function, this is a call to a function that does not return.
             FlowControl::IndirectCall | FlowControl::Interrupt | FlowControl::Exception => {}
             FlowControl::Next => self.falls_through = now.mnemonic() != Mnemonic::Hlt,
         }

@@ -1,17 +1,17 @@
-//! Functions written in assembly that keep the stack pointer in a register while they work with another one, and take it
-//! back at their end.
+//! Functions written in assembly that save the stack pointer in a register while they use a different stack, and
+//! restore it at their end.
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::{Body, writes};
 use crate::elf::Image;
 
-/// Registers that a called function leaves as they were, but the frame pointer.
+/// Callee-saved registers, except the frame pointer.
 const KEPT: [Register; 5] = [Register::RBX, Register::R12, Register::R13, Register::R14, Register::R15];
 
 impl Body {
-    /// Whether the stack pointer gets back at `at` what it was: from a register that nothing else was put into since, until the
-    /// caller's value is put back right before the function is left.
+    /// Returns whether the instruction at `at` restores the stack pointer: from a register that nothing else was
+    /// written to since it was saved there, until the caller's value is restored right before the function returns.
     pub fn restores_stack(&self, image: &Image<'_>, at: u64) -> bool {
         let length = (self.range.end - self.range.start) as usize;
         let code = image.code_at(self.range.start, length).unwrap_or(&[]);
@@ -33,7 +33,7 @@ impl Body {
     }
 }
 
-/// The register of `mov %REG,%rsp`.
+/// Returns the register of `mov %REG,%rsp`.
 fn restored_from(now: &Instruction) -> Option<Register> {
     let is_copy = now.mnemonic() == Mnemonic::Mov
         && now.op1_kind() == OpKind::Register
@@ -50,7 +50,8 @@ fn saves(now: &Instruction, to: Register) -> bool {
         && now.op1_register() == Register::RSP
 }
 
-/// Whether a `ret` follows, and nothing on the way there but what gives back the stack and registers.
+/// Returns whether a `ret` follows, with nothing on the way there but code that releases the stack and restores
+/// registers.
 fn leaves(code: &[Instruction]) -> bool {
     let end = code.iter().find(|now| now.flow_control() != FlowControl::Next || restored_from(now).is_some());
     end.is_some_and(|end| end.flow_control() == FlowControl::Return)

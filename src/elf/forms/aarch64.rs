@@ -1,4 +1,4 @@
-//! Operands as GCC and Clang write them for aarch64.
+//! Operands in the syntax that GCC and Clang write for aarch64.
 
 use super::{Form, Reg, sum};
 
@@ -26,7 +26,7 @@ pub(super) fn operand(text: &str) -> Result<Form, String> {
     }
 }
 
-/// `base`, `base, offset`, `base, index` or `base, index, lsl shift`, from between the brackets.
+/// Parses the text between the brackets: `base`, `base, offset`, `base, index` or `base, index, lsl shift`.
 fn memory(inner: &str) -> Result<Form, String> {
     let mut parts = inner.split(',').map(str::trim);
     let base = address_register(parts.next().unwrap_or(""))?;
@@ -54,7 +54,7 @@ fn address_register(name: &str) -> Result<Reg, String> {
     reg.ok_or_else(|| format!("`{name}` is not a 64-bit register"))
 }
 
-/// `lsl 3` as a factor.
+/// Parses `lsl 3` into a factor.
 fn shift(text: &str) -> Result<u8, String> {
     match text.strip_prefix("lsl").map(|n| immediate(n.trim_start())) {
         Some("0") => Ok(1),
@@ -65,7 +65,7 @@ fn shift(text: &str) -> Result<u8, String> {
     }
 }
 
-/// An assembler may write `#` before a number.
+/// Strips the `#` that may precede a number.
 fn immediate(text: &str) -> &str {
     text.strip_prefix('#').unwrap_or(text)
 }

@@ -1,8 +1,8 @@
-//! Argument forms: the text by which a USDT note says where an argument is.
+//! Argument forms: the text that describes in a USDT note where an argument is.
 //!
-//! Each argument is `SIZE@OPERAND`: SIZE is 1, 2, 4 or 8 bytes, with `-` before it for a signed integer and
-//! `f` after it for a floating-point number; OPERAND is what the compiler would have written in assembler.
-//! Without `SIZE@` the argument is an unsigned machine word, as SystemTap has it.
+//! Each argument is `SIZE@OPERAND`: SIZE is 1, 2, 4 or 8 bytes, with `-` before it for a signed integer and `f` after
+//! it for a floating-point number; OPERAND is an operand in assembler syntax. Without `SIZE@`, the argument is an
+//! unsigned machine word, as in SystemTap.
 
 mod aarch64;
 mod reg;
@@ -12,7 +12,7 @@ pub use reg::Reg;
 
 use super::{Arch, FormError};
 
-/// Where one argument is, and how to read it.
+/// The place of one argument, and how to read it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArgForm {
     /// Bytes: 1, 2, 4 or 8.
@@ -22,17 +22,17 @@ pub struct ArgForm {
     /// Whether the bytes are an IEEE 754 number rather than an integer.
     pub float: bool,
     pub form: Form,
-    /// The argument as the note writes it.
+    /// The argument as written in the note.
     pub text: String,
 }
 
 impl ArgForm {
-    /// Where the argument is, as the note writes it, without its size.
+    /// Returns the place of the argument as written in the note, without its size.
     pub fn place(&self) -> &str {
         self.text.split_once('@').map_or(&self.text, |(_, place)| place)
     }
 
-    /// Why no probe program can read the argument, to follow a colon; None if one can.
+    /// Returns why no probe program can read the argument, phrased to follow a colon; `None` if it can be read.
     pub fn unreadable(&self) -> Option<String> {
         match &self.form {
             _ if self.float => Some(format!("`{}` is a floating-point number", self.text)),
@@ -49,8 +49,8 @@ impl ArgForm {
 /// The place of an argument when its probe fires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Form {
-    /// The value itself, already cut to the argument's size and extended by its sign: `4@$-1` is
-    /// 4294967295 and `-4@$-1` is -1. For an unsigned argument of 8 bytes these are the value's bits.
+    /// The value itself, already truncated to the argument's size and sign-extended: `4@$-1` is 4294967295 and `-4@$-1`
+    /// is -1. For an unsigned argument of 8 bytes, these are the value's bits.
     Const(i64),
     /// In a register, in its low bytes.
     Reg(Reg),
@@ -61,34 +61,33 @@ pub enum Form {
     /// In memory at the named symbol's address plus `offset`. In a [`super::Site`], resolved to
     /// [`Form::Static`].
     Symbol { name: String, offset: i64 },
-    /// As `form`, with the named symbol's address added to its number or offset, which is known in a program that is loaded
-    /// where it was linked. In a [`super::Site`], resolved to that form.
+    /// Like `form`, with the named symbol's address added to its number or offset; that address is known in a program
+    /// loaded where it was linked. In a [`super::Site`], resolved to that form.
     Absolute { name: String, form: Box<Form> },
-    /// In memory at this address of the file (static data). At run time it is at
-    /// `instruction pointer + (vaddr - site.vaddr)`, wherever the file was loaded.
+    /// In memory at this address of the file (static data). At run time it is at `instruction pointer + (vaddr -
+    /// site.vaddr)`, wherever the file was loaded.
     Static { vaddr: u64 },
-    /// In a floating-point or vector register, which the kernel does not show to a probe.
+    /// In a floating-point or vector register, which the kernel does not expose to a probe.
     Float { register: String },
 }
 
-/// More arguments than any probe has (SystemTap's macros end at 12); what follows them in a note is not read.
+/// More arguments than any probe has (SystemTap's macros support up to 12); any further ones in a note are not read.
 const ARGS_MAX: usize = 64;
 
-/// Reads the argument forms of one note, one result for each argument. One that is not understood does not
-/// spoil the others.
+/// Parses the argument forms of one note, with one result per argument. An unsupported one does not affect the others.
 pub fn parse_args(arch: Arch, args: &str) -> Vec<Result<ArgForm, FormError>> {
     let args = split(args).into_iter().take(ARGS_MAX);
     args.map(|arg| parse(arch, arg).map_err(|err| FormError::new(arg, err))).collect()
 }
 
-/// Splits at white space outside brackets. Where a bracket is never closed, the next thing that looks like
-/// the start of an argument is one.
+/// Splits at white space outside brackets. If a bracket is never closed, an argument ends where the next one appears to
+/// start.
 fn split(args: &str) -> Vec<&str> {
     let mut found: Vec<&str> = Vec::new();
     let mut start = 0;
     let mut depth = 0i64;
     for word in args.split_whitespace() {
-        // A word is a part of `args`, so the distance of their addresses is its place in it.
+        // A word is a slice of `args`, so the difference of their addresses is its position.
         let at = word.as_ptr() as usize - args.as_ptr() as usize;
         match found.last_mut() {
             Some(open) if depth > 0 && size_prefix(word).is_none() => *open = &args[start..at + word.len()],
@@ -108,10 +107,10 @@ fn split(args: &str) -> Vec<&str> {
     found
 }
 
-/// The parts of `-4f@` and what follows: (signed, digits, float, operand).
+/// Splits `-4f@` and the operand into (signed, digits, float, operand).
 fn size_prefix(text: &str) -> Option<(bool, &str, bool, &str)> {
     let (signed, rest) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
-    // Enough for any size, so that a long row of digits is not scanned again and again.
+    // Enough for any size, so that a long row of digits is not scanned repeatedly.
     let digits = rest.bytes().take(4).take_while(u8::is_ascii_digit).count();
     let (digits, rest) = rest.split_at(digits);
     let (float, rest) = rest.strip_prefix('f').map_or((false, rest), |rest| (true, rest));
@@ -119,8 +118,8 @@ fn size_prefix(text: &str) -> Option<(bool, &str, bool, &str)> {
     (!digits.is_empty()).then_some((signed, digits, float, operand))
 }
 
-/// Argument texts longer than this are refused unread; the longest real one seen has 40 bytes, and C++
-/// symbol names may reach a few thousand.
+/// Longer argument texts are rejected unread; the longest real one seen has 40 bytes, and C++ symbol names may reach a
+/// few thousand.
 const TEXT_MAX: usize = 4096;
 
 fn parse(arch: Arch, text: &str) -> Result<ArgForm, String> {
@@ -151,7 +150,7 @@ fn parse(arch: Arch, text: &str) -> Result<ArgForm, String> {
     Ok(ArgForm { size, signed, float, form, text: text.to_owned() })
 }
 
-/// The low `size` bytes of a value, sign-extended or zero-extended.
+/// Returns the low `size` bytes of a value, sign-extended or zero-extended.
 pub(super) fn cut(value: i64, size: u8, signed: bool) -> i64 {
     let unused = 64 - u32::from(size) * 8;
     let high = (value as u64) << unused;
@@ -159,7 +158,7 @@ pub(super) fn cut(value: i64, size: u8, signed: bool) -> i64 {
 }
 
 impl Form {
-    /// The form with `by` added to its number or offset.
+    /// Returns the form with `by` added to its number or offset.
     pub(super) fn moved(self, by: u64) -> Form {
         let moved = |offset: i64| offset.wrapping_add_unsigned(by);
         match self {
@@ -201,14 +200,14 @@ fn sum(text: &str) -> Result<Sum<'_>, String> {
             return Err(format!("`{term}` is neither a number nor a symbol"));
         }
     }
-    // An unsigned 64-bit constant keeps its bits.
+    // An unsigned 64-bit constant retains its bits.
     let offset = i64::try_from(total)
         .or_else(|_| u64::try_from(total).map(|bits| bits as i64))
         .map_err(|_| format!("`{text}` does not fit 64 bits"))?;
     Ok(Sum { symbol, offset })
 }
 
-/// A decimal or hexadecimal number; None for what does not begin like one.
+/// Parses a decimal or hexadecimal number; `None` if the text does not begin like one.
 fn number(term: &str) -> Result<Option<i128>, String> {
     if !term.starts_with(|c: char| c.is_ascii_digit()) {
         return Ok(None);
@@ -216,7 +215,7 @@ fn number(term: &str) -> Result<Option<i128>, String> {
     let hex = term.strip_prefix("0x").or_else(|| term.strip_prefix("0X"));
     let parsed = match hex {
         Some(digits) => u64::from_str_radix(digits, 16),
-        // To an assembler a leading zero means octal. No compiler writes that; do not guess.
+        // To an assembler, a leading zero means octal. No compiler writes that, so it is an error rather than a guess.
         None if term.len() > 1 && term.starts_with('0') => return Err(format!("`{term}` may be octal")),
         None => term.parse::<u64>(),
     };

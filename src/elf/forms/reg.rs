@@ -1,6 +1,6 @@
-//! Registers, by their places in the structure in which the kernel shows them to a probe.
+//! Registers, by their position in the structure in which the kernel passes them to a probe.
 
-/// An integer register. A form's size, not the register's name, says how many of its low bytes count.
+/// An integer register. The size of the form, not the register's name, determines how many of its low bytes count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Reg {
     index: u8,
@@ -12,7 +12,8 @@ const X86_64: [&str; 21] = [
     "orig_ax", "ip", "cs", "flags", "sp", "ss",
 ];
 
-/// Where `sp` and `pc` follow x0 to x30 in `struct user_pt_regs` of arch/arm64/include/uapi/asm/ptrace.h.
+/// The position of `sp`, which follows x0 to x30 in `struct user_pt_regs` of arch/arm64/include/uapi/asm/ptrace.h; `pc`
+/// is next.
 const AARCH64_SP: u8 = 31;
 const AARCH64_PC: u8 = 32;
 
@@ -20,14 +21,14 @@ impl Reg {
     /// The instruction pointer of x86_64.
     pub const X86_64_IP: Reg = Reg { index: 16 };
 
-    /// The index of the register's 64-bit word in the kernel's register structure: `struct pt_regs` on
-    /// x86_64 (r15 is 0, sp 19), `struct user_pt_regs` on aarch64 (x0 is 0, sp 31, pc 32).
+    /// Returns the index of the register's 64-bit word in the kernel's register structure: `struct pt_regs` on x86_64
+    /// (r15 is 0, sp 19), `struct user_pt_regs` on aarch64 (x0 is 0, sp 31, pc 32).
     pub fn pt_regs_index(self) -> u8 {
         self.index
     }
 
-    /// A register of x86_64 or its low part, by its assembler name without `%`. None for any other name,
-    /// the high bytes `ah` to `dh` among them.
+    /// Looks up a register of x86_64 or its low part by its assembler name without `%`. `None` for any other name,
+    /// including the high bytes `ah` to `dh`.
     pub(in crate::elf) fn x86_64(name: &str) -> Option<Reg> {
         let canonical = match name {
             "al" | "bl" | "cl" | "dl" => return Reg::x86_64(&format!("{}x", &name[..1])),
@@ -47,7 +48,7 @@ impl Reg {
         Some(Reg { index: index as u8 })
     }
 
-    /// How many bytes a register's name means: 4 for `%eax`.
+    /// Returns how many bytes a register's name stands for: 4 for `%eax`.
     pub(super) fn x86_64_bytes(name: &str) -> u8 {
         let name = name.trim_start_matches('%');
         match name.as_bytes() {
@@ -59,8 +60,8 @@ impl Reg {
         }
     }
 
-    /// A register of aarch64 by its assembler name: x0 to x30, w0 to w30, sp, wsp, fp, lr, pc. None for any
-    /// other name; the zero registers are not registers here.
+    /// Looks up a register of aarch64 by its assembler name: x0 to x30, w0 to w30, sp, wsp, fp, lr, pc. `None` for any
+    /// other name; the zero registers do not count as registers here.
     pub(super) fn aarch64(name: &str) -> Option<Reg> {
         let index = match name {
             "sp" | "wsp" => AARCH64_SP,

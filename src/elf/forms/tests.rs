@@ -14,14 +14,14 @@ fn one(arch: Arch, text: &str) -> Result<ArgForm, FormError> {
     all.remove(0)
 }
 
-/// The form of `text` must have this size, sign and place.
+/// Checks that the form of `text` has this size, sign and place.
 #[track_caller]
 fn is(arch: Arch, text: &str, size: u8, signed: bool, form: Form) {
     let expected = ArgForm { size, signed, float: false, form, text: text.to_owned() };
     assert_eq!(one(arch, text), Ok(expected));
 }
 
-/// `text` must be refused for a reason that has `why` in it.
+/// Checks that `text` is rejected with a reason that contains `reason`.
 #[track_caller]
 fn refused(arch: Arch, text: &str, reason: &str) {
     let error = one(arch, text).expect_err(text);
@@ -105,7 +105,7 @@ fn x86_symbols() {
     is(X86_64, "8@_ZL3foo.lto_priv.0(%rip)", 8, false, symbol("_ZL3foo.lto_priv.0", 0));
 }
 
-/// What lies above a register's lower part is not in the argument.
+/// Bits above a register's named part do not belong to the argument.
 #[test]
 fn a_register_is_no_wider_than_its_name_says() {
     for (text, size, signed, name) in [
@@ -207,7 +207,7 @@ fn aarch64_forms_that_cannot_be_read_say_why() {
         ("8@[x0, sym]", "combines `sym`"),
         ("8@x31", "`x31` is not an aarch64 register"),
     ] {
-        // A comma and a space outside brackets split an argument in two; the first one is the bad one.
+        // A comma and a space outside brackets split an argument in two; the first part is the invalid one.
         let error = parse_args(Aarch64, text).remove(0).expect_err(text);
         assert!(error.reason.contains(reason), "{error} should say `{reason}`");
     }

@@ -8,7 +8,7 @@ pub(super) fn operand(text: &str) -> Result<Form, String> {
         return match value.symbol {
             None if constant.trim().is_empty() => Err("no number follows the $".to_owned()),
             None => Ok(Form::Const(value.offset)),
-            // Of a text in the source.
+            // A compiler-generated label, such as that of a string literal.
             Some(symbol) if symbol.starts_with(".L") => {
                 Err(format!("it is the address of `{symbol}`, a label that no symbol table has"))
             }
@@ -47,7 +47,7 @@ fn register(name: &str) -> Result<Form, String> {
     })
 }
 
-/// `displacement(base,index,scale)`.
+/// Parses `displacement(base,index,scale)`.
 fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
     let place = sum(displacement)?;
     let mut parts = inner.split(',').map(str::trim);
@@ -83,7 +83,7 @@ fn memory(displacement: &str, inner: &str) -> Result<Form, String> {
     })
 }
 
-/// A register as part of an address, which only whole ones can be.
+/// Parses a register in an address, which must be a full 64-bit register.
 fn address_register(name: &str) -> Result<Reg, String> {
     let reg = name.strip_prefix('%').and_then(Reg::x86_64);
     reg.filter(|_| Reg::x86_64_bytes(name) == 8).ok_or_else(|| format!("`{name}` is not a 64-bit register"))
@@ -95,7 +95,7 @@ fn absolute(name: &str, form: Form) -> Form {
 
 fn symbol(name: &str, offset: i64) -> Result<Form, String> {
     match name.split_once('@') {
-        // foo@GOTPCREL, foo@TPOFF, foo@PLT: a link-time table's entry and not the symbol itself.
+        // foo@GOTPCREL, foo@TPOFF, foo@PLT: an entry of a linker table rather than the symbol itself.
         Some((symbol, table)) => Err(format!("it goes through the {table} entry of `{symbol}`")),
         None => Ok(Form::Symbol { name: name.to_owned(), offset }),
     }

@@ -1,8 +1,8 @@
-//! Where in a Go function a call has begun for good, and where its arguments are there.
+//! Where in a Go function a call has irrevocably begun, and where its arguments are at that point.
 //!
-//! A function first compares the stack pointer with the goroutine's limit. If room is short, it has the stack moved and
-//! begins anew, so that a probe on its first instruction would count that call twice. The instruction after the check is
-//! reached once, with the stack pointer and the argument registers that the caller left.
+//! A function first compares the stack pointer with the goroutine's limit. If there is too little room, it has the
+//! stack moved and starts over, so a probe on its first instruction would count that call twice. The instruction after
+//! the check is reached once, with the stack pointer and the argument registers as the caller left them.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use crate::elf::pclntab::{Function, Layout, Pclntab};
 use crate::elf::{Convention, Image};
 
-/// Where a probe goes that is hit once for each call.
+/// Where a probe is hit exactly once per call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) struct Entry {
     pub vaddr: u64,
@@ -20,26 +20,27 @@ pub(in crate::elf) struct Entry {
     pub jump: Option<u64>,
 }
 
-/// Instructions of the longest stack check, with room to spare.
+/// The maximum length of a stack check in instructions, generously.
 const CHECK_MAX: usize = 12;
-/// Instructions on the way to the call that grows the stack and back: each argument register is stored and loaded again.
+/// The maximum number of instructions on the way to the call that grows the stack and back: each argument register is
+/// stored and reloaded.
 const GROW_MAX: usize = 64;
-/// Instructions that are looked at for what an ABI wrapper does first.
+/// How many of a function's first instructions are examined to recognize an ABI wrapper.
 const WRAPPER_MAX: usize = 64;
-/// Bytes of a function that are looked at.
+/// The maximum number of a function's bytes that are decoded.
 const CODE_MAX: usize = 16 << 20;
 
-/// The stack limits in `runtime.g`: that of Go code, and that of the runtime's own code on the system stack.
+/// The stack limits in `runtime.g`: for Go code, and for the runtime's own code on the system stack.
 const LIMITS: [u64; 2] = [0x10, 0x18];
 
-/// How the check finds the goroutine, which tells the calling convention.
+/// How the check finds the goroutine, which reveals the calling convention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Goroutine {
     InR14,
     InThread,
 }
 
-/// The place to probe. Err says why there is none, to follow a colon.
+/// Returns the place to probe. `Err` is the reason why there is none, phrased to follow a colon.
 pub(in crate::elf) fn entry(
     image: &Image<'_>,
     layout: Layout,
@@ -61,7 +62,7 @@ pub(in crate::elf) fn entry(
     let convention = match layout {
         _ if function.is_assembly => Convention::Unknown,
         Layout::Go1_2 => Convention::GoStack,
-        // Go 1.16 has arguments on the stack, 1.17 in registers.
+        // Go 1.16 passes arguments on the stack, 1.17 in registers.
         Layout::Go1_16 => Convention::Unknown,
         _ if sets_goroutine(code, function.entry) => Convention::GoStack,
         Layout::Go1_18 | Layout::Go1_20 => Convention::GoRegisters,
@@ -74,8 +75,8 @@ fn code_of<'a>(image: &Image<'a>, function: &Function<'_>) -> &'a [u8] {
     image.code_at(function.entry, size).unwrap_or_default()
 }
 
-/// Those of some functions of one name that only call another of them, with its arguments elsewhere. (Instances of a
-/// generic function have one name too and may call each other, but by the same convention.)
+/// Returns those of several functions of one name that only call another of them by a different calling convention.
+/// (Instances of a generic function share a name too and may call each other, but by the same convention.)
 pub(in crate::elf) fn wrappers(image: &Image<'_>, table: &Pclntab<'_>, alike: &[u64]) -> Vec<u64> {
     let found = |at: u64| table.covering(at).filter(|function| function.entry == at);
     let known: HashMap<u64, (Function<'_>, Convention)> = alike
@@ -105,7 +106,7 @@ struct Check {
     goroutine: Goroutine,
 }
 
-/// The stack check; None for a function without one.
+/// Finds the stack check; `None` for a function without one.
 fn check(code: &[u8], entry: u64) -> Result<Option<Check>, &'static str> {
     let mut decoder = Decoder::with_ip(64, code, entry, DecoderOptions::NONE);
     let (mut in_thread, mut compared, mut after) = (false, None, None);
@@ -141,7 +142,8 @@ fn check(code: &[u8], entry: u64) -> Result<Option<Check>, &'static str> {
     }
 }
 
-/// Whether an instruction can be part of a stack check: it writes no memory, no argument and not the stack pointer.
+/// Returns whether an instruction can be part of a stack check: it modifies neither memory, an argument, nor the stack
+/// pointer.
 fn is_of_check(instruction: &Instruction) -> bool {
     use Mnemonic::{Cmp, Lea, Mov, Sub};
     match instruction.mnemonic() {
@@ -154,13 +156,13 @@ fn is_of_check(instruction: &Instruction) -> bool {
     }
 }
 
-/// Whether it compares with a goroutine's limit, or loads that.
+/// Returns whether the instruction compares with a goroutine's stack limit, or loads it.
 fn reads_limit(instruction: &Instruction) -> bool {
     let reads = (0..instruction.op_count()).any(|op| instruction.op_kind(op) == OpKind::Memory);
     reads && LIMITS.contains(&instruction.memory_displacement64())
 }
 
-/// Whether a call and then a jump back to the function's entry are there.
+/// Returns whether the code at `at` is a call followed by a jump back to the function's entry.
 fn grows_stack(code: &[u8], entry: u64, at: u64) -> bool {
     let Some(code) = at.checked_sub(entry).and_then(|into| code.get(usize::try_from(into).ok()?..)) else {
         return false;
@@ -180,7 +182,7 @@ fn grows_stack(code: &[u8], entry: u64, at: u64) -> bool {
     false
 }
 
-/// Whether a function without a stack check jumps to its own entry.
+/// Returns whether a function without a stack check jumps to its own entry.
 fn returns_to_entry(code: &[u8], entry: u64) -> bool {
     Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter().any(|instruction| {
         let jumps = matches!(
@@ -191,8 +193,8 @@ fn returns_to_entry(code: &[u8], entry: u64) -> bool {
     })
 }
 
-/// Whether the function makes R14 the goroutine before it calls anything, as only what is called with arguments on the
-/// stack does: there the caller has not.
+/// Returns whether the function loads the goroutine into R14 before it calls anything. Only functions with arguments on
+/// the stack do so, because their callers have not.
 fn sets_goroutine(code: &[u8], entry: u64) -> bool {
     let instructions = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter().take(WRAPPER_MAX);
     instructions
@@ -214,7 +216,7 @@ mod tests {
         check(&code.concat(), ENTRY)
     }
 
-    /// The check that ends with a two-byte jump before `after`.
+    /// Checks code that ends with a two-byte jump before `after`.
     fn ends(after: u64, goroutine: Goroutine) -> Result<Option<Check>, &'static str> {
         Ok(Some(Check { after: ENTRY + after, jump: Some(ENTRY + after - 2), goroutine }))
     }
@@ -228,7 +230,7 @@ mod tests {
         let grow: &[u8] = &[0x48, 0x89, 0x44, 0x24, 0x08];
         let back = |at: u8| [0xeb, 0u8.wrapping_sub(at + 2)];
         assert_eq!(found(&[head, grow, CALL, &back(18)]), ends(6, Goroutine::InR14));
-        // Without the call, or to another place, it is something else, and not safe to pass.
+        // Without the call, or with a jump to another place, it is something else, and not safe to skip.
         assert!(found(&[head, grow, &back(13)]).is_err());
         assert!(found(&[head, grow, CALL, &back(17)]).is_err());
         assert!(found(&[&head[..6]]).is_err());

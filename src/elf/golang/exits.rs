@@ -1,7 +1,8 @@
 //! Where a Go function is left.
 //!
-//! `.gopclntab` says where each function ends, nothing of it lies elsewhere, and the compiler keeps its jump tables out of
-//! the code. A wrapper may end in a jump to the method that it wraps, which then returns in its stead.
+//! `.gopclntab` says where each function ends, no part of a function is placed elsewhere, and the compiler keeps its
+//! jump tables out of the code. A wrapper may end in a jump to the method that it wraps, which then returns in its
+//! place.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +12,12 @@ use crate::elf::exit::{Exit, ExitKind, Exits};
 use crate::elf::pclntab::{Function, Pclntab};
 use crate::elf::{Convention, Form, Image};
 
-/// Functions that are followed into because the one before ends by calling them.
+/// The maximum number of tail-called functions that are followed.
 const FOLLOWED_MAX: usize = 8;
-/// The most exits of one function.
+/// The maximum number of exits of one function.
 const EXITS_MAX: usize = 512;
 
-/// The exits of a function. Err says why they are not known, to follow a colon.
+/// Finds the exits of a function. `Err` is the reason why they are not known, phrased to follow a colon.
 pub(in crate::elf) fn exits(
     image: &Image<'_>,
     table: &Pclntab<'_>,
@@ -61,7 +62,7 @@ pub(in crate::elf) fn exits(
     }
 }
 
-/// The code of a function that finds its goroutine in R14, as it does its callers and they their callees.
+/// Decodes a function that finds its goroutine in R14, as its callers and callees then do too.
 fn body(image: &Image<'_>, table: &Pclntab<'_>, function: &Function<'_>) -> Result<Body, String> {
     if entry(image, table.layout, function)?.convention != Convention::GoRegisters {
         return Err(

@@ -1,5 +1,5 @@
-//! Go programs: what their functions are named and where they can be probed. Go has its own calling convention, moves
-//! its stacks, and keeps the names of functions in a table of its own.
+//! Go programs: the names of their functions and where they can be probed. Go has its own calling convention, moves its
+//! stacks, and stores the names of functions in a table of its own.
 
 mod entry;
 mod exits;

@@ -1,6 +1,6 @@
-//! Copies and parts of functions, by the names that compilers give them.
+//! Copies and parts of functions, recognized by the names that compilers give them.
 
-/// A copy or a part of a function, which the compiler made and named after it.
+/// A copy or a part of a function that the compiler made and named after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) struct Clone<'a> {
     /// The function's symbol.
@@ -10,16 +10,17 @@ pub(in crate::elf) struct Clone<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) enum CloneKind {
-    /// All of it, called as it is: renamed because others have its name.
+    /// A whole function, called like the original: renamed because others have the same name.
     Renamed,
-    /// All of it, specialised for some callers: arguments may be missing or elsewhere.
+    /// A whole function, specialized for some callers: arguments may be missing or elsewhere.
     Specialised,
-    /// Only branches that are seldom taken, or what was left when the rest was inlined.
+    /// Only rarely taken branches, or what remained after the rest was inlined.
     Fragment,
 }
 
-/// What a symbol's suffixes tell: GCC's `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.lto_priv.0`, LLVM's `.llvm.123`,
-/// `.__uniq.123` and, of basic blocks in sections of their own, `.__part.1` and `.eh`. None for a symbol without suffixes, or with others.
+/// Parses a symbol's suffixes: GCC's `.isra.0`, `.constprop.0`, `.part.0`, `.cold`, `.lto_priv.0`, LLVM's `.llvm.123`,
+/// `.__uniq.123` and, for basic blocks in sections of their own, `.__part.1` and `.eh`. `None` for a symbol without
+/// suffixes, or with other ones.
 pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
     if let Some(base) = coroutine_of(name) {
         return Some(Clone { base, kind: CloneKind::Fragment });
@@ -33,7 +34,7 @@ pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
             "cold" | "eh" => CloneKind::Fragment,
             "localalias" => CloneKind::Renamed,
             number if is_number(number) => continue,
-            // A function of Go may be called so.
+            // May be the name of a Go function.
             _ if !is_numbered => return None,
             "part" | "__part" => CloneKind::Fragment,
             "isra" | "constprop" | "specialized" => CloneKind::Specialised,
@@ -49,8 +50,9 @@ fn is_number(suffix: &str) -> bool {
     !suffix.is_empty() && suffix.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The C++ coroutine, by its symbol, of which this is a part that runs when it is resumed or destroyed: `X.resume`, `X.destroy` and
-/// `X.cleanup` by LLVM, `...X.Frame.actor` and `...X.Frame.destroy` by GCC. Demangled, all are called like the coroutine.
+/// Returns the symbol of the C++ coroutine of which this is a part that runs when it is resumed or destroyed:
+/// `X.resume`, `X.destroy` and `X.cleanup` by LLVM, `...X.Frame.actor` and `...X.Frame.destroy` by GCC. All demangle to
+/// the coroutine's name.
 pub(in crate::elf) fn coroutine_of(name: &str) -> Option<&str> {
     let (stem, part) = name.rsplit_once('.').filter(|_| name.starts_with("_Z"))?;
     match (part, stem.strip_suffix(".Frame")) {
@@ -67,19 +69,19 @@ impl PartialOrd for CloneKind {
 }
 
 impl Ord for CloneKind {
-    /// By how much of the function is missing.
+    /// Orders by how much of the function is missing.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         (*self as u8).cmp(&(*other as u8))
     }
 }
 
-/// Whether a symbol is a part of a function that the compiler moved away.
+/// Returns whether a symbol is a part of a function that the compiler moved elsewhere.
 pub(in crate::elf) fn is_fragment(name: &str) -> bool {
     clone_of(name).is_some_and(|clone| clone.kind == CloneKind::Fragment)
 }
 
-/// Whether a part of a function that the compiler moved away is called by others, too: by those into which it inlined the rest,
-/// or by who resumes a coroutine.
+/// Returns whether a part of a function that the compiler moved elsewhere is also called from outside: by functions
+/// into which it inlined the rest, or to resume a coroutine.
 pub(in crate::elf) fn is_callable_fragment(name: &str) -> bool {
     if coroutine_of(name).is_some() {
         return true;

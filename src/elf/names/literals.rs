@@ -1,15 +1,15 @@
-//! User-defined literals of C++ (`operator"" _km`), which the demangler does not read.
+//! User-defined literals of C++ (`operator"" _km`), which the demangler does not support.
 
-/// What an identifier begins with that stands in for a literal's operator.
+/// The prefix of an identifier that stands in for a literal operator.
 const STAND_IN: &str = "__operator_of_literal__";
 
-/// A mangled name in which an ordinary identifier stands where the function's own name is that of a literal; None for any other
-/// function. Both take part alike in substitutions.
+/// Returns a mangled name in which an ordinary identifier replaces the name of a literal operator; `None` for any other
+/// function. Both count alike in substitutions.
 pub(super) fn as_plain_name(symbol: &str) -> Option<String> {
     let mut rest = symbol.strip_prefix("_Z")?;
     rest = rest.strip_prefix('L').unwrap_or(rest);
     if let Some(nested) = rest.strip_prefix('N') {
-        // No type: there `li` would be two parameters or template arguments.
+        // Not a type: there, `li` would be two parameters or template arguments.
         rest = nested.strip_prefix("St").unwrap_or(nested);
         while let Some((_, after)) = source_name(rest) {
             rest = after;
@@ -21,12 +21,12 @@ pub(super) fn as_plain_name(symbol: &str) -> Option<String> {
     Some(format!("{before}{}{STAND_IN}{suffix}{after}", STAND_IN.len() + suffix.len()))
 }
 
-/// A demangled name as `nm -C` writes it, of what [`as_plain_name`] gave.
+/// Converts the demangled form of a name from [`as_plain_name`] to what `nm -C` writes.
 pub(super) fn as_operator(name: &str) -> String {
     name.replacen(STAND_IN, "operator\"\" ", 1)
 }
 
-/// The identifier that a mangled name begins with, and what follows it.
+/// Splits a mangled name into its leading identifier and the rest.
 fn source_name(mangled: &str) -> Option<(&str, &str)> {
     let digits = mangled.bytes().take_while(u8::is_ascii_digit).count();
     let length = mangled[..digits].parse::<usize>().ok()?;
@@ -50,7 +50,7 @@ mod tests {
             ),
             // A template.
             ("_Zli2_tIJLc49EEE1Wv", "operator\"\" _t<(char)49>", "operator\"\" _t<(char)49>()"),
-            // Parameters of the types long and int before one of a class.
+            // Parameters of types long and int, followed by one of a class type.
             ("_Z1fli2AA", "f", "f(long, int, AA)"),
             ("_ZN1AIli1BE1fEv", "A<long, int, B>::f", "A<long, int, B>::f()"),
         ] {

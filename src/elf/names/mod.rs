@@ -1,4 +1,4 @@
-//! Names as the source has them, and patterns for names.
+//! Source names of functions, and patterns for names.
 
 mod clones;
 mod literals;
@@ -12,31 +12,31 @@ pub(super) use clones::{CloneKind, clone_of, coroutine_of, is_callable_fragment,
 pub(super) use parameter_count::parameter_count;
 pub(super) use words::{RequiredWords, has_abbreviated_path, identifiers, literal_words};
 
-/// Longer symbols are not demangled, and longer demangled names are not made: substitutions let a short
-/// symbol stand for an endless name.
+/// Longer symbols are not demangled, and longer demangled names are not produced: with substitutions, a short symbol
+/// can stand for an enormous name.
 const MANGLED_MAX: usize = 4096;
 const DEMANGLED_MAX: usize = 16 << 10;
 
-/// How much of a function's signature a demangled name has.
+/// How much of a function's signature a demangled name includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signature {
     /// `conv<double>`
     Name,
     /// `conv<double>(double)`
     Parameters,
-    /// `int conv<double>(double)`; a Rust name with the hash that old symbols end in.
+    /// `int conv<double>(double)`; a Rust name including the hash that legacy symbols end in.
     Whole,
 }
 
-/// The name of a C++ or Rust function as its source has it; None for any other. What the compiler appended to the
-/// symbol of a copy is left out.
+/// Returns the source name of a C++ or Rust function; `None` for any other. Suffixes that the compiler appended to the
+/// symbol of a copy are omitted.
 pub(super) fn demangle(name: &str, signature: Signature) -> Option<String> {
     let name = clone_of(name).map_or(name, |clone| clone.base);
     if name.len() > MANGLED_MAX || !name.starts_with("_Z") && !name.starts_with("_R") {
         return None;
     }
     let mut out = Bounded(String::new());
-    // Old Rust symbols are C++ names that end in a hash.
+    // Legacy Rust symbols are C++ names that end in a hash.
     if name.starts_with("_R") || name.contains("17h") {
         let rust = rustc_demangle::try_demangle(name).ok();
         if let Some(rust) = rust {
@@ -64,8 +64,8 @@ pub(super) fn demangle(name: &str, signature: Signature) -> Option<String> {
     Some(if plain.is_some() { literals::as_operator(&out.0) } else { out.0 })
 }
 
-/// What a thunk's name begins with, and after `_Z` the symbol of the function that it leads to. A thunk stands in for a virtual
-/// function where the object's address has to be changed first.
+/// Returns the prefix of a thunk's demangled name, and the symbol of its target without `_Z`. A thunk stands in for a
+/// virtual function where the object's address must first be adjusted.
 pub(super) fn thunk(symbol: &str) -> Option<(&'static str, &str)> {
     let (kind, offsets, mut rest) = match symbol.strip_prefix("_ZT")?.split_at_checked(1)? {
         ("h", rest) => ("non-virtual thunk to ", 1, rest),
@@ -83,14 +83,15 @@ pub(super) fn thunk(symbol: &str) -> Option<(&'static str, &str)> {
     (!rest.is_empty()).then_some((kind, rest))
 }
 
-/// The C++ or Rust name of a symbol, with what tells it from others of its name; None for any other symbol.
+/// Returns the C++ or Rust name of a symbol, with what distinguishes it from others of the same name; `None` for any
+/// other symbol.
 pub fn signature(symbol: &str) -> Option<String> {
     let is_rust = symbol.starts_with("_R") || symbol.contains("17h");
     demangle(symbol, if is_rust { Signature::Whole } else { Signature::Parameters })
 }
 
-/// Classes of the C++ library with a shorter name, which some demanglers write and some do not, as [`canonical`] has both. A
-/// constructor's or destructor's own name follows.
+/// Classes of the C++ library with a shorter name, which only some demanglers use; [`canonical`] unifies both. The
+/// third entry is the name of their constructor or destructor.
 const SHORTENED: [(&str, &str, &str); 4] = [
     ("std::basic_string<char,std::char_traits<char>,std::allocator<char>>", "std::string", "basic_string"),
     ("std::basic_istream<char,std::char_traits<char>>", "std::istream", "basic_istream"),
@@ -98,8 +99,8 @@ const SHORTENED: [(&str, &str, &str); 4] = [
     ("std::basic_iostream<char,std::char_traits<char>>", "std::iostream", "basic_iostream"),
 ];
 
-/// A demangled name in the one form that all ways to write it have in common: without ABI tags, blanks, what stands for an empty
-/// list of arguments, and the types of numbers among the template arguments (`f<3u>`, `f<(unsigned int)3>`).
+/// Returns the canonical form that all spellings of a demangled name share: without ABI tags, blanks, placeholders for
+/// an empty argument list, and the types of numbers among the template arguments (`f<3u>`, `f<(unsigned int)3>`).
 pub(super) fn canonical(name: &str) -> String {
     let mut plain = without_tags(name);
     plain.retain(|c| c != ' ');
@@ -107,13 +108,13 @@ pub(super) fn canonical(name: &str) -> String {
         plain = plain.replace(",>", ">");
     }
     for empty in ["(&&)", "(&)"] {
-        // Not the reference to an array or a function.
+        // Not a reference to an array or a function.
         while let Some(at) = plain.find(empty).filter(|at| !plain[at + empty.len()..].starts_with(['[', '(']))
         {
             plain.replace_range(at..at + empty.len(), "()");
         }
     }
-    // What they all begin with; few names have any of them.
+    // Their common prefix; few names have any of them.
     if plain.contains("basic_") {
         for (long, short, own) in SHORTENED {
             plain = plain.replace(long, short);
@@ -154,7 +155,7 @@ pub(super) fn canonical(name: &str) -> String {
     out
 }
 
-/// A name without ABI tags, as `nm -C` writes them (`[abi:cxx11]`), and without `[clone ...]`.
+/// Strips ABI tags, as `nm -C` writes them (`[abi:cxx11]`), and `[clone ...]`.
 fn without_tags(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     let mut rest = name;
@@ -182,11 +183,12 @@ impl fmt::Write for Bounded {
     }
 }
 
-/// Whether `text` matches `pattern`, in which `*` is any number of characters and `?` any one.
+/// Returns whether `text` matches `pattern`, in which `*` stands for any number of characters and `?` for any single
+/// one.
 pub(super) fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t) = (0, 0);
-    // Where to go on after the last star took one byte more.
+    // Where to resume after the last star has consumed one more byte.
     let mut star = None;
     while t < text.len() {
         match pattern.get(p) {
@@ -292,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_name_that_grows_without_end_is_given_up() {
-        // `f(a, b<a, a>, b<b<a, a>, b<a, a>>, ...)`: each parameter holds the one before it twice.
+        // `f(a, b<a, a>, b<b<a, a>, b<a, a>>, ...)`: each parameter contains the previous one twice.
         let growing = |parameters: u32| {
             let substitution = |number: u32| match number.checked_sub(1) {
                 None => "S_".to_owned(),
@@ -300,7 +302,7 @@ mod tests {
                     format!("S{}_", char::from_digit(digit, 36).unwrap().to_ascii_uppercase())
                 }
             };
-            // The first is `a`, then come the template `b` and its instances.
+            // The first is `a`, followed by the template `b` and its instances.
             let instances = (2..=parameters).map(|number| {
                 let last = substitution(if number == 2 { 0 } else { number - 1 });
                 format!("S0_I{last}{last}E")

@@ -1,8 +1,8 @@
-//! How many parameters a C++ function's symbol tells of.
+//! The number of parameters in a C++ function's symbol.
 
 use super::{Signature, demangle};
 
-/// How many parameters the symbol of a C++ function names. None for any other, and where that is not clear.
+/// Returns how many parameters the symbol of a C++ function has. `None` for any other symbol, and if it is ambiguous.
 pub(in crate::elf) fn parameter_count(symbol: &str) -> Option<usize> {
     let name = demangle(symbol, Signature::Parameters).filter(|_| symbol.starts_with("_Z"))?;
     let end = name.rfind(')')?;

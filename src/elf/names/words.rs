@@ -1,31 +1,31 @@
-//! Identifiers that a symbol must contain to match a pattern, without demangling it.
+//! Identifiers that a symbol must contain to match a pattern, so that it need not be demangled to rule it out.
 
 use super::{is_word, without_tags};
 
-/// Longer identifiers are not told apart.
+/// Identifiers are compared only up to this length.
 const IDENTIFIER_MAX: usize = 255;
 
-/// The identifiers of a pattern that every symbol whose demangled name matches must contain as they are.
+/// The identifiers of a pattern that every symbol with a matching demangled name must contain verbatim.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::elf) struct RequiredWords {
     pub whole: Vec<String>,
-    /// How the one goes on that a `*` or `?` ends.
+    /// The start of an identifier that a `*` or `?` follows.
     pub begun: Option<String>,
 }
 
 impl RequiredWords {
-    /// Whether a symbol can stand for a name with these words.
+    /// Returns whether a symbol can stand for a name with these words.
     pub fn may_be_in(&self, symbol: &str) -> bool {
         has_abbreviated_path(symbol)
             || self.whole.iter().chain(&self.begun).all(|word| symbol.contains(word.as_str()))
     }
 }
 
-/// What a symbol must contain to match a pattern. Demangling is slow, and most symbols need not be.
+/// Returns what a symbol must contain to match a pattern. Demangling is slow, and most symbols can be ruled out without
+/// it.
 ///
-/// Mangling keeps the identifiers on the path to a function's name, apart from `std`; it does not keep
-/// operators, parameters, template arguments, what stands in braces, and for most functions not the type
-/// that they return.
+/// Mangling preserves the identifiers on the path to a function's name, apart from `std`; it does not preserve
+/// operators, parameters, template arguments, text in braces and, for most functions, the return type.
 pub(in crate::elf) fn literal_words(pattern: &str) -> RequiredWords {
     let pattern = without_tags(pattern).replace("(anonymous namespace)", "");
     let path = &pattern[..operator(&pattern).unwrap_or(pattern.len())];
@@ -33,7 +33,7 @@ pub(in crate::elf) fn literal_words(pattern: &str) -> RequiredWords {
     let mut depth = 0usize;
     for c in path.chars() {
         match c {
-            // In brackets Rust has the number of a crate.
+            // In brackets, Rust has the hash of a crate.
             '<' | '[' => depth += 1,
             '>' | ']' => depth = depth.saturating_sub(1),
             '(' | '{' if depth == 0 => break,
@@ -41,7 +41,7 @@ pub(in crate::elf) fn literal_words(pattern: &str) -> RequiredWords {
             _ => {}
         }
     }
-    // What a function returns stands before its name.
+    // The return type precedes the name.
     let name = skeleton.rsplit(' ').next().unwrap_or_default();
     if name.contains("decltype") {
         return RequiredWords::default();
@@ -56,7 +56,7 @@ pub(in crate::elf) fn literal_words(pattern: &str) -> RequiredWords {
     RequiredWords { whole, begun: begun.filter(|word| !"std".starts_with(word.as_str())) }
 }
 
-/// Where the name of an operator begins.
+/// Returns where the name of an operator begins.
 fn operator(name: &str) -> Option<usize> {
     const OPERATOR: &str = "operator";
     let bytes = name.as_bytes();
@@ -67,28 +67,29 @@ fn operator(name: &str) -> Option<usize> {
     name.match_indices(OPERATOR).map(|(at, _)| at).find(is_whole)
 }
 
-/// The ASCII words of an identifier: all of it, but where it has characters that a mangled name writes otherwise.
+/// Splits an identifier into its ASCII words: a single one, unless it has characters that a mangled name encodes.
 fn pieces(identifier: &[u8]) -> impl Iterator<Item = &[u8]> {
     identifier.split(|byte| !is_word(*byte)).filter(|piece| !piece.is_empty())
 }
 
-/// What may be an identifier in a mangled name: there they follow their length. All that are some are among them.
+/// Iterates over everything that may be an identifier in a mangled name, where identifiers follow their length: a
+/// superset of the actual ones.
 pub(in crate::elf) fn identifiers(mangled: &str) -> impl Iterator<Item = &[u8]> {
     let bytes = mangled.as_bytes();
     let is_v0 = mangled.starts_with("_R");
-    // A length follows whatever stands before it, and that may end in digits.
+    // A length may follow anything, including text that ends in digits.
     let starts = (0..bytes.len()).filter(|at| matches!(bytes[*at], b'1'..=b'9'));
     let found = starts.flat_map(move |start| {
         let digits = bytes[start..].iter().take(4).take_while(|byte| byte.is_ascii_digit()).count();
         let length =
             bytes[start..start + digits].iter().fold(0, |n, digit| 10 * n + usize::from(digit - b'0'));
         let at = start + digits;
-        // In Rust, `_` keeps the length apart from an identifier that begins with `_` or a digit.
+        // In Rust, `_` separates the length from an identifier that begins with `_` or a digit.
         let starts = [Some(at), (is_v0 && bytes.get(at) == Some(&b'_')).then_some(at + 1)];
         starts.into_iter().flatten().filter_map(move |at| {
             let identifier = bytes.get(at..at.checked_add(length)?)?;
             let begin = &identifier[..length.min(IDENTIFIER_MAX)];
-            // Of a longer one, the name before its template arguments.
+            // Of a longer identifier, the name before its template arguments.
             let word = begin.iter().take_while(|byte| is_word(**byte)).count();
             Some(if length > IDENTIFIER_MAX { &begin[..word] } else { begin })
         })
@@ -96,8 +97,8 @@ pub(in crate::elf) fn identifiers(mangled: &str) -> impl Iterator<Item = &[u8]> 
     found.flat_map(pieces)
 }
 
-/// Whether a symbol has fewer identifiers than its function's name: `Ss` and the like stand for whole names of the C++ library
-/// (`St` is only its namespace), and Rust encodes what is not ASCII.
+/// Returns whether a symbol has fewer identifiers than its function's name: `Ss` and the like stand for whole names of
+/// the C++ library (`St` is only its namespace), and Rust encodes non-ASCII characters.
 pub(in crate::elf) fn has_abbreviated_path(symbol: &str) -> bool {
     let bytes = symbol.as_bytes();
     if bytes.starts_with(b"_R") {

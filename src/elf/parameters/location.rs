@@ -1,4 +1,4 @@
-//! Where debug information has a parameter at the function's entry.
+//! The location of a parameter at the function's entry, according to debug information.
 
 use std::ops::Range;
 
@@ -9,12 +9,12 @@ use crate::elf::debug_info::{Node, Slice};
 use crate::elf::stored_arguments::stored_arguments;
 use crate::elf::types::{Passed, REGISTERS};
 
-/// Where debug information has a parameter at the function's entry.
+/// The location of a parameter at the function's entry, according to debug information.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryLocation {
-    /// The first of so many words.
+    /// The first word, and the number of words.
     Words(usize, usize),
-    /// What is in this word is its address.
+    /// This word holds its address.
     Address(usize),
     Constant(i64),
 }
@@ -33,7 +33,8 @@ impl EntryLocation {
 const FRAME_POINTER: Register = Register(6);
 
 impl<'d> Reader<'d> {
-    /// Where an entry of this instance says that the parameter is at the function's first instruction.
+    /// Returns the location of the parameter at the function's first instruction, as an entry of this instance
+    /// describes it.
     pub(super) fn known(&self, parameter: &Node<'d>) -> Option<EntryLocation> {
         let dwarf = self.finder.dwarf_of(&parameter.unit);
         if let Some(constant) = parameter.entry.attr(gimli::DW_AT_const_value) {
@@ -52,7 +53,7 @@ impl<'d> Reader<'d> {
         None
     }
 
-    /// The words that are stored where the parameter is once the function's own code runs.
+    /// Returns the words that are stored at the parameter's location by the time the function's own code runs.
     pub(super) fn stored(&self, parameter: &Node<'d>, how: Passed) -> Option<EntryLocation> {
         let Passed::Registers { general: count @ 1.., vector: 0, .. } = how else { return None };
         let offset = self.on_frame(parameter)?;
@@ -65,7 +66,7 @@ impl<'d> Reader<'d> {
         stored.get(&offset).copied()
     }
 
-    /// How far the parameter is from the frame pointer, once that is set.
+    /// Returns the parameter's offset from the frame pointer, once that is set.
     pub(super) fn on_frame(&self, parameter: &Node<'d>) -> Option<i64> {
         let expression = parameter.entry.attr(gimli::DW_AT_location)?.exprloc_value()?;
         let mut operations = expression.operations(parameter.unit.encoding());
@@ -88,7 +89,7 @@ impl<'d> Reader<'d> {
         let mut next = || operations.next().ok().flatten();
         match (next()?, next(), next(), next()) {
             (Operation::Register { register }, None, ..) => Some(EntryLocation::Words(word_in(register)?, 1)),
-            // A structure in registers begins with the first.
+            // A structure in registers starts in the first of them.
             (
                 Operation::Register { register },
                 Some(Operation::Piece { .. }),
@@ -120,7 +121,7 @@ impl<'d> Reader<'d> {
         }
     }
 
-    /// The word of arguments on the stack that is this far from the function's frame base.
+    /// Returns the word of the stack arguments at this offset from the function's frame base.
     fn on_stack(&self, parameter: &Node<'d>, offset: i64) -> Option<usize> {
         let base = self.function.entry.attr(gimli::DW_AT_frame_base)?.exprloc_value()?;
         let above = match base.operations(parameter.unit.encoding()).next().ok()?? {
@@ -138,7 +139,7 @@ impl<'d> Reader<'d> {
     }
 }
 
-/// Whether what is done with a word only cuts it to fewer bytes, as Clang tells of small numbers.
+/// Returns whether the operations on a word only truncate it, which is how Clang describes small integers.
 fn is_low_part(operations: &[Operation<Slice<'_>>]) -> bool {
     let is_cut = |operation: &Operation<Slice<'_>>| match operation {
         Operation::UnsignedConstant { value } => matches!(value, 0xff | 0xffff | 0xffff_ffff),
@@ -148,7 +149,7 @@ fn is_low_part(operations: &[Operation<Slice<'_>>]) -> bool {
     matches!(operations, [cuts @ .., Operation::StackValue] if cuts.iter().all(is_cut))
 }
 
-/// The word of arguments that is in a register, by DWARF's number of it.
+/// Returns the argument word that is in a register, given DWARF's number of it.
 fn word_in(register: Register) -> Option<usize> {
     const ORDER: [u16; REGISTERS] = [5, 4, 1, 2, 8, 9];
     ORDER.iter().position(|known| *known == register.0)

@@ -1,6 +1,7 @@
-//! A function's parameters, where debug information tells: their types, and the words of arguments that they are in.
+//! A function's parameters according to debug information: their types, and the argument words that hold them.
 //!
-//! Words are counted as C passes whole numbers and addresses: the six general registers in their order, then those on the stack.
+//! Words are numbered in the order in which C passes integers and addresses: the six general-purpose registers, then
+//! those on the stack.
 
 mod location;
 
@@ -16,15 +17,15 @@ use super::names::{CloneKind, clone_of, parameter_count};
 use super::types::{ArgumentWords, Passed, Pointee, ValueType, passed, value, written};
 use location::EntryLocation;
 
-/// What a function takes.
+/// The parameters and the result of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameters {
     pub all: Vec<Parameter>,
-    /// How many words it takes; None if that is not known, or it takes as many as its caller likes.
+    /// How many argument words the function takes; `None` if unknown, or if the number is variable.
     pub words: Option<usize>,
     /// What is in the words that none of them is in.
     pub others: OtherWords,
-    /// What it returns; None if that is not known.
+    /// The function's result; `None` if unknown.
     pub result: Option<FunctionResult>,
 }
 
@@ -39,13 +40,13 @@ pub enum OtherWords {
     Nothing,
 }
 
-/// What a function returns.
+/// The result of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FunctionResult {
-    /// Its type as the source writes it; `void` for nothing.
+    /// Its type as in the source; `void` if there is none.
     pub declared: String,
     pub value: ValueType,
-    /// Whether it, or the first word of it, is in `%rax`.
+    /// Whether the result, or its first word, is in `%rax`.
     pub in_register: bool,
 }
 
@@ -54,10 +55,10 @@ pub struct FunctionResult {
 pub struct Parameter {
     /// Empty if it has none.
     pub name: String,
-    /// Its type as the source writes it.
+    /// Its type as in the source.
     pub declared: String,
     pub value: ValueType,
-    /// The words that it is passed in by its declaration, empty for what is in vector registers; None if they are not known.
+    /// The words in which it is passed according to its declaration, empty if in vector registers; `None` if unknown.
     pub words: Option<Range<usize>>,
     pub place: ParameterPlace,
 }
@@ -65,29 +66,30 @@ pub struct Parameter {
 /// Where a parameter is at the function's entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParameterPlace {
-    /// In the words that its declaration says.
+    /// In the words that follow from its declaration.
     AsDeclared,
-    /// The compiler changed what the function takes, and this is the first word of it.
+    /// The compiler changed the function's parameters, and this is the first word of this one.
     Word(usize),
-    /// The compiler knows its value, and passes it no more.
+    /// The compiler knows its value, and no longer passes it.
     Constant(i64),
-    /// The compiler changed what the function takes, and does not say where this is, if it is anywhere.
+    /// The compiler changed the function's parameters, and does not say where this one is, if anywhere.
     Nowhere,
 }
 
 impl Parameter {
-    /// The first word that it is passed in.
+    /// Returns the first word in which it is passed.
     fn first(&self) -> Option<usize> {
         self.words.as_ref().filter(|words| !words.is_empty()).map(|words| words.start)
     }
 
-    /// The word that it is alone in.
+    /// Returns the only word in which it is passed.
     pub fn word(&self) -> Option<usize> {
         self.words.as_ref().filter(|words| words.len() == 1).map(|words| words.start)
     }
 }
 
-/// The parameters of the function that begins at `entry` and has this symbol, which is `is_local` if no other file can call it.
+/// Returns the parameters of the function that begins at `entry` and has this symbol, which is `is_local` if no other
+/// file can call it.
 pub(super) fn parameters<'d>(
     debug_info: &'d DebugInfo<'_>,
     image: &'d Image<'d>,
@@ -100,14 +102,14 @@ pub(super) fn parameters<'d>(
     let origin = finder.follow(&function, gimli::DW_AT_abstract_origin);
     let is_changed = clone_of(symbol).is_some_and(|clone| clone.kind == CloneKind::Specialised)
         || is_called_otherwise(&finder, &function);
-    // With optimisation while linking, what the source exports may be local after all.
+    // With link-time optimization, a function that the source exports may be local after all.
     let is_external =
         !is_local && finder.declarations(function.clone()).any(|node| node.is_set(gimli::DW_AT_external));
     let stored = OnceCell::new();
     Reader { finder, image, symbol, function, entry, is_external, is_changed, stored }.read(origin)
 }
 
-/// The description that is meant: functions may have been folded into one.
+/// Returns the entry that describes the function with this symbol: several functions may have been folded into one.
 fn described(finder: &Finder<'_>, all: &[DebugInfoOffset], symbol: &str) -> Option<DebugInfoOffset> {
     if let [one] = all {
         return Some(*one);
@@ -131,15 +133,15 @@ fn is_called_otherwise<'d>(finder: &Finder<'d>, function: &Node<'d>) -> bool {
     told.is_some_and(|told| !normal.contains(&told) && !AS_IN_C.contains(&told))
 }
 
-/// What debug information tells of where a parameter is.
+/// A parameter's location according to debug information.
 #[derive(Debug, Clone, Copy)]
 struct Found {
     known: Option<EntryLocation>,
-    /// Its declaration gives it a position.
+    /// Its position follows from its declaration.
     is_declared: bool,
-    /// Nothing is told of it, not even for later instructions.
+    /// It has no location, not even for later instructions.
     is_untold: bool,
-    /// It is at one distance from the frame pointer as long as the function runs, as without optimisation.
+    /// It is at a fixed offset from the frame pointer as long as the function runs, as in unoptimized code.
     is_on_frame: bool,
 }
 
@@ -149,16 +151,16 @@ impl Found {
     }
 }
 
-/// Whether a unit describes types and parameters, and not only lines.
+/// Returns whether a unit describes types and parameters, and not only lines.
 fn tells_types(unit: &Unit<Slice<'_>>) -> bool {
     let mut entries = unit.entries();
     std::iter::from_fn(|| entries.next_dfs().ok().flatten().map(|entry| entry.tag()))
         .any(|tag| matches!(tag, gimli::DW_TAG_base_type | gimli::DW_TAG_formal_parameter))
 }
 
-/// Takes away the words that parameters have by their declaration behind the last one that was found in those. Without optimisation
-/// Clang does not describe an unused parameter that is passed as its address, and only the symbol of a C++ function tells how many
-/// there are. With it all are described, though nothing may be told of where one is.
+/// Clears the declared words of parameters after the last one whose location confirms its declaration. Without
+/// optimization, Clang does not describe an unused parameter that is passed by reference, and only the symbol of a C++
+/// function tells how many there are. With optimization, all are described, though possibly without a location.
 fn drop_unconfirmed(all: &mut [Parameter], found: &[Found]) {
     let is_confirmed = |(parameter, found): (&Parameter, &Found)| {
         parameter.first().is_some() && parameter.first() == found.first()
@@ -171,7 +173,7 @@ fn drop_unconfirmed(all: &mut [Parameter], found: &[Found]) {
     }
 }
 
-/// Whether more follow, of any type.
+/// Returns whether more parameters of any type follow (varargs).
 fn is_open(child: &Node<'_>) -> bool {
     child.entry.tag() == gimli::DW_TAG_unspecified_parameters
 }
@@ -183,7 +185,7 @@ struct Reader<'d> {
     function: Node<'d>,
     entry: u64,
     is_external: bool,
-    /// The symbol says that arguments may be missing.
+    /// The symbol reveals that arguments may be missing.
     is_changed: bool,
     /// See [`super::stored_arguments`].
     stored: OnceCell<HashMap<i64, usize>>,
@@ -207,7 +209,8 @@ impl<'d> Reader<'d> {
         for child in taken {
             let kind = finder.follow(&child, gimli::DW_AT_type);
             let here = own.iter().find(|own| self.is_of(own, &child));
-            // What a constructor is told by its symbol, not by an argument: whether its class is a base of another.
+            // Information that a constructor gets by way of its symbol rather than an argument: whether its class is a
+            // base of another one.
             if here.is_none() && origin.is_some() && child.is_set(gimli::DW_AT_artificial) {
                 continue;
             }
@@ -215,7 +218,7 @@ impl<'d> Reader<'d> {
             let stored = || self.stored(here?, how);
             let known = here.and_then(|here| self.known(here)).or_else(stored);
             let how = match how {
-                // It is here itself, or its address is, whatever its class says.
+                // The register holds the parameter itself, or its address, whatever its class suggests.
                 Passed::ByReference | Passed::Unknown if matches!(known, Some(EntryLocation::Words(..))) => {
                     passed(finder, kind.clone(), false)
                 }
@@ -268,12 +271,12 @@ impl<'d> Reader<'d> {
             Passed::Nothing => false,
             Passed::Wide | Passed::ByReference | Passed::Unknown => true,
         };
-        // Of other languages no convention is taken for granted, but that whole numbers are in a register.
+        // For other languages, no calling convention is assumed, except that integers are returned in a register.
         let is_known = words.is_c || matches!(value, ValueType::Integer { .. });
         is_known.then(|| FunctionResult { declared: written(finder, &typed), value, in_register })
     }
 
-    /// The entries of parameters below a function's.
+    /// Returns the parameter entries of a function.
     fn taken(&self, function: &Node<'d>) -> Vec<Node<'d>> {
         let mut taken = Vec::new();
         for child in self.finder.children(function) {
@@ -289,14 +292,14 @@ impl<'d> Reader<'d> {
         taken
     }
 
-    /// Whether there are fewer or more of them than in the function's symbol: Clang drops some that are not used and passed as
-    /// their address.
+    /// Returns whether the number of parameters differs from that in the function's symbol: Clang omits some that are
+    /// unused and passed by reference.
     fn is_incomplete(&self, taken: &[Node<'_>]) -> bool {
         let written = taken.iter().filter(|one| !one.is_set(gimli::DW_AT_artificial)).count();
         parameter_count(self.symbol).is_some_and(|count| count != written)
     }
 
-    /// Whether an entry of this instance of the function is that of a declared parameter.
+    /// Returns whether an entry of this instance of the function belongs to a declared parameter.
     fn is_of(&self, own: &Node<'d>, declared: &Node<'d>) -> bool {
         own.at == declared.at
             || self
@@ -312,7 +315,8 @@ impl<'d> Reader<'d> {
             _ => false,
         };
         let moved = all.iter().zip(found).any(differs) || share_a_word(all);
-        // What others may call is called as it is declared: where the two differ, the declaration was not understood.
+        // Functions that others may call are called as declared: if the locations differ, the declaration was
+        // misunderstood.
         if moved && self.is_external && !self.is_changed {
             for (parameter, found) in all.iter_mut().zip(found) {
                 parameter.words = found.known.and_then(EntryLocation::words);
@@ -320,12 +324,12 @@ impl<'d> Reader<'d> {
             return true;
         }
         let is_changed = self.is_changed || moved;
-        // GCC gives a function of which it took arguments another name.
+        // GCC renames a function from which it removed arguments.
         let may_be_changed = !self.is_external && !self.is_by_gcc();
         let mut is_unsure = is_changed;
         for (parameter, found) in all.iter_mut().zip(found) {
             if is_changed && !found.is_declared {
-                // Where it is here is no position of the source's function.
+                // Its location here does not correspond to a position in the source's function.
                 parameter.words = None;
             }
             let takes_words = parameter.words.as_ref().is_none_or(|words| !words.is_empty());
@@ -351,12 +355,12 @@ impl<'d> Reader<'d> {
     }
 }
 
-/// Whether the instance tells of a parameter's value anywhere.
+/// Returns whether the instance describes a parameter's value anywhere.
 fn is_told(here: &Node<'_>) -> bool {
     [gimli::DW_AT_location, gimli::DW_AT_const_value].iter().any(|told| here.entry.attr(*told).is_some())
 }
 
-/// Whether two parameters would be at one position.
+/// Returns whether two parameters would be at the same position.
 fn share_a_word(all: &[Parameter]) -> bool {
     let mut taken: Vec<&Range<usize>> = all
         .iter()

@@ -8,7 +8,8 @@ mod text;
 use super::headers::{Headers, bounded_str};
 use text::text_start;
 
-/// The header's first eight bytes on x86-64 but for the magic number: instructions of any length, 8-byte pointers.
+/// The header's first eight bytes on x86-64, except for the magic number: variable-length instructions, 8-byte
+/// pointers.
 const HEADER_TAIL: [u8; 4] = [0, 0, 1, 8];
 
 /// Bit of `_func.flag`: the function is written in assembly.
@@ -17,16 +18,16 @@ const FLAG_ASSEMBLY: u8 = 1 << 2;
 /// A function of a Go program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) struct Function<'a> {
-    /// As the linker has it: `net/http.(*conn).serve`, `main.main.func1`, `main.Map[...]`.
+    /// The linker's name: `net/http.(*conn).serve`, `main.main.func1`, `main.Map[...]`.
     pub name: &'a str,
     pub entry: u64,
-    /// Where the next function begins; what lies between is padding.
+    /// Where the next function begins; any gap is padding.
     pub end: u64,
-    /// Written in assembly, as far as the table says; before Go 1.18 it does not.
+    /// Whether it is written in assembly, according to the table; never set before Go 1.18.
     pub is_assembly: bool,
 }
 
-/// Which layout the table has, named after the first Go version that writes it.
+/// The layout of the table, named after the first Go version that writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::elf) enum Layout {
     Go1_2,
@@ -37,35 +38,35 @@ pub(in crate::elf) enum Layout {
     Go1_20,
 }
 
-/// The parsed header of the table, over the bytes from it on.
+/// The parsed header of the table, together with the bytes that follow it.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::elf) struct Pclntab<'a> {
     pub layout: Layout,
-    /// Where the entries of functions are counted from; 0 in the layouts that hold addresses.
+    /// The base of function entries; 0 in layouts with absolute addresses.
     text: u64,
-    /// Pairs of a function's entry and the place of its record, in order of entry, and then the end of the last one.
+    /// Pairs of a function's entry and its record's offset, sorted by entry, followed by the end of the last function.
     index: &'a [u8],
-    /// What the places of records are counted from.
+    /// The base of record offsets.
     records: &'a [u8],
     names: &'a [u8],
     count: usize,
 }
 
 impl<'a> Pclntab<'a> {
-    /// The table of a program; None if it has none that makes sense.
+    /// Finds the table of a program; `None` if there is no plausible one.
     pub fn of(image: &Headers<'a>) -> Option<Pclntab<'a>> {
         let named = [&b".gopclntab"[..], b".data.rel.ro.gopclntab"];
         if let Some(section) = named.iter().find_map(|name| image.section(name)) {
             let data = image.section_data(section)?;
             return Pclntab::parse(image, section.sh_addr.get(object::LittleEndian), data);
         }
-        // The C linker, which links position-independent programs with cgo, puts it into a larger section.
+        // The C linker, which links position-independent programs with cgo, merges it into a larger section.
         if image.has_sections() && !is_marked(image) {
             return None;
         }
         image.loaded_segments().find_map(|(vaddr, data)| {
             let starts = (0..data.len()).step_by(8).filter(|&at| magic(&data[at..]).is_some());
-            // Whatever looks like a header is checked, but not without end.
+            // Everything that looks like a header is checked, up to a limit.
             starts.take(64).find_map(|at| Pclntab::parse(image, vaddr + at as u64, &data[at..]))
         })
     }
@@ -92,14 +93,14 @@ impl<'a> Pclntab<'a> {
         table.is_plausible(image).then_some(table)
     }
 
-    /// Whether the first function begins, and the last one ends, in code.
+    /// Returns whether the first function begins, and the last one ends, in code.
     fn is_plausible(&self, image: &Headers<'_>) -> bool {
         let (first, end) = (self.entry(0), self.entry(self.count));
         let (Some(first), Some(end)) = (first, end) else { return false };
         first < end && image.code_at(first, 1).is_some() && image.code_at(end - 1, 1).is_some()
     }
 
-    /// Bytes of a number of the index.
+    /// Returns the size in bytes of a number in the index.
     fn word(&self) -> usize {
         if self.layout >= Layout::Go1_18 { 4 } else { 8 }
     }
@@ -111,12 +112,12 @@ impl<'a> Pclntab<'a> {
         }
     }
 
-    /// Where function number `n` begins; where the last one ends, for the number after the last.
+    /// Returns where function `n` begins; for the number after the last, where the last one ends.
     fn entry(&self, n: usize) -> Option<u64> {
         self.text.checked_add(self.index_at(2 * n)?)
     }
 
-    /// Function number `n`.
+    /// Returns function `n`.
     fn function(&self, n: usize) -> Option<Function<'a>> {
         let (entry, end) = (self.entry(n)?, self.entry(n + 1)?);
         let record = self.records.get(usize::try_from(self.index_at(2 * n + 1)?).ok()?..)?;
@@ -131,12 +132,12 @@ impl<'a> Pclntab<'a> {
         (entry < end && !name.is_empty()).then_some(Function { name, entry, end, is_assembly })
     }
 
-    /// All functions, in order of their entries.
+    /// Iterates over all functions, sorted by entry.
     pub fn functions(self) -> impl Iterator<Item = Function<'a>> + use<'a> {
         (0..self.count).filter_map(move |n| self.function(n))
     }
 
-    /// The function that holds an address.
+    /// Returns the function that contains an address.
     pub fn covering(&self, vaddr: u64) -> Option<Function<'a>> {
         let (mut low, mut high) = (0, self.count);
         while low < high {
@@ -148,12 +149,12 @@ impl<'a> Pclntab<'a> {
     }
 }
 
-/// Whether the file says by other signs that the Go toolchain built it.
+/// Returns whether other features of the file show that the Go toolchain built it.
 pub(in crate::elf) fn is_marked(image: &Headers<'_>) -> bool {
     image.section(b".go.buildinfo").is_some() || image.has_note(b"Go")
 }
 
-/// The layout, if a header begins here.
+/// Returns the layout if a header begins here.
 fn magic(data: &[u8]) -> Option<Layout> {
     if data.get(4..8)? != HEADER_TAIL {
         return None;
@@ -186,7 +187,7 @@ mod tests {
     /// Where each function begins in the code, and where the last one ends.
     const ENTRIES: [u64; 4] = [0x10, 0x20, 0x40, 0x60];
 
-    /// A table with [`NAMES`], the second of them in assembly where the layout tells.
+    /// Builds a table with [`NAMES`], the second of them in assembly if the layout records that.
     fn table(layout: Layout) -> Vec<u8> {
         let (magic, word) = match layout {
             Layout::Go1_2 => (0xffff_fffb_u32, 8),
@@ -197,7 +198,7 @@ mod tests {
         let header = if layout == Layout::Go1_2 { 16 } else { 72 };
         let relative = word == 4;
         let index = header + NAMES.iter().map(|name| name.len() + 1).sum::<usize>();
-        // Records are counted from the index, in the oldest layout from the table.
+        // Record offsets are relative to the index, in the oldest layout to the table.
         let base = if layout == Layout::Go1_2 { 0 } else { index };
         let index = if layout == Layout::Go1_2 { header } else { index };
         let records = index + (2 * NAMES.len() + 1) * word;
@@ -238,7 +239,7 @@ mod tests {
         data
     }
 
-    /// A program without section headers: 128 bytes of code and the table, in a segment each.
+    /// Builds a program without section headers: 128 bytes of code and the table, in a segment each.
     fn program(table: &[u8]) -> Vec<u8> {
         let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
         bytes.extend([2u16, 62].map(u16::to_le_bytes).concat());

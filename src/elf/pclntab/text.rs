@@ -1,21 +1,23 @@
-//! Where a Go program's code begins. Since Go 1.18 `.gopclntab` counts from there.
+//! Where a Go program's code begins. Since Go 1.18, the addresses in `.gopclntab` are relative to it.
 //!
-//! It is not where `.text` begins: with cgo, C code comes first. The table's header holds the address up to Go 1.25, in a
-//! position-independent program only as a relocation; the runtime's `moduledata` holds it in every version.
+//! It is not the start of `.text`: with cgo, C code comes first. The table's header contains the address up to Go 1.25,
+//! though in a position-independent program only as a relocation; the runtime's `moduledata` contains it in every
+//! version.
 
 use super::u64_at;
 use crate::elf::headers::Headers;
 
-/// Fields of `runtime.moduledata`, the same since Go 1.16: the address of the table, and after it those of the names (a
-/// part of the table), of the lowest function, and of the code.
+/// Offsets in `runtime.moduledata`, the same since Go 1.16: it starts with the address of the table, followed by those
+/// of the names (a part of the table), of the lowest function, and of the code.
 const NAMES: u64 = 8;
 const LOWEST: u64 = 160;
 const TEXT: u64 = 176;
 
-/// Addresses of the table that are followed: it is in `moduledata` and hardly anywhere else.
+/// The maximum number of references to the table that are followed: there is one in `moduledata`, and hardly any
+/// elsewhere.
 const FOLLOWED: usize = 64;
 
-/// The address, if one is found by which the table makes sense.
+/// Returns the address, if one is found with which the table is plausible.
 pub(super) fn text_start(
     image: &Headers<'_>,
     table: u64,

@@ -1,4 +1,4 @@
-//! The code of one function: from its entry through all that direct jumps lead to; and, in [`ways_out`], where it is left.
+//! The code of one function: everything that direct jumps reach from its entry, and, in [`ways_out`], where it is left.
 
 mod ways_out;
 
@@ -12,24 +12,24 @@ use super::names::{is_callable_fragment, is_fragment};
 use super::runtimes::Runtime;
 use super::thunks::jumps_by;
 
-/// The most functions that are followed into because a function ends by calling them.
+/// The maximum number of tail-called functions that are followed.
 const FOLLOWED_MAX: usize = 8;
-/// The most stretches of code that one function can consist of: many where each basic block is one.
+/// The maximum number of stretches of code in one function: there are many if each basic block is one.
 const PARTS_MAX: usize = 512;
-/// The most of them that may be functions of their own.
+/// The maximum number of them that may be separate functions.
 const UNCLEAR_MAX: usize = 64;
-/// The most exits of one function.
+/// The maximum number of exits of one function.
 const EXITS_MAX: usize = 512;
-/// The most entries of a jump table that are looked at.
+/// The maximum number of a jump table's entries that are read.
 const ENTRIES_MAX: u64 = 512;
 
 struct Part {
     body: Body,
-    /// Where the function is entered whose code it is: the one that is searched, or one that it ends in.
+    /// The entry of the function to which the code belongs: the searched one, or one that it tail-calls.
     of: u64,
-    /// Of a function that others may call: where whoever calls it passes first that a probe can be set.
+    /// For a function that others may call: the first probeable place that each of its callers passes.
     passed: Option<u64>,
-    /// Whether it may be a function that others call after all: no symbol tells.
+    /// Whether it may be a separate function that others call: no symbol decides it.
     unclear: bool,
 }
 
@@ -37,7 +37,7 @@ pub(in crate::elf) struct Search<'s, 'a> {
     code: &'s Functions<'a>,
     entry: u64,
     parts: Vec<Part>,
-    /// Jumps that leave for good.
+    /// Jumps that leave the function.
     left: Vec<Jump>,
     followed: Vec<u64>,
     passages: BTreeMap<u64, Passage>,
@@ -49,12 +49,12 @@ impl<'s, 'a> Search<'s, 'a> {
         Search { code, entry, parts, left, followed, passages }
     }
 
-    /// What a call passes on its way out, as far as the search has come.
+    /// Returns the passages of a call found so far.
     pub fn passages(self) -> impl Iterator<Item = Passage> {
         self.passages.into_values()
     }
 
-    /// Takes in the function's own code, and what its name says is part of it.
+    /// Adds the function's own code, and the parts that belong to it by name.
     pub fn add(&mut self, range: Range<u64>) -> Result<(), NoExits> {
         let body = self.decode(range)?;
         let moved_out = self.moved_out_of(self.entry)?;
@@ -83,11 +83,11 @@ impl<'s, 'a> Search<'s, 'a> {
         self.code.moved_out_of(entry).map(|part| self.decode(part)).collect()
     }
 
-    /// Refuses code whose frames cannot be told by the stack pointer.
+    /// Rejects code whose frames cannot be determined from the stack pointer.
     fn check(&self, body: &Body) -> Result<(), NoExits> {
         for &at in &body.stack_switches {
-            // A function with a frame pointer finds back by it, whatever it does in between; and where the compiler says by
-            // how much the stack has moved, it has gone back to an older place.
+            // A function with a frame pointer restores its stack from it, whatever it does in between; and where the
+            // unwind table shows by how much the stack has moved, it has returned to an earlier position.
             let [before, after] = [at, body.after(at)].map(|at| self.code.above(at));
             let is_told = before == Some(None) || before.is_some() && before != after;
             if !is_told && !body.restores_stack(&self.code.image, at) {
@@ -120,7 +120,7 @@ impl<'s, 'a> Search<'s, 'a> {
         Ok(())
     }
 
-    /// Takes in what direct jumps lead to, until none leads out.
+    /// Adds the targets of direct jumps, until none leads out.
     pub fn close(&mut self) -> Result<(), NoExits> {
         let mut next = 0;
         while next < self.parts.len() {
@@ -140,7 +140,7 @@ impl<'s, 'a> Search<'s, 'a> {
         Ok(())
     }
 
-    /// Takes in what only a jump table leads to: parts that were moved away, which are not entered by a call.
+    /// Adds code that only a jump table leads to: parts that were moved elsewhere, which are not entered by a call.
     fn switch(&mut self, number: usize) -> Result<(), NoExits> {
         let of = self.parts[number].of;
         let jumps: Vec<(IndirectJump, JumpTable)> = self.parts[number]
@@ -150,7 +150,7 @@ impl<'s, 'a> Search<'s, 'a> {
             .filter_map(|jump| Some((jump.clone(), jump.table?)))
             .collect();
         for (jump, table) in jumps {
-            // The table ends where an entry leads to no such code.
+            // The table ends at the first entry that does not lead to such code.
             let entries = (0..ENTRIES_MAX).map_while(|n| table.entry(&self.code.image, n));
             let (mut first, mut leads_inside) = (None, false);
             for to in entries.collect::<Vec<_>>() {
@@ -168,7 +168,7 @@ impl<'s, 'a> Search<'s, 'a> {
                     }
                 }
                 let Some(frame) = self.code.unwind.covering(to) else { break };
-                // A block without a frame, in a place of its own, looks like a function; but that would have a name.
+                // A separately placed block without a frame looks like a function; but a function would have a name.
                 let is_block = frame.start == to && self.code.is_nameless(frame);
                 if frame.at_start == Some(8) && !is_block {
                     break;
@@ -181,7 +181,7 @@ impl<'s, 'a> Search<'s, 'a> {
                     _ => break,
                 }
             }
-            // A table that leads nowhere else is one of functions.
+            // A table that leads nowhere else is a table of functions.
             if let Some(first) =
                 first.filter(|first| leads_inside && *first <= self.code.probed_entry(self.entry))
             {
@@ -198,7 +198,7 @@ impl<'s, 'a> Search<'s, 'a> {
         if self.code.is_first(target, self.entry) {
             return match from == self.entry {
                 true => self.pass(jump, PassageKind::LoopBack, self.code.probed_entry(self.entry)),
-                // A call of the function anew, at the same place of the stack.
+                // A new call of the function, at the same stack position.
                 false => self.leave(jump),
             };
         }
@@ -217,7 +217,8 @@ impl<'s, 'a> Search<'s, 'a> {
         let range = code.around(target).filter(|_| !code.is_stub(target));
         let Some(range) = range else { return self.leave(jump) };
         let initial = code.unwind.covering(target).filter(|frame| frame.start == target).map(|f| f.at_start);
-        // What was moved out of a function is entered from nowhere else. A part that others call, too, is none.
+        // A part that was moved out of a function is entered from nowhere else. One that others call too does not
+        // count.
         let name = code.name(target);
         let moved = range.start != target
             || is_fragment(name) && !is_callable_fragment(name)
@@ -235,7 +236,7 @@ impl<'s, 'a> Search<'s, 'a> {
                 |part: &Part| part.body.range.contains(&back.target) && part.body.range.start != back.target;
             back.target != self.entry && self.parts.iter().any(is_middle)
         });
-        // Nothing tells a part without a name from a function, and jumps by a table come to it unseen.
+        // A part without a name cannot be distinguished from a function, and jumps through a table reach it unseen.
         let is_unclear = name.is_empty()
             && (self.parts.iter().any(|part| !part.body.indirect.is_empty()) || self.is_in_blocks(from));
         let inherits = moved || comes_back || is_unclear;
@@ -272,9 +273,9 @@ impl<'s, 'a> Search<'s, 'a> {
         Ok(())
     }
 
-    /// Notes a jump by which the same call goes on; who comes by it is seen at `passed`.
+    /// Records a jump by which the same call continues; the code that it leads to is probed at `passed`.
     fn pass(&mut self, jump: Jump, kind: PassageKind, passed: u64) -> Result<(), NoExits> {
-        // The probe there is not hit by who jumps to what follows it.
+        // A jump to an instruction after the probe does not hit it.
         if jump.target > passed {
             return Ok(());
         }
@@ -292,7 +293,7 @@ impl<'s, 'a> Search<'s, 'a> {
         Ok(())
     }
 
-    /// The jump is an exit.
+    /// Records the jump as an exit.
     fn leave(&mut self, jump: Jump) -> Result<(), NoExits> {
         if jump.when == Condition::Untold {
             return Err(format!(

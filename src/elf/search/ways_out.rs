@@ -10,7 +10,7 @@ use crate::elf::body::{Body, Condition, IndirectJump, Jump};
 use crate::elf::exit::{Exit, ExitKind, Exits, NoExits};
 use crate::elf::names::is_fragment;
 
-/// The most jumps of one function that are decided when they are hit: each costs the program a trap.
+/// The maximum number of one function's jumps that are decided at run time: each costs the program a trap.
 const DECIDED_MAX: usize = 16;
 
 impl Search<'_, '_> {
@@ -75,13 +75,13 @@ impl Search<'_, '_> {
         })
     }
 
-    /// Whether the function runs on a stack that is got for this call if there is too little room (`-fsplit-stack`): it then returns
-    /// on that one, to what goes back to the old one and returns again.
+    /// Returns whether the function may run on a stack that is allocated for this call (`-fsplit-stack`): it then
+    /// returns on the new stack, to code that switches back to the old one and returns again.
     fn grows_stack(&self, body: &Body) -> bool {
         body.calls.iter().any(|to| self.code.name(*to).starts_with("__morestack"))
     }
 
-    /// Finds what can be probed in the place of `ret`s. A jump stands for one of them only, and for nothing else.
+    /// Finds places to probe instead of `ret`s. A jump stands for only one of them, and for nothing else.
     fn approach(&self, exits: &mut BTreeMap<u64, Exit>) {
         let bodies = self.parts.iter().map(|part| &part.body);
         if bodies.clone().any(|body| !body.indirect.is_empty()) {
@@ -115,7 +115,7 @@ impl Search<'_, '_> {
         }
     }
 
-    /// The code of one function: the one that is searched, or one that it ends in.
+    /// Iterates over the code of one function: the searched one, or one that it tail-calls.
     fn of(&self, entry: u64) -> impl Iterator<Item = &Part> {
         self.parts.iter().filter(move |part| part.of == entry)
     }
@@ -125,8 +125,8 @@ impl Search<'_, '_> {
         jumps.any(|jump| !matches!(jump.target, Form::Static { .. }) && !self.is_switch(jump, of))
     }
 
-    /// Whether the function may have blocks in places of their own to which only an indirect jump leads. Symbols name them, and
-    /// where not, one that a branch leads to shows that there are such.
+    /// Returns whether the function may have separately placed blocks that only an indirect jump leads to. Normally,
+    /// symbols name such blocks; without symbols, one that a branch leads to shows that there are some.
     fn may_have_unseen_blocks(&self, of: u64) -> bool {
         if self.code.moved_out_of(of).next().is_some() {
             return false;
@@ -134,8 +134,8 @@ impl Search<'_, '_> {
         self.code.has_nameless_blocks() || self.is_in_blocks(of)
     }
 
-    /// Whether a function consists of basic blocks in places of their own that no symbol names: they follow each other without
-    /// any fill, and are entered from one another.
+    /// Returns whether a function consists of separately placed basic blocks that no symbol names: they follow each
+    /// other without any padding, and are entered from one another.
     pub(super) fn is_in_blocks(&self, of: u64) -> bool {
         let jumps = || self.of(of).flat_map(|part| &part.body.jumps);
         let is_block = |to: u64| {
@@ -148,14 +148,15 @@ impl Search<'_, '_> {
         self.of(of).any(|part| is_block(part.body.range.end))
     }
 
-    /// Where else a function begins in the stretch.
+    /// Iterates over the entries of other functions in the stretch.
     fn other_entries(&self, body: &Body) -> impl Iterator<Item = u64> {
         let symbols = self.code.symbols.range(body.range.clone());
         symbols.filter(|(at, (_, name))| **at != self.entry && !is_fragment(name)).map(|(at, _)| *at)
     }
 
-    /// The `ret`s that are certain to be code: those that control comes to. What nothing leads to may be data, and where
-    /// jumps come from cannot be told if there are indirect ones, or a table of handlers: then all are.
+    /// Returns the `ret`s that control reaches, and which are therefore certain to be code. Unreached bytes may be
+    /// data. If there are indirect jumps or a table of exception handlers, it is unknown where control may arrive, so
+    /// all `ret`s are returned.
     fn returns(&self, part: &Part) -> Vec<u64> {
         let body = &part.body;
         let is_entered_unseen = |part: &Part| {
@@ -169,7 +170,7 @@ impl Search<'_, '_> {
         body.returns.iter().copied().filter(|at| reached.contains(at)).collect()
     }
 
-    /// The instructions of the stretch that control comes to, also from these.
+    /// Returns the instructions of the stretch that control reaches, including from these landing pads.
     fn reached(&self, body: &Body, pads: &[u64]) -> BTreeSet<u64> {
         let others = self.parts.iter().map(|part| &part.body);
         let jumps = others.clone().flat_map(|body| body.jumps.iter().map(|jump| jump.target));
@@ -184,7 +185,7 @@ impl Search<'_, '_> {
         body.reached(roots)
     }
 
-    /// The code that a jump of such a part stays in: all of the same function, without where it is entered.
+    /// Returns the code within which a jump stays in the function: all of its parts, except where it is entered.
     fn inside(&self, of: u64) -> Vec<Range<u64>> {
         let mut inside: Vec<Range<u64>> = Vec::new();
         for part in self.of(of) {
@@ -206,11 +207,12 @@ impl Search<'_, '_> {
         inside
     }
 
-    /// The indirect jumps that may leave: those before which the return address may be on top of the stack. What jumps with
-    /// something of its own on the stack stays inside: a jump table.
+    /// Returns the indirect jumps that may leave the function: those at which the return address may be on top of the
+    /// stack. A jump with the function's own data on the stack stays inside: it uses a jump table.
     fn indirect(&self, part: &Part) -> Vec<IndirectJump> {
         let body = &part.body;
-        // Some compilers do not describe what a function does on its way out, and then the table tells nothing there.
+        // Some compilers do not describe the stack in a function's epilogue, and then the unwind table is inconclusive
+        // there.
         let told = |body: &Body| body.returns.iter().all(|at| self.code.above(*at) == Some(Some(8)));
         let exact = match body.returns.is_empty() {
             false => told(body),
@@ -227,8 +229,8 @@ impl Search<'_, '_> {
         body.indirect.iter().filter(|jump| !stays(jump)).cloned().collect()
     }
 
-    /// Whether the jump's table leads into the function itself, as the first entry tells that is not where a loop begins that the
-    /// function begins with.
+    /// Returns whether the jump's table leads into the function itself, decided by the first entry that does not lead
+    /// back to the function's first instruction (a loop).
     fn is_switch(&self, jump: &IndirectJump, of: u64) -> bool {
         let Some(table) = jump.table else { return false };
         let mut entries = (0..ENTRIES_MAX).map_while(|n| table.entry(&self.code.image, n));

@@ -1,22 +1,23 @@
-//! Whether a C++ class is copied by code of its own, and so passed as its address.
+//! Whether copying a C++ class takes code (is not trivial), so that it is passed by reference.
 
 use super::{DEPTH, is_address, is_structure, plain};
 use crate::elf::debug_info::{Finder, Node};
 
-/// Whether what a class declares is a base or a member, of which each object has one.
+/// Returns whether a class's child entry is a base or a non-static member, of which each object has one.
 pub(super) fn is_part(declared: &Node<'_>) -> bool {
     matches!(declared.entry.tag(), gimli::DW_TAG_inheritance | gimli::DW_TAG_member)
         && !declared.is_set(gimli::DW_AT_external)
         && !declared.is_set(gimli::DW_AT_declaration)
 }
 
-/// The name of a class without the arguments of its template; empty if it has none.
+/// Returns the name of a class without its template arguments; empty if it has none.
 fn class_name<'d>(finder: &Finder<'d>, node: &Node<'d>) -> &'d [u8] {
     let name = finder.text(node, gimli::DW_AT_name).unwrap_or_default();
     name.split(|byte| *byte == b'<').next().unwrap_or_default()
 }
 
-/// Whether a class is copied or destroyed by code of its own, so that it is passed as its address. None if that is not known.
+/// Returns whether copying or destroying a class takes code (is not trivial), so that it is passed by reference. `None`
+/// if unknown.
 pub(super) fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: usize) -> Option<bool> {
     let depth = depth.checked_sub(1)?;
     if node.is_set(gimli::DW_AT_declaration) {
@@ -30,7 +31,7 @@ pub(super) fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: us
                 let Some(called) = finder.text(&child, gimli::DW_AT_name) else { continue };
                 let is_default = child.number(gimli::DW_AT_defaulted) == Some(1);
                 let is_deleted = child.is_set(gimli::DW_AT_deleted);
-                // Before DWARF 5, what is `= default` is not told from what has code.
+                // Before DWARF 5, `= default` cannot be distinguished from a function with code.
                 let by_code = (node.unit.header.version() >= 5).then_some(true);
                 if called.starts_with(b"~") && !is_default {
                     return by_code;
@@ -68,7 +69,7 @@ pub(super) fn copies_by_code<'d>(finder: &Finder<'d>, node: &Node<'d>, depth: us
     Some(copies > 0 && usable == 0)
 }
 
-/// Whether a constructor takes another of its class, to copy or to move it. None if that is not known.
+/// Returns whether a constructor takes another object of its class, to copy or to move it. `None` if unknown.
 fn is_copy<'d>(finder: &Finder<'d>, constructor: &Node<'d>, class: &Node<'d>) -> Option<bool> {
     let children = finder.children(constructor);
     let mut taken = children.iter().filter(|child| {
@@ -84,7 +85,8 @@ fn is_copy<'d>(finder: &Finder<'d>, constructor: &Node<'d>, class: &Node<'d>) ->
     if to.at == class.at || finder.text(&to, gimli::DW_AT_name) != Some(name) {
         return Some(to.at == class.at);
     }
-    // Described twice, or another of the template, whose names are without arguments (`-gsimple-template-names`).
+    // Either the same class described twice, or another instance of the template, whose names lack arguments
+    // (`-gsimple-template-names`).
     let is_argument = |child: &Node<'_>| {
         matches!(
             child.entry.tag(),

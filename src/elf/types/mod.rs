@@ -10,7 +10,7 @@ use super::debug_info::{Finder, Node};
 pub(super) use passing::{Passed, StackSpace, passed};
 pub(super) use words::{ArgumentWords, REGISTERS};
 
-/// What a value is, as far as a probe can make use of that.
+/// The kind of a value, as far as a probe can make use of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueType {
     Integer {
@@ -18,11 +18,11 @@ pub enum ValueType {
         signed: bool,
     },
     Address(Pointee),
-    /// A structure, a number that is no integer, or unknown.
+    /// A structure, a non-integer number, or unknown.
     Other,
 }
 
-/// What is at an address.
+/// The kind of data at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pointee {
     Text,
@@ -30,12 +30,12 @@ pub enum Pointee {
     Other,
 }
 
-/// How deep types are followed.
+/// The maximum nesting depth of types.
 const DEPTH: usize = 8;
-/// Qualifiers and names that are followed to what they stand for.
+/// The maximum number of qualifiers and typedefs that are resolved.
 const ALIASES: usize = 32;
 
-/// An entry's type as the source writes it; `?` for one that is described where it is not read.
+/// Returns an entry's type as in the source; `?` for one that is described in a file that is not read.
 pub(super) fn written<'d>(finder: &Finder<'d>, of: &Node<'d>) -> String {
     written_to(finder, of, DEPTH)
 }
@@ -65,7 +65,7 @@ fn written_to<'d>(finder: &Finder<'d>, of: &Node<'d>, depth: usize) -> String {
             return within();
         }
         _ => {
-            // What has a unit of its own may have its name only there.
+            // A type with a unit of its own may have its name only there.
             let whole = finder.follow(node, gimli::DW_AT_signature);
             let name = finder.text(whole.as_ref().unwrap_or(node), gimli::DW_AT_name);
             let name = name.map(String::from_utf8_lossy);
@@ -94,7 +94,7 @@ fn is_structure(node: &Node<'_>) -> bool {
     )
 }
 
-/// The type without qualifiers and names given to it; None for `void`, or if it is elsewhere.
+/// Strips qualifiers and typedefs from a type; `None` for `void`, or if it is described elsewhere.
 fn plain<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> Option<Node<'d>> {
     let mut at = of?;
     for _ in 0..ALIASES {
@@ -119,7 +119,7 @@ fn bytes(node: &Node<'_>) -> Option<u8> {
     u8::try_from(node.number(gimli::DW_AT_byte_size)?).ok()
 }
 
-/// What a value of this type is.
+/// Returns the kind of a value of this type.
 pub(super) fn value<'d>(finder: &Finder<'d>, of: Option<Node<'d>>) -> ValueType {
     let Some(node) = plain(finder, of) else { return ValueType::Other };
     match node.entry.tag() {

@@ -1,4 +1,4 @@
-//! Where the System V calling convention passes an argument of a type.
+//! How the System V calling convention passes an argument, by its type.
 
 use super::copying::{copies_by_code, is_part};
 use super::{DEPTH, bytes, encoding, is_address, is_function, is_structure, plain};
@@ -10,37 +10,37 @@ const REGISTERS_MAX: u64 = 16;
 /// Where an argument is passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) enum Passed {
-    /// In so many general and vector registers if these are left for all of it, else on the stack; what it takes there is None if
-    /// that is not known.
+    /// In this many general-purpose and vector registers if enough are left for all of it, otherwise on the stack;
+    /// `stack` is `None` if the space it needs there is unknown.
     Registers {
         general: usize,
         vector: usize,
         stack: Option<StackSpace>,
     },
-    /// In two general registers, or on the stack. Where one is left, compilers differ.
+    /// In two general-purpose registers, or on the stack. If only one register is left, compilers differ.
     Wide,
-    /// As its address.
+    /// By reference.
     ByReference,
-    /// On the stack. A result is in x87 registers, or its caller says by its address where it goes.
+    /// On the stack. As a result: in x87 registers, or at an address that the caller passes.
     Stack {
         room: StackSpace,
         in_x87: bool,
     },
-    /// Not at all: it has no contents.
+    /// Not at all: it is empty.
     Nothing,
     Unknown,
 }
 
-/// What an argument takes on the stack, in words.
+/// The space that an argument takes on the stack, in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) struct StackSpace {
     pub words: usize,
-    /// It begins at a multiple of so many.
+    /// It begins at a multiple of this many words.
     pub alignment: usize,
 }
 
 impl Passed {
-    /// Numbers and addresses of one word each.
+    /// Integers and addresses of one word each.
     fn words(count: usize) -> Self {
         Passed::Registers {
             general: count,
@@ -49,7 +49,7 @@ impl Passed {
         }
     }
 
-    /// What is in vector registers, of so many words.
+    /// Values in vector registers, which take this many words on the stack.
     fn vector(count: usize, words: usize, alignment: usize) -> Self {
         Passed::Registers { general: 0, vector: count, stack: Some(StackSpace { words, alignment }) }
     }
@@ -59,7 +59,8 @@ impl Passed {
     }
 }
 
-/// Whether a result of this type goes where an address tells that is passed before the arguments. None if that is not known.
+/// Returns whether a result of this type is written to an address that is passed before the arguments. `None` if
+/// unknown.
 pub(super) fn is_returned_by_address<'d>(finder: &Finder<'d>, of: Node<'d>, is_cpp: bool) -> Option<bool> {
     match passed(finder, Some(of), is_cpp) {
         Passed::Stack { in_x87, .. } => Some(!in_x87),
@@ -69,15 +70,16 @@ pub(super) fn is_returned_by_address<'d>(finder: &Finder<'d>, of: Node<'d>, is_c
     }
 }
 
-/// How an argument of this type is passed.
+/// Returns how an argument of this type is passed.
 pub(in crate::elf) fn passed<'d>(finder: &Finder<'d>, of: Option<Node<'d>>, is_cpp: bool) -> Passed {
     let Some(node) = plain(finder, of) else { return Passed::Unknown };
     match node.entry.tag() {
         _ if is_address(&node) => Passed::words(1),
-        // Of `std::nullptr_t` Clang counts no register, and then passes others where GCC does not.
+        // Clang assigns no register to `std::nullptr_t`, so that subsequent arguments are in other places than with
+        // GCC.
         gimli::DW_TAG_unspecified_type => Passed::Unknown,
         gimli::DW_TAG_enumeration_type if bytes(&node).is_some_and(|bytes| bytes <= 8) => Passed::words(1),
-        // The pointer to a member function has two words.
+        // A pointer to a member function has two words.
         gimli::DW_TAG_ptr_to_member_type => {
             Passed::words(1 + usize::from(is_function(finder.follow(&node, gimli::DW_AT_type).as_ref())))
         }
@@ -119,7 +121,7 @@ fn vector_bytes<'d>(finder: &Finder<'d>, node: &Node<'d>) -> Option<u64> {
     each.checked_mul(elements(finder, node)?)
 }
 
-/// How many elements an array has.
+/// Returns how many elements an array has.
 fn elements<'d>(finder: &Finder<'d>, node: &Node<'d>) -> Option<u64> {
     let mut all = 1_u64;
     for range in finder.children(node) {
@@ -152,7 +154,8 @@ fn passed_structure<'d>(finder: &Finder<'d>, node: &Node<'d>, is_cpp: bool) -> P
     }
     let alignment = node.number(gimli::DW_AT_alignment).unwrap_or(1);
     let alignment = alignment.max(if parts.is_misaligned { 1 } else { parts.alignment });
-    // What is aligned more than its members has room left behind them; older debug information does not tell how much.
+    // A structure that is aligned more strictly than its members has padding after them; older debug information does
+    // not record how much.
     let is_known = alignment > 8 || size.saturating_sub(parts.end) < 8;
     let words = usize::try_from(size.div_ceil(8)).unwrap_or(usize::MAX / 16);
     let room =
@@ -177,16 +180,16 @@ enum Part {
     General,
 }
 
-/// What a structure holds.
+/// The contents of a structure.
 #[derive(Debug, Default)]
 struct Parts {
     /// The first two words.
     words: [Option<Part>; 2],
     has_x87: bool,
     has_others: bool,
-    /// A member is where its type is not aligned, which keeps all of it out of registers.
+    /// A member is not aligned as its type requires, which excludes the whole structure from registers.
     is_misaligned: bool,
-    /// In bytes: what members need, and where the last one ends.
+    /// In bytes: the alignment that members require, and the end of the last one.
     alignment: u64,
     end: u64,
 }
@@ -203,7 +206,7 @@ impl Parts {
         }
     }
 
-    /// Adds what lies at `offset`. None if it is not known.
+    /// Adds a type at `offset`. `None` if it is unknown.
     fn add<'d>(&mut self, finder: &Finder<'d>, node: &Node<'d>, offset: u64, depth: usize) -> Option<()> {
         let depth = depth.checked_sub(1)?;
         match node.entry.tag() {
@@ -219,7 +222,7 @@ impl Parts {
                 let element = plain(finder, finder.follow(node, gimli::DW_AT_type))?;
                 let each = element.number(gimli::DW_AT_byte_size).or(is_address(&element).then_some(8))?;
                 let count = elements(finder, node)?;
-                // What follows the second word is passed in memory, whatever it is.
+                // Anything beyond the second word is passed in memory, whatever it is.
                 for number in 0..count.min(REGISTERS_MAX) {
                     self.add(finder, &element, offset.checked_add(number.checked_mul(each)?)?, depth)?;
                 }
@@ -243,7 +246,7 @@ impl Parts {
                 self.set(offset, 16, Part::General);
                 (16, 16)
             }
-            // Of 16 bytes: GCC passes it in the register, Clang on the stack.
+            // A 16-byte vector: GCC passes it in the register, Clang on the stack.
             Passed::Registers { vector: 1, stack: Some(StackSpace { words: 2, .. }), .. } => return None,
             Passed::Registers { .. } => {
                 let is_complex = encoding(node) == gimli::DW_ATE_complex_float;
@@ -286,7 +289,7 @@ impl Parts {
                     let last = first.checked_add(bits.max(1) - 1)?;
                     self.set(first / 8, last / 8 - first / 8 + 1, Part::General);
                 }
-                // As older DWARF has it: somewhere in a number at that place.
+                // In older DWARF: somewhere within an integer at that offset.
                 None => self.set(at, kind.number(gimli::DW_AT_byte_size)?, Part::General),
             }
             return Some(());

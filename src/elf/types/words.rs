@@ -1,4 +1,4 @@
-//! Which words the arguments of a function are passed in, one after the other, by the System V calling convention.
+//! Assigns argument words to the consecutive arguments of a function, by the System V calling convention.
 
 use std::ops::Range;
 
@@ -6,11 +6,11 @@ use super::passing::is_returned_by_address;
 use super::{Passed, StackSpace};
 use crate::elf::debug_info::{Finder, Node};
 
-/// General registers with arguments.
+/// The number of general-purpose registers for arguments.
 pub(in crate::elf) const REGISTERS: usize = 6;
 const VECTOR_REGISTERS: usize = 8;
 
-/// Gives out words as the System V calling convention does.
+/// Assigns words as the System V calling convention does.
 #[derive(Debug)]
 pub(in crate::elf) struct ArgumentWords {
     /// C or C++.
@@ -21,17 +21,17 @@ pub(in crate::elf) struct ArgumentWords {
     general: usize,
     vector: usize,
     stack: usize,
-    /// Something before was not understood, so that no more can be told.
+    /// An earlier argument was not understood, so that no further positions are known.
     pub is_lost: bool,
-    /// It may take more.
+    /// The function may take more arguments.
     pub is_open: bool,
 }
 
 impl ArgumentWords {
-    /// Before the first argument of a function; None in a language whose conventions are its own.
+    /// Starts before the first argument of a function. A result that is returned by address takes the first word.
     pub fn of<'d>(finder: &Finder<'d>, function: &Node<'d>, declared: &Node<'d>) -> Option<ArgumentWords> {
         let mut language = language_of(function);
-        // With optimisation while linking, the code is in a unit of its own.
+        // With link-time optimization, the code is in a unit of its own.
         if !matches!(language, Language::C | Language::Cpp) {
             language = language_of(declared);
         }
@@ -60,7 +60,7 @@ impl ArgumentWords {
         Some(words)
     }
 
-    /// None if it is not known.
+    /// Assigns the next argument; `None` if its position is unknown.
     pub fn take(&mut self, passed: Passed) -> Option<Range<usize>> {
         if self.is_lost {
             return None;
@@ -77,7 +77,7 @@ impl ArgumentWords {
             Passed::ByReference if self.general < REGISTERS => return Some(self.registers(1)),
             Passed::Registers { stack: Some(room), .. } | Passed::Stack { room, .. } => room,
             Passed::ByReference => StackSpace { words: 1, alignment: 1 },
-            // Where only one register is left for two words, GCC and older Clangs differ.
+            // If only one register is left for two words, GCC and older Clangs differ.
             Passed::Wide | Passed::Registers { stack: None, .. } | Passed::Unknown => {
                 self.is_lost = true;
                 return None;
@@ -94,7 +94,7 @@ impl ArgumentWords {
         self.general - count..self.general
     }
 
-    /// How many there are in all.
+    /// Returns the total number of words.
     pub fn count(&self) -> Option<usize> {
         let all = if self.stack > 0 { REGISTERS + self.stack } else { self.general };
         (!self.is_lost && !self.is_open).then_some(all)

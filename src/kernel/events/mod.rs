@@ -1,4 +1,4 @@
-//! Which processes come and go, as the kernel tells it: see `bpf/events.bpf.c`.
+//! Process events from the kernel: see `bpf/events.bpf.c`.
 
 mod record;
 #[cfg(test)]
@@ -29,31 +29,31 @@ use crate::selectors::{Automaton, Pattern};
 pub(crate) use record::process_event;
 pub use record::{FileKey, FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent};
 
-/// What is told of processes.
+/// Which processes are reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// Those that are called so, by the leader's or the executable's name.
+    /// Those with one of these names, of the leader or the executable.
     pub names: Vec<String>,
-    /// Likewise, by globs; and those that are started with such a command line.
+    /// Likewise by glob; and those that are started with a matching command line.
     pub name_globs: Vec<Pattern>,
     pub line_globs: Vec<Pattern>,
-    /// Those in control groups that are said to be meant, and the first of each control group that is new.
+    /// Those in cgroups that are marked as selected, and the first process of each new cgroup.
     pub by_cgroup: bool,
-    /// All, for it cannot be told beforehand which.
+    /// All, because they cannot be selected in advance.
     pub all: bool,
-    /// Also whom those start that are of interest, whatever these run.
+    /// Also the children of reported processes, whatever they run.
     pub children: bool,
-    /// Also what they map.
+    /// Also their mappings.
     pub mappings: bool,
 }
 
 impl Wanted {
-    /// With no more globs than the kernel compares: all are told instead.
+    /// With no more globs than the kernel can compare: beyond that, all processes are reported.
     fn bounded(mut self) -> Self {
         if self.name_globs.len() + self.line_globs.len() > event_limit::MAX_EVENT_GLOBS.0 as usize {
             self.all = true;
         }
-        // Nothing is left for them to tell.
+        // They are redundant then.
         if self.all {
             self.name_globs.clear();
             self.line_globs.clear();
@@ -61,7 +61,7 @@ impl Wanted {
         self
     }
 
-    /// Whether what a process calls itself says whether it is of interest.
+    /// Whether a process's own name is used to select it.
     fn asks_for_names(&self) -> bool {
         self.all || !(self.names.is_empty() && self.name_globs.is_empty() && self.line_globs.is_empty())
     }
@@ -82,7 +82,7 @@ pub struct ProcessEvents {
     epoll: OwnedFd,
     lost: u64,
     tells_mappings: bool,
-    /// What those wait for of whom was told.
+    /// The tickets of waiting processes that were reported.
     unanswered: Vec<u64>,
     links: Vec<Link>,
 }
@@ -93,18 +93,18 @@ impl fmt::Debug for ProcessEvents {
     }
 }
 
-/// How long a program waits in execve(2), or a loader in mmap(2), at most, until the file was looked at. Only an exporter that is stopped, or busy for long,
-/// lets it wait so long.
+/// How long a program waits in execve(2), or a loader in mmap(2), at most, until the file has been examined. It waits
+/// this long only while the exporter is stopped or busy.
 pub const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
 /// Of the log.
 const NO_MAPPINGS: &str =
     "the kernel does not tell what processes map; their mappings are read again and again";
 
-/// Programs of which is remembered whether their names fit any of the globs.
+/// Programs for which the result of the globs is cached.
 const GLOB_RESULTS: u32 = 8192;
 
-/// So many times as many names as are wanted at first can be wanted later.
+/// Capacity for names that are added later, as a multiple of the initial ones.
 const MORE_NAMES: usize = 8;
 
 /// The reader is woken when a quarter of the ring is full.
@@ -114,7 +114,7 @@ impl ProcessEvents {
     /// Loads and attaches the programs.
     ///
     /// # Errors
-    /// What the kernel refuses; processes can be found by walking through /proc then.
+    /// If the kernel rejects them; processes can then be found by scanning /proc.
     pub fn start(wanted: &Wanted, namespace: PidNamespace) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
         let wanted = &wanted.clone().bounded();
@@ -124,7 +124,7 @@ impl ProcessEvents {
             load_waiting(LONGEST_HOLD, load)
         };
         let loaded = match load(wanted) {
-            // Another kernel's registers.
+            // The kernel uses other registers.
             Err(err) if wanted.mappings => {
                 log::debug!("{NO_MAPPINGS}: {err}");
                 load(&Wanted { mappings: false, ..wanted.clone() })
@@ -158,7 +158,7 @@ impl ProcessEvents {
         Ok(Self { loaded, ring, epoll, lost: 0, tells_mappings, unanswered: Vec::new(), links })
     }
 
-    /// Whether what processes map is told.
+    /// Whether mappings are reported.
     pub fn tells_mappings(&self) -> bool {
         self.tells_mappings
     }
@@ -186,7 +186,7 @@ impl ProcessEvents {
         program.attach_uprobe_multi_with_opts(-1, path, "", opts).map(PinnableLink::new)
     }
 
-    /// What has happened since.
+    /// The events since the previous call.
     pub fn take(&mut self) -> Vec<ProcessEvent> {
         let mut events = [const { MaybeUninit::uninit() }; 1];
         let _ =
@@ -196,7 +196,7 @@ impl ProcessEvents {
         taken
     }
 
-    /// Programs that were told to have begun, or to load a library, may go on: the files were looked at.
+    /// Lets all reported processes continue that wait in execve(2) or mmap(2): their files have been examined.
     pub fn answer(&mut self) {
         let unanswered = std::mem::take(&mut self.unanswered);
         self.loaded.with_dependent_mut(|_, skel| {
@@ -205,19 +205,19 @@ impl ProcessEvents {
         });
     }
 
-    /// Whether events were lost since this was asked last.
+    /// Whether events were lost since the previous call.
     pub fn has_lost(&mut self) -> bool {
         let now = self.loaded.borrow_dependent().maps.bss_data.as_deref().map_or(0, |bss| bss.lost);
         std::mem::replace(&mut self.lost, now) != now
     }
 
-    /// Processes that are called so are told as well.
+    /// Reports processes of this name, too.
     pub fn want(&self, name: &str) {
         let names = &self.loaded.borrow_dependent().maps.names;
         keys_of(name).iter().flatten().for_each(|key| self.set(names, key, 1));
     }
 
-    /// What this process does is told from now on.
+    /// Reports this process from now on.
     pub fn track(&self, pid: u32) {
         self.set(
             &self.loaded.borrow_dependent().maps.tracked,
@@ -226,7 +226,7 @@ impl ProcessEvents {
         );
     }
 
-    /// Likewise, and also what a later process with the number does.
+    /// Likewise, and later processes with the same number, too.
     pub fn pin(&self, pid: u32) {
         self.set(
             &self.loaded.borrow_dependent().maps.tracked,
@@ -235,25 +235,26 @@ impl ProcessEvents {
         );
     }
 
-    /// What this process does is of no interest.
+    /// Stops reporting this process.
     pub fn forget(&self, pid: u32) {
         let _ = self.loaded.borrow_dependent().maps.tracked.delete(&pid.to_ne_bytes());
     }
 
-    /// Whether processes in the control group are meant.
+    /// Sets whether processes in the cgroup are selected.
     pub fn set_cgroup(&self, cgroup: u64, is_meant: bool) {
         let state = if is_meant { cgroup_state::CGROUP_MEANT } else { cgroup_state::CGROUP_OTHER };
         self.set(&self.loaded.borrow_dependent().maps.cgroups, &cgroup.to_ne_bytes(), state.0);
     }
 
-    /// Other containers are meant than before: all control groups are new.
+    /// Other containers are selected than before: all cgroups are new.
     pub fn forget_cgroups(&self) {
         let cgroups = &self.loaded.borrow_dependent().maps.cgroups;
         let all: Vec<_> = cgroups.keys().collect();
         all.iter().for_each(|key| drop(cgroups.delete(key)));
     }
 
-    /// Such a process that executes the file needs nothing at once; or each does, whatever it is called and wherever it is.
+    /// Processes that execute the file this way need not be reported; or every one must be, whatever its name and
+    /// cgroup.
     pub fn set_known(&self, file: FileUse, needs_semaphores: bool, unless: KnownUnless) {
         let maps = &self.loaded.borrow_dependent().maps;
         if needs_semaphores {
@@ -263,17 +264,17 @@ impl ProcessEvents {
         }
     }
 
-    /// Nothing has to be done when a process maps the file by this name.
+    /// Processes that map the file by this name need not be reported.
     pub fn set_library_known(&self, file: NamedFile) {
         self.set(&self.loaded.borrow_dependent().maps.libraries, bytes_of(&file.key()), 1);
     }
 
-    /// Something has to be.
+    /// They must be reported again.
     pub fn forget_library(&self, file: NamedFile) {
         let _ = self.loaded.borrow_dependent().maps.libraries.delete(bytes_of(&file.key()));
     }
 
-    /// The file is as one that was never seen.
+    /// Forgets everything about the file.
     pub fn forget_file(&self, file: FileUse) {
         let maps = &self.loaded.borrow_dependent().maps;
         let _ = maps.semaphores.delete(bytes_of(&file.file.key()));
@@ -317,7 +318,7 @@ fn load<'a>(
     open.maps.globs.set_max_entries((names + lines).max(1))?;
     open.maps.glob_results.set_max_entries(if names > 0 { GLOB_RESULTS } else { 1 })?;
     open.progs.mapped.set_autoload(wanted.mappings);
-    // Where nobody can wait it would come too late.
+    // Without waiting, the report would come too late.
     open.progs.loaded.set_autoload(!hold.is_zero());
     if let Some(rodata) = open.maps.rodata_data.as_deref_mut() {
         (rodata.pid_namespace, rodata.pid_level) = (namespace.address, namespace.level);
@@ -329,7 +330,7 @@ fn load<'a>(
     open.load()
 }
 
-/// Edge-triggered, for what need not be acted on at once stays in the ring.
+/// Edge-triggered, because events that are not urgent stay in the ring.
 fn watch(ring: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;

@@ -1,4 +1,4 @@
-//! What the kernel tells of a process, as its programs write it into the ring buffer.
+//! Decodes process events from the ring buffer.
 
 use std::mem::offset_of;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use super::super::bytes::{long, text, word};
 use super::super::files::Inode;
 use crate::abi::events::{file_key, file_use, known_use, named_file, process_event, process_event_kind};
 
-/// A file as processes open it: on overlayfs that of the overlay.
+/// A file as processes open it: on overlayfs, that of the overlay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileKey {
     pub inode: u64,
@@ -16,11 +16,11 @@ pub struct FileKey {
     generation: u32,
 }
 
-/// A file, and what targets tell processes by that execute it.
+/// A file, and the attributes of the executing process by which targets select.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct FileUse {
     pub file: FileKey,
-    /// 0 where no target is given by that.
+    /// 0 if no target selects by cgroup.
     pub cgroup: u64,
     pub comm: [u8; 16],
 }
@@ -33,16 +33,16 @@ pub struct NamedFile {
     pub name: u64,
 }
 
-/// Which processes are told although the file that they execute is known: those that another target may mean.
+/// Which processes are reported although the file that they execute is known: those that another target may select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KnownUnless {
-    /// With a command line that is looked for.
+    /// Those with a matching command line.
     pub line: bool,
-    /// Whose parent is told of.
+    /// Those whose parent is reported.
     pub child: bool,
 }
 
-/// What has happened to a process.
+/// A process event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessEvent {
     pub pid: u32,
@@ -52,25 +52,27 @@ pub struct ProcessEvent {
 /// See [`ProcessEvent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessChange {
-    /// It runs another program now. The path is as execve(2) was given it, and empty if the file is known; so is its parent. The
-    /// time is that of `CLOCK_MONOTONIC`, in nanoseconds. It waits until the ticket is answered, unless that is 0.
+    /// It executed a program. The path is the argument of execve(2), and empty if the file is known, as is its parent.
+    /// The time is from `CLOCK_MONOTONIC`, in nanoseconds. The process waits until the ticket is answered, unless that
+    /// is 0.
     Executed { file: FileUse, path: PathBuf, parent: u32, cgroup: u64, time: u64, ticket: u64 },
-    /// It was made by this process.
+    /// It was forked by this process.
     Forked { parent: u32 },
-    /// By this signal, if it was one.
+    /// Ended, by this signal unless it is 0.
     Ended { signal: u32 },
-    /// Its leader calls itself so.
+    /// Its leader changed its name.
     Renamed { comm: String },
-    /// It is in another control group.
+    /// It moved to another cgroup.
     Moved { cgroup: u64 },
-    /// It maps a file that was not said to be known, at this address, and waits as when it runs another program.
+    /// It mapped a file that is not known, at this address, and waits as for an execution.
     Mapped { file: NamedFile, address: u64, ticket: u64 },
-    /// It has mapped all of the file with this address of the inode, of which nothing has run yet, and waits likewise.
+    /// It has mapped all segments of the file with this inode address, of which nothing has run yet, and waits
+    /// likewise.
     Loaded { inode: u64, ticket: u64 },
 }
 
 impl ProcessEvent {
-    /// What the process waits for, or 0.
+    /// The ticket that the process waits for, or 0.
     pub(super) fn ticket(&self) -> u64 {
         match self.change {
             ProcessChange::Executed { ticket, .. }
@@ -82,7 +84,7 @@ impl ProcessEvent {
 }
 
 impl FileKey {
-    /// The file that is mapped, unless it is of a file system over others.
+    /// The mapped file, unless it is on a stacked file system.
     pub fn unstacked(self) -> Inode {
         Inode { device: self.device.into(), number: self.number, address: self.inode }
     }
@@ -113,7 +115,7 @@ impl NamedFile {
     }
 }
 
-/// One record of the ring buffer; `None` if it is no event.
+/// Decodes one record of the ring buffer; `None` if it is not an event.
 pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
     let at = offset_of!(process_event, file);
     let file = FileKey {

@@ -1,4 +1,4 @@
-//! What is told, of real processes. Needs root.
+//! Tests of process events with real processes. Needs root.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::*;
 use crate::clock::monotonic_now;
 use crate::kernel::can_make_wait;
 
-/// What happens to this process, until nothing more does.
+/// Waits until the process has no more events.
 fn of(events: &mut ProcessEvents, pid: u32) -> Vec<ProcessChange> {
     events.take().into_iter().filter(|event| event.pid == pid).map(|event| event.change).collect()
 }
@@ -41,7 +41,7 @@ fn only_what_is_wanted_is_told_as_root() {
     );
     let other = start("/bin/dash".as_ref());
     assert_eq!(of(&mut events, other), []);
-    // Of a file that is known its path is not told.
+    // The path of a known file is not reported.
     events.set_known(file, false, KnownUnless::default());
     let pid = start(&path);
     let changes = of(&mut events, pid);
@@ -75,14 +75,14 @@ fn a_program_waits_until_its_file_was_looked_at_as_root() {
         assert!(child.wait().unwrap().success() && written.exists());
         (file, ticket, (late < LONGEST_HOLD.as_nanos() as u64).then_some(has_run))
     };
-    // It waits only so long, and this test may be late.
+    // It waits only up to a limit, and this test may be late.
     let held = (0..100).map(|_| run(&mut events)).find(|(.., has_run)| has_run.is_some());
     let (file, ticket, has_run) = held.unwrap();
     assert_eq!(ticket > 0, can_wait);
     assert!(!can_wait || has_run == Some(false), "it has run before its file was looked at");
     events.set_known(file, false, KnownUnless::default());
     assert_eq!(run(&mut events).1, 0, "nobody waits for what is known");
-    // Who has waited in vain is the last one until somebody answers.
+    // After one process has waited in vain, no other waits until there is an answer.
     events.forget_file(file);
     let unanswered = |events: &mut ProcessEvents| {
         let mut child = Command::new(&program).args(["-c", "true"]).spawn().unwrap();
@@ -92,7 +92,7 @@ fn a_program_waits_until_its_file_was_looked_at_as_root() {
     };
     assert_eq!([unanswered(&mut events), unanswered(&mut events)], [can_wait, false]);
     events.answer();
-    // Nobody has waited in vain who is killed meanwhile. This test may be late.
+    // A process that is killed meanwhile has not waited in vain. This test may be late.
     let mut killed = || {
         let mut child = Command::new(&program).args(["-c", "read x"]).stdin(Stdio::piped()).spawn().unwrap();
         child.kill().unwrap();
@@ -105,7 +105,7 @@ fn a_program_waits_until_its_file_was_looked_at_as_root() {
     assert_eq!(run(&mut events).1 > 0, can_wait);
 }
 
-/// Also where the kernel is not preemptible: else the one who is to answer would not run before it has waited in vain.
+/// Also on a kernel without preemption: otherwise the thread that answers could not run before the limit.
 #[test]
 fn who_waits_lets_others_run_on_its_cpu_as_root() {
     let directory = tempfile::tempdir().unwrap();
@@ -157,7 +157,7 @@ fn what_fits_no_glob_is_not_told_as_root() {
     };
     let mut run = |path: &std::path::Path, text: &str| run_with(&mut events, path, text);
     let is_told = |changes: &[ProcessChange]| matches!(changes.first(), Some(ProcessChange::Executed { .. }));
-    // The second time it is known what the globs say of the name.
+    // The second time, the result of the globs is cached.
     for _ in 0..2 {
         assert!(is_told(&run(&fits, "true")));
         assert_eq!(run(&other, "true"), []);
@@ -212,7 +212,7 @@ fn what_is_mapped_is_told_until_it_is_known_as_root() {
         told.iter().for_each(|file| events.set_library_known(*file));
         told
     };
-    // The C library at least, and what the loader has looked up.
+    // The C library at least, and files that the loader has opened.
     let told = mapped();
     assert!(!told.is_empty() && told.iter().all(|of| of.file.inode != 0 && of.name != 0), "{told:?}");
     assert_eq!(mapped(), []);

@@ -1,4 +1,4 @@
-//! Alerts that wait to be sent to CrowdSec: so many at most, and none goes uncounted. Pure.
+//! The bounded queue of alerts for CrowdSec. Every alert that is not sent is counted. Pure.
 
 use std::collections::VecDeque;
 
@@ -7,24 +7,24 @@ use super::push::{AT_ONCE, Alert};
 /// Alerts that wait.
 const MOST: usize = 4096;
 
-/// What became of alerts.
+/// Counts of alerts by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct AlertNumbers {
     pub sent: u64,
-    /// Refused there.
+    /// Rejected by CrowdSec.
     pub refused: u64,
-    /// The ban was over before anybody took it.
+    /// The ban expired before it was sent.
     pub late: u64,
-    /// Too many waited.
+    /// The queue was full.
     pub full: u64,
     pub waiting: u64,
 }
 
-/// Those that wait, the eldest first.
+/// The queued alerts, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Alerts {
     waiting: VecDeque<Alert>,
-    /// How many were taken to be sent, and wait until it is said what became of them.
+    /// How many were taken by [`Self::next`] and have no outcome yet.
     sending: usize,
     numbers: AlertNumbers,
 }
@@ -38,28 +38,28 @@ impl Alerts {
         }
     }
 
-    /// Takes the next that are to be sent: two that send at a time, the one that ends after a reload and its successor, do not send
-    /// the same. To be followed by what became of them.
+    /// Takes the next batch. Batches of two senders (an old one that is ending after a reload and its successor) never
+    /// overlap. The sender must report the outcome.
     pub fn next(&mut self) -> Vec<Alert> {
         let next: Vec<Alert> = self.waiting.drain(..AT_ONCE.min(self.waiting.len())).collect();
         self.sending += next.len();
         next
     }
 
-    /// Of so many that were taken, these were sent; the others were late.
+    /// `sent` of `of` taken alerts were sent; the others had expired.
     pub fn sent(&mut self, of: usize, sent: usize) {
         self.sending -= of;
         self.numbers.sent += sent as u64;
         self.numbers.late += of.saturating_sub(sent) as u64;
     }
 
-    /// So many that were taken will never be accepted.
+    /// This many taken alerts were rejected for good.
     pub fn refused(&mut self, of: usize) {
         self.sending -= of;
         self.numbers.refused += of as u64;
     }
 
-    /// These were taken, and are to be sent again before all others.
+    /// Puts taken alerts back at the front of the queue.
     pub fn again(&mut self, alerts: Vec<Alert>) {
         self.sending -= alerts.len();
         alerts.into_iter().rev().for_each(|alert| self.waiting.push_front(alert));

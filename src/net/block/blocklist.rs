@@ -1,7 +1,7 @@
-//! The list of what is blocked, from all sources, and how it is kept in the kernel.
+//! The blocklist: entries of all sources, and their state in the kernel.
 //!
-//! Sources are the configuration, its files, and whoever asks at run time. A prefix is held once, for the first of these that
-//! lists it, so that nobody takes away what another one has put there.
+//! Sources are the configuration, its files, and requests at run time. A prefix belongs to the first source in this
+//! order that lists it, so that no source removes an entry of another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
@@ -35,19 +35,19 @@ const MOST_ASKED: usize = 1 << 16;
 #[derive(Debug)]
 pub struct Blocklist {
     pub(super) maps: BlockMaps,
-    /// Held while entries that were asked for change, so that the file has the changes in their order. Before the state.
+    /// Held while requested entries change, so that the file records changes in their order. Locked before the state.
     pub(super) store: Mutex<Option<EntryStore>>,
     state: Mutex<ListState>,
-    /// For a scrape, which waits for nobody.
+    /// What a scrape reads, without waiting for the state's lock.
     summary: Mutex<Summary>,
     pub(super) followers: Mutex<Followers>,
-    /// Bans that CrowdSec is to be told of.
+    /// Bans to be reported to CrowdSec.
     alerts: Mutex<Alerts>,
-    /// Whether decisions could not be kept for after a restart the last time.
+    /// Whether saving decisions failed the last time.
     pub(super) unkept: Mutex<bool>,
 }
 
-/// The file of entries, if one is wanted and can be had, and what is in it.
+/// Opens the file of entries, if one is configured, and reads it.
 fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<Kept>) {
     let Some(path) = path else { return (None, Vec::new()) };
     let read = EntryStore::open(path).map_err(|err| err.to_string());
@@ -70,11 +70,11 @@ fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<Kept>) {
 }
 
 impl Blocklist {
-    /// Makes the maps and puts in what the configuration and its files list. In the thread's network namespace it is looked
-    /// for what must not be blocked.
+    /// Creates the maps and adds the entries of the configuration and its files. Protected addresses are determined in
+    /// the calling thread's network namespace.
     ///
     /// # Errors
-    /// If the kernel refuses: not permitted, or out of memory. What is wrong with files is logged.
+    /// If the kernel refuses: not permitted, or out of memory. Errors in files are logged.
     pub fn new(config: &BlockConfig) -> libbpf_rs::Result<Self> {
         let maps = BlockMaps::create()?;
         let tables = RuleTables::new(&maps)?;
@@ -120,12 +120,12 @@ impl Blocklist {
         Ok(list)
     }
 
-    /// The names of [`Self::shared`].
+    /// The names in [`Self::shared`].
     pub const MAPS: [&'static str; 7] =
         [".bss.blocklist", ".bss.marks4", ".bss.marks6", "block_sources", "rules4", "rules6", "spared"];
 
     pub(super) fn lock(&self) -> MutexGuard<'_, ListState> {
-        // A panic elsewhere leaves whole entries.
+        // Entries are whole at any time, even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,14 +133,14 @@ impl Blocklist {
         self.alerts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The maps that programs are loaded with, by the names that they have there.
+    /// The maps that programs share, by their names in the object.
     pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
         let mut maps = self.maps.shared();
         maps.sort_by_key(|(name, _)| *name);
         maps
     }
 
-    /// For a scrape.
+    /// Numbers for a scrape.
     pub(crate) fn summary(&self) -> Summary {
         let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let numbers = std::mem::take(&mut summary.numbers).into_iter();
@@ -151,15 +151,16 @@ impl Blocklist {
         summary
     }
 
-    /// Blocks what another configuration says. What was asked for at run time stays.
+    /// Applies another configuration. Entries added at run time stay.
     ///
     /// # Errors
-    /// If the kernel refuses: then what was blocked before stays so.
+    /// If the kernel refuses; the previous configuration stays in effect.
     pub fn change(&self, config: &BlockConfig) -> libbpf_rs::Result<()> {
         let now = monotonic();
         let mut files: Vec<WatchedFile> = config.files.iter().map(WatchedFile::new).collect();
         let ages = fetched(config, &mut files);
-        // Files that stay are not read again, and lose nothing if they cannot be read just now.
+        // Files that were configured before are not read again, and keep their entries if they are unreadable at the
+        // moment.
         for file in &mut files {
             let state = self.lock();
             let known = state.files.iter().find(|known| known.path == file.path && known.name == file.name);
@@ -177,7 +178,7 @@ impl Blocklist {
             config.own_ports.clone()
         };
         let deadlines = config.entries.iter().map(|entry| deadline(&entry.rule, now)).collect();
-        // Whoever is protected is so before anything is dropped.
+        // Protected addresses come first, before anything is dropped.
         self.maps.set_own_ports(&own_ports);
         let config_now = BlockConfig { own_ports, ..config.clone() };
         let sources = files.iter().map(|file| Source::named(file.name.clone()));
@@ -218,14 +219,14 @@ impl Blocklist {
         state.protected.say(&config.own_ports);
     }
 
-    /// What must not be blocked, where that was looked for longer ago. Files and tables of the machine are read for it, so nobody else
-    /// waits meanwhile.
+    /// Determines the protected addresses if they were last determined longer ago than `oldest`. It reads files and
+    /// kernel tables, so no lock is held meanwhile.
     pub(super) fn look(&self, now: u64, oldest: Duration) -> Option<Protected> {
         let is_due = self.lock().is_look_due(now, oldest);
         is_due.then(Protected::find)
     }
 
-    /// Blocks a prefix from now on, as this says; again if it is blocked already. Confirms it.
+    /// Blocks a prefix, or replaces its rule if it is blocked already, and confirms it.
     ///
     /// # Errors
     /// If it is protected, or the kernel refuses.
@@ -233,7 +234,7 @@ impl Blocklist {
         self.ask(entry, by, None)
     }
 
-    /// Blocks a prefix that is not blocked yet, and takes that back unless it is confirmed in time by [`Self::block`].
+    /// Blocks a prefix that is not blocked yet, and unblocks it unless it is confirmed in time by [`Self::block`].
     ///
     /// # Errors
     /// As [`Self::block`], or if it is blocked already.
@@ -298,7 +299,7 @@ impl Blocklist {
         Ok(Blocked { is_new, except })
     }
 
-    /// Where a decision blocks a prefix, what is asked for beside it changes until when.
+    /// If a decision blocks the prefix too, updates when its rule expires.
     fn go_on_beside(&self, state: &mut ListState, prefix: Prefix, now: u64) {
         if let Some(Origin::Decision(_)) = state.held.get(&prefix)
             && let Err(error) = state.refresh(&self.maps, &BTreeSet::from([prefix]), now)
@@ -308,10 +309,10 @@ impl Blocklist {
         }
     }
 
-    /// Blocks a prefix no longer, if somebody asked for it at run time.
+    /// Unblocks a prefix that was blocked at run time.
     ///
     /// # Errors
-    /// If it is not listed, or by the configuration or a file; or the kernel refuses.
+    /// If it is not listed, or is listed by the configuration or a file; or the kernel refuses.
     pub fn unblock(&self, prefix: Prefix) -> Result<(), BlockError> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
@@ -336,13 +337,13 @@ impl Blocklist {
         done
     }
 
-    /// What is to be in the file.
+    /// The entries that the file must contain.
     pub(super) fn all_kept(&self) -> Vec<Kept> {
         let (now, state) = (monotonic(), self.lock());
         state.asked.iter().filter_map(|(prefix, asked)| asked.kept(*prefix, now)).collect()
     }
 
-    /// How often addresses were banned before, as the file has it.
+    /// The number of earlier bans of each address, from the file.
     pub(in super::super) fn past_bans(&self) -> Vec<PastBan> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let past = store.as_mut().map(|store| store.past_bans());
@@ -352,7 +353,7 @@ impl Blocklist {
         })
     }
 
-    /// Keeps how often an address was banned for after a restart.
+    /// Stores the number of bans of an address.
     pub(in super::super) fn remember(&self, ban: &PastBan) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = &mut *store {
@@ -360,7 +361,7 @@ impl Blocklist {
         }
     }
 
-    /// Whether a change is in the file.
+    /// Records whether a change was stored.
     pub(super) fn note_kept(&self, done: Result<(), String>) {
         if let Err(error) = &done {
             log::error!(
@@ -370,7 +371,8 @@ impl Blocklist {
         self.summary.lock().unwrap_or_else(PoisonError::into_inner).is_kept = Some(done.is_ok());
     }
 
-    /// Looks for what is protected now, because something has changed there. In the thread's network namespace.
+    /// Determines the protected addresses now, because something changed that they depend on. In the calling thread's
+    /// network namespace.
     pub fn look_again(&self) {
         let (now, found) = (monotonic(), Protected::find());
         let mut state = self.lock();
@@ -378,11 +380,11 @@ impl Blocklist {
         self.note(&state);
     }
 
-    /// What is to be done from time to time: entries whose time is over are taken away, files that have changed are read, and
-    /// what is protected is looked for. In the thread's network namespace.
+    /// Periodic maintenance: removes expired entries, reads files that have changed, and determines the protected
+    /// addresses. In the calling thread's network namespace.
     pub fn attend(&self) {
         let now = monotonic();
-        // Files are read without the lock.
+        // Files are read without holding the lock.
         let mut looks: Vec<(usize, WatchedFile, Read)> = Vec::new();
         let files: Vec<WatchedFile> = self.lock().files.iter().map(WatchedFile::without_entries).collect();
         for (number, mut file) in files.into_iter().enumerate() {
@@ -391,7 +393,7 @@ impl Blocklist {
                 looks.push((number, file, read));
             }
         }
-        // Before anything else is blocked, it is looked who is protected now.
+        // Protected addresses must be current before anything else is blocked.
         let found = self.look(now, if looks.is_empty() { LOOK } else { LOOK_FIRST });
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
@@ -435,7 +437,7 @@ impl Blocklist {
         }
     }
 
-    /// Puts down what a scrape is shown.
+    /// Updates the summary that a scrape reads.
     pub(super) fn note(&self, state: &ListState) {
         let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
         *summary = Summary::of(state, summary.is_kept);
@@ -456,7 +458,7 @@ impl Blocklist {
         self.len() == 0
     }
 
-    /// Some of the entries, in their order: so many, from this one on.
+    /// `count` entries in order of prefixes, beginning with number `first`.
     pub fn rows(&self, first: usize, count: usize) -> Vec<BlockRow> {
         let (now, state) = (monotonic(), self.lock());
         state

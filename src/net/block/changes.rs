@@ -1,4 +1,4 @@
-//! When something has changed on the machine that decides what is protected: routes, addresses, DNS servers.
+//! Notifications of changes that affect which addresses are protected: routes, addresses, DNS servers.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -12,11 +12,11 @@ use super::super::netlink::{NETLINK_ROUTE, each_message};
 use super::gateways::RTM_NEWROUTE;
 use super::protect::RESOLVERS;
 
-/// Groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`.
+/// Multicast groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`.
 const GROUPS: u32 = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
 const RTM_DELROUTE: u16 = 25;
 
-/// What tells of it.
+/// The sources of these notifications.
 #[derive(Debug)]
 pub(in super::super) struct ProtectedChanges {
     netlink: Socket,
@@ -25,10 +25,10 @@ pub(in super::super) struct ProtectedChanges {
 }
 
 impl ProtectedChanges {
-    /// Listens in the thread's network namespace.
+    /// Subscribes in the calling thread's network namespace.
     ///
     /// # Errors
-    /// If the kernel makes no socket, or no inotify.
+    /// If the kernel creates no socket or no inotify instance.
     pub fn listen() -> io::Result<Self> {
         Self::listen_to(Path::new(RESOLVERS))
     }
@@ -43,14 +43,15 @@ impl ProtectedChanges {
         Ok(changes)
     }
 
-    /// The directories of the file and of what it leads to: files are replaced as a whole, too. Known ones are watched once.
+    /// Watches the directory of the file and those of the files that it links to, because files are replaced as a
+    /// whole. Adding a watch twice has no effect.
     fn watch(&self) {
         let target = self.resolvers.canonicalize().ok();
         let directories = [Some(self.resolvers.clone()), target].into_iter().flatten();
         for directory in directories.filter_map(|file| file.parent().map(PathBuf::from)) {
             let flags =
                 WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::DELETE;
-            // Without it, it is looked every so often.
+            // Without a watch, the periodic check finds the change.
             let _ = inotify::add_watch(&self.inotify, &directory, flags);
         }
     }
@@ -59,13 +60,13 @@ impl ProtectedChanges {
         [self.netlink.as_fd(), self.inotify.as_fd()]
     }
 
-    /// Whether something has come that may matter. Takes all that has come.
+    /// Drains all notifications; returns whether any may affect protected addresses.
     pub fn take(&self) -> bool {
         let mut matters = false;
         loop {
             match self.netlink.recv_from_full() {
                 Ok((datagram, from)) if from.port_number() == 0 => {
-                    // What is cut short may have told of anything.
+                    // A truncated message may have been any.
                     matters |=
                         each_message(&datagram, |kind, body| matters |= is_of_protected(kind, body)).is_err();
                 }
@@ -78,7 +79,8 @@ impl ProtectedChanges {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(&self.inotify, &mut buffer);
         let mut is_file = false;
-        // Ends with EAGAIN. What the file leads to has the same name nearly everywhere; resolvconf's is told by `resolv` too.
+        // Ends with EAGAIN. The link's target has the same name nearly everywhere; the prefix `resolv` covers
+        // resolvconf's, too.
         while let Ok(event) = reader.next() {
             let name = event.file_name().map(|name| name.to_bytes());
             is_file |= name.is_none_or(|name| name.starts_with(b"resolv") || name.ends_with(b"resolv.conf"));
@@ -90,7 +92,7 @@ impl ProtectedChanges {
     }
 }
 
-/// Any address or rule, and default routes: of others a router may have a thousand changes a second.
+/// Any address or rule, but only default routes: a router may see a thousand changes of other routes a second.
 fn is_of_protected(kind: u16, body: &[u8]) -> bool {
     // struct rtmsg: family, length of the destination, ...
     !matches!(kind, RTM_NEWROUTE | RTM_DELROUTE) || body.get(1) == Some(&0)
@@ -111,7 +113,7 @@ mod tests {
         fs::create_dir(at("run")).unwrap();
         fs::write(at("etc/resolv.conf"), "").unwrap();
         let changes = ProtectedChanges::listen_to(&at("etc/resolv.conf")).unwrap();
-        // Routes of the machine may change meanwhile: only what must be told is asked for.
+        // The machine's own routes may change meanwhile, so only the expected notification is checked.
         changes.take();
         fs::write(at("etc/resolv.conf"), "nameserver 192.0.2.1").unwrap();
         assert!(changes.take(), "written in place");

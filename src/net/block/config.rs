@@ -1,4 +1,4 @@
-//! What is blocked, by the configuration.
+//! The configuration of the blocklist.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,35 +12,35 @@ use super::fetch::UrlConfig;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BlockConfig {
     pub mode: BlockMode,
-    /// Of entries that do not say in which themselves.
+    /// The default direction of entries.
     pub direction: BlockDirection,
     pub entries: Vec<BlockEntry>,
     pub files: Vec<BlockFile>,
-    /// Lists that other machines publish. They are kept beside `file`.
+    /// Lists that are downloaded. They are cached beside `file`.
     pub urls: Vec<UrlConfig>,
-    /// Whose decisions are blocked; `None`: nobody's.
+    /// CrowdSec, if its decisions are applied.
     pub crowdsec: Option<CrowdsecConfig>,
-    /// Never dropped, whatever is blocked.
+    /// Prefixes that are never dropped, whatever is blocked.
     pub allow: Vec<Prefix>,
-    /// Where entries that are asked for at run time are kept; `None`: nowhere.
+    /// Where entries added at run time are stored; `None`: they are not.
     pub file: Option<PathBuf>,
-    /// Where commands are taken; `None` for the usual place.
+    /// The control socket of the commands; `None`: the default path.
     pub socket: Option<PathBuf>,
-    /// TCP ports on which the exporter itself serves: not of the configuration.
+    /// TCP ports on which the exporter itself listens; not from the configuration.
     pub own_ports: Vec<u16>,
 }
 
 /// Whether packets are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BlockMode {
-    /// What would be dropped is counted.
+    /// Packets that would be dropped are counted.
     #[default]
     Observe,
     Enforce,
 }
 
-/// Packets that an entry is about, by the address of the other end: the source of what is received, the destination of what is
-/// sent.
+/// Which packets an entry matches. Its prefix is compared with the remote address: the source of received packets, the
+/// destination of sent ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum BlockDirection {
     #[default]
@@ -49,30 +49,30 @@ pub enum BlockDirection {
     Both,
 }
 
-/// Something that is blocked.
+/// An entry of the blocklist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockEntry {
     pub prefix: Prefix,
     pub rule: BlockRule,
 }
 
-/// How.
+/// What an entry matches, and for how long.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BlockRule {
     pub reason: String,
-    /// For how long; `None` for good.
+    /// `None`: it does not expire.
     pub ttl: Option<Duration>,
-    /// `None` for that of the list.
+    /// `None`: the default direction.
     pub direction: Option<BlockDirection>,
-    /// `None` for every packet.
+    /// `None`: all packets.
     pub scope: Option<BlockScope>,
 }
 
-/// The packets of an address that are meant.
+/// Which packets of an address are matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockScope {
     pub protocol: BlockProtocol,
-    /// The first and the last destination port. Of all ports, packets that have none are meant too.
+    /// The first and the last destination port. The range of all ports also matches packets without ports.
     pub ports: (u16, u16),
 }
 
@@ -81,11 +81,11 @@ pub struct BlockScope {
 pub enum BlockProtocol {
     Tcp,
     Udp,
-    /// Of IPv6 addresses it is ICMPv6.
+    /// ICMPv6 for IPv6 addresses.
     Icmp,
 }
 
-/// As it is written in short: `tcp`, `udp 53`, `tcp 1000-2000`.
+/// The short form: `tcp`, `udp 53`, `tcp 1000-2000`.
 impl fmt::Display for BlockScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.protocol.word())?;
@@ -96,7 +96,7 @@ impl fmt::Display for BlockScope {
     }
 }
 
-/// A file that lists what is blocked.
+/// A file with entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockFile {
     pub path: PathBuf,
@@ -107,15 +107,15 @@ pub struct BlockFile {
 pub const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BlockScope {
-    /// All ports of a protocol.
+    /// The range of all ports.
     const ALL_PORTS: (u16, u16) = (0, u16::MAX);
 
-    /// Packets of this protocol, to these ports only if some are named.
+    /// Packets of this protocol, to these ports if any are given.
     pub fn new(protocol: BlockProtocol, ports: Option<(u16, u16)>) -> Self {
         Self { protocol, ports: ports.unwrap_or(Self::ALL_PORTS) }
     }
 
-    /// The ports as they are written; `None` if all are meant.
+    /// The ports in text form; `None` if the scope covers all.
     pub fn port_range(&self) -> Option<String> {
         match self.ports {
             Self::ALL_PORTS => None,
@@ -129,12 +129,12 @@ impl BlockDirection {
     pub const WORDS: &'static [(&'static str, Self)] =
         &[("ingress", Self::Ingress), ("egress", Self::Egress), ("both", Self::Both)];
 
-    /// The one that is written so.
+    /// Parses the word used in configuration and API.
     pub fn of(word: &str) -> Option<Self> {
         Self::WORDS.iter().find(|(known, _)| *known == word).map(|(_, direction)| *direction)
     }
 
-    /// As it is written.
+    /// The word used in configuration and API.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ingress => "ingress",
@@ -148,12 +148,12 @@ impl BlockProtocol {
     pub const WORDS: &'static [(&'static str, Self)] =
         &[("tcp", Self::Tcp), ("udp", Self::Udp), ("icmp", Self::Icmp)];
 
-    /// The one that is written so.
+    /// Parses the word used in configuration and API.
     pub fn of(word: &str) -> Option<Self> {
         Self::WORDS.iter().find(|(known, _)| *known == word).map(|(_, protocol)| *protocol)
     }
 
-    /// As it is written.
+    /// The word used in configuration and API.
     pub fn word(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -163,7 +163,7 @@ impl BlockProtocol {
     }
 }
 
-/// Reads `90s`, `15m` (or `min`), `12h`, `7d`, or a number of seconds.
+/// Parses `90s`, `15m` (or `min`), `12h`, `7d`, or a number of seconds.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -182,7 +182,7 @@ pub fn parse_ttl(text: &str) -> Result<Duration, String> {
     ttl.ok_or_else(|| format!("{text:?}: a time from 1s to 365d is possible; without one an entry stays"))
 }
 
-/// Reads a port, or a range of ports `FIRST-LAST`.
+/// Parses a port, or a range of ports `FIRST-LAST`.
 ///
 /// # Errors
 /// What is wrong with it.

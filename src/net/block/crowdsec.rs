@@ -1,4 +1,4 @@
-//! Asks CrowdSec's Local API what is blocked: all decisions first, then from time to time what has changed.
+//! The client of CrowdSec's Local API: a full list of decisions first, then the changes at each interval.
 
 use std::fmt;
 use std::fs;
@@ -11,14 +11,14 @@ use hyper::header::{HeaderName, HeaderValue};
 use super::decisions::{Answered, DecisionScope};
 use crate::http_client::{Client, ClientOptions, Request, Url};
 
-/// What messages and metrics call it.
+/// Its name in messages and metrics.
 pub(crate) const NAME: &str = "crowdsec";
 
 /// How often all decisions are asked for though changes would do: what got lost on the way, or was told to another bouncer with
 /// the same key, is made up for.
 const ALL: Duration = Duration::from_secs(3600);
 
-/// For an answer.
+/// The timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of an answer: about a million decisions.
@@ -29,31 +29,31 @@ const MOST: usize = 256 << 20;
 pub struct CrowdsecConfig {
     /// Of the Local API.
     pub url: Url,
-    /// What `cscli bouncers add` has printed; `None` if a client certificate does.
+    /// The file with the key that `cscli bouncers add` printed; `None` if a client certificate is used.
     pub api_key_file: Option<PathBuf>,
-    /// From an answer to the next request.
+    /// The pause between two requests.
     pub interval: Duration,
-    /// What decisions may be about.
+    /// Scopes of decisions that are applied.
     pub scopes: Vec<DecisionScope>,
-    /// Whose decisions count; all if there are none.
+    /// Origins of decisions that are applied; all if empty.
     pub origins: Vec<String>,
-    /// Who must have issued the server's certificate.
+    /// The certificate authority of the server.
     pub ca: Option<PathBuf>,
-    /// Certificate and key to show.
+    /// Client certificate and key.
     pub identity: Option<(PathBuf, PathBuf)>,
-    /// As whom it is told of bans by detection; `None`: it is not.
+    /// The credentials for reporting bans of the exporter's own detection; `None`: they are not reported.
     pub push: Option<PushConfig>,
 }
 
-/// `network.block.crowdsec.push`: as whom alerts are sent.
+/// `network.block.crowdsec.push`: the credentials for sending alerts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushConfig {
-    /// What `cscli machines add` was told.
+    /// The name given to `cscli machines add`.
     pub machine: String,
     pub password_file: PathBuf,
 }
 
-/// What sends requests to it.
+/// The HTTP client for it.
 pub(super) fn client(config: &CrowdsecConfig) -> Client {
     Client::new(ClientOptions {
         authority: config.ca.clone(),
@@ -63,11 +63,11 @@ pub(super) fn client(config: &CrowdsecConfig) -> Client {
     })
 }
 
-/// What asks.
+/// The client.
 pub(super) struct Crowdsec {
     config: CrowdsecConfig,
     client: Client,
-    /// When all decisions were asked for; `None` if they have to be again.
+    /// When the full list was last requested; `None` if it must be requested next.
     asked_all: Option<Instant>,
 }
 
@@ -82,10 +82,10 @@ impl Crowdsec {
         Self { config: config.clone(), client: client(config), asked_all: None }
     }
 
-    /// Asks; gives the answer, and whether it has all decisions that there are.
+    /// Sends one request; returns the response and whether it is the full list.
     ///
     /// # Errors
-    /// Why there is none. Then all are asked for the next time: what had changed was told already, for all that is known there.
+    /// Why it failed. The next request asks for the full list, because the server considers the lost changes delivered.
     pub fn ask(&mut self) -> Result<(Answered, bool), String> {
         let begun = Instant::now();
         let asked_all = self.asked_all.take().filter(|then| begun - *then < ALL);
@@ -106,14 +106,14 @@ impl Crowdsec {
         Ok((answered, is_whole))
     }
 
-    /// The answer could not be applied: all decisions are asked for the next time.
+    /// The response could not be applied: the next request asks for the full list.
     pub fn ask_all(&mut self) {
         self.asked_all = None;
     }
 
     fn request(&self, is_whole: bool) -> Result<Request, String> {
         let scopes: Vec<&str> = self.config.scopes.iter().map(|scope| scope.word()).collect();
-        // Each of several decisions about the same: when one ends, the others still hold.
+        // All decisions about a prefix are requested, not only one: when one expires, the others still hold.
         let mut path =
             format!("v1/decisions/stream?startup={is_whole}&dedup=false&scopes={}", scopes.join(","));
         if !self.config.origins.is_empty() {

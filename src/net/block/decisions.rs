@@ -1,4 +1,4 @@
-//! CrowdSec's decisions: as its Local API sends them, and as they are kept for after a restart. Pure.
+//! CrowdSec's decisions, as its Local API sends them and as they are stored for a restart. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use super::super::cidr::Prefix;
 use super::list::lenient;
 use crate::config::go_duration;
 
-/// Letters of an origin, of a scenario, and of what messages quote.
+/// Characters of an origin, a scenario, and of quotations in messages.
 const LETTERS: usize = 100;
 
-/// What a decision is about.
+/// The scope of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DecisionScope {
     /// An address.
@@ -24,7 +24,7 @@ pub enum DecisionScope {
 impl DecisionScope {
     pub const WORDS: &'static [(&'static str, Self)] = &[("ip", Self::Ip), ("range", Self::Range)];
 
-    /// As it is written.
+    /// The word used by CrowdSec.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ip => "ip",
@@ -37,32 +37,33 @@ impl DecisionScope {
     }
 }
 
-/// One decision: there can be several about the same. Its number is the Local API's.
+/// Identifies a decision: there can be several about one prefix. The number is the Local API's id.
 pub(super) type About = (Prefix, DecisionScope, i64);
 
-/// That something is blocked.
+/// The terms of a decision.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ban {
-    /// For how many seconds.
+    /// The remaining time.
     pub seconds: f64,
-    /// Who has decided.
+    /// CrowdSec's name for who decided.
     pub origin: Arc<str>,
     pub scenario: Arc<str>,
 }
 
-/// What an answer says.
+/// A parsed response.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Answered {
     pub bans: BTreeMap<About, Ban>,
-    /// What is not blocked any more.
+    /// Decisions that have ended.
     pub ended: Vec<About>,
-    /// Decisions that are not applied, by why not, with an example.
+    /// Decisions that are not applied: count and one example by reason.
     pub ignored: BTreeMap<String, (u64, String)>,
 }
 
 #[derive(Deserialize)]
 struct Stream {
-    // An answer without them is none, whatever its status: nothing is unblocked for it.
+    // Required: a response without this key is an error whatever its status, so that nothing is unblocked because of
+    // it.
     #[serde(deserialize_with = "nullable")]
     new: Vec<Wire>,
     #[serde(deserialize_with = "nullable")]
@@ -92,7 +93,7 @@ fn short(text: &str) -> String {
 }
 
 impl Wire {
-    /// What it is about; if it is not applied, why not.
+    /// The key of the decision, or why it is not applied.
     fn about(&self) -> Result<About, String> {
         if !self.kind.eq_ignore_ascii_case("ban") {
             return Err(format!("type {}", short(&self.kind)));
@@ -102,16 +103,16 @@ impl Wire {
         }
         let scope = DecisionScope::of(&self.scope).ok_or_else(|| format!("scope {}", short(&self.scope)))?;
         let (prefix, _) = lenient(&self.value).map_err(|_| "invalid value".to_string())?;
-        // A typing error that blocks everybody is not made on a whole fleet at once.
+        // A typing error that blocks every address must not reach a whole fleet.
         if prefix.bits() == 0 { Err("every address".to_string()) } else { Ok((prefix, scope, self.id)) }
     }
 }
 
 impl Answered {
-    /// Reads the body of an answer. `is_whole`: it has all decisions that there are.
+    /// Parses the body of a response. `is_whole`: it is the full list.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is not a valid response.
     pub fn parse(body: &[u8], is_whole: bool) -> Result<Self, String> {
         let stream: Stream = serde_json::from_slice(body).map_err(|err| {
             format!(
@@ -137,13 +138,13 @@ impl Answered {
             if seconds <= 0.0 {
                 continue;
             }
-            // Lists that are subscribed to have one origin; their name is in the scenario.
+            // All subscribed lists share one origin; the list's name is in the scenario.
             let origin = match wire.origin.as_str() {
                 "lists" => format!("lists:{}", short(&wire.scenario)),
                 origin => short(origin),
             };
             let ban = Ban { seconds, origin: shared(origin), scenario: shared(short(&wire.scenario)) };
-            // Where numbers are missing, the longest of them counts.
+            // Without ids, the longest of equal decisions is used.
             let longest = answered.bans.entry(about).or_insert_with(|| ban.clone());
             if longest.seconds < ban.seconds {
                 *longest = ban;
@@ -156,16 +157,16 @@ impl Answered {
     }
 }
 
-/// Decisions in a file, for an exporter that begins while nobody answers.
+/// Stored decisions, used at the start while the Local API is unreachable.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Saved {
-    /// Whose they are.
+    /// The URL of the Local API.
     pub url: String,
-    /// Seconds since 1970, when the answer came.
+    /// When the response arrived, in seconds since 1970.
     pub answered: i64,
-    /// Prefix, scope, origin, scenario, and until when: seconds since 1970.
+    /// Prefix, scope, origin, scenario, and expiry in seconds since 1970.
     decisions: Vec<(String, String, String, String, i64)>,
-    /// The number of each.
+    /// The id of each.
     #[serde(default)]
     ids: Vec<i64>,
 }
@@ -185,15 +186,15 @@ impl Saved {
         Self { url, answered: now, decisions, ids }
     }
 
-    /// What of them still holds.
+    /// The decisions that have not expired.
     pub fn bans(&self, now: i64) -> BTreeMap<About, Ban> {
-        // Those that an earlier version has kept had no numbers; the Local API's are never negative.
+        // Files of earlier versions have no ids; those of the Local API are never negative.
         let ids = self.ids.iter().copied().chain((0..).map(|number: i64| -1 - number));
         let ban = |((prefix, scope, origin, scenario, until), id): (
             &(String, String, String, String, i64),
             i64,
         )| {
-            // A clock that was set back makes nothing last longer than it was meant to.
+            // A clock that was set back must not extend any decision.
             let seconds = (*until - now).min(*until - self.answered);
             let about = (Prefix::parse(prefix).ok()?, DecisionScope::of(scope)?, id);
             let ban = Ban {
@@ -265,7 +266,7 @@ mod tests {
                 "type captcha"
             ]
         );
-        // Of all that ever ended, nothing is to be done when all that there is comes too.
+        // A full list contains all ended decisions, too, which are ignored.
         assert_eq!(Answered::parse(body.as_bytes(), true).unwrap().ended, []);
     }
 
@@ -293,7 +294,7 @@ mod tests {
         assert_eq!((seconds(1000), seconds(1060), seconds(1100)), (Some(100.0), Some(40.0), None));
         assert_eq!(seconds(10), Some(100.0));
         assert_eq!(&*saved.bans(1000)[&about].origin, "CAPI");
-        // As an earlier version has kept them.
+        // The format of an earlier version.
         let row = "[\"192.0.2.7\",\"ip\",\"CAPI\",\"ssh\",1100]";
         let text = format!("{{\"url\":\"u\",\"answered\":1000,\"decisions\":[{row},{row}]}}");
         assert_eq!(serde_json::from_str::<Saved>(&text).unwrap().bans(1000).len(), 2);

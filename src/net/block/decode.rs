@@ -111,7 +111,7 @@ static FILE: Section = Section {
     one_of: &[],
 };
 
-/// Reads the section; its errors go to the node's list.
+/// Decodes the section; errors are added to the node's list.
 pub(in super::super) fn decode(node: &Node<'_>) -> Option<BlockConfig> {
     let fields = node.fields(&BLOCK)?;
     let list = |key: &str| fields.get(key).map(|node| node.one_or_list()).unwrap_or_default();

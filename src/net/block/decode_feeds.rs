@@ -1,4 +1,4 @@
-//! Decode what other machines block: `network.block.crowdsec` and `network.block.blocklist_url`.
+//! Decodes the sections of remote sources: `network.block.crowdsec` and `network.block.blocklist_url`.
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::config::section::{Key, Schema, Section, words};
 use crate::config::{Fields, Node, size};
 use crate::http_client::Url;
 
-/// How often a source may be asked.
+/// Valid intervals between requests.
 const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24 * 3600);
 
 /// `network.block.crowdsec:`.
@@ -100,10 +100,10 @@ pub(super) static BLOCKLIST_URL: Section = Section {
     one_of: &[],
 };
 
-/// Sizes that a list may have.
+/// Valid sizes of a list.
 const SIZES: std::ops::RangeInclusive<u64> = 1 << 10..=256 << 20;
 
-/// Reads an entry; its errors go to the node's list.
+/// Decodes an entry; errors are added to the node's list.
 pub(super) fn blocklist_url(node: &Node<'_>) -> Option<UrlConfig> {
     let hour = Duration::from_secs(3600);
     if !node.value.is_mapping() {
@@ -152,7 +152,7 @@ pub(super) fn blocklist_url(node: &Node<'_>) -> Option<UrlConfig> {
     });
     let (interval, identity, ca) = (interval(&fields, hour), identity(&fields), path(&fields, "ca"));
     let (reason, is_insecure_allowed) = (text("reason"), is_insecure_allowed(&fields));
-    // All errors are reported before the first ends it.
+    // Returns only after all errors are reported.
     let list = list?;
     let check = match (digest, key) {
         (Some(digest), _) => ContentCheck::Sha256(digest?),
@@ -178,7 +178,7 @@ fn path(fields: &Fields<'_>, key: &str) -> Option<PathBuf> {
     fields.get(key).and_then(|node| node.path())
 }
 
-/// Reads the section; its errors go to the node's list.
+/// Decodes the section; errors are added to the node's list.
 pub(super) fn crowdsec(node: &Node<'_>) -> Option<CrowdsecConfig> {
     let fields = node.fields(&CROWDSEC)?;
     let url = fields.require("url", "write url: http://127.0.0.1:8080/").and_then(|node| url(&node, &fields));
@@ -220,7 +220,7 @@ fn push(node: &Node<'_>) -> Option<PushConfig> {
     Some(PushConfig { machine: machine?, password_file: password_file? })
 }
 
-/// The URL, which others on the network must not be able to listen to, unless that is wanted.
+/// The URL. It must be HTTPS or local unless plain HTTP is explicitly allowed.
 fn url(node: &Node<'_>, fields: &Fields<'_>) -> Option<Url> {
     let url = parsed_url(node, is_insecure_allowed(fields))?;
     if !url.is_secure() {
@@ -248,7 +248,7 @@ fn parsed_url(node: &Node<'_>, is_insecure_allowed: bool) -> Option<Url> {
     Some(url)
 }
 
-/// Certificate and key, which belong together.
+/// Certificate and key, which must be given together.
 fn identity(fields: &Fields<'_>) -> Option<(PathBuf, PathBuf)> {
     let (certificate, key) = (path(fields, "certificate"), path(fields, "key"));
     for (one, other) in [("certificate", "key"), ("key", "certificate")] {
@@ -271,7 +271,7 @@ fn interval(fields: &Fields<'_>, default: Duration) -> Duration {
     }
 }
 
-/// As it stands in a query.
+/// The origin as it appears in a query.
 fn origin(node: &Node<'_>) -> Option<String> {
     let text = node.text_as("an origin")?;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);

@@ -1,24 +1,24 @@
-//! Entries of the blocklist as they are asked for, refused and shown.
+//! Entries of the blocklist as they are requested, rejected and shown.
 
 use std::fmt;
 
 use super::super::cidr::Prefix;
 use super::config::{BlockDirection, BlockScope};
 
-/// Why the list is not changed.
+/// Why the list was not changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlockError {
     /// It is not listed.
     Absent(Prefix),
-    /// It is listed elsewhere: where.
+    /// It is listed by another source, which is named.
     Elsewhere(Prefix, String),
-    /// All its packets pass, because of this.
+    /// It is protected, for the reason given.
     Protected(Prefix, String),
-    /// It is blocked already, and was not to be confirmed.
+    /// It is blocked already, without a pending confirmation.
     Settled(Prefix),
-    /// There are as many entries as there can be at run time.
+    /// The number of entries added at run time is at its limit.
     Full(usize),
-    /// The kernel refuses.
+    /// The kernel refused.
     Kernel(String),
 }
 
@@ -46,21 +46,21 @@ impl fmt::Display for BlockError {
 
 impl std::error::Error for BlockError {}
 
-/// Who asked for an entry at run time.
+/// Who added an entry at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
-    /// Somebody over HTTP.
+    /// A client of the HTTP API.
     Api,
     /// A command on this machine.
     Command,
-    /// What the exporter itself has seen.
+    /// The exporter's own detection.
     Detection,
 }
 
 impl Asker {
     pub const ALL: [Self; 3] = [Self::Api, Self::Command, Self::Detection];
 
-    /// As it is shown.
+    /// The word used in output.
     pub fn word(self) -> &'static str {
         match self {
             Self::Api => "api",
@@ -70,12 +70,12 @@ impl Asker {
     }
 }
 
-/// Who lists entries.
+/// Where entries come from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Source {
-    /// `config`, the word of who asked at run time, the path of a file, a URL, or `crowdsec`.
+    /// `config`, the word of an [`Asker`], the path of a file, a URL, or `crowdsec`.
     pub name: String,
-    /// Of CrowdSec's decisions: who has decided.
+    /// For CrowdSec: the origin of its decision.
     pub origin: Option<String>,
 }
 
@@ -84,23 +84,23 @@ impl Source {
         Self { name: name.into(), origin: None }
     }
 
-    /// For labels.
+    /// As labels.
     pub fn labels(&self) -> Vec<(&'static str, &str)> {
         let origin = self.origin.as_deref().map(|origin| ("origin", origin));
         [("source", self.name.as_str())].into_iter().chain(origin).collect()
     }
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
     /// Whether it was not listed before.
     pub is_new: bool,
-    /// What within the prefix is never dropped, and why.
+    /// Addresses within the prefix that are protected, and why.
     pub except: Vec<(Prefix, String)>,
 }
 
-/// An entry to show. Times are in seconds.
+/// An entry for display. Times are in seconds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockRow {
     pub prefix: Prefix,
@@ -108,12 +108,12 @@ pub struct BlockRow {
     pub reason: String,
     pub direction: BlockDirection,
     pub scope: Option<BlockScope>,
-    /// How long it will hold.
+    /// The remaining time.
     pub expires_in: Option<f64>,
-    /// Whether it goes away unless it is confirmed.
+    /// Whether it expires unless it is confirmed.
     pub is_unconfirmed: bool,
     pub packets: u64,
     pub bytes: u64,
-    /// How long ago the last packet came.
+    /// The time since the last packet.
     pub last_seen: Option<f64>,
 }

@@ -1,30 +1,30 @@
-//! What came of asking other machines what is to be blocked. Pure.
+//! The state of remote sources of the blocklist. Pure.
 
 use std::collections::BTreeMap;
 
-/// Reasons for which decisions are ignored that are told apart.
+/// Distinct reasons for ignoring decisions that are reported.
 const REASONS: usize = 16;
 
-/// Another machine that is asked what is to be blocked.
+/// A remote source, as a scrape shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct FeedSummary {
     pub source: String,
     pub feed: Feed,
 }
 
-/// What came of asking.
+/// The state of a remote source.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Feed {
-    /// Whether the last time went well.
+    /// Whether the last request succeeded.
     pub is_up: bool,
-    /// When it last did, in nanoseconds of the monotonic clock; before the machine began, if negative.
+    /// The time of the last success in nanoseconds of the monotonic clock; negative if before boot.
     pub answered: Option<i64>,
-    /// What was received and not applied, by why not.
+    /// Decisions that were received and not applied, by reason.
     pub ignored: BTreeMap<String, u64>,
 }
 
 impl FeedSummary {
-    /// One with all that there can be, for the reference of the metrics.
+    /// One with every optional part, for the reference of metrics.
     pub fn with_everything() -> Self {
         let ignored = BTreeMap::from([(String::new(), 0)]);
         Self { source: String::new(), feed: Feed { is_up: true, answered: Some(0), ignored } }
@@ -32,12 +32,12 @@ impl FeedSummary {
 }
 
 impl Feed {
-    /// Seconds since the last good answer.
+    /// Seconds since the last success.
     pub fn age(&self, now: u64) -> Option<f64> {
         self.answered.map(|then| (i128::from(now) - i128::from(then)).max(0) as f64 / 1e9)
     }
 
-    /// Counts what is not applied; whether it is worth a word.
+    /// Counts what is not applied; returns whether the reason is new and should be logged.
     pub fn ignore(&mut self, reason: &str, count: u64) -> bool {
         let is_told = self.ignored.contains_key(reason) || self.ignored.len() < REASONS;
         let reason = if is_told { reason } else { "other" };

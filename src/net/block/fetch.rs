@@ -1,4 +1,4 @@
-//! Lists that other machines publish: fetched when they have changed, checked, and kept in a file.
+//! Lists that are downloaded: requested with validators, verified, and cached in a file.
 
 use std::fmt;
 use std::fs;
@@ -19,7 +19,7 @@ use super::replace::{age, replace, touch};
 use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
 use crate::pins::fingerprint;
 
-/// For a list.
+/// The timeout of a download.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often a request may be sent elsewhere.
@@ -30,27 +30,27 @@ const REDIRECTS: usize = 5;
 pub struct UrlConfig {
     pub url: Url,
     pub reason: String,
-    /// From one request to the next.
+    /// The pause between two requests.
     pub interval: Duration,
     pub check: ContentCheck,
-    /// Bytes of a list.
+    /// The largest size of the list in bytes.
     pub most: usize,
-    /// Whether it may be asked for, or lead, where others on the way can change what is sent.
+    /// Whether plain HTTP is allowed, for the URL and for redirects.
     pub is_insecure_allowed: bool,
-    /// Who must have issued the server's certificate.
+    /// The certificate authority of the server.
     pub ca: Option<PathBuf>,
-    /// Certificate and key to show.
+    /// Client certificate and key.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// What a list must be.
+/// How a list is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContentCheck {
-    /// Whatever the server says.
+    /// Not at all.
     None,
-    /// Of this SHA-256 digest.
+    /// By its SHA-256 digest.
     Sha256([u8; 32]),
-    /// Signed with this key, by a signature at this URL.
+    /// By a minisign signature with this key, downloaded from this URL.
     Minisign { key: String, signature: Url },
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for ContentCheck {
     }
 }
 
-/// Of a list that is kept: how it was got, and what it was when it was checked.
+/// Describes the cached list: where it came from and how it was verified.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
     url: String,
@@ -72,21 +72,21 @@ struct Meta {
     sha256: String,
     etag: Option<String>,
     last_modified: Option<String>,
-    /// When it was signed, in seconds since 1970, as its signature says.
+    /// The time of signing in seconds since 1970, from the signature.
     #[serde(default)]
     signed: Option<u64>,
 }
 
-/// What came of a request.
+/// The result of a download.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Fetched {
-    /// Nothing has changed.
+    /// The list is unchanged.
     Same,
-    /// There is another list in the file, with so many entries.
+    /// The file has a new list with this many entries.
     New(usize),
 }
 
-/// What fetches a list.
+/// Downloads one list.
 pub(super) struct Fetcher {
     config: UrlConfig,
     client: Client,
@@ -97,7 +97,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The digest that is written so.
+/// Parses a digest in hexadecimal.
 pub(super) fn digest_of(text: &str) -> Option<[u8; 32]> {
     let text = text.strip_prefix("sha256:").unwrap_or(text);
     let byte = |at: usize| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok();
@@ -105,13 +105,13 @@ pub(super) fn digest_of(text: &str) -> Option<[u8; 32]> {
     (text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit())).then_some(bytes)?.try_into().ok()
 }
 
-/// Whether it is the key of somebody who signs with minisign.
+/// Whether the text is a minisign public key.
 pub(super) fn is_key(text: &str) -> bool {
     PublicKey::from_base64(text).is_ok()
 }
 
 impl UrlConfig {
-    /// Where the list is kept, beside the entries that were asked for.
+    /// The path of the cached list, beside the file of entries.
     pub fn kept_in(&self, file: &Path) -> PathBuf {
         file.with_extension(format!("{}.list", fingerprint(&self.url.text())))
     }
@@ -121,7 +121,7 @@ fn meta_of(path: &Path) -> PathBuf {
     path.with_extension("list.json")
 }
 
-/// What is known of the list that is kept, if it is what was checked, as it is to be checked now.
+/// The description of the cached list, if the file still has the verified content and the verification configured now.
 fn kept(config: &UrlConfig, path: &Path) -> Option<Meta> {
     let meta: Meta = serde_json::from_slice(&fs::read(meta_of(path)).ok()?).ok()?;
     let is_it = meta.url == config.url.text() && meta.checked == config.check.to_string();
@@ -129,8 +129,8 @@ fn kept(config: &UrlConfig, path: &Path) -> Option<Meta> {
     (hex(digest(&SHA256, &content).as_ref()) == meta.sha256).then_some(meta)
 }
 
-/// Takes away a list that is kept and must not be used: of another key, or not what was checked. Gives for how many seconds the
-/// one that stays has been so.
+/// Removes the cached list if it must not be used: wrong digest, or another verification is configured. Otherwise
+/// returns its age in seconds.
 pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
     if kept(config, path).is_none() {
         for path in [path, &meta_of(path)] {
@@ -146,13 +146,13 @@ pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
     age(&meta_of(path))
 }
 
-/// When a list was signed, as minisign writes it into the comment that it signs too: `timestamp:SECONDS`, a tab, `file:NAME`.
+/// The time of signing in minisign's trusted comment: `timestamp:SECONDS`, a tab, `file:NAME`.
 fn signed_at(comment: &str) -> Option<u64> {
     comment.split_ascii_whitespace().find_map(|word| word.strip_prefix("timestamp:")?.parse().ok())
 }
 
-/// Whether a list may take the place of the one that is kept: whoever can answer in the server's place can send an old list with its
-/// own good signature.
+/// Whether a list may replace the cached one. Without this check, whoever can answer in the server's place could replay
+/// an old list with its valid signature.
 fn is_no_older(signed: Option<u64>, kept: Option<u64>) -> Result<(), String> {
     match (signed, kept) {
         (Some(signed), Some(kept)) if signed < kept => {
@@ -177,10 +177,10 @@ impl Fetcher {
         Self { config: config.clone(), client: Client::new(options), path: path.to_owned() }
     }
 
-    /// Fetches the list if it has changed.
+    /// Downloads the list if it has changed.
     ///
     /// # Errors
-    /// Why not. Then the one that is kept stays.
+    /// Why it failed. The cached list stays.
     pub fn fetch(&self) -> Result<Fetched, String> {
         let known = kept(&self.config, &self.path);
         let mut headers = Vec::new();
@@ -189,7 +189,7 @@ impl Fetcher {
         };
         if let Some(meta) = &known {
             add(IF_NONE_MATCH, meta.etag.as_ref());
-            // Of both, the server is to heed the first (RFC 9110, section 13.1.3).
+            // A server that knows both uses the first (RFC 9110, section 13.1.3).
             add(IF_MODIFIED_SINCE, meta.last_modified.as_ref());
         }
         let answer = self.get(&self.config.url, &headers)?;
@@ -227,7 +227,7 @@ impl Fetcher {
         format!("failed to write {}: {err}", self.path.display())
     }
 
-    /// What of it is written first is found not to be what was checked, if the exporter ends between.
+    /// If the exporter is killed between the two writes, the digest does not match and the list is downloaded again.
     fn keep(&self, body: &[u8], meta: &Meta, is_same: bool) -> io::Result<()> {
         if !is_same {
             replace(&self.path, body)?;
@@ -235,7 +235,7 @@ impl Fetcher {
         replace(&meta_of(&self.path), &serde_json::to_vec(meta)?)
     }
 
-    /// Gives when it was signed, if that is known.
+    /// Verifies the content; returns the time of signing, if known.
     fn check(&self, body: &[u8]) -> Result<Option<u64>, String> {
         match &self.config.check {
             ContentCheck::None => Ok(None),
@@ -262,7 +262,7 @@ impl Fetcher {
         }
     }
 
-    /// Asks, and goes where the answer leads.
+    /// Sends a request and follows redirects.
     fn get(&self, url: &Url, headers: &[(HeaderName, HeaderValue)]) -> Result<Answer, String> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
@@ -289,7 +289,7 @@ mod tests {
 
     use super::*;
 
-    /// Somebody who answers each request with the next of these, and what was asked.
+    /// A server that answers each request with the next response, and the requests that it received.
     fn server(answers: Vec<String>) -> (Url, Receiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = Url::parse(&format!("http://{}/list", listener.local_addr().unwrap())).unwrap();
@@ -355,7 +355,7 @@ mod tests {
         assert_eq!(fetcher.fetch(), Ok(Fetched::New(0)));
         assert!(asked.iter().last().unwrap().contains("if-none-match: \"b\""));
 
-        // What somebody has changed is not used, nor what another check is for.
+        // A modified file is not used, nor one that was verified in another way.
         let other = UrlConfig { check: ContentCheck::Sha256([0; 32]), ..config.clone() };
         assert!(kept(&config, &path).is_some() && kept(&other, &path).is_none());
         fs::write(&path, "192.0.2.2\n").unwrap();

@@ -1,4 +1,4 @@
-//! A file of the blocklist: read when it has changed, and not while it is being written.
+//! A file of the blocklist: read when it has changed, but not while it is being written.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,29 +12,29 @@ use super::list::ListFile;
 /// Larger ones are not read.
 const LARGEST: u64 = 256 << 20;
 
-/// A file, and what was last read of it.
+/// A file and the result of the last successful reading.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct WatchedFile {
     pub path: PathBuf,
-    /// What messages and metrics call it: the path, or where it comes from.
+    /// Its name in messages and metrics: the path, or the URL that it is downloaded from.
     pub name: String,
-    /// Shown with its entries.
+    /// The reason shown with its entries.
     pub reason: String,
-    /// Whether it is fetched from elsewhere: before it is for the first time, it is not missed.
+    /// Whether it is downloaded: it may be missing before the first download.
     is_fetched: bool,
-    /// Of the last time that it could be read.
+    /// From the last successful reading.
     pub prefixes: Vec<Prefix>,
     pub invalid: usize,
-    /// Why it was not read.
+    /// Why the last reading failed.
     pub error: Option<String>,
-    /// Why its content was not taken.
+    /// Why its content was rejected.
     refused: Option<String>,
     seen: Option<Stamp>,
-    /// As it was when it was found changed: it is read when it has stayed so.
+    /// The stamp of a change that was noticed: the file is read once the stamp is stable.
     changing: Option<Stamp>,
 }
 
-/// What tells one content of a file from another.
+/// Distinguishes two contents of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -57,7 +57,7 @@ impl Stamp {
         })
     }
 
-    /// What is in the file that has it.
+    /// Reads the file, if it still has this stamp.
     fn read(self, path: &Path) -> Result<ListFile, String> {
         if self.size > LARGEST {
             return Err(format!("it has {} bytes; at most {LARGEST} are read", self.size));
@@ -66,20 +66,20 @@ impl Stamp {
     }
 }
 
-/// What is in a file now.
+/// Reads a file.
 ///
 /// # Errors
-/// Why it is not read.
+/// Why it could not be read.
 pub(super) fn read_list(path: &Path) -> Result<ListFile, String> {
     Stamp::of(path)?.read(path)
 }
 
-/// What came of looking at a file.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Read {
-    /// Nothing has changed.
+    /// The file is unchanged.
     Same,
-    /// It is being changed, or cannot be read: what was read before goes on to hold.
+    /// It is being written or unreadable: the previous entries stay.
     Kept,
     /// It was read.
     New,
@@ -91,13 +91,13 @@ impl WatchedFile {
         Self { name: path.display().to_string(), path, reason, ..Self::default() }
     }
 
-    /// One that is fetched from elsewhere.
+    /// A file that is downloaded.
     pub fn fetched(list: &UrlConfig, path: PathBuf) -> Self {
         let (name, reason) = (list.url.to_string(), list.reason.clone());
         Self { path, name, reason, is_fetched: true, ..Self::default() }
     }
 
-    /// What is needed to look at it.
+    /// A copy without the entries, enough to check the file.
     pub fn without_entries(&self) -> Self {
         let Self { path, name, reason, is_fetched, invalid, error, refused, seen, changing, .. } = self;
         Self {
@@ -114,7 +114,7 @@ impl WatchedFile {
         }
     }
 
-    /// What another look came to.
+    /// Applies the result of a check.
     pub fn update(&mut self, looked: Self, read: Read) {
         let prefixes = std::mem::take(&mut self.prefixes);
         *self = looked;
@@ -123,7 +123,7 @@ impl WatchedFile {
         }
     }
 
-    /// Reads it if it was not.
+    /// Reads it for the first time.
     pub fn read_first(&mut self) {
         if self.seen.is_none() {
             match Stamp::of(&self.path) {
@@ -133,14 +133,14 @@ impl WatchedFile {
         }
     }
 
-    /// Reads it if it has changed and is the same as when it was last looked at.
+    /// Reads the file if it has changed and was the same at the previous check.
     pub fn look(&mut self) -> Read {
         let now = match Stamp::of(&self.path) {
             Ok(now) => now,
             Err(error) => return self.fail(error),
         };
         if self.seen == Some(now) {
-            // It can be read again, or what is in it is still no list.
+            // The file is readable again, or its content is still rejected.
             let before = std::mem::replace(&mut self.error, self.refused.clone());
             return if before == self.error { Read::Same } else { Read::Kept };
         }

@@ -1,4 +1,4 @@
-//! Threads that ask other machines what is to be blocked.
+//! The threads that request entries from remote sources.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -19,7 +19,7 @@ use crate::clock::wall_seconds;
 const AGAIN: Duration = Duration::from_secs(60);
 
 impl Blocklist {
-    /// Asks the machines that the configuration names from now on, and no others. The threads end with the list.
+    /// Starts and stops threads so that exactly the configured sources are requested. The threads end with the list.
     pub fn follow(self: &Arc<Self>) {
         let wanted = Followed::all(&self.lock().config);
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,7 +45,7 @@ impl Blocklist {
         }
     }
 
-    /// Blocks what CrowdSec has decided; gives how many decisions there are now, or `None` if it is not to be asked any more.
+    /// Applies CrowdSec's decisions; returns their number, or `None` if it is no longer configured.
     fn decided(
         &self,
         of: &CrowdsecConfig,
@@ -120,7 +120,7 @@ impl Blocklist {
         }
     }
 
-    /// Has CrowdSec told of a ban, if that is wanted and packets are dropped here. Never waits for it.
+    /// Queues a report of a ban to CrowdSec, if that is configured and packets are dropped. Never blocks.
     pub(in super::super) fn tell(&self, alert: Alert) {
         if !self.is_enforced() {
             return;
@@ -129,12 +129,13 @@ impl Blocklist {
         let told = followers.0.iter().find(|(running, _)| matches!(running, Followed::Told(_)));
         if let Some((_, wake)) = told {
             self.alerts().add(alert);
-            // It has ended only if the whole list does.
+            // The receiver is gone only when the whole list is.
             let _ = wake.send(());
         }
     }
 
-    /// Notes whether a machine has answered, if it is to be asked at all. If not, what was blocked goes on.
+    /// Records the outcome of a request, if the source is still configured. After a failure, what was blocked stays
+    /// blocked.
     fn answered(&self, name: &str, is_up: bool) {
         let mut state = self.lock();
         let Some(feed) = state.feeds.get_mut(name) else { return };
@@ -146,7 +147,7 @@ impl Blocklist {
     }
 }
 
-/// The life of a thread that fetches a list. What is in its file is taken up as of any other.
+/// The thread that downloads a list. The file is then read like any other.
 fn fetch_list(list: &Weak<Blocklist>, config: &UrlConfig, path: &Path, stopped: &Receiver<()>) {
     let (fetcher, name) = (Fetcher::new(config, path), config.url.to_string());
     let mut failing: Option<String> = None;
@@ -179,7 +180,7 @@ fn fetch_list(list: &Weak<Blocklist>, config: &UrlConfig, path: &Path, stopped: 
     }
 }
 
-/// The life of the thread that asks CrowdSec.
+/// The thread that requests CrowdSec's decisions.
 fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Receiver<()>) {
     let mut crowdsec = Crowdsec::new(config);
     let mut failing: Option<String> = None;
@@ -208,7 +209,7 @@ fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Recei
                 failing = Some(error);
             }
         }
-        // Or the list would not end while this waits.
+        // The thread must not keep the list alive while it waits.
         drop(list);
         if stopped.recv_timeout(config.interval) != Err(RecvTimeoutError::Timeout) {
             return;
@@ -216,7 +217,7 @@ fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Recei
     }
 }
 
-/// The life of the thread that tells CrowdSec of bans: it sends what waits when it is woken, and again after a while what was not taken.
+/// The thread that reports bans to CrowdSec: when it is woken, and again after a pause what was not accepted.
 fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiver<()>) {
     let Some(mut pusher) = Pusher::new(config) else { return };
     let mut failing: Option<String> = None;
@@ -265,7 +266,7 @@ fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiv
             }
         }
         failing = failed;
-        // Whoever wakes it meanwhile makes it no quicker.
+        // Being woken does not shorten the pause.
         let again = Instant::now() + pause;
         loop {
             match woken.recv_timeout(again.saturating_duration_since(Instant::now())) {

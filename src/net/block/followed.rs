@@ -1,4 +1,4 @@
-//! Which machines are asked what is to be blocked, and what their answers change of what is held.
+//! Which remote sources are configured, and how their responses change the list.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -23,17 +23,17 @@ use crate::clock::wall_seconds;
 /// A decision whose end moves by less than this is the same.
 const SAME: u64 = 2_000_000_000;
 
-/// The threads that run now. Each ends when its sender is dropped.
+/// The running threads. Each ends when its sender is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Followers(pub Vec<(Followed, Sender<()>)>);
 
-/// A machine that is asked.
+/// A configured remote source.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Followed {
     Crowdsec(CrowdsecConfig),
-    /// Which is told of bans.
+    /// CrowdSec, for reports of bans.
     Told(CrowdsecConfig),
-    /// A list, and where it is kept.
+    /// A list and the path of its cached copy.
     Url(UrlConfig, PathBuf),
 }
 
@@ -56,8 +56,7 @@ impl Followed {
     }
 }
 
-/// Adds the files of lists that are fetched, without those that must not be used any more. Gives the age of the lists in them, in
-/// seconds.
+/// Adds the cached copies of downloaded lists, except those that must not be used. Returns the age of each in seconds.
 pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec<(String, i64)> {
     let mut ages = Vec::new();
     if config.file.is_none() && !config.urls.is_empty() {
@@ -71,17 +70,17 @@ pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec
     ages
 }
 
-/// Where decisions are kept for an exporter that begins while nobody answers: beside the entries that were asked for.
+/// Where decisions are stored for the next start, beside the file of entries.
 pub(super) fn kept_in(config: &BlockConfig) -> Option<PathBuf> {
     config.file.as_ref().map(|file| file.with_extension("crowdsec.json"))
 }
 
-/// When it was so many seconds ago, by the monotonic clock.
+/// The monotonic time this many seconds ago.
 fn ago(now: u64, seconds: i64) -> i64 {
     i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(seconds.saturating_mul(1_000_000_000))
 }
 
-/// The decisions that an earlier exporter has left, and how long ago they came, in seconds.
+/// The stored decisions of an earlier run, and their age in seconds.
 fn left(config: &BlockConfig) -> Option<(BTreeMap<About, Ban>, i64)> {
     let url = config.crowdsec.as_ref()?.url.to_string();
     let path = kept_in(config)?;
@@ -104,7 +103,7 @@ fn decisions(bans: BTreeMap<About, Ban>, sources: &mut Sources, now: u64) -> BTr
 }
 
 impl ListState {
-    /// Takes what an earlier exporter has left of decisions.
+    /// Applies the stored decisions of an earlier run.
     pub fn take_left(&mut self, config: &BlockConfig, now: u64) {
         let Some((bans, age)) = left(config) else { return };
         if !bans.is_empty() {
@@ -117,7 +116,7 @@ impl ListState {
         self.feeds.insert(NAME.to_string(), Feed { answered: Some(ago(now, age)), ..Feed::default() });
     }
 
-    /// Knows of the machines that this configuration asks, and of no others. `ages` are those of lists that are kept.
+    /// Keeps state for the sources of this configuration, and no others. `ages` are those of cached lists.
     pub fn keep_feeds(&mut self, config: &BlockConfig, ages: Vec<(String, i64)>, now: u64) {
         let names: BTreeSet<String> = Followed::all(config).iter().map(Followed::name).collect();
         self.feeds.retain(|name, _| names.contains(name));
@@ -128,8 +127,8 @@ impl ListState {
         }
     }
 
-    /// Takes an answer's decisions in; gives the prefixes that something changes for, and those of them that detection has banned here and
-    /// somebody has released for the whole fleet.
+    /// Applies a response; returns the prefixes that change, and those among them that this exporter's detection had
+    /// banned and somebody has released for the whole fleet.
     pub fn decide(
         &mut self,
         answered: Answered,
@@ -145,7 +144,7 @@ impl ListState {
                 gone.extend(self.is_released(by, now).then_some(*prefix));
             }
             self.decided.retain(|about, _| new.contains_key(about));
-            // What the kernel may have refused before.
+            // Includes what the kernel refused before.
             let is_unheld = |prefix: &&Prefix| !self.held.contains_key(prefix);
             touched.extend(new.keys().map(|(prefix, ..)| prefix).filter(is_unheld));
             let held = self.held.iter().filter(|(_, origin)| matches!(origin, Origin::Decision(_)));
@@ -175,7 +174,7 @@ impl ListState {
         (touched, released)
     }
 
-    /// Whether a decision of an exporter has gone before its time.
+    /// Whether a decision made by an exporter was deleted before its expiry.
     fn is_released(&self, by: &Decision, now: u64) -> bool {
         let origin = self.sources.of(by.source).and_then(|source| source.origin.as_deref());
         by.deadline > now.saturating_add(SAME) && origin == Some(ORIGIN)

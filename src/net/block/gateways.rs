@@ -1,4 +1,4 @@
-//! Gateways of default routes, in all tables, from rtnetlink: those of the namespace that the thread is in.
+//! Gateways of default routes in all tables, from rtnetlink, in the calling thread's network namespace.
 //!
 //! Format: `man 7 rtnetlink`, RTM_GETROUTE and RTM_GETRULE.
 
@@ -16,17 +16,17 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_VIA: u16 = 18;
-/// `struct rtmsg`, and of the same size `struct fib_rule_hdr`.
+/// `struct rtmsg`; `struct fib_rule_hdr` has the same size.
 const HEADER: usize = 12;
 /// `struct rtnexthop`.
 const NEXT_HOP: usize = 8;
 const MAIN: u32 = 254;
 const LOCAL: u32 = 255;
 
-/// Routes of a table of the Internet's size are not all read.
+/// Routes read at most: a full Internet routing table is not read to its end.
 const ROUTES: usize = 100_000;
 
-/// Where default routes lead to. What cannot be read is left out.
+/// The gateways of default routes. What cannot be read is left out.
 pub(super) fn gateways() -> BTreeSet<IpAddr> {
     let mut found = BTreeSet::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
@@ -37,7 +37,7 @@ pub(super) fn gateways() -> BTreeSet<IpAddr> {
     found
 }
 
-/// Those that rules lead to, and the main one.
+/// The main table and those that rules refer to.
 fn tables(family: i32) -> io::Result<BTreeSet<u32>> {
     let mut found = BTreeSet::from([MAIN]);
     let mut header = [0; HEADER];
@@ -64,7 +64,7 @@ fn of_table(family: i32, table: u32, found: &mut BTreeSet<IpAddr>) -> io::Result
     request.extend_from_slice(&table.to_ne_bytes());
     let mut seen = 0;
     dump_while(NETLINK_ROUTE, RTM_GETROUTE, &request, |kind, body| {
-        // A kernel that does not know what is asked for gives all.
+        // Kernels that ignore the filter return all routes.
         if kind != RTM_NEWROUTE || table_of(body) != Some(table) {
             return true;
         }
@@ -73,7 +73,7 @@ fn of_table(family: i32, table: u32, found: &mut BTreeSet<IpAddr>) -> io::Result
         if is_default {
             found.extend(leads_to(body));
         }
-        // A table of IPv4 has default routes first.
+        // Default routes come first in IPv4.
         seen < ROUTES && (is_default || family != libc::AF_INET)
     })?;
     Ok(())
@@ -136,7 +136,7 @@ mod tests {
         let expected: [IpAddr; 2] = [[192, 0, 2, 1].into(), [0xfe; 16].into()];
         assert_eq!(leads_to(&body), expected);
         assert_eq!(table_of(&body), Some(263));
-        // However it is cut, nothing is read that is not there.
+        // No truncation makes it read out of bounds.
         for length in 0..body.len() {
             leads_to(&body[..length]);
             table_of(&body[..length]);

@@ -1,4 +1,4 @@
-//! Entries that were asked for at run time, in a file: they hold on after a restart, for the time that remains.
+//! The file of entries added at run time: they survive a restart with their remaining time.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,7 +32,7 @@ const KIND: DatabaseKind = DatabaseKind {
     upgrades: &[(1, &["ALTER TABLE entries ADD COLUMN direction TEXT"])],
 };
 
-/// How often detection has banned an address. Made where it is missing: the versions that do not know it can do without.
+/// The number of bans of each address. Created if missing; versions that do not know the table ignore it.
 const BANS: &str = "
     CREATE TABLE IF NOT EXISTS bans (
         prefix TEXT PRIMARY KEY,
@@ -47,19 +47,19 @@ const BANS: &str = "
 /// Addresses of which that is kept.
 const MOST_BANS: i64 = 1 << 16;
 
-/// How often an address was banned. Times are in seconds from now.
+/// The past bans of an address. Times are in seconds from now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct PastBan {
     pub prefix: Prefix,
-    /// The last one included.
+    /// The number of bans, the last one included.
     pub number: u32,
-    /// When the last ban ends, or has ended.
+    /// When the last ban ends; negative if it has ended.
     pub ends_in: i64,
-    /// When it begins anew.
+    /// When the count starts again from zero.
     pub forgotten_in: i64,
 }
 
-/// An entry, and for how long it still holds.
+/// An entry with its remaining time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Kept {
     pub prefix: Prefix,
@@ -72,24 +72,24 @@ pub(super) struct Kept {
 pub(super) struct EntryStore {
     db: Connection,
     path: PathBuf,
-    /// Which file it is.
+    /// Device and inode number.
     identity: Option<(u64, u64)>,
 }
 
 impl EntryStore {
-    /// Opens the file, or makes it.
+    /// Opens or creates the file.
     ///
     /// # Errors
-    /// If it cannot be had, or is another program's.
+    /// If it cannot be opened, or belongs to another program.
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
         let db = database::open(path, &KIND)?;
-        // What has been answered is on the disk.
+        // An entry is on disk before its request is answered.
         let full = db.pragma_update(None, "synchronous", "FULL").and_then(|()| db.execute_batch(BANS));
         full.map_err(|err| DatabaseError::new(format!("failed to set up {}", path.display()), err, ""))?;
         Ok(Self { db, path: path.to_owned(), identity: identity(path) })
     }
 
-    /// What still holds, with the time that remains.
+    /// The entries that have not expired.
     pub fn load(&self) -> rusqlite::Result<Vec<Kept>> {
         self.load_at(wall_seconds())
     }
@@ -105,7 +105,7 @@ impl EntryStore {
             let (protocol, ports): (Option<String>, Option<String>) = (row.get(3)?, row.get(4)?);
             let (since, until): (i64, Option<i64>) = (row.get(5)?, row.get(6)?);
             let direction: Option<String> = row.get(7)?;
-            // A clock that was set back makes nothing last longer than it was meant to.
+            // A clock that was set back must not extend any entry.
             let remaining = until.map(|until| (until - now).min(until - since).max(1));
             let protocol = protocol.as_deref().and_then(BlockProtocol::of);
             let ports = ports.and_then(|ports| parse_ports(&ports).ok());
@@ -122,7 +122,7 @@ impl EntryStore {
         Ok(kept)
     }
 
-    /// Keeps an entry from now on. `all` are those that there are, for a file that somebody has taken away.
+    /// Stores an entry. `all` returns all entries, for a file that was deleted.
     pub fn put(&mut self, entry: &Kept, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
         let renewed = self.renew()?;
         let done = if renewed { self.put_at(&all(), wall_seconds()) } else { Ok(()) };
@@ -145,7 +145,7 @@ impl EntryStore {
         begun.commit()
     }
 
-    /// Keeps these no longer.
+    /// Removes entries.
     pub fn remove(&mut self, prefixes: &[Prefix], all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
         if self.renew()? {
             return self.put_at(&all(), wall_seconds()).map_err(|err| err.to_string());
@@ -161,7 +161,7 @@ impl EntryStore {
         begun.commit()
     }
 
-    /// How often addresses were banned before.
+    /// The past bans of all addresses.
     pub fn past_bans(&mut self) -> rusqlite::Result<Vec<PastBan>> {
         self.past_bans_at(wall_seconds())
     }
@@ -176,14 +176,14 @@ impl EntryStore {
             let (prefix, number): (String, u32) = (row.get(0)?, row.get(1)?);
             let (since, until, forgotten): (i64, i64, i64) = (row.get(2)?, row.get(3)?, row.get(4)?);
             let Ok(prefix) = Prefix::parse(&prefix) else { continue };
-            // As for entries, a clock that was set back makes nothing last longer.
+            // As for entries, a clock that was set back extends nothing.
             let left = |then: i64| (then - now).min(then - since);
             bans.push(PastBan { prefix, number, ends_in: left(until), forgotten_in: left(forgotten) });
         }
         Ok(bans)
     }
 
-    /// Keeps how often an address was banned.
+    /// Stores the past bans of an address.
     pub fn remember(&mut self, ban: &PastBan, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
         let renewed = self.renew()?;
         let done = if renewed { self.put_at(&all(), wall_seconds()) } else { Ok(()) };
@@ -204,7 +204,7 @@ impl EntryStore {
             ],
         )?;
         begun.execute("DELETE FROM bans WHERE forgotten <= ?", [now])?;
-        // At most one more than there may be.
+        // Exceeds the limit by one at most.
         begun.execute(
             "DELETE FROM bans WHERE (SELECT count(*) FROM bans) > ? \
              AND prefix = (SELECT prefix FROM bans ORDER BY forgotten LIMIT 1)",
@@ -213,7 +213,7 @@ impl EntryStore {
         begun.commit()
     }
 
-    /// Opens the file again if it was deleted or exchanged; whether it was.
+    /// Opens the file again if it was deleted or replaced; returns whether it was.
     fn renew(&mut self) -> Result<bool, String> {
         if identity(&self.path) == self.identity {
             return Ok(false);
@@ -252,7 +252,7 @@ mod tests {
         );
         assert_eq!(store.past_bans_at(1060).unwrap().len(), 1);
 
-        // A file of a version that did not know them.
+        // A file of a version without the table.
         store.db.execute_batch("DROP TABLE bans").unwrap();
         store.put_at(&[kept("192.0.2.0/24", None)], 1000).unwrap();
         drop(store);
@@ -285,13 +285,13 @@ mod tests {
         let [first, second, third] =
             [kept("192.0.2.0/24", Some(90)), kept("192.0.2.7", Some(10)), kept("2001:db8::/32", None)];
         assert_eq!(loaded(&store, 1010), [first, second, third.clone()]);
-        // A clock that is set back.
+        // The clock is set back.
         assert_eq!(loaded(&store, 10)[0], kept("192.0.2.0/24", Some(100)));
         assert_eq!(loaded(&store, 1020), [kept("192.0.2.0/24", Some(80)), third.clone()]);
         store.remove(&[Prefix::parse("192.0.2.0/24").unwrap()], Vec::new).unwrap();
         assert_eq!(loaded(&store, 1020), std::slice::from_ref(&third));
 
-        // One that is deleted while it is open is made again, with all that there is.
+        // A file that is deleted while it is open is created again with all entries.
         std::fs::remove_dir_all(directory.path().join("made")).unwrap();
         store.put(&kept("::1", None), || vec![third.clone()]).unwrap();
         drop(store);

@@ -1,7 +1,7 @@
-//! Files of addresses and prefixes, as people publish them. Pure.
+//! Parses published lists of addresses and prefixes. Pure.
 //!
-//! One entry a line: an address, a prefix, or a range `FIRST-LAST`; `#` and `;` begin comments. A column of numbers behind
-//! the entry, as some lists have, is passed over.
+//! One entry per line: an address, a prefix, or a range `FIRST-LAST`; `#` and `;` begin comments. A second column with
+//! a number, as some lists have, is ignored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,16 +13,16 @@ const TOLD: usize = 10;
 /// Below so many mistakes a file is taken whatever the share of them is.
 const FEW: usize = 3;
 
-/// What a file says.
+/// A parsed file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct ListFile {
-    /// Sorted, each once.
+    /// Sorted and without duplicates.
     pub prefixes: Vec<Prefix>,
-    /// Lines that are no entry.
+    /// The number of invalid lines.
     pub invalid: usize,
-    /// Line and text of what was passed over or corrected: the first few.
+    /// The first few warnings, with their lines.
     pub told: Vec<(usize, String)>,
-    /// Of those, all.
+    /// The number of all warnings.
     pub warnings: usize,
 }
 
@@ -51,7 +51,7 @@ impl ListFile {
         file
     }
 
-    /// Whether it is something else than a list: a page of HTML, say.
+    /// Whether the content is not a list, but an HTML page, for example.
     pub fn is_none(&self) -> bool {
         self.invalid > FEW && self.invalid > self.prefixes.len()
     }
@@ -64,7 +64,7 @@ impl ListFile {
     }
 }
 
-/// Reads a line that is not empty; gives a warning if it was understood in spite of something.
+/// Parses a line that is not empty; returns a warning if it had to be corrected.
 fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
     let mut words = text.split([' ', '\t', ',']).filter(|word| !word.is_empty());
     let first = words.next().unwrap_or_default();
@@ -103,7 +103,7 @@ fn address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// Reads a prefix whose address may have bits set behind the length, and one of IPv4 that is written as IPv6.
+/// Parses a prefix leniently: host bits may be set, and IPv4 may be mapped to IPv6.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -124,7 +124,7 @@ pub(crate) fn lenient(text: &str) -> Result<(Prefix, Option<String>), String> {
     Ok((prefix.canonical(), warning))
 }
 
-/// The fewest prefixes that have all addresses of a range of one family.
+/// Adds the smallest set of prefixes that covers a range.
 fn range(first: IpAddr, last: IpAddr, to: &mut Vec<Prefix>) {
     let (width, mut first, last): (u8, u128, u128) = match (first, last) {
         (IpAddr::V4(first), IpAddr::V4(last)) => (32, first.to_bits().into(), last.to_bits().into()),
@@ -133,7 +133,7 @@ fn range(first: IpAddr, last: IpAddr, to: &mut Vec<Prefix>) {
     };
     loop {
         let mut size = first.trailing_zeros().min(u32::from(width));
-        // As long as it would reach beyond the end.
+        // Shrinks until it ends within the range.
         while size > 0 && last_of(first, size) > last {
             size -= 1;
         }
@@ -151,7 +151,7 @@ fn range(first: IpAddr, last: IpAddr, to: &mut Vec<Prefix>) {
     }
 }
 
-/// The last address of those that begin with this one and differ in so many bits.
+/// The last address of the block that begins at `first` and has this many host bits.
 fn last_of(first: u128, bits: u32) -> u128 {
     first | 1u128.checked_shl(bits).map_or(u128::MAX, |size| size - 1)
 }

@@ -1,4 +1,4 @@
-//! The kernel's side of the blocklist (`bpf/block.bpf.h`): bitmaps, hash tables of rules, and what is common to all.
+//! The kernel's side of the blocklist (`bpf/block.bpf.h`): bitmaps, hash tables of rules, and shared settings.
 
 use std::mem::offset_of;
 use std::net::IpAddr;
@@ -17,33 +17,33 @@ use super::marks::{ALLOWED_WORDS, Bitmap, Marks, each_word};
 use crate::mapping::Mapped;
 use crate::pins::MapSpec;
 
-/// A rule as the kernel has it.
+/// A rule in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rule {
-    /// The tick from which on it does not hold; zero: it holds for good.
+    /// The tick at which it expires; zero: never.
     pub expires: u32,
-    /// IANA number of the protocol, and the first and last destination port; `None` for every packet.
+    /// IANA number of the protocol, first and last destination port; `None`: all packets.
     pub scope: Option<(u8, u16, u16)>,
-    /// Whose entry it is.
+    /// The number of its source.
     pub source: u16,
-    /// A bit for each [`Direction`] in which it holds.
+    /// A bit for each [`Direction`] that it applies to.
     pub directions: u8,
 }
 
 impl Rule {
-    /// For good, for every packet.
+    /// Never expires and matches all packets.
     pub const ALWAYS: Self = Self { expires: 0, scope: None, source: 0, directions: BOTH };
 }
 
-/// Every direction.
+/// Both directions.
 pub(super) const BOTH: u8 = 1 << Direction::Ingress as u8 | 1 << Direction::Egress as u8;
 
-/// What a rule has met.
+/// The hits of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Hits {
     pub packets: u64,
     pub bytes: u64,
-    /// The tick of the last packet; zero: there was none.
+    /// The tick of the last packet; zero if there was none.
     pub last: u32,
 }
 
@@ -57,10 +57,10 @@ impl Hits {
     }
 }
 
-/// A connection that goes on whoever is blocked: the peer, its port, and the port here.
+/// A protected connection: remote address, remote port, local port.
 pub(crate) type Connection = (IpAddr, u16, u16);
 
-/// Maps that all programs share.
+/// The maps that all programs share.
 #[derive(Debug)]
 pub(crate) struct BlockMaps {
     common: (MapHandle, Mapped<AtomicU64>),
@@ -92,7 +92,7 @@ pub(super) fn rule_map(is_v4: bool, capacity: u32) -> libbpf_rs::Result<MapHandl
 }
 
 impl BlockMaps {
-    /// Makes them, with nothing in them.
+    /// Creates empty maps.
     ///
     /// # Errors
     /// If the kernel refuses: not permitted, or out of memory.
@@ -129,7 +129,7 @@ impl BlockMaps {
         })
     }
 
-    /// Those that programs are loaded with, by the names that they have there.
+    /// The maps that programs share, by their names in the object.
     pub fn shared(&self) -> [(&'static str, BorrowedFd<'_>); 7] {
         [
             (".bss.blocklist", self.common.0.as_fd()),
@@ -142,24 +142,24 @@ impl BlockMaps {
         ]
     }
 
-    /// Packets of a source's entries, by what became of them. Nothing if the kernel does not say.
+    /// Packets that matched entries of a source, by verdict; zero if they cannot be read.
     pub fn of_source(&self, number: u16) -> [Sum; Verdict::ALL.len()] {
         let per_cpu = self.sources.lookup_percpu(&u32::from(number).to_ne_bytes(), MapFlags::ANY);
         let words = sum_words(&per_cpu.ok().flatten().unwrap_or_default(), size_of::<net_source>() / 8);
         std::array::from_fn(|verdict| Sum { packets: words[2 * verdict], bytes: words[2 * verdict + 1] })
     }
 
-    /// Whether packets are dropped.
+    /// Sets whether packets are dropped.
     pub fn set_enforce(&self, enforce: bool) {
         self.half(offset_of!(net_blocklist, enforce), u32::from(enforce));
     }
 
-    /// Whether, and how many, connections are spared.
+    /// Sets the number of protected connections; with zero, the look-up is skipped.
     pub(super) fn set_spares(&self, number: usize) {
         self.half(offset_of!(net_blocklist, spares), number as u32);
     }
 
-    /// TCP ports to which everything passes: the first eight.
+    /// Sets the TCP ports that always pass: the first eight.
     pub fn set_own_ports(&self, ports: &[u16]) {
         for at in 0..OWN_PORTS {
             let port = ports.get(at).copied().unwrap_or(0);
@@ -167,7 +167,7 @@ impl BlockMaps {
         }
     }
 
-    /// Only one thread writes at a time.
+    /// There is one writer at a time.
     fn half(&self, offset: usize, value: u32) {
         let word = &self.common.1[offset / 8];
         let shift = offset % 8 * 8;
@@ -175,7 +175,7 @@ impl BlockMaps {
         word.store(others | u64::from(value) << shift, Ordering::Release);
     }
 
-    /// The word that has the bit of a prefix length, and the bit.
+    /// The word with the bit of a prefix length, and the bit.
     pub(super) fn length(&self, list: List, prefix: Prefix) -> (&AtomicU64, u64) {
         let base = list as usize * size_of::<super::super::abi::net_lengths>() / 8;
         let (word, bit) = match (prefix.address(), prefix.bits()) {
@@ -205,14 +205,14 @@ impl BlockMaps {
             .flat_map(|(bitmap, words)| self.bitmap(bitmap).iter().zip(words.iter().copied()))
     }
 
-    /// Sets all bits that these have, beside those that are set.
+    /// Sets the bits of `marks` and keeps those that are set.
     pub fn add_marks(&self, marks: &Marks) {
         for (word, new) in self.bitmaps(marks).filter(|(_, new)| *new != 0) {
             word.fetch_or(new, Ordering::Release);
         }
     }
 
-    /// Leaves only the bits that these have.
+    /// Sets exactly the bits of `marks`.
     pub fn set_marks(&self, marks: &Marks) {
         for (word, new) in self.bitmaps(marks).filter(|(word, new)| word.load(Ordering::Relaxed) != *new) {
             word.store(new, Ordering::Release);

@@ -1,6 +1,6 @@
-//! The bitmaps that packets are looked up in before anything else (`bpf/block.bpf.h`). Pure.
+//! The bitmaps in which a packet's address is looked up first (`bpf/block.bpf.h`). Pure.
 //!
-//! A bit that is set says only that it is worth looking further, so that too many cost time and nothing else.
+//! A set bit only means that the tables must be searched, so superfluous bits cost time and nothing else.
 
 use std::net::IpAddr;
 
@@ -10,14 +10,14 @@ use super::super::cidr::Prefix;
 /// Words of one bitmap.
 pub(crate) const WORDS: usize = MARK_BYTES / 8;
 const BITS: u32 = (MARK_BYTES * 8) as u32;
-/// The same of what is allowed.
+/// Words of the bitmap of the allowlist.
 pub(crate) const ALLOWED_WORDS: usize = ALLOWED_BYTES / 8;
 const ALLOWED_BITS: u32 = (ALLOWED_BYTES * 8) as u32;
 
 /// Shorter IPv6 prefixes set all bits: they would set most of them one by one.
 const SHORTEST_6: u8 = 12;
 
-/// The bitmaps. The bit `n` is the bit `n % 64` of the word `n / 64`, which is where programs find it in bytes.
+/// The bitmaps. Bit `n` is bit `n % 64` of word `n / 64`, which is where programs expect it when they address bytes.
 #[derive(Debug)]
 pub(crate) struct Marks {
     pub v4: Vec<u64>,
@@ -25,12 +25,12 @@ pub(crate) struct Marks {
     pub allowed: Vec<u64>,
 }
 
-/// Which of them.
+/// A bitmap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bitmap {
     V4,
     V6,
-    /// Of what is allowed.
+    /// The bitmap of the allowlist.
     Allowed,
 }
 
@@ -51,7 +51,7 @@ impl Marks {
     }
 }
 
-/// What a prefix of a list sets: in which bitmap, in which word, and bits of it.
+/// Calls `set` with bitmap, word and bits for a prefix of a list.
 pub(crate) fn each_word(list: List, prefix: Prefix, mut set: impl FnMut(Bitmap, usize, u64)) {
     let range = |bitmap: Bitmap, first: u32, count: u32| {
         let (first, last) = (first as usize, (first + count - 1) as usize);
@@ -67,7 +67,7 @@ pub(crate) fn each_word(list: List, prefix: Prefix, mut set: impl FnMut(Bitmap, 
     }
 }
 
-/// What an allowed prefix sets: in which bitmap, the first bit, and how many.
+/// Calls `set` with bitmap, first bit and number of bits for an allowed prefix.
 fn each_allowed(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
     match prefix.address() {
         IpAddr::V4(address) => {
@@ -76,7 +76,7 @@ fn each_allowed(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
         IpAddr::V6(_) if prefix.bits() < SHORTEST_6 => set(Bitmap::Allowed, 0, ALLOWED_BITS),
         IpAddr::V6(address) => {
             let first = (address.to_bits() >> 96) as u32;
-            // The upper bits of those by which what is blocked is found.
+            // The upper bits of the index used for the blocklist.
             (0..1u32 << 32u8.saturating_sub(prefix.bits()))
                 .for_each(|more| set(Bitmap::Allowed, first_bit(first + more) >> 8, 1));
         }
@@ -86,7 +86,7 @@ fn each_allowed(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
     }
 }
 
-/// What a blocked prefix sets.
+/// Calls `set` for a blocked prefix.
 fn each_blocked(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
     match prefix.address() {
         IpAddr::V4(address) => {
@@ -106,13 +106,13 @@ fn each_blocked(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
     }
 }
 
-/// The bit of the first 32 bits of an IPv6 address.
+/// The bit for the first 32 bits of an IPv6 address.
 fn first_bit(first: u32) -> u32 {
-    // As a program loads it from a packet.
+    // In the byte order in which a program loads it.
     u32::from_le_bytes(first.to_be_bytes()).wrapping_mul(MARK_FACTOR) >> 8
 }
 
-/// The bit of an IPv6 prefix with its length.
+/// The bit for an IPv6 prefix and its length.
 fn hashed(prefix: Prefix) -> Option<u32> {
     let IpAddr::V6(address) = prefix.address() else { return None };
     let bits = address.to_bits();

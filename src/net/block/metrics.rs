@@ -1,11 +1,11 @@
-//! Metrics of the blocklist. Packets are counted by interface, with the others.
+//! Metrics of the blocklist. Packets are counted per interface, with the other packet statistics.
 
 use super::super::abi::Verdict;
 use super::super::sys::monotonic;
 use super::summary::Summary;
 use crate::exposition::{Family, Kind};
 
-/// All of them.
+/// All families.
 pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     let family = |name, kind, help| Family::new(name, kind, help);
     let mut enforced = family(

@@ -1,4 +1,4 @@
-//! Sources whose packets are dropped, or would be: `network.block`.
+//! The blocklist, `network.block`: remote addresses whose packets are dropped, or would be.
 
 mod alerts;
 mod blocklist;

@@ -1,4 +1,4 @@
-//! `/api/v1/blocklist`: the entries with what they have met, as JSON.
+//! `/api/v1/blocklist`: entries with their hits, as JSON.
 
 use serde::Serialize;
 
@@ -8,16 +8,16 @@ use super::super::query::QueryError;
 use super::blocklist::Blocklist;
 use super::entry::BlockRow;
 
-/// Entries of a page that does not say how many, and of any page at most.
+/// Entries per page by default and at most.
 const PER_PAGE: u32 = 100;
 const MOST: u32 = 10_000;
 
-/// An entry as it is shown.
+/// An entry in JSON.
 #[derive(Serialize)]
 struct Row {
     prefix: String,
     source: String,
-    /// Of CrowdSec's decisions.
+    /// For CrowdSec: the origin of its decision.
     #[serde(skip_serializing_if = "Option::is_none")]
     origin: Option<String>,
     reason: String,
@@ -26,14 +26,14 @@ struct Row {
     protocol: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ports: Option<String>,
-    /// Seconds from now on; null: for good.
+    /// In seconds from now; null: never.
     expires_in: Option<f64>,
-    /// It goes away then unless it is confirmed.
+    /// Whether it expires unless it is confirmed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     unconfirmed: bool,
     packets: u64,
     bytes: u64,
-    /// Seconds ago; null: no packet came.
+    /// In seconds before now; null: no packet matched.
     last_seen: Option<f64>,
 }
 
@@ -46,7 +46,7 @@ struct Page {
     entries: Vec<Row>,
 }
 
-/// The answer to `?page=1&per_page=100`.
+/// The response to `?page=1&per_page=100`.
 ///
 /// # Errors
 /// What is wrong with the query.
@@ -70,7 +70,7 @@ pub(in super::super) fn entry(list: &Blocklist, prefix: Prefix) -> Option<String
     list.row(prefix).map(|row| json(&Row::from(row)))
 }
 
-/// Plain data with text keys: there is nothing that JSON could not say.
+/// Plain data with text keys always serializes.
 fn json(shown: &impl Serialize) -> String {
     serde_json::to_string(shown).unwrap_or_else(|_| "{}".to_string())
 }

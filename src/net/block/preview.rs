@@ -1,10 +1,10 @@
-//! What `check` says of `network.block`.
+//! The lines of `check` about `network.block`.
 
 use super::config::{BlockConfig, BlockFile, BlockMode};
 use super::fetch::ContentCheck;
 use super::file::read_list;
 
-/// A line each: what is done with packets, what is blocked, and how its files read now.
+/// One line each: the mode, what is blocked, and the current state of its files.
 pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
     let what = match config.mode {
         BlockMode::Enforce => "packets of its sources are dropped (mode enforce)",

@@ -1,4 +1,5 @@
-//! What is never dropped, so that nobody locks themselves out: found on the machine, in the thread's network namespace.
+//! Addresses that are never dropped, so that nobody is locked out: determined from the machine's state in the calling
+//! thread's network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,20 +17,21 @@ const IFA_LOCAL: u16 = 2;
 /// `struct ifaddrmsg`.
 const ADDRESS: usize = 8;
 
-/// Names of DNS servers.
+/// The configuration of DNS servers.
 pub(super) const RESOLVERS: &str = "/etc/resolv.conf";
 
-/// What is protected.
+/// Protected addresses and connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Protected {
-    /// Addresses, and why.
+    /// Addresses with the reason.
     pub prefixes: BTreeMap<Prefix, &'static str>,
-    /// Administrative connections. Others from the same address are not protected, or whoever tries passwords would be.
+    /// Administrative connections. Other connections from the same address are not protected, so that password guessing
+    /// from there can still be blocked.
     pub connections: BTreeSet<Connection>,
 }
 
 impl Protected {
-    /// What there is now. What cannot be read is left out.
+    /// Determines what is protected now. What cannot be read is left out.
     pub fn find() -> Self {
         let mut prefixes = BTreeMap::new();
         let mut add = |address: IpAddr, why| {
@@ -37,7 +39,7 @@ impl Protected {
         };
         resolvers(&read(RESOLVERS)).for_each(|address| add(address, "DNS server"));
         gateways().into_iter().for_each(|address| add(address, "default gateway"));
-        // Should the kernel not say, they are left out.
+        // If the kernel does not list them, they are left out.
         own_addresses().unwrap_or_default().into_iter().for_each(|address| add(address, "own address"));
         prefixes.insert(Prefix::new(Ipv4Addr::LOCALHOST.into(), 8), "loopback");
         prefixes.insert(Prefix::new(Ipv6Addr::LOCALHOST.into(), 128), "loopback");
@@ -49,7 +51,7 @@ impl Protected {
         Self { prefixes, connections: connections.into_iter().chain(own).collect() }
     }
 
-    /// Lists in the log what was not among these.
+    /// Logs what was not in `before`.
     pub fn say_new(&self, before: &Self) {
         for (prefix, why) in &self.prefixes {
             if !before.prefixes.contains_key(prefix) {
@@ -58,7 +60,7 @@ impl Protected {
         }
     }
 
-    /// Lists it in the log.
+    /// Logs everything.
     pub fn say(&self, own_ports: &[u16]) {
         let ports: Vec<String> = own_ports.iter().map(ToString::to_string).collect();
         if !ports.is_empty() {
@@ -87,13 +89,13 @@ fn resolvers(text: &str) -> impl Iterator<Item = IpAddr> {
     text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
         let is_server = words.next() == Some("nameserver");
-        // Of a link-local one, the interface is named behind it.
+        // A link-local address is followed by `%` and the interface.
         let address = words.next().filter(|_| is_server)?.split('%').next()?;
         address.parse().ok()
     })
 }
 
-/// Ports of the SSH server, by its configuration.
+/// Ports of the SSH server, from its configuration.
 fn ssh_ports(text: &str) -> BTreeSet<u16> {
     let ports = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -112,12 +114,12 @@ fn session_of(text: &str) -> Option<Connection> {
     Some((client.to_canonical(), from.parse().ok()?, to.parse().ok()?))
 }
 
-/// Addresses of the interfaces.
+/// The addresses of all interfaces.
 fn own_addresses() -> std::io::Result<Vec<IpAddr>> {
     let mut found = Vec::new();
     dump(NETLINK_ROUTE, RTM_GETADDR, &[0; ADDRESS], |kind, message| {
         let Some(rest) = message.get(ADDRESS..).filter(|_| kind == RTM_NEWADDR) else { return };
-        // Of a point-to-point link, IFA_ADDRESS is the other end's.
+        // On a point-to-point link, IFA_ADDRESS is the peer's.
         let (mut address, mut local) = (None, None);
         for (kind, value) in attributes(rest) {
             match kind {

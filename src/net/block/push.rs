@@ -1,4 +1,5 @@
-//! Tells CrowdSec's Local API of bans by detection, so that all who ask it block the source: as alerts with a decision.
+//! Reports bans of the exporter's own detection to CrowdSec's Local API, as alerts with a decision, so that all its
+//! bouncers block the source.
 
 use std::fmt;
 use std::fs;
@@ -13,7 +14,7 @@ use super::super::cidr::Prefix;
 use super::crowdsec::{CrowdsecConfig, PushConfig, client};
 use crate::http_client::{Answer, Client, Request};
 
-/// The origin of decisions that exporters make.
+/// The origin of decisions made by exporters.
 pub(super) const ORIGIN: &str = "fibre-exporter";
 
 /// Alerts of a request.
@@ -22,7 +23,7 @@ pub(super) const AT_ONCE: usize = 100;
 /// A token is good for an hour.
 const TOKEN: Duration = Duration::from_secs(1800);
 
-/// A ban that others are to know of.
+/// A ban to report.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Alert {
     pub prefix: Prefix,
@@ -34,21 +35,21 @@ pub(crate) struct Alert {
     pub deadline: u64,
 }
 
-/// Why alerts were not taken.
+/// Why alerts were not accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum PushError {
-    /// They may be the next time.
+    /// They may be accepted later.
     Later(String),
-    /// Never.
+    /// They never will be.
     Refused(String),
 }
 
-/// What sends alerts.
+/// The client that sends alerts.
 pub(super) struct Pusher {
     config: CrowdsecConfig,
     push: PushConfig,
     client: Client,
-    /// What it is known by, and since when.
+    /// The access token and when it was issued.
     token: Option<(HeaderValue, Instant)>,
 }
 
@@ -103,7 +104,7 @@ struct WireDecision {
     value: String,
 }
 
-/// As the Local API takes it; `None` if the ban is over.
+/// The alert in the Local API's format; `None` if the ban has expired.
 fn wire(alert: &Alert, now: u64) -> Option<WireAlert> {
     let remaining = Duration::from_nanos(alert.deadline.saturating_sub(now)).as_secs();
     let (scope, value) = match alert.prefix.is_single() {
@@ -142,16 +143,16 @@ fn later(answer: &Answer, hint: &str) -> PushError {
 }
 
 impl Pusher {
-    /// `None` if nothing is to be sent.
+    /// `None` if alerts are not configured.
     pub fn new(config: &CrowdsecConfig) -> Option<Self> {
         let push = config.push.clone()?;
         Some(Self { client: client(config), config: config.clone(), push, token: None })
     }
 
-    /// Sends alerts; gives how many of them were sent: the others' time is over.
+    /// Sends alerts; returns how many were sent. The others had expired.
     ///
     /// # Errors
-    /// Why none was taken.
+    /// Why none was accepted.
     pub fn send(&mut self, alerts: &[Alert], now: u64) -> Result<usize, PushError> {
         let wires: Vec<WireAlert> = alerts.iter().filter_map(|alert| wire(alert, now)).collect();
         if wires.is_empty() {
@@ -164,7 +165,7 @@ impl Pusher {
         match answer.status {
             status if status.is_success() => Ok(wires.len()),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                // The machine was deleted, or the Local API has another secret since it was started again.
+                // The machine was deleted, or the Local API's secret changed with a restart.
                 self.token = None;
                 Err(later(&answer, ""))
             }
@@ -175,7 +176,7 @@ impl Pusher {
         }
     }
 
-    /// What it is known by, from now on if it was not yet.
+    /// The access token, requested if there is none yet.
     fn token(&mut self) -> Result<HeaderValue, PushError> {
         if let Some((token, since)) = &self.token
             && since.elapsed() < TOKEN

@@ -1,5 +1,5 @@
-//! Files that are replaced at once: a reader, and whoever comes after a crash, finds the one before or the new one. When they were
-//! last modified is when what is in them was last known to be so.
+//! Atomic replacement of files: a reader, also after a crash, finds either the old content or the new. A file's
+//! modification time is when its content was last known to be current.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -8,10 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::clock::wall_seconds;
 
-/// Writes a file in the place of the one before. Nobody else is to write the same one.
+/// Replaces a file. There must be only one writer.
 ///
 /// # Errors
-/// What the system says; then the one before is there.
+/// From the system; the old content stays.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut next = path.as_os_str().to_owned();
     next.push(".next");
@@ -21,15 +21,15 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::rename(&next, path)
 }
 
-/// What is in the file is still so.
+/// Marks the content as still current.
 ///
 /// # Errors
-/// What the system says.
+/// From the system.
 pub(super) fn touch(path: &Path) -> io::Result<()> {
     File::options().write(true).open(path)?.set_modified(SystemTime::now())
 }
 
-/// How many seconds ago that was; `None` if there is no such file.
+/// Seconds since the content was known to be current; `None` if there is no such file.
 pub(super) fn age(path: &Path) -> Option<i64> {
     let modified = fs::metadata(path).and_then(|data| data.modified()).ok()?;
     let modified = modified.duration_since(UNIX_EPOCH).ok()?.as_secs() as i64;

@@ -1,4 +1,4 @@
-//! The rules of both lists in the kernel: hash tables that are changed entry by entry, or exchanged as a whole.
+//! The rules of both lists in the kernel: hash tables that are changed entry by entry, or replaced as a whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::offset_of;
@@ -19,25 +19,25 @@ const BATCH: usize = 8192;
 /// The least that a table has room for.
 const SMALLEST: u32 = 1024;
 
-/// The rules of one list and family.
+/// The table of one list and address family.
 #[derive(Debug)]
 struct RuleTable {
     map: MapHandle,
     capacity: u32,
     count: u32,
-    /// Rules by prefix length.
+    /// The number of rules by prefix length.
     lengths: [u32; 129],
 }
 
-/// The rules of both lists.
+/// The tables of both lists.
 #[derive(Debug)]
 pub(crate) struct RuleTables {
-    /// By list, of IPv4 and IPv6.
+    /// By list, then IPv4 and IPv6.
     tables: [[RuleTable; 2]; 2],
     spared: BTreeSet<Connection>,
 }
 
-/// What the rules of exchanged tables have met.
+/// The hits of replaced tables.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Met {
     pub hits: BTreeMap<Prefix, Hits>,
@@ -46,7 +46,7 @@ pub(crate) struct Met {
 }
 
 impl RuleTable {
-    /// Of those of the rules that are of this family.
+    /// A table with those of the rules that are of this family.
     fn new(is_v4: bool, rules: &[(Prefix, Rule)]) -> libbpf_rs::Result<Self> {
         let rules = rules.iter().copied().filter(|(prefix, _)| prefix.address().is_ipv4() == is_v4);
         let count = rules.clone().count() as u32;
@@ -78,7 +78,7 @@ impl RuleTable {
 }
 
 impl RuleTables {
-    /// Two empty lists, in place.
+    /// Creates two empty lists and installs them.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -91,7 +91,7 @@ impl RuleTables {
         Ok(tables)
     }
 
-    /// Puts the tables of a list where programs find them. The kernel waits until no program has the old ones.
+    /// Installs the tables of a list. The kernel waits until no program uses the old ones.
     fn put(&self, maps: &BlockMaps, list: List) -> libbpf_rs::Result<()> {
         let [v4, v6] = &self.tables[list as usize];
         for (outer, table) in [(&maps.rules4, v4), (&maps.rules6, v6)] {
@@ -104,13 +104,13 @@ impl RuleTables {
         &self.tables[list as usize][usize::from(prefix.address().is_ipv6())]
     }
 
-    /// Whether so many more rules have room.
+    /// Whether this many more rules fit.
     pub fn has_room(&self, list: List, more: usize) -> bool {
         let more = u32::try_from(more).unwrap_or(u32::MAX);
         self.tables[list as usize].iter().all(|table| table.capacity - table.count >= more)
     }
 
-    /// Sets a rule; what its predecessor has met stays with it.
+    /// Sets a rule; the hits of the rule that it replaces are carried over.
     ///
     /// # Errors
     /// If there is no room, or no memory.
@@ -130,7 +130,7 @@ impl RuleTables {
         Ok(())
     }
 
-    /// Takes a rule away. Its marks stay until they are all made anew.
+    /// Removes a rule. Its bits stay set until the bitmaps are rebuilt.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -147,11 +147,11 @@ impl RuleTables {
         Ok(())
     }
 
-    /// Exchanges all rules of a list for these; gives what those of before have met. `marks` are those of both lists with
-    /// these rules in it. What is blocked before and after is blocked at every moment between.
+    /// Replaces all rules of a list; returns the hits of the old ones. `marks` are those of both lists with the new
+    /// rules. What is blocked both before and after is blocked at every moment in between.
     ///
     /// # Errors
-    /// If there is no memory: then the rules of before stay.
+    /// If there is no memory; the old rules stay.
     pub fn replace(
         &mut self,
         maps: &BlockMaps,
@@ -170,7 +170,7 @@ impl RuleTables {
         let old = std::mem::replace(&mut self.tables[list as usize], new);
         if let Err(error) = self.put(maps, list) {
             self.tables[list as usize] = old;
-            // What may be in place already is taken back as far as possible.
+            // Undoes as much as possible of what is installed already.
             let _ = self.put(maps, list);
             return Err(error);
         }
@@ -187,20 +187,20 @@ impl RuleTables {
         Ok(met(old.iter().map(|table| hits_of(&table.map))))
     }
 
-    /// What a rule has met; `None` if there is none.
+    /// The hits of a rule; `None` if there is no such rule.
     pub fn hits(&self, list: List, prefix: Prefix) -> Option<Hits> {
         let value = self.of(list, prefix).map.lookup(&key(prefix), MapFlags::ANY).ok()??;
         Some(hits(&value))
     }
 
-    /// Connections that go on whoever is blocked, and only those.
+    /// Sets the protected connections.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn spare(&mut self, maps: &BlockMaps, connections: BTreeSet<Connection>) -> libbpf_rs::Result<()> {
         let connections: BTreeSet<_> = connections.into_iter().take(SPARED).collect();
         for gone in self.spared.difference(&connections) {
-            // It fails only if it is not there.
+            // It fails only if the entry does not exist.
             let _ = maps.spared.delete(&connection_key(*gone));
         }
         maps.set_spares(self.spared.len().max(connections.len()));
@@ -213,7 +213,7 @@ impl RuleTables {
     }
 }
 
-/// The hits of tables that are not in use any more. The new ones hold already, so that what cannot be read is lost.
+/// The hits of tables that were replaced. The new ones are in effect already, so unreadable hits are lost.
 fn met(tables: impl Iterator<Item = libbpf_rs::Result<Vec<(Prefix, Hits)>>>) -> Met {
     let mut met = Met { hits: BTreeMap::new(), is_whole: true };
     for read in tables {
@@ -228,7 +228,7 @@ fn met(tables: impl Iterator<Item = libbpf_rs::Result<Vec<(Prefix, Hits)>>>) -> 
     met
 }
 
-/// Of all rules of a map that have met something.
+/// The hits of all rules of a map that have any.
 fn hits_of(map: &MapHandle) -> libbpf_rs::Result<Vec<(Prefix, Hits)>> {
     let mut found = Vec::new();
     for (key, value) in map.lookup_batch(BATCH as u32, MapFlags::ANY, MapFlags::ANY)? {
@@ -261,7 +261,7 @@ fn value(prefix: Prefix, rule: Rule, hits: Hits) -> [u8; size_of::<net_rule>()] 
     put(offset_of!(net_rule, last), &hits.last.to_ne_bytes());
     put(offset_of!(net_rule, expires), &rule.expires.to_ne_bytes());
     put(offset_of!(net_rule, length), &[prefix.bits()]);
-    // There are no more of them: `SOURCES`.
+    // The number of sources is bounded by `SOURCES`.
     put(offset_of!(net_rule, source), &[u8::try_from(rule.source).unwrap_or(u8::MAX)]);
     put(offset_of!(net_rule, directions), &[rule.directions]);
     if let Some((protocol, first, last)) = rule.scope {

@@ -1,22 +1,22 @@
-//! Whose entries they are, as metrics tell them apart, with the numbers that the kernel counts packets by. Pure.
+//! Sources of entries, and the numbers by which the kernel counts their packets. Pure.
 
 use super::super::abi::SOURCES;
 use super::entry::{Asker, Source};
 
-/// A number for each source, for as long as the exporter runs.
+/// Assigns each source a number for the exporter's lifetime.
 #[derive(Debug)]
 pub(super) struct Sources {
     known: Vec<Source>,
 }
 
-/// Numbers of the configuration's own entries and of all who ask at run time, which come first.
+/// The first numbers are reserved: the configuration's own entries, and each kind of [`Asker`].
 pub(super) const FIXED: usize = 1 + Asker::ALL.len();
 
 /// What the last number is for when there are more sources than numbers.
 const OTHERS: &str = "other";
 
 impl Sources {
-    /// Of the configuration's own entries.
+    /// The number of the configuration's own entries.
     pub const CONFIG: u16 = 0;
 
     pub fn new() -> Self {
@@ -24,12 +24,12 @@ impl Sources {
         Self { known: std::iter::once(Source::named("config")).chain(askers).collect() }
     }
 
-    /// Of what somebody asked for at run time.
+    /// The number of entries added at run time.
     pub fn of_asker(by: Asker) -> u16 {
         Self::CONFIG + 1 + by as u16
     }
 
-    /// Of any source; it gets one if it has none yet.
+    /// The number of a source, assigned if it has none yet.
     pub fn number(&mut self, source: Source) -> u16 {
         let at = self.known.iter().position(|known| *known == source).unwrap_or_else(|| {
             if self.known.len() < SOURCES {
@@ -41,12 +41,12 @@ impl Sources {
         at as u16
     }
 
-    /// What has this number.
+    /// The source with this number.
     pub fn of(&self, number: u16) -> Option<&Source> {
         self.known.get(usize::from(number))
     }
 
-    /// All of them, by number.
+    /// All sources by number.
     pub fn all(&self) -> impl Iterator<Item = (u16, &Source)> {
         (0..).zip(&self.known)
     }

@@ -1,4 +1,4 @@
-//! What is held of each source, and how it is brought into the kernel.
+//! The entries of each source, and how they are brought into the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,37 +21,37 @@ use super::sources::Sources;
 /// Changes that are made one by one; with more, the tables are made anew.
 pub(super) const FEW: usize = 1024;
 
-/// The list behind its lock.
+/// The list's state, behind its lock.
 #[derive(Debug)]
 pub(super) struct ListState {
     pub config: BlockConfig,
-    /// Until when each of the configuration's entries holds, by the monotonic clock.
+    /// When each of the configuration's entries expires, by the monotonic clock.
     pub deadlines: Vec<Option<u64>>,
     pub files: Vec<WatchedFile>,
-    /// Of each of the files.
+    /// The source number of each file.
     pub file_sources: Vec<u16>,
     pub decided: BTreeMap<About, Decision>,
-    /// What came of asking other machines, by what they are called.
+    /// The state of remote sources by name.
     pub feeds: BTreeMap<String, Feed>,
     pub asked: BTreeMap<Prefix, Asked>,
     pub protected: Protected,
     pub tables: RuleTables,
     pub held: BTreeMap<Prefix, Origin>,
     pub sources: Sources,
-    /// How many entries are held for each source.
+    /// The number of active entries by source.
     pub by_source: Vec<u64>,
     pub allowed: BTreeSet<Prefix>,
-    /// What rules met that are not in the kernel any more though their prefix is still listed.
+    /// Hits of rules that are no longer in the kernel although their prefix is still listed.
     pub met: BTreeMap<Prefix, Hits>,
-    /// Whether bits are set in the bitmaps that no entry needs.
+    /// Whether the bitmaps have bits that no entry needs.
     pub marks_stale: bool,
     pub looked: Option<u64>,
     pub errors: u64,
-    /// Exchanged tables whose hits could not be read any more.
+    /// Replaced tables whose hits could not be read.
     pub unread: u64,
 }
 
-/// Blocked because CrowdSec has decided so.
+/// A decision of CrowdSec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Decision {
     pub deadline: u64,
@@ -59,42 +59,42 @@ pub(super) struct Decision {
     pub scenario: Arc<str>,
 }
 
-/// Blocked because somebody asked for it at run time.
+/// An entry added at run time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     pub rule: BlockRule,
     pub by: Asker,
     pub deadline: Option<u64>,
-    /// When it goes away unless it is confirmed.
+    /// When it expires unless it is confirmed.
     pub confirm_by: Option<u64>,
 }
 
 impl Asked {
-    /// As it is kept in a file. One that is to be confirmed is not.
+    /// As it is stored in the file. An unconfirmed entry is not stored.
     pub fn kept(&self, prefix: Prefix, now: u64) -> Option<Kept> {
         let ttl = self.deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
         let rule = BlockRule { ttl, ..self.rule.clone() };
         self.confirm_by.is_none().then_some(Kept { prefix, by: self.by, rule })
     }
 
-    /// When it goes away.
+    /// When it expires.
     pub fn until(&self) -> Option<u64> {
         self.deadline.into_iter().chain(self.confirm_by).min()
     }
 }
 
-/// Whose entry it is.
+/// The source of an active entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     Config(u32),
     File(u32),
-    /// By the number of its source.
+    /// By source number.
     Decision(u16),
     Asked(Asker),
 }
 
 fn tick(nanoseconds: u64) -> u32 {
-    // Zero is no tick.
+    // Zero is not a valid tick.
     ((nanoseconds / TICK_NANOSECONDS) as u32).max(1)
 }
 
@@ -132,7 +132,7 @@ pub(super) fn kernel_rule(
 }
 
 impl ListState {
-    /// What is to be blocked by all sources.
+    /// The entries of all sources, merged.
     pub fn wanted(&self, now: u64) -> BTreeMap<Prefix, Origin> {
         let mut wanted: BTreeMap<Prefix, Origin> = BTreeMap::new();
         let asked = self.asked.iter().filter(|(_, asked)| !is_over(asked.until(), now));
@@ -143,7 +143,7 @@ impl ListState {
         for (number, file) in self.files.iter().enumerate().rev() {
             let origin = Origin::File(number as u32);
             if wanted.is_empty() {
-                // Sorted already: this is quick.
+                // The input is sorted, so this is fast.
                 wanted = file.prefixes.iter().map(|prefix| (*prefix, origin)).collect();
             } else {
                 wanted.extend(file.prefixes.iter().map(|prefix| (*prefix, origin)));
@@ -157,7 +157,7 @@ impl ListState {
         wanted
     }
 
-    /// Who blocks one prefix, of all sources as [`Self::wanted`] has them.
+    /// The source that blocks one prefix, by the same order as [`Self::wanted`].
     fn wanted_for(&self, prefix: Prefix, now: u64) -> Option<Origin> {
         let mut config = self.config.entries.iter().zip(&self.deadlines);
         let is_it = |(entry, deadline): (&BlockEntry, &Option<u64>)| {
@@ -177,14 +177,14 @@ impl ListState {
         asked.map(|asked| Origin::Asked(asked.by))
     }
 
-    /// The decision that blocks a prefix: of several, the one that lasts longest.
+    /// The decision that blocks a prefix: of several, the longest.
     pub fn decision(&self, prefix: Prefix, now: u64) -> Option<&Decision> {
         let about = (prefix, DecisionScope::Ip, i64::MIN)..=(prefix, DecisionScope::Range, i64::MAX);
         let hold = self.decided.range(about).map(|(_, by)| by).filter(|by| by.deadline > now);
         hold.max_by_key(|by| by.deadline)
     }
 
-    /// Prefixes of which what is held is over, whoever has listed them.
+    /// Prefixes whose active entry has expired, whatever its source.
     pub fn over(&mut self, now: u64) -> BTreeSet<Prefix> {
         let config = self.config.entries.iter().zip(&self.deadlines).zip(0..);
         let mut over: BTreeSet<Prefix> = config
@@ -203,7 +203,7 @@ impl ListState {
         over
     }
 
-    /// The number of whoever has listed an entry.
+    /// The source number of an entry.
     fn source(&self, origin: Origin) -> u16 {
         match origin {
             Origin::Config(_) => Sources::CONFIG,
@@ -234,7 +234,7 @@ impl ListState {
                 rule(Some(&self.config.entries[number as usize].rule), self.deadlines[number as usize])
             }
             Origin::File(_) => rule(None, None),
-            // What was asked for beside it goes on in its place, without a gap.
+            // The entry added at run time takes its place without a gap.
             Origin::Decision(_) => {
                 let decided = self.decision(prefix, now).map_or(now, |by| by.deadline);
                 let is_same =
@@ -265,7 +265,7 @@ impl ListState {
         marks(self.held.keys(), &self.allowed)
     }
 
-    /// Holds these and nothing else, with the fewest changes.
+    /// Makes these the active entries, with as few changes as possible.
     pub fn fit(
         &mut self,
         maps: &BlockMaps,
@@ -289,7 +289,7 @@ impl ListState {
         gone.into_iter().try_for_each(|prefix| self.unset(maps, prefix))
     }
 
-    /// Holds of these prefixes what all sources want of them now.
+    /// Updates the active entries of these prefixes.
     pub fn refresh(
         &mut self,
         maps: &BlockMaps,
@@ -322,7 +322,7 @@ impl ListState {
         now: u64,
     ) -> libbpf_rs::Result<()> {
         if !self.held.contains_key(&prefix) && !self.tables.has_room(List::Blocked, 1) {
-            // Room for a quarter more.
+            // With room for a quarter more.
             let same = self.held.clone();
             self.replace_all(maps, same, now)?;
         }
@@ -366,7 +366,7 @@ impl ListState {
         Ok(())
     }
 
-    /// What is never dropped by the configuration, and what was found.
+    /// The allowlist of the configuration, and the protected addresses.
     pub fn reasons_to_pass(&self) -> impl Iterator<Item = (Prefix, String)> {
         let allowed = self.config.allow.iter().map(|prefix| (*prefix, "in network.block.allow".to_string()));
         allowed.chain(
@@ -374,16 +374,16 @@ impl ListState {
         )
     }
 
-    /// Whether what must not be blocked was looked for longer ago.
+    /// Whether the protected addresses were determined longer ago than `oldest`.
     pub fn is_look_due(&self, now: u64, oldest: Duration) -> bool {
         let age = self.looked.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
         age.is_none_or(|age| age >= oldest)
     }
 
-    /// Protects what was found at this time.
+    /// Applies the addresses that were found at this time.
     pub fn protect_found(&mut self, maps: &BlockMaps, found: Protected, now: u64) {
         if self.looked.is_some_and(|looked| looked > now) {
-            // Somebody has looked since.
+            // A newer result has been applied meanwhile.
             return;
         }
         self.looked = Some(now);

@@ -1,4 +1,4 @@
-//! What a scrape is shown of the blocklist.
+//! What a scrape shows of the blocklist.
 
 use super::super::abi::Verdict;
 use super::super::counters::Sum;
@@ -12,33 +12,33 @@ use super::state::ListState;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Summary {
     pub enforce: bool,
-    /// By source.
+    /// The number of entries by source.
     pub entries: Vec<(Source, u64)>,
-    /// Packets of entries by source, by what became of them; read when asked for.
+    /// Packets by source and verdict; read during the scrape.
     pub packets: Vec<(Source, [Sum; Verdict::ALL.len()])>,
     pub allowed: u64,
     pub spared: u64,
-    /// Path, lines that were not understood, and whether the file could be read.
+    /// Path, invalid lines, and whether the file is readable.
     pub files: Vec<(String, u64, bool)>,
     pub feeds: Vec<FeedSummary>,
     /// Changes that the kernel refused.
     pub errors: u64,
-    /// Whether entries that are asked for are kept in a file; `None` if none is wanted.
+    /// Whether entries added at run time are stored; `None` if no file is configured.
     pub is_kept: Option<bool>,
-    /// Exchanged tables whose hits could not be read any more.
+    /// Replaced tables whose hits could not be read.
     pub unread: u64,
-    /// Whether CrowdSec is told of bans, and what became of that; read when asked for.
+    /// Whether bans are reported to CrowdSec; the counts are read during the scrape.
     pub is_told: bool,
     pub alerts: Option<AlertNumbers>,
-    /// Of all sources that there ever were.
+    /// All sources since the start.
     pub numbers: Vec<(u16, Source)>,
 }
 
 impl Summary {
-    /// Of what is held now. Whether entries are kept is told elsewhere.
+    /// Summarizes the active entries. Whether entries are stored is passed in.
     pub(super) fn of(state: &ListState, is_kept: Option<bool>) -> Self {
         let count = |number: u16| state.by_source.get(usize::from(number)).copied().unwrap_or_default();
-        // Files that are not configured any more are left out, if nothing of them is held.
+        // Files that are no longer configured are omitted once none of their entries is active.
         let is_shown = |number: u16, source: &Source| {
             source.origin.is_some()
                 || count(number) > 0

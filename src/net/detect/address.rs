@@ -1,12 +1,12 @@
-//! Addresses in texts, as applications write them. Pure.
+//! Parses addresses as applications write them. Pure.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// The address of a peer: alone or with a port, as `192.0.2.7`, `192.0.2.7:22`, `192.0.2.7#53`, `2001:db8::1`, `[2001:db8::1]:22`
-/// or `fe80::1%eth0`. An IPv4 address that is written as IPv6 is one of IPv4.
+/// The address of a peer, alone or with a port: `192.0.2.7`, `192.0.2.7:22`, `192.0.2.7#53`, `2001:db8::1`,
+/// `[2001:db8::1]:22` or `fe80::1%eth0`. A mapped IPv4 address is returned as IPv4.
 ///
-/// A port behind an IPv6 address without brackets cannot be told from the address's last part, and is taken for that. What is
-/// nobody's address (`0.0.0.0`, `::`, multicast) is none.
+/// A port after an IPv6 address without brackets is ambiguous and is parsed as part of the address. Addresses that
+/// belong to no host (`0.0.0.0`, `::`, multicast) yield `None`.
 pub(super) fn address_in(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let (address, port) = match text.strip_prefix('[') {
@@ -38,7 +38,7 @@ fn plain(text: &str) -> Option<IpAddr> {
     text.parse().ok().or_else(|| v6(text))
 }
 
-/// One with its interface, of which only the address is of use.
+/// An address with an optional interface, which is dropped.
 fn v6(text: &str) -> Option<IpAddr> {
     let address = match text.split_once('%') {
         Some((address, scope)) if !scope.is_empty() => address,

@@ -1,27 +1,28 @@
-//! A table with a bound, in which what was not used for longest goes first. Pure.
+//! A bounded table with approximate least-recently-used eviction. Pure.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::mem::take;
 
-/// Two halves: what is used moves into the younger one, and when that is full, the elder one is given up. So nothing is ever
-/// sorted or searched, whoever fills it.
+/// Two halves: entries that are used move into the younger one; when it is full, the elder one is discarded. Nothing is
+/// ever sorted or searched, however it is filled.
 #[derive(Debug)]
 pub(super) struct Bounded<K, V> {
     young: HashMap<K, V>,
     old: HashMap<K, V>,
     most: usize,
-    /// Entries that were given up though they still meant something.
+    /// Evicted entries that were still live.
     pub evicted: u64,
 }
 
 impl<K: Hash + Eq, V: Default> Bounded<K, V> {
-    /// With at most so many entries.
+    /// A table for at most this many entries.
     pub fn new(most: usize) -> Self {
         Self { young: HashMap::new(), old: HashMap::new(), most, evicted: 0 }
     }
 
-    /// The entry of this key, a new one if there is none. Should others have to go, `is_live` tells which of them are missed.
+    /// The entry of a key, inserted if missing. If others are evicted for it, `is_live` decides which of them count as
+    /// lost.
     pub fn entry(&mut self, key: K, is_live: impl Fn(&V) -> bool) -> &mut V {
         if !self.young.contains_key(&key) && self.young.len() >= self.most / 2 {
             let gone = std::mem::replace(&mut self.old, take(&mut self.young));

@@ -1,8 +1,8 @@
-//! What the kernel does about floods of SYN: SYN cookies, of the thread's network namespace.
+//! The kernel's own defence against SYN floods: SYN cookies, in the calling thread's network namespace.
 
 use super::super::stack::netstat;
 
-/// Its setting, and what it has counted since the namespace began.
+/// The setting, and the counters since the namespace was created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct SynCookies {
     /// `net.ipv4.tcp_syncookies`: 0 never, 1 when a listener's queue is full, 2 always.
@@ -13,7 +13,7 @@ pub(crate) struct SynCookies {
 }
 
 impl SynCookies {
-    /// As it is now; `None` if the kernel does not say.
+    /// The current state; `None` if the kernel does not report it.
     pub fn read() -> Option<Self> {
         let counters = std::fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
         let mode = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").ok();

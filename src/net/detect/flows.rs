@@ -1,4 +1,4 @@
-//! What flows say of who sends them: whether anything came of it. Pure.
+//! Classifies flows by whether they led to a connection. Pure.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -10,26 +10,26 @@ use super::snapshot::Snapshot;
 /// How old a flow is before it is judged: an answer, and the answer to that, may still be under way.
 const GRACE: u64 = 1_000_000_000;
 
-/// What a received flow is, if nothing came of it.
+/// The kind of a received flow that led to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// SYN, and never an ACK.
+    /// SYN without a later ACK.
     HalfOpen,
-    /// Flags that no connection has.
+    /// Flags that occur in no connection.
     Anomaly(&'static str),
-    /// Of no connection: all that was sent back is RST.
+    /// Segments of no known connection, answered by RST only.
     Stray,
-    /// UDP that was not answered, and answers nothing.
+    /// UDP that was not answered and is no answer itself.
     Unanswered,
 }
 
 /// Packets of UDP to a port that are still an attempt. What sends more is sent to somebody who only listens: media, logs, measurements.
 const ATTEMPTS: u64 = 8;
 
-/// Anomalies, as they are shown.
+/// Names of anomalies.
 pub(super) const ANOMALIES: [&str; 5] = ["null", "fin", "xmas", "syn_fin", "no_ack"];
 
-/// What was received by a flow since the last look.
+/// New packets of a flow since the previous evaluation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step {
     pub key: FlowKey,
@@ -37,20 +37,20 @@ pub(super) struct Step {
     pub packets: u64,
 }
 
-/// Tells what is new from what was there at the last look.
+/// Tracks flows between evaluations.
 #[derive(Debug, Default)]
 pub(super) struct Attempts {
     before: HashMap<FlowKey, u64>,
-    /// When the first look was: what is older is not new.
+    /// The time of the first evaluation: older flows are not new.
     began: Option<u64>,
     untracked: u64,
 }
 
 impl Attempts {
-    /// Attempts with new packets.
+    /// Failed attempts with new packets.
     pub fn look(&mut self, at: &Snapshot) -> Vec<Step> {
         let began = *self.began.get_or_insert(at.now);
-        // With a full table, the other direction of a flow may not be in it.
+        // While the table is full, the other direction of a flow may be missing from it.
         let is_whole = std::mem::replace(&mut self.untracked, at.untracked) == at.untracked;
         let mut now = HashMap::new();
         let mut steps = Vec::new();
@@ -106,7 +106,7 @@ fn attempt(key: &FlowKey, flow: &Flow, flows: &HashMap<FlowKey, Flow>, is_whole:
         0 => "null",
         _ if has(SYN | FIN) => "syn_fin",
         _ if has(SYN) => return Some(Attempt::HalfOpen),
-        // The end of a connection that was seen elsewhere, or of ours.
+        // The end of a connection that was not seen, or of one opened here.
         _ if has(RST) => return None,
         _ if has(FIN | PSH | URG) => "xmas",
         _ if has(FIN) => "fin",
@@ -115,7 +115,7 @@ fn attempt(key: &FlowKey, flow: &Flow, flows: &HashMap<FlowKey, Flow>, is_whole:
     Some(Attempt::Anomaly(anomaly))
 }
 
-/// Sources of connections that work: both sides have sent data or its acknowledgement, and this one did not end it by RST.
+/// Sources with working connections: both sides sent data or acknowledged it, and this side did not end it by RST.
 pub(super) fn connected(flows: &HashMap<FlowKey, Flow>) -> HashSet<IpAddr> {
     let works = |(key, flow): &(&FlowKey, &Flow)| {
         !key.egress
@@ -179,7 +179,7 @@ pub(super) mod tests {
             (SYN, Some(RST | ACK), Some(Attempt::HalfOpen)),
             (SYN | RST, Some(SYN | ACK), Some(Attempt::HalfOpen)),
             (SYN | ACK | FIN, Some(SYN | ACK | FIN), None),
-            // Answers to what was sent from here.
+            // An answer to a connection opened here.
             (SYN | ACK, Some(SYN), None),
             (RST | ACK, Some(SYN), None),
             (RST, None, None),

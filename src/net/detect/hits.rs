@@ -1,4 +1,4 @@
-//! Hits of probes by the address that they tell. Pure.
+//! Hits of probes by the address that they report. Pure.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -14,14 +14,15 @@ const MOST_TIMES: usize = 1 << 22;
 /// Addresses that it has at most.
 const MOST_ADDRESSES: usize = 1 << 16;
 
-/// When each address was seen last, by rule.
+/// The latest hits of each address, by rule.
 #[derive(Debug, Default)]
 pub(super) struct Hits {
     by_rule: HashMap<Arc<BanRule>, Bounded<IpAddr, VecDeque<u64>>>,
 }
 
 impl Hits {
-    /// Notes a hit at this time, in nanoseconds; whether there are as many now as the rule allows. Then they count anew.
+    /// Records a hit at this time in nanoseconds; returns whether the rule's threshold is reached, in which case the
+    /// address starts again from zero.
     pub fn note(&mut self, rule: &Arc<BanRule>, address: IpAddr, time: u64) -> bool {
         let after = rule.after.max(1) as usize;
         let most = (MOST_TIMES / after).min(MOST_ADDRESSES);
@@ -30,7 +31,7 @@ impl Hits {
         let is_live =
             |times: &VecDeque<u64>| times.back().is_some_and(|last| time.saturating_sub(*last) < within);
         let times = table.entry(address, is_live);
-        // Threads of several rings hand them over nearly in order.
+        // Several drain threads deliver hits nearly in order.
         times.push_back(time);
         while times.front().is_some_and(|first| time.saturating_sub(*first) > within) {
             times.pop_front();
@@ -42,7 +43,7 @@ impl Hits {
         is_over
     }
 
-    /// Addresses that had to make room for others.
+    /// Addresses that were evicted.
     pub fn evicted(&self) -> u64 {
         self.by_rule.values().map(|table| table.evicted).sum()
     }
@@ -75,7 +76,7 @@ mod tests {
         assert!(!over(other, 62), "each address for itself");
         assert!(!over(one, 122), "the first was 61 s ago");
         assert!(over(one, 122));
-        // A hit that comes late, from another CPU.
+        // A late hit from another CPU.
         assert_eq!([200, 199, 201].map(|at| over(one, at)), [false, false, true]);
     }
 

@@ -1,4 +1,4 @@
-//! Metrics of what was detected and who was banned.
+//! Metrics of detections and bans.
 
 use std::collections::BTreeMap;
 
@@ -9,27 +9,27 @@ use crate::exposition::{Family, Kind};
 /// Numbers for a scrape.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Numbers {
-    /// Modules that are on, and whether they ban.
+    /// Active modules, and whether they ban.
     pub modules: BTreeMap<&'static str, Option<bool>>,
     pub kinds: BTreeMap<String, KindNumbers>,
-    /// Entries of tables that had to make room for others.
+    /// Evicted table entries, by module.
     pub evicted: BTreeMap<&'static str, u64>,
-    /// TCP segments that no connection has, by kind.
+    /// Anomalous TCP segments, by kind.
     pub anomalous: BTreeMap<&'static str, u64>,
-    /// If floods of SYN are looked for.
+    /// If the SYN flood module is active.
     pub cookies: Option<SynCookies>,
 }
 
-/// Of one kind of events.
+/// Counts of one kind of events.
 #[derive(Debug, Clone, Default)]
 pub(super) struct KindNumbers {
     pub events: u64,
     pub bans: u64,
-    /// Hits whose address was none.
+    /// Hits without a usable address.
     pub unusable: u64,
-    /// Hits that were not looked at.
+    /// Hits that were dropped because the queue was full.
     pub lost: u64,
-    /// Bans that were not made, by why.
+    /// Bans that were not made, by reason.
     pub refused: BTreeMap<&'static str, u64>,
 }
 
@@ -42,7 +42,7 @@ impl Numbers {
     }
 }
 
-/// All of them.
+/// All families.
 pub(super) fn families(numbers: &Numbers) -> Vec<Family> {
     let counter = |name, help| Family::new(name, Kind::Counter, help);
     let gauge = |name, help| Family::new(name, Kind::Gauge, help);
@@ -124,7 +124,7 @@ pub(super) fn families(numbers: &Numbers) -> Vec<Family> {
     all
 }
 
-/// All of them, each with a series that has its labels.
+/// All families, each with a series that has all its labels, for the reference.
 pub(crate) fn every_family() -> Vec<Family> {
     let of_kind = KindNumbers { refused: BTreeMap::from([("", 0)]), ..KindNumbers::default() };
     families(&Numbers {

@@ -1,8 +1,8 @@
-//! Who does harm: told by the traced applications' own events (`ban:` of a probe), and by packets (`network.detect`). Who crosses a
-//! threshold is reported and, if the configuration says `enforce`, put on the blocklist.
+//! Detection of hostile sources: by events of traced applications (`ban:` of a probe) and by traffic
+//! (`network.detect`). Sources that cross a threshold are reported and, with `enforce`, put on the blocklist.
 //!
-//! One thread decides. The threads that drain events hand hits over by a queue that is bounded and never waited for; once a second
-//! it looks at the tables of talkers and flows. Nothing is added to what programs do for a packet.
+//! One thread decides. Drain threads pass hits through a bounded queue and never wait; once a second the thread reads
+//! the tables of talkers and flows. Nothing is added to the cost of a packet.
 
 mod address;
 mod bounded;
@@ -39,7 +39,7 @@ pub(super) use snapshot::Snapshot;
 /// Hits that can wait for the thread that decides.
 const QUEUE: usize = 4096;
 
-/// Kinds of events of each module.
+/// Kinds of events by module.
 const MODULE_KINDS: [(&str, &[&str]); 4] = [
     ("syn_flood", &["syn_flood", "syn_flood_in_all"]),
     ("port_scan", &["port_scan"]),
@@ -53,36 +53,36 @@ pub struct Sighting {
     pub rule: Arc<BanRule>,
     pub target: String,
     pub probe: String,
-    /// The address as the application has it.
+    /// The address as the application reported it.
     pub address: String,
     /// By the kernel's monotonic clock.
     pub time: u64,
 }
 
-/// Something that was detected.
+/// A detected event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Detection {
     pub kind: String,
-    /// What it was detected by.
+    /// The module or probe that detected it.
     pub target: String,
     pub probe: String,
-    /// Who did it; `None` if it was not a single one.
+    /// The source; `None` if there is not a single one.
     pub source: Option<Prefix>,
-    /// What was counted, and how much of it is allowed.
+    /// The measured value and its threshold.
     pub count: f64,
     pub allowed: f64,
-    /// What else is worth knowing, by name.
+    /// Further details by name.
     pub details: Vec<(&'static str, String)>,
     pub outcome: Outcome,
 }
 
-/// Who is told of what was detected.
+/// Receives detections.
 type Report = Box<dyn Fn(Detection) + Send>;
 
-/// What is looked at, as far as these modules need it.
+/// Takes a snapshot of the traffic, as far as the active modules need it.
 type Look = Box<dyn Fn(&DetectConfig) -> Option<Snapshot> + Send>;
 
-/// Detection in a running exporter. It has a thread from the first configuration on that wants something detected.
+/// Detection in a running exporter. Its thread starts with the first configuration that enables a module.
 pub struct Detections {
     queue: Mutex<Option<SyncSender<Message>>>,
     numbers: Arc<Mutex<Numbers>>,
@@ -90,7 +90,7 @@ pub struct Detections {
 }
 
 struct Work {
-    /// Until there is a thread.
+    /// Until the thread starts.
     messages: Option<Receiver<Message>>,
     context: Option<Output>,
     is_wanted: bool,
@@ -112,12 +112,12 @@ impl Default for Detections {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic elsewhere leaves whole values.
+    // Values are whole at any time, even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Detections {
-    /// What a configuration wants detected: by `ban:` of its probes, and in packets.
+    /// Applies a configuration: `ban:` of its probes, and the traffic modules.
     pub fn configure<'a>(&self, rules: impl Iterator<Item = &'a BanRule>, packets: Option<&DetectConfig>) {
         let mut numbers = lock(&self.numbers);
         let mut by_probes = None;
@@ -155,7 +155,7 @@ impl Detections {
         self.start_if_wanted(&mut work);
     }
 
-    /// Begins to decide; what came before has waited. Bans go to this list, and everything detected to `report`.
+    /// Starts the thread; hits that arrived before are queued. Bans go to this list, all detections to `report`.
     pub(super) fn start(
         &self,
         list: Option<Arc<Blocklist>>,
@@ -166,7 +166,7 @@ impl Detections {
         self.start_with(output);
     }
 
-    /// As [`Self::start`] where no packets are counted.
+    /// As [`Self::start`], where no packets are counted.
     pub fn start_without_network(&self, report: impl Fn(Detection) + Send + 'static) {
         self.start_with(Output { list: None, look: Box::new(|_| None), report: Box::new(report) });
     }
@@ -190,7 +190,7 @@ impl Detections {
         }
     }
 
-    /// Takes a hit of a probe, or counts that there is no room for it. Never waits for a decision.
+    /// Queues a hit of a probe, or counts it as lost if the queue is full. Never blocks.
     pub fn saw(&self, sighting: Sighting) {
         let kind = sighting.rule.clone();
         let queue = lock(&self.queue);
@@ -202,14 +202,14 @@ impl Detections {
         }
     }
 
-    /// All metrics, now; none if nothing is detected.
+    /// All metrics; empty if detection is off.
     pub fn families(&self) -> Vec<Family> {
         metrics::families(&lock(&self.numbers))
     }
 }
 
 impl Drop for Detections {
-    /// What waits is decided.
+    /// Queued hits are still processed.
     fn drop(&mut self) {
         drop(lock(&self.queue).take());
         if let Some(thread) = lock(&self.work).thread.take() {
@@ -218,7 +218,7 @@ impl Drop for Detections {
     }
 }
 
-/// The address that an application tells as a source, if it is one.
+/// The source address that an application reported, if it is valid.
 fn source_of(text: &str) -> Option<(IpAddr, Prefix)> {
     let address = address::address_in(text)?;
     Some((address, Prefix::new(address, 128)))

@@ -1,4 +1,4 @@
-//! What sources and prefixes send each second. Pure.
+//! Packet and byte rates of sources and prefixes. Pure.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,11 +12,11 @@ use super::window::Sums;
 /// Sources and prefixes that are remembered.
 const MOST: usize = 1 << 16;
 
-/// Somebody who sends too much.
+/// A source above its limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Excess {
     pub source: Prefix,
-    /// Of packets or bytes, per second.
+    /// Packets or bytes per second.
     pub unit: &'static str,
     pub rate: u64,
     pub allowed: u64,
@@ -38,13 +38,13 @@ impl RateSums {
         Self { packets: Sums::new(MOST, within), bytes: Sums::new(MOST, within), config, before, has_begun }
     }
 
-    /// Those who have sent too much.
+    /// The sources above their limits.
     pub fn look(&mut self, talkers: &HashMap<TalkerKey, Talker>, now: u64) -> Vec<Excess> {
         let mut new: HashMap<IpAddr, (u64, u64)> = HashMap::new();
         let mut seen = HashMap::new();
         for (key, Talker { received, .. }) in talkers {
             seen.insert(*key, (received.packets, received.bytes));
-            // What was there at the first look came before.
+            // What the first snapshot contains was sent earlier.
             let before = self.before.get(key).copied();
             let before =
                 before.unwrap_or(if self.has_begun { (0, 0) } else { (received.packets, received.bytes) });
@@ -90,7 +90,7 @@ impl RateSums {
         found
     }
 
-    /// Sources and prefixes that had to make room for others.
+    /// Evicted sources and prefixes.
     pub fn evicted(&self) -> u64 {
         self.packets.evicted() + self.bytes.evicted()
     }
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(rates.look(&talkers(&[(1, 100_199)]), 2 * SECOND), []);
         assert_eq!(rates.look(&talkers(&[(1, 100_200)]), 3 * SECOND).len(), 1);
         assert_eq!(rates.look(&talkers(&[(1, 100_200)]), 9 * SECOND), []);
-        // Each below its limit, and all above theirs.
+        // Each below its own limit, together above the prefix's.
         let all: Vec<_> = (2..=10).map(|last| (last, 60)).collect();
         let found = rates.look(&talkers(&all), 10 * SECOND);
         let prefix = Prefix::parse("192.0.2.0/24").unwrap();

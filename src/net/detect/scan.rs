@@ -1,4 +1,4 @@
-//! Port scans: how many ports of which nothing came a source has tried. Pure.
+//! Port scans: the number of ports that a source has tried without success. Pure.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -14,14 +14,14 @@ const MOST: usize = 1 << 16;
 /// When each port was last tried, by protocol and number.
 type Ports = HashMap<(u8, u16), u64>;
 
-/// Sources and the ports that they tried, of the long time.
+/// Sources with their ports within the long window.
 #[derive(Debug)]
 pub(super) struct Scans {
     config: PortScan,
     of: Bounded<IpAddr, Ports>,
 }
 
-/// Somebody who tries ports.
+/// A detected scan.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Scan {
     pub source: IpAddr,
@@ -35,7 +35,7 @@ impl Scans {
         Self { config, of: Bounded::new(MOST) }
     }
 
-    /// Notes attempts of now; those who have tried too many ports, which count anew.
+    /// Records new attempts; returns sources above a threshold, which start again from zero.
     pub fn look(&mut self, steps: &[Step], now: u64) -> Vec<Scan> {
         let PortScan { ports: fast, within, slow_ports: slow, slow_within, .. } = self.config;
         let (within, longest) = (nanoseconds(within), nanoseconds(slow_within.max(within)));
@@ -44,7 +44,7 @@ impl Scans {
         let mut touched = BTreeSet::new();
         for Step { key, .. } in steps {
             let ports = self.of.entry(key.source, is_live);
-            // More are not needed to tell, and would take memory.
+            // More ports are not needed for the decision.
             if ports.len() < 2 * fast.max(slow) as usize
                 || ports.contains_key(&(key.protocol, key.destination_port))
             {
@@ -69,7 +69,7 @@ impl Scans {
         found
     }
 
-    /// Sources that had to make room for others.
+    /// Evicted sources.
     pub fn evicted(&self) -> u64 {
         self.of.evicted
     }
@@ -119,7 +119,7 @@ mod tests {
             (1..=60).map(|n| all.look(&[step(1, n)], (1000 + 59 * u64::from(n)) * SECOND)).collect();
         assert!(found[..59].iter().all(Vec::is_empty), "{found:?}");
         assert_eq!(found[59], [Scan { source, ports: 60, allowed: 60, is_slow: true }]);
-        // Slower than that is not seen.
+        // Anything slower is not detected.
         let mut all = scans();
         assert!((1..=500).all(|n| all.look(&[step(1, n)], 62 * u64::from(n) * SECOND).is_empty()));
     }

@@ -1,4 +1,4 @@
-//! For how long an address is banned, the longer the more often it was. Pure.
+//! The duration of bans, which grows with each repetition. Pure.
 
 use std::time::Duration;
 
@@ -10,29 +10,29 @@ use super::hits::nanoseconds;
 /// Addresses that are remembered.
 const MOST: usize = 1 << 16;
 
-/// What became of an address that crossed a threshold.
+/// The outcome of a detection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Banned(Duration),
-    /// It would have been for so long.
+    /// It would have been banned for this long (`observe`).
     Observed(Duration),
-    /// In a word, and in full.
+    /// The reason as a word and as a sentence.
     Refused(&'static str, String),
-    /// There is nobody to ban.
+    /// There is no single source to ban.
     Reported,
 }
 
-/// Who bans.
+/// The blocklist, as this module needs it.
 pub(super) trait Ban {
-    /// Whether it is still banned by detection.
+    /// Whether the source is still banned by detection.
     fn is_banned(&self, source: Prefix) -> bool;
 
     /// # Errors
-    /// Why not, in a word and in full.
+    /// Why it was not banned, as a word and as a sentence.
     fn ban(&self, source: Prefix, reason: &str, time: Duration) -> Result<(), (&'static str, String)>;
 }
 
-/// Sentences of the latest addresses.
+/// The ban history of sources.
 #[derive(Debug)]
 pub(super) struct Sentences {
     of: Bounded<Prefix, Option<Sentence>>,
@@ -40,7 +40,7 @@ pub(super) struct Sentences {
 
 #[derive(Debug, Clone, Copy)]
 struct Sentence {
-    /// How many there were, this one included.
+    /// The number of bans, this one included.
     number: u32,
     until: u64,
     state: State,
@@ -58,7 +58,7 @@ impl Sentences {
         Self { of: Bounded::new(MOST) }
     }
 
-    /// Bans a source that has crossed a threshold, if the terms say so. `None` if that was done already and still holds.
+    /// Bans a source that crossed a threshold, if the terms say so. `None` if it is banned or was reported already.
     pub fn pass(
         &mut self,
         source: Prefix,
@@ -77,7 +77,7 @@ impl Sentences {
         if holds {
             return None;
         }
-        // Who was quiet for as long as the longest ban begins anew.
+        // After a quiet time as long as the longest ban, the history is forgotten.
         let before = before.filter(|before| now < before.until.saturating_add(longest));
         let before = before.map_or(0, |before| before.number);
         let time = terms.time(before);
@@ -90,7 +90,7 @@ impl Sentences {
             (State::Observed, Outcome::Observed(time))
         };
         let (number, time) = match state {
-            // It is told again after the shortest time.
+            // It is reported again after the shortest time.
             State::Refused => (before, terms.ttl),
             State::Observed | State::Banned => (before.saturating_add(1), time),
         };
@@ -100,17 +100,17 @@ impl Sentences {
         Some(outcome)
     }
 
-    /// How often a source was banned, this time included.
+    /// The number of bans of a source, this one included.
     pub fn number(&self, source: &Prefix) -> u32 {
         self.of.get(source).copied().flatten().map_or(0, |sentence| sentence.number)
     }
 
-    /// Goes on where an earlier exporter was: a source was banned so often, the last time until then.
+    /// Restores the history of a source from an earlier run.
     pub fn restore(&mut self, source: Prefix, number: u32, until: u64) {
         *self.of.entry(source, |_| false) = Some(Sentence { number, until, state: State::Banned });
     }
 
-    /// Addresses that had to make room for others.
+    /// Evicted addresses.
     pub fn evicted(&self) -> u64 {
         self.of.evicted
     }

@@ -1,4 +1,4 @@
-//! The modules that look at packets, once a second. Pure.
+//! The traffic modules, evaluated once a second. Pure.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,21 +15,21 @@ use super::window::Sums;
 /// Sources that are remembered by each module.
 const MOST: usize = 1 << 16;
 
-/// A threshold that was crossed.
+/// A crossed threshold.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Finding {
     pub kind: &'static str,
-    /// `None` if it was not a single one.
+    /// `None` if there is not a single source.
     pub source: Option<Prefix>,
     pub count: f64,
     pub allowed: f64,
     pub details: Vec<(&'static str, String)>,
     pub terms: BanTerms,
-    /// It may be somebody else's address: connections of it work.
+    /// The source has working connections, so its address may be spoofed.
     pub is_connected: bool,
 }
 
-/// All modules that are on.
+/// All active modules.
 #[derive(Debug)]
 pub(super) struct Traffic {
     attempts: Attempts,
@@ -37,7 +37,7 @@ pub(super) struct Traffic {
     scans: Option<(BanTerms, Scans)>,
     anomalies: Option<Anomalies>,
     rates: Option<(BanTerms, RateSums)>,
-    /// Segments with each anomaly.
+    /// Segments by anomaly.
     pub anomalous: BTreeMap<&'static str, u64>,
 }
 
@@ -47,9 +47,9 @@ struct Flood {
     by_source: Sums<IpAddr>,
     in_all: Sums<()>,
     cookies: Sums<()>,
-    /// At the last look: SYNs, and SYN cookies that the kernel has sent.
+    /// At the previous evaluation: SYN segments, and SYN cookies that the kernel sent.
     before: Option<(u64, u64)>,
-    /// Until when a flood is known.
+    /// Until when the current flood counts as reported.
     known_until: u64,
 }
 
@@ -74,7 +74,7 @@ impl Traffic {
         }
     }
 
-    /// Thresholds that were crossed since the last look.
+    /// Thresholds crossed since the previous evaluation.
     pub fn look(&mut self, at: &Snapshot) -> Vec<Finding> {
         let steps = self.attempts.look(at);
         for Step { attempt, packets, .. } in &steps {
@@ -114,7 +114,7 @@ impl Traffic {
         found
     }
 
-    /// Sources that had to make room for others, by module.
+    /// Evicted sources, by module.
     pub fn evicted(&self) -> Vec<(&'static str, u64)> {
         let flood = self.flood.as_ref().map(|flood| ("syn_flood", flood.by_source.evicted()));
         let scans = self.scans.as_ref().map(|(_, scans)| ("port_scan", scans.evicted()));

@@ -1,11 +1,11 @@
-//! Sums of the latest time. Pure.
+//! Sliding sums. Pure.
 
 use std::collections::VecDeque;
 use std::hash::Hash;
 
 use super::bounded::Bounded;
 
-/// Sums by key, of a time that ends now.
+/// Sums by key over a sliding window.
 #[derive(Debug)]
 pub(super) struct Sums<K> {
     of: Bounded<K, VecDeque<(u64, u64)>>,
@@ -13,12 +13,12 @@ pub(super) struct Sums<K> {
 }
 
 impl<K: Hash + Eq> Sums<K> {
-    /// Of at most so many keys, within this time in nanoseconds.
+    /// For at most this many keys, over a window in nanoseconds.
     pub fn new(most: usize, within: u64) -> Self {
         Self { of: Bounded::new(most), within }
     }
 
-    /// Adds to a key's sum, which it returns.
+    /// Adds to a key's sum; returns the sum.
     pub fn add(&mut self, key: K, now: u64, amount: u64) -> u64 {
         let within = self.within;
         let is_live =
@@ -34,7 +34,7 @@ impl<K: Hash + Eq> Sums<K> {
         sums.iter().map(|(_, sum)| sum).sum()
     }
 
-    /// Begins anew with a key.
+    /// Resets a key.
     pub fn forget(&mut self, key: &K) {
         self.of.remove(key);
     }

@@ -1,4 +1,4 @@
-//! The thread that decides who has crossed a threshold.
+//! The detection thread.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -15,15 +15,15 @@ use super::traffic::{Finding, Traffic};
 use super::{Detection, Look, Report, Sighting, lock, source_of};
 use crate::clock::{monotonic_now, wall};
 
-/// What the thread is told.
+/// A message to the thread.
 #[derive(Debug)]
 pub(super) enum Message {
     Sighting(Box<Sighting>),
-    /// What is looked for in packets from now on.
+    /// A new configuration of the traffic modules.
     Packets(Box<DetectConfig>),
 }
 
-/// Whom the thread asks and tells.
+/// Where the thread sends bans and detections.
 pub(super) struct Output {
     pub list: Option<Arc<Blocklist>>,
     pub look: Look,
@@ -44,7 +44,7 @@ pub(super) struct Worker {
     hits: Hits,
     sentences: Sentences,
     packets: Option<(DetectConfig, Traffic)>,
-    /// When sources were banned for a SYN flood.
+    /// Times of recent bans for SYN floods.
     flooders: VecDeque<u64>,
 }
 
@@ -59,7 +59,7 @@ impl Worker {
         Self { messages, output, numbers, hits, sentences, packets: None, flooders: VecDeque::new() }
     }
 
-    /// Until nobody can send any more.
+    /// Runs until all senders are gone.
     pub fn run(mut self) {
         let mut next = Instant::now();
         loop {
@@ -75,7 +75,7 @@ impl Worker {
             }
             if self.packets.is_some() && next <= Instant::now() {
                 self.look_at_packets();
-                // A look that takes long is followed by a pause all the same.
+                // A slow evaluation is followed by a full pause, too.
                 next = Instant::now() + EVERY;
             }
         }
@@ -130,7 +130,7 @@ impl Worker {
         lock(&self.numbers).evicted.extend([("hits", hits), ("bans", sentences)]);
     }
 
-    /// Bans the source, if the terms say so, and tells of it; not if that was done already.
+    /// Bans the source, if the terms say so, and reports it; does neither if it was done already.
     fn decide(&mut self, mut detection: Detection, terms: &BanTerms, is_connected: bool) {
         if let Some(source) = detection.source {
             let now = monotonic_now();
@@ -182,10 +182,10 @@ impl Worker {
     }
 }
 
-/// The blocklist, as bans see it.
+/// The blocklist, as bans need it.
 struct List<'a> {
     list: Option<&'a Blocklist>,
-    /// Connections of the source work.
+    /// Whether the source has working connections.
     is_connected: bool,
     is_too_much: bool,
 }
@@ -208,7 +208,7 @@ impl Ban for List<'_> {
                 format!("{MOST_FLOODERS} sources were banned within a minute; the addresses may be spoofed");
             return Err(("too_many", why));
         }
-        // Somebody else's entry may hold for longer than this one would.
+        // Another source's entry may last longer than this ban.
         if let Some(row) = list.row(source).filter(|row| row.source.name != Asker::Detection.word()) {
             return Err(("listed", format!("{source} is listed already ({})", row.source.name)));
         }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
 /*
- * What is counted of packets on an interface. Each statistic is a pair of files in this directory, NAME.bpf.h and NAME.rs, and
- * a line in each list here and in mod.rs.
+ * The packet statistics of an interface. Each statistic is a pair of files in this directory, NAME.bpf.h and NAME.rs,
+ * and a line in each list here and in mod.rs.
  */
 #ifndef STATS_ALL_BPF_H
 #define STATS_ALL_BPF_H
@@ -15,7 +15,7 @@
 #include "tcp_trouble.bpf.h"
 #include "tracked.bpf.h"
 
-/* Everything counted on one interface in one direction by one CPU. Words of 64 bits. */
+/* Everything counted on one interface in one direction by one CPU. All 64-bit words. */
 struct net_stats {
 	struct net_row rows[NET_VERDICT_COUNT][NET_FAMILY_COUNT][NET_PROTOCOL_SLOTS];
 	struct net_drops drops;
@@ -26,11 +26,11 @@ struct net_stats {
 	struct net_tracked tracked;
 	struct net_cidrs cidrs;
 	struct net_would_drop would_drop;
-	/* Not a counter: the interface, so that what is evicted from a table is not counted for a later one. */
+	/* Not a counter: the interface's id, so that evictions from a table are not counted for a later interface. */
 	__u64 port;
 };
 
-/* What few packets have, so that one test finds out whether there is any. */
+/* What few packets have, so that one test detects whether there is any of it. */
 #define RARE (RARE_PARSE_ERRORS | RARE_FRAGMENTS | RARE_TCP_FLAGS)
 
 static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u64 packets)
@@ -40,7 +40,7 @@ static __always_inline void count_rare(struct net_stats *stats, __u64 what, __u6
 	count_tcp_flags(&stats->tcp, what);
 }
 
-/* Those that look at every packet, and only if the configuration asks for it: bits of `switches`. */
+/* Statistics that inspect every packet, only if the configuration asks for them: bits of `switches`. */
 enum net_switch {
 	NET_SWITCH_TCP_TROUBLE,
 	NET_SWITCH_COUNT,

@@ -8,7 +8,7 @@
 /* Set by user space before the load. */
 const volatile bool with_cidrs = false;
 
-/* From prefixes to counters of struct net_cidrs; filled, and made as large as needed, by user space. */
+/* Maps prefixes to counters of struct net_cidrs; user space sizes and fills it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 1);
@@ -25,7 +25,7 @@ static __always_inline void count_cidrs(struct net_cidrs *to, const struct frame
 	struct net_cidr_key key = {};
 	__u32 *group, index;
 
-	/* Each with its own comparison: the verifier of Linux 6.1 does not see that one was made for the other. */
+	/* Each branch has its own bounds check: the verifier of Linux 6.1 does not carry one over to the other. */
 	if (IS_CELL(what) >= IS(NET_FAMILY_IPV6, 0)) {
 		if (ip + IPV6_HEADER > f->end)
 			return;

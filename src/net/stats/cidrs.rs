@@ -10,14 +10,14 @@ use super::super::counters::{Counters, Sum};
 use super::Counted;
 
 impl Counters {
-    /// IP packets whose remote host is in a group: counted from 1, and 0 for those in none.
+    /// IP packets by group of the remote address: groups are numbered from 1; 0 is for addresses in none.
     pub fn cidr(&self, group: usize) -> Sum {
         let word = |word: usize| self.at(offset_of!(net_stats, cidrs), 2 * group + word);
         Sum { packets: word(0), bytes: word(1) }
     }
 }
 
-/// Nothing if there are no groups.
+/// Empty if there are no groups.
 pub(crate) fn families(groups: &[CidrGroup], counted: &[Counted<'_>]) -> Vec<Family> {
     if groups.is_empty() {
         return vec![];

@@ -20,7 +20,7 @@ struct net_drops {
 	__u64 packets[NET_REASON_COUNT];
 };
 
-/* Those that were let pass, because the blocklist is only observed. */
+/* Packets that passed only because the blocklist is not enforced. */
 struct net_would_drop {
 	__u64 packets[NET_REASON_COUNT];
 };

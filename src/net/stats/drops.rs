@@ -19,12 +19,12 @@ named!(
 pub(super) const STATISTIC: Statistic = Statistic { switch: None, families };
 
 impl Counters {
-    /// Frames dropped.
+    /// Dropped frames.
     pub fn drops(&self, reason: Reason) -> u64 {
         self.at(offset_of!(net_stats, drops), reason as usize)
     }
 
-    /// Frames passed on that would be dropped if the blocklist were enforced.
+    /// Passed frames that would be dropped if the blocklist were enforced.
     pub fn would_drop(&self, reason: Reason) -> u64 {
         self.at(offset_of!(net_stats, would_drop), reason as usize)
     }
@@ -36,7 +36,7 @@ fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     vec![by_reason("xdp_drops_total", help, Direction::Ingress, counted, Counters::drops)]
 }
 
-/// Sent packets that a blocklist drops or would drop.
+/// Sent packets that the blocklist drops or would drop.
 pub(crate) fn sent_drops(counted: &[Counted<'_>]) -> [Family; 2] {
     let dropped = "Frames that were to be sent and were dropped, by reason as in xdp_drops_total.";
     let would = "Frames that were sent and would be dropped if network.block enforced, by reason.";
@@ -47,7 +47,7 @@ pub(crate) fn sent_drops(counted: &[Counted<'_>]) -> [Family; 2] {
     ]
 }
 
-/// What a blocklist that is only observed would drop.
+/// Packets that a blocklist in observe mode would drop.
 pub(crate) fn would_drop(counted: &[Counted<'_>]) -> Family {
     let help = "Frames that would be dropped if network.block enforced, by reason; they are passed on.";
     by_reason("xdp_would_drop_total", help, Direction::Ingress, counted, Counters::would_drop)

@@ -15,7 +15,10 @@ static __always_inline void count_fragments(struct net_fragments *to, __u64 what
 {
 	__u32 family = IS_CELL(what) / NET_PROTOCOL_SLOTS;
 
-	/* The compiler would make one comparison of two, which the verifier of Linux 6.12 does not follow. */
+	/*
+	 * Otherwise the compiler would merge two comparisons into one, which the verifier of Linux 6.12 does not
+	 * follow.
+	 */
 	barrier_var(family);
 	if (what & FRAGMENT && family < NET_FAMILY_COUNT)
 		to->packets[family] += packets;

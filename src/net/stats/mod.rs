@@ -1,5 +1,5 @@
-//! What is counted of packets on an interface. Each statistic is a pair of files in this directory, `NAME.rs` and (what programs
-//! do for it) `NAME.bpf.h`, and a line in the lists here and in `all.bpf.h`.
+//! Packet statistics per interface. Each is a pair of files in this directory, `NAME.rs` and (its code in the programs)
+//! `NAME.bpf.h`, and a line in the lists here and in `all.bpf.h`.
 
 mod cidrs;
 mod drops;
@@ -21,35 +21,36 @@ use super::counters::Counters;
 pub use drops::Reason;
 pub use tcp_flags::TcpKind;
 
-/// A statistic: the metrics that show it, and whether they are wanted.
+/// A statistic: its metrics, and whether it is optional.
 pub(crate) struct Statistic {
     /// `None` if it is always counted.
     pub switch: Option<Switch>,
     pub families: fn(&[Counted<'_>]) -> Vec<Family>,
 }
 
-/// How the configuration turns a statistic on and off.
+/// How the configuration enables an optional statistic.
 #[derive(Debug)]
 pub(crate) struct Switch {
-    /// In `network.count`.
+    /// The key in `network.count`.
     pub key: &'static str,
     pub default: bool,
-    /// As `check` calls it.
+    /// The name in the output of `check`.
     pub name: &'static str,
-    /// Its `enum net_switch`, if programs do something for it that they otherwise do not.
+    /// Its `enum net_switch`, if the programs do extra work for it.
     pub bit: Option<u32>,
 }
 
-/// What was counted on an interface in one direction.
+/// The counters of an interface in one direction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counted<'a> {
-    /// What tells the interface from others: `interface`, and of another network namespace its name.
+    /// The labels that identify the interface: `interface`, and the name of the network namespace unless it is the own
+    /// one.
     pub of: &'a [(&'static str, String)],
     pub direction: Direction,
     pub counters: &'a Counters,
 }
 
-/// All of them, in the order in which they are shown.
+/// All statistics, in the order of output.
 pub(crate) const ALL: &[Statistic] = &[
     packets::STATISTIC,
     drops::STATISTIC,
@@ -60,34 +61,34 @@ pub(crate) const ALL: &[Statistic] = &[
     fragments::STATISTIC,
 ];
 
-/// Of packets that the tables of talkers and flows do not have; shown if there are such tables.
+/// Packets missing from the tables of talkers and flows; shown if these tables exist.
 pub(crate) use tracked::families as tracked;
 
 /// Packets that would be dropped; shown if there is a blocklist.
 pub(crate) use drops::{sent_drops, would_drop};
 
-/// By group of prefixes; shown if there are any.
+/// By prefix group; shown if there are any.
 pub(crate) use cidrs::families as cidrs;
 
-/// All that can be turned on and off.
+/// All optional statistics.
 pub(crate) fn switches() -> impl Iterator<Item = &'static Switch> {
     ALL.iter().filter_map(|statistic| statistic.switch.as_ref())
 }
 
-/// What programs are told of those that are on (`switches` in `all.bpf.h`).
+/// The mask of enabled statistics for the programs (`switches` in `all.bpf.h`).
 pub(crate) fn program_switches(on: &BTreeSet<&'static str>) -> u32 {
     let bits = switches().filter(|switch| on.contains(switch.key)).filter_map(|switch| switch.bit);
     bits.fold(0, |all, bit| all | 1 << bit)
 }
 
-/// The metrics of the statistics that are on.
+/// The metrics of the enabled statistics.
 pub(crate) fn families(on: &BTreeSet<&'static str>, counted: &[Counted<'_>]) -> Vec<Family> {
     let is_on =
         |statistic: &&Statistic| statistic.switch.as_ref().is_none_or(|switch| on.contains(switch.key));
     ALL.iter().filter(is_on).flat_map(|statistic| (statistic.families)(counted)).collect()
 }
 
-/// Those of one direction.
+/// The counters of one direction.
 fn of<'a>(direction: Direction, counted: &'a [Counted<'a>]) -> impl Iterator<Item = &'a Counted<'a>> {
     counted.iter().filter(move |one| one.direction == direction)
 }

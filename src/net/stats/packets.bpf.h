@@ -24,10 +24,10 @@ enum net_size {
 	NET_SIZE_COUNT,
 };
 
-/* Sizes take a power of two places with the sum of bytes, of which some are not used. */
+/* The number of places for sizes: a power of two together with the sum of bytes; some are unused. */
 #define NET_SIZE_SLOTS 15
 
-/* One family and protocol: packets by size, so that one addition counts both, and bytes. */
+/* The counters of one family and protocol: packets by size, so that one addition counts both, and bytes. */
 struct net_row {
 	__u64 packets[NET_SIZE_SLOTS];
 	__u64 bytes;
@@ -48,7 +48,7 @@ static const volatile __u8 size_offset[SIZE_STEPS] = {
 	N64(S(16384)), N32(S(16384)), N16(S(16384)), [257 ... SIZE_STEPS - 1] = S(INF),
 };
 
-/* The row of what a frame is, among those of a verdict. */
+/* Returns the row of a frame's family and protocol, among those of a verdict. */
 static __always_inline struct net_row *row_of(struct net_row *rows, __u64 what)
 {
 	__u32 cell = IS_CELL(what);
@@ -56,7 +56,7 @@ static __always_inline struct net_row *row_of(struct net_row *rows, __u64 what)
 	return cell < IS(NET_FAMILY_COUNT, 0) ? rows + cell : 0;
 }
 
-/* Counts packets of `length` bytes each; `large` if they can be larger than the table. */
+/* Counts packets of `length` bytes each; `large` if they can exceed the table. */
 static __always_inline void count_packets(struct net_row *row, __u32 length, __u64 packets, bool large)
 {
 	__u32 step = (length + 63) / 64;

@@ -34,7 +34,7 @@ fn families(counted: &[Counted<'_>]) -> Vec<Family> {
     ]
 }
 
-/// One family of counters, by verdict, address family and protocol; drops only where there are any.
+/// One family of counters by verdict, address family and protocol; drops only where there are any.
 fn by_combination(
     name: &'static str,
     help: &'static str,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR MIT OR Apache-2.0) */
-/* Packets that the parser found something wrong with. */
+/* Packets in which the parser found an error. */
 #ifndef STATS_PARSE_ERRORS_BPF_H
 #define STATS_PARSE_ERRORS_BPF_H
 
@@ -15,7 +15,7 @@ static __always_inline void count_parse_errors(struct net_parse_errors *to, __u6
 {
 	__u32 error = IS_PARSE_ERROR(what);
 
-	/* The compiler knows this bound and would leave the comparison out. */
+	/* The compiler knows this bound and would remove the comparison. */
 	if (error) {
 		barrier_var(error);
 		if (error < NET_PARSE_ERROR_COUNT)

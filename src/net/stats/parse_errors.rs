@@ -1,4 +1,4 @@
-//! Packets that the parser found something wrong with.
+//! Malformed packets.
 
 use std::mem::offset_of;
 
@@ -11,7 +11,7 @@ use super::{Counted, Statistic};
 pub(super) const STATISTIC: Statistic = Statistic { switch: None, families };
 
 impl Counters {
-    /// Frames that something is wrong with.
+    /// Malformed frames.
     pub fn parse_errors(&self, error: ParseError) -> u64 {
         self.at(offset_of!(net_stats, errors), error as usize)
     }

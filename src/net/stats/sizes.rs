@@ -1,4 +1,4 @@
-//! Packets by size: always counted, for it costs nothing.
+//! Packets by size; always counted, because it costs nothing.
 
 use crate::exposition::{Family, Kind};
 

@@ -20,7 +20,7 @@ struct net_tcp_flags {
 
 #define RARE_TCP_FLAGS TCP_FLAGS(NET_TH_FIN | NET_TH_SYN | NET_TH_RST)
 
-/* Of a packet that will be cut into segments, one is the first and one the last. */
+/* Counts once even if the packet will be segmented: only one segment is the first, and one the last. */
 static __always_inline void count_tcp_flags(struct net_tcp_flags *to, __u64 what)
 {
 	__u32 flags = IS_TCP_FLAGS(what);

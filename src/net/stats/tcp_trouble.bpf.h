@@ -10,7 +10,7 @@ struct net_tcp_trouble {
 	__u64 zero_windows;
 };
 
-/* The window of a segment that opens, closes or resets a connection says nothing of room. */
+/* The window of a segment that opens, closes or resets a connection says nothing about room. */
 static __always_inline void count_tcp_trouble(struct net_tcp_trouble *to, const struct frame *f, __u64 what)
 {
 	__u32 flags = IS_TCP_FLAGS(what), at = IS_L4_AT(what);
@@ -22,7 +22,7 @@ static __always_inline void count_tcp_trouble(struct net_tcp_trouble *to, const 
 		to->resets++;
 		return;
 	}
-	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 must be shown. */
+	barrier_var(at); /* The compiler knows the bound; the verifier of Linux 6.1 needs to be shown. */
 	at &= L4_AT_MASK;
 	l4 = f->data + at;
 	if (!(flags & (NET_TH_SYN | NET_TH_FIN)) && l4 + TCP_HEADER <= f->end && !*(__be16 *)(l4 + 14))

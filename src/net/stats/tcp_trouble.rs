@@ -1,4 +1,4 @@
-//! TCP resets, and segments whose sender has no room for more.
+//! TCP resets, and segments with a zero window.
 
 use std::mem::offset_of;
 
@@ -19,12 +19,12 @@ pub(super) const STATISTIC: Statistic = Statistic {
 };
 
 impl Counters {
-    /// TCP segments that reset a connection.
+    /// Segments with RST.
     pub fn tcp_resets(&self) -> u64 {
         self.at(offset_of!(net_stats, trouble), 0)
     }
 
-    /// TCP segments that say their sender takes no more for now.
+    /// Segments with a zero window.
     pub fn tcp_zero_windows(&self) -> u64 {
         self.at(offset_of!(net_stats, trouble), 1)
     }

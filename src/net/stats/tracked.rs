@@ -1,4 +1,4 @@
-//! Packets that the tables of talkers and flows do not have.
+//! Packets missing from the tables of talkers and flows.
 
 use std::mem::offset_of;
 
@@ -23,18 +23,18 @@ impl Counters {
         self.tracked(offset_of!(net_tracked, flows_refused)) + self.flows_evicted()
     }
 
-    /// Packets of hosts that had to make room for others.
+    /// Packets of evicted hosts.
     pub fn talkers_evicted(&self) -> u64 {
         self.tracked(offset_of!(net_tracked, talkers_evicted))
     }
 
-    /// Packets of flows that had to make room for others.
+    /// Packets of evicted flows.
     pub fn flows_evicted(&self) -> u64 {
         self.tracked(offset_of!(net_tracked, flows_evicted))
     }
 }
 
-/// With `flows` if these are kept beside the talkers.
+/// With `flows` if flows are tracked beside talkers.
 pub(crate) fn families(flows: bool, counted: &[Counted<'_>]) -> Vec<Family> {
     let help = "Packets of talkers and flows that are not tracked, because the table is full.";
     let mut refused = Family::new("network_untracked_packets_total", Kind::Counter, help);

@@ -1,33 +1,33 @@
-//! Who is banned, and for how long.
+//! The terms of bans.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// For how long whoever has crossed a threshold is banned.
+/// How long a source that crossed a threshold is banned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BanTerms {
-    /// Whether it is put on the blocklist; otherwise it is only told.
+    /// Whether it is put on the blocklist; otherwise it is only reported.
     pub enforce: bool,
-    /// The first time.
+    /// The duration of the first ban.
     pub ttl: Duration,
-    /// Each further time it is twice as long, up to this.
+    /// Each further ban is twice as long, up to this.
     pub max_ttl: Duration,
 }
 
 /// `ban:` of a probe.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct BanRule {
-    /// Shown with the entry, and in metrics. Hits by rules that are the same in everything count together.
+    /// Shown with the entry and in metrics. Hits of identical rules are counted together.
     pub kind: String,
-    /// So many hits from an address within this time.
+    /// The number of hits of one address within this time.
     pub after: u32,
     pub within: Duration,
     pub terms: BanTerms,
 }
 
 impl BanTerms {
-    /// The time of a ban that so many went before.
+    /// The duration of a ban after this many earlier ones.
     pub(crate) fn time(&self, before: u32) -> Duration {
         let times = 1u32.checked_shl(before).unwrap_or(u32::MAX);
         self.ttl.checked_mul(times).unwrap_or(self.max_ttl).min(self.max_ttl).max(self.ttl)

@@ -18,7 +18,7 @@ const PORTS: RangeInclusive<u32> = 2..=1000;
 const LONGEST_AVERAGE: Duration = Duration::from_secs(600);
 const LONGEST_SLOW: Duration = Duration::from_secs(24 * 3600);
 
-/// A module: on with its defaults, off, or on as it says.
+/// A module: enabled with defaults, disabled, or configured.
 macro_rules! module {
     ($section:ident) => {
         Schema::Either(&[Schema::Boolean, Schema::Section(|| &$section)])
@@ -123,7 +123,7 @@ static RATES: Section = Section {
     one_of: &[],
 };
 
-/// Reads the section; its errors go to the node's list.
+/// Decodes the section; errors are added to the node's list.
 pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
     let fields = node.fields(&DETECT)?;
     let module = |key: &str, section: &'static Section| Module::of(fields.get(key), section);
@@ -183,7 +183,7 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
             within: within?,
         })
     });
-    // What is wrong has been reported, all of it together.
+    // Errors have been reported, all of them.
     Some(DetectConfig {
         syn_flood: syn_flood.flatten(),
         port_scan: port_scan.flatten(),
@@ -192,7 +192,7 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
     })
 }
 
-/// A module that is on, with what it says if it says something.
+/// An enabled module, with its section if it has one.
 struct Module<'a> {
     section: &'static Section,
     fields: Option<Fields<'a>>,

@@ -1,4 +1,4 @@
-//! What is allowed, and what happens to whoever does more: `ban:` of a probe and `network.detect`.
+//! Thresholds and the terms of bans: `ban:` of a probe and `network.detect`.
 
 mod ban;
 mod decode;
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub use ban::{BanRule, BanTerms};
 pub(super) use decode::{DETECT, decode};
 
-/// `network.detect`: modules that look at packets; `None` for those that are off.
+/// `network.detect`: the traffic modules; `None` if disabled.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DetectConfig {
     pub syn_flood: Option<SynFlood>,
@@ -17,19 +17,19 @@ pub struct DetectConfig {
     pub rates: Option<Rates>,
 }
 
-/// TCP segments that ask for connections that never come about.
+/// TCP segments that request connections which are never established.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SynFlood {
     pub terms: BanTerms,
-    /// By a single source, each second.
+    /// Per source and second.
     pub per_source: u32,
-    /// Of all sources together, each second, those of real connections included. Nobody is banned for it.
+    /// Of all sources per second, including those of real connections. It leads to no ban.
     pub in_all: u32,
-    /// The time that this is the average of.
+    /// The time that is averaged over.
     pub within: Duration,
 }
 
-/// Destination ports of a source that nothing came of.
+/// The number of destination ports that a source tried without success.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortScan {
     pub terms: BanTerms,
@@ -39,7 +39,7 @@ pub struct PortScan {
     pub slow_within: Duration,
 }
 
-/// TCP segments with flags that no connection has.
+/// TCP segments with flags that occur in no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpAnomalies {
     pub terms: BanTerms,
@@ -47,7 +47,7 @@ pub struct TcpAnomalies {
     pub within: Duration,
 }
 
-/// What is received each second; 0 for no limit.
+/// Received traffic per second; 0: no limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rates {
     pub terms: BanTerms,
@@ -55,15 +55,15 @@ pub struct Rates {
     pub bytes: u64,
     pub prefix_packets: u64,
     pub prefix_bytes: u64,
-    /// Lengths of the prefixes that sources are summed up in.
+    /// Lengths of the prefixes that sources are aggregated by.
     pub ipv4_prefix: u8,
     pub ipv6_prefix: u8,
-    /// The time that this is the average of.
+    /// The time that is averaged over.
     pub within: Duration,
 }
 
 impl DetectConfig {
-    /// By name, whether each module is on, and whether it bans.
+    /// The modules by name: `None` if disabled, otherwise whether they ban.
     pub(crate) fn modules(&self) -> [(&'static str, Option<bool>); 4] {
         [
             ("syn_flood", self.syn_flood.as_ref().map(|module| module.terms.enforce)),
@@ -73,22 +73,22 @@ impl DetectConfig {
         ]
     }
 
-    /// Whether a module bans.
+    /// Whether any module bans.
     pub(crate) fn enforces(&self) -> bool {
         self.modules().iter().any(|(_, mode)| *mode == Some(true))
     }
 
-    /// Whether anything is looked for.
+    /// Whether any module is enabled.
     pub(crate) fn is_on(&self) -> bool {
         self.modules().iter().any(|(_, mode)| mode.is_some())
     }
 
-    /// Whether talkers are looked at.
+    /// Whether any module needs talkers.
     pub(crate) fn needs_talkers(&self) -> bool {
         self.rates.is_some()
     }
 
-    /// Whether flows are looked at.
+    /// Whether any module needs flows.
     pub(crate) fn needs_flows(&self) -> bool {
         self.syn_flood.is_some() || self.port_scan.is_some() || self.tcp_anomalies.is_some()
     }

@@ -1,4 +1,4 @@
-//! What is wrong with probes and metrics that can each be read.
+//! Errors in probes and metrics that are each valid on their own.
 
 use std::collections::hash_map::Entry;
 
@@ -10,14 +10,14 @@ use crate::plan::ValueKind;
 use crate::plan::scope::mentioned;
 
 impl Builder<'_> {
-    /// Reports metrics that are to be computed at a return where there is none.
+    /// Reports metrics that are computed at the return of a probe that has none.
     pub(super) fn refuse_at_return(&self, probe: &Probe) {
         for metric in probe.metrics.iter().filter(|metric| metric.at_return) {
             self.diags.error(&metric.at, "`at: return` is not valid here: only functions return".to_string());
         }
     }
 
-    /// Reports a key that cannot tell the starts of a span apart, which is the thread where there is no argument.
+    /// Reports a key that cannot tell the starts of a span apart. Without an argument, the key is the thread.
     pub(super) fn refuse_useless_key(&self, span: &Place, key: Option<&Arg>, one_probe: bool) {
         if let Some(key) = key.filter(|key| ValueKind::Arg(key.kind.clone()).is_text()) {
             self.diags
@@ -40,8 +40,8 @@ impl Builder<'_> {
         }
     }
 
-    /// The same metric twice by the same probe of a target would count each hit twice. Two of a metric with other
-    /// conditions, values or labels are meant.
+    /// Reports the same metric repeated in the same probe of a target, which would count each hit twice. Repeating a
+    /// metric with other conditions, values or labels is intended.
     pub(super) fn refuse_repeated(&mut self, target: usize, probe: &Probe) {
         for metric in probe.metrics.iter().filter(|metric| !metric.unread && !probe.unread.on) {
             let arg = |name: &str| {
@@ -60,7 +60,7 @@ impl Builder<'_> {
                 (&probe.on, &metric.name, metric.scale, metric.lowers, metric.at_return, names, when, labels)
             );
             match self.described.entry((target, all)) {
-                // That two profiles do so is seen elsewhere.
+                // The same metric in two profiles is handled elsewhere.
                 Entry::Occupied(first) if self.profile.is_none() => {
                     let message = format!(
                         "{} is already updated the same way at {}: each hit would count twice",
@@ -77,7 +77,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Reports names that the metric's labels cannot have.
+    /// Reports invalid label names of the metric.
     pub(super) fn check(&self, target: &Target, metric: &Metric) {
         for label in &metric.labels {
             if target.labels.iter().any(|(name, _)| *name == label.name) {
@@ -87,7 +87,7 @@ impl Builder<'_> {
         }
     }
 
-    /// A histogram is several names to Prometheus.
+    /// Reports name clashes: a histogram has several names in Prometheus.
     pub(super) fn refuse_clashing_names(&self) {
         for (metric, at) in self.metrics.iter().zip(&self.places) {
             for suffix in kinds::of(&metric.kind).exposed_as().suffixes() {

@@ -5,8 +5,8 @@ use crate::config::model::{Metric, Target};
 use crate::plan::{ActionPlan, HIDDEN, LabelPlan, MetricPlan};
 
 impl Builder<'_> {
-    /// The metric's number. On its first appearance it is described; later ones must agree, and get their labels
-    /// into the first one's order. The labels that every series has are put in front.
+    /// Returns the metric's index. Its first appearance describes it; later ones must agree, and have their labels
+    /// reordered accordingly. The labels that every series has come first.
     pub(super) fn metric(&mut self, target: &Target, metric: &Metric, action: &mut ActionPlan) -> usize {
         let mut labels = vec![("node".to_string(), LabelPlan::Const(self.settings.node_name.clone()))];
         labels.extend(
@@ -67,8 +67,8 @@ impl Builder<'_> {
         known
     }
 
-    /// Two targets that feed one metric must not add up by accident: unless their own labels differ, each series
-    /// says which target it is of.
+    /// Two targets that feed one metric must not be added up by accident: unless their own labels differ, each series
+    /// gets a label with its target.
     pub(super) fn tell_targets_apart(&mut self, targets: &[Target]) {
         for metric in 0..self.metrics.len() {
             let mut feeding: Vec<usize> = Vec::new();
@@ -97,7 +97,7 @@ impl Builder<'_> {
     }
 }
 
-/// Whether the targets' own labels are equal, in whatever order they are written.
+/// Whether the targets' own labels are equal, in any order.
 fn same_labels(a: &Target, b: &Target) -> bool {
     a.labels.len() == b.labels.len() && a.labels.iter().all(|label| b.labels.contains(label))
 }

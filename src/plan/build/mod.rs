@@ -1,4 +1,4 @@
-//! Configuration to plan: names resolved, all errors collected.
+//! From configuration to plan: resolves names, and collects all errors.
 
 mod check;
 mod metrics;
@@ -22,22 +22,22 @@ use crate::plan::{
     ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan, profile, profiles,
 };
 
-/// The plan for a configuration, or every error in it.
+/// Returns the plan for a configuration, or every error in it.
 ///
 /// With `all_to_ring` every metric is computed in user space, which tests use to compare both ways.
 pub fn plan(config: Config, all_to_ring: bool) -> Result<Plan, Diagnostics> {
     plan_in_spite(config, all_to_ring, Diagnostics::new())
 }
 
-/// The plan for a configuration as it was read, or every error of both stages.
+/// Returns the plan for a configuration that has been read, or every error of both stages.
 pub fn plan_draft(draft: Draft) -> Result<(LoadedConfig, Plan), Diagnostics> {
     let (loaded, errors) = draft.into_parts();
     let plan = plan_in_spite(loaded.config.clone(), false, errors)?;
     Ok((loaded, plan))
 }
 
-/// The plan, if there are no errors in the end. With those of the reader in `diags`, some of the configuration is
-/// placeholders, which must cause no further ones.
+/// Returns the plan if there are no errors at the end. If `diags` has errors of the reader, parts of the configuration
+/// are placeholders, which must not cause further errors.
 fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Result<Plan, Diagnostics> {
     let warnings = Diagnostics::new();
     let mut builder = Builder {
@@ -87,7 +87,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
     diags.into_result(plan)
 }
 
-/// Probes of metrics that stay wrong once they have missed hits are never detached to save time.
+/// Probes of metrics that missed hits make wrong permanently are never shed.
 fn keep_whole(probes: &mut [ProbePlan], metrics: &[MetricPlan]) {
     let is_one = |action: &ActionPlan| kinds::of(&metrics[action.metric].kind).needs_every_hit();
     let units: BTreeSet<usize> = probes
@@ -108,18 +108,18 @@ struct Builder<'a> {
     places: Vec<Place>,
     /// Metric name to index.
     names: HashMap<String, usize>,
-    /// The profile that is being read.
+    /// The current profile.
     profile: Option<String>,
-    /// Which profile was the first to feed a metric by a probe of a target.
+    /// The first profile that fed a metric by a probe of a target.
     fed: HashMap<(usize, String, String), String>,
-    /// Where each target's metrics are described, by all that they are computed from.
+    /// Where each target's metrics are described, by everything that they are computed from.
     described: HashMap<(usize, String), Place>,
     spans: u32,
-    /// Probes that were written so far.
+    /// Number of units so far.
     units: usize,
-    /// Of those that `slow_events` names, the ones that a probe has, by number.
+    /// Indices of the metrics in `slow_events` that some probe updates.
     slow_by_name: BTreeSet<usize>,
-    /// Probes whose events are kept with slow ones of the target that is read.
+    /// Probes whose events are kept with slow ones of the current target.
     related: Vec<Related>,
 }
 
@@ -196,7 +196,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Metrics that need the return are computed there, the others at the entry.
+    /// Computes metrics that need the return there, and the others at the entry.
     fn function(&mut self, number: usize, target: &Target, probe: &Probe, point: &Point) {
         let read_late = |name: &str| probe.args.iter().any(|arg| arg.name == name && arg.at_return);
         let is_late = |name: &str| name == "retval" || name == "duration" || read_late(name);
@@ -220,7 +220,7 @@ impl Builder<'_> {
         self.pair(number, target, &returning, point, plan, (&early, &early_bans), None);
     }
 
-    /// A probe on its own.
+    /// Adds a probe without a counterpart.
     fn single(&mut self, number: usize, target: &Target, probe: &Probe, point: &Point, metrics: &[Metric]) {
         let plan = self.described(number, probe, point, Hook::Entry);
         let own = Probe { metrics: metrics.to_vec(), ..probe.clone() };
@@ -228,7 +228,7 @@ impl Builder<'_> {
         self.add(plan);
     }
 
-    /// The end of a span or a function's return, and its start if anything is needed of that.
+    /// Adds the end of a span or a function's return, and its start if anything is needed from it.
     #[allow(clippy::too_many_arguments)]
     fn pair(
         &mut self,
@@ -257,7 +257,7 @@ impl Builder<'_> {
         let late = CarriedValues { is_return, ..CarriedValues::default() };
         let (mut late_plan, late) = self.filled(target, probe, late_plan, Some(late), true);
         let late = late.unwrap_or_default();
-        // An exit of the function may be one of others too: only with its entry is it known whose it is.
+        // An exit of the function may also be one of other functions: only the entry tells which call it belongs to.
         let by_exits = is_return && late_plan.returns_by == ReturnsBy::Exits;
         let needs_start = late.uses_duration || !late.carried.is_empty() || !is_return || by_exits;
         let reads_result = is_return && late_plan.values.iter().any(|value| value.source.is_result());
@@ -293,7 +293,7 @@ impl Builder<'_> {
         self.add(late_plan);
     }
 
-    /// A plan with nothing to read and nothing to do.
+    /// Returns a plan that reads nothing and does nothing.
     fn described(&self, target: usize, probe: &Probe, point: &Point, hook: Hook) -> ProbePlan {
         let name = match point {
             Point::Usdt { provider, name } => format!("{provider}:{name}"),
@@ -321,7 +321,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Resolves the metrics, and the log line where one is wanted.
+    /// Resolves the metrics, and the log line if requested.
     fn filled(
         &mut self,
         target: &Target,
@@ -358,7 +358,7 @@ impl Builder<'_> {
         (plan, late)
     }
 
-    /// Two profiles of one target may describe the same metric by the same probe; it is counted once.
+    /// Two profiles of one target may describe the same metric with the same probe; it is counted once.
     fn is_fed_already(&mut self, plan: &ProbePlan, metric: &Metric) -> bool {
         let Some(profile) = self.profile.clone() else { return false };
         let fed = (plan.target, plan.name.clone(), metric.name.clone());
@@ -366,7 +366,7 @@ impl Builder<'_> {
     }
 
     fn add(&mut self, mut plan: ProbePlan) {
-        // The self-metrics tell probes apart by their names.
+        // The exporter's own metrics tell probes apart by name.
         let plain = plan.name.clone();
         let mut number = 1;
         while self.probes.iter().any(|known| known.target == plan.target && known.name == plan.name) {

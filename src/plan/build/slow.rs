@@ -1,14 +1,14 @@
-//! Slow events: those of metrics that are named elsewhere, and what belongs to them.
+//! Slow events of metrics that are named elsewhere, and related events.
 
 use super::Builder;
 use crate::config::did_you_mean;
 use crate::config::model::{Named, On, Point, Probe};
 
-/// A probe whose events are kept with slow ones, and the argument that they have in common.
+/// A probe whose events are kept with slow ones, and the argument that they share.
 #[derive(Debug)]
 pub(super) struct Related {
     pub point: Point,
-    /// At the place where the probe is named.
+    /// Its place is that where the probe is named.
     pub key: Named,
 }
 
@@ -22,7 +22,7 @@ pub(super) fn point_of(on: &On) -> Point {
 }
 
 impl Builder<'_> {
-    /// Adds what `slow_events` says of metrics that do not say it themselves.
+    /// Applies `slow_events` to metrics that have no setting of their own.
     pub(super) fn add_slow(&mut self, probe: &mut Probe) {
         for metric in &mut probe.metrics {
             let by_name = &self.settings.slow_events.metrics;
@@ -33,7 +33,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Reports metrics of `slow_events` that there are not.
+    /// Reports metrics in `slow_events` that do not exist.
     pub(super) fn refuse_unknown_slow(&self) {
         for (number, (named, _)) in self.settings.slow_events.metrics.iter().enumerate() {
             if !self.slow_by_name.contains(&number) {
@@ -45,7 +45,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Notes which of a target's probes belong to slow events, and reports those that it does not have.
+    /// Records which of a target's probes are related to slow events, and reports those that it does not have.
     pub(super) fn relate<'p>(&mut self, probes: impl Iterator<Item = &'p Probe> + Clone) {
         self.related.clear();
         for slow in probes.clone().flat_map(|probe| &probe.metrics).filter_map(|metric| metric.slow.as_ref())
@@ -71,7 +71,7 @@ impl Builder<'_> {
         }
     }
 
-    /// What events at this point have in common with slow ones.
+    /// What events at this point have in common with slow ones, by name.
     pub(super) fn related_keys(&self, point: &Point) -> Vec<Named> {
         self.related
             .iter()

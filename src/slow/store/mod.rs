@@ -1,4 +1,4 @@
-//! The file of slow events: an SQLite database with bounds on rows, bytes and age.
+//! The file of slow events: an SQLite database limited in rows, bytes and age.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ const KIND: DatabaseKind = DatabaseKind {
     upgrades: &[(1, &[UPGRADE, TABLES, UPGRADED])],
 };
 
-/// From version 1, which had only events above a bound.
+/// Upgrades from version 1, which had only events above a bound.
 const UPGRADE: &str = "
     DROP INDEX events_by_time;
     ALTER TABLE events RENAME TO earlier;
@@ -49,7 +49,7 @@ const TABLES: &str = "
     CREATE INDEX events_by_time ON events (time);
 ";
 
-/// Bounds of the file.
+/// The limits of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Bounds {
     pub rows: u32,
@@ -63,20 +63,21 @@ impl Bounds {
     }
 }
 
-/// The database, open to be written.
+/// The database, open for writing.
 #[derive(Debug)]
 pub(super) struct Store {
     db: Connection,
     path: PathBuf,
     pub bounds: Bounds,
     clock: Clock,
-    /// Which file it is: device and inode.
+    /// The identity of the open file: device and inode.
     identity: Option<(u64, u64)>,
-    /// How many rows there are, in this version of the data. Only what others write makes it another version.
+    /// The data version, and the number of rows in it. Only writes by other connections change the version.
     counted: Option<(u64, u64)>,
 }
 
-/// Time for what is too old, in nanoseconds since 1970: a clock that is set ahead while the exporter runs makes nothing old.
+/// The clock for expiry, in nanoseconds since 1970: setting the system clock ahead while the exporter runs does not
+/// expire anything.
 #[derive(Debug)]
 struct Clock {
     wall: i64,
@@ -99,17 +100,17 @@ impl Clock {
 }
 
 impl Store {
-    /// Opens the file, or makes it, readable by its owner alone. One that is damaged is moved aside.
+    /// Opens or creates the file, readable by its owner only. A damaged file is moved aside.
     ///
     /// # Errors
-    /// If it cannot be had, or is another program's.
+    /// If it cannot be opened or created, or belongs to another program.
     pub fn open(path: &Path, bounds: Bounds) -> Result<Self, SlowError> {
         let db = database::open(path, &KIND)?;
         let identity = identity(path);
         Ok(Self { db, path: path.to_owned(), bounds, clock: Clock::start(), identity, counted: None })
     }
 
-    /// Adds events, and takes out these rows and what is too much or too old. Returns the rows that were added.
+    /// Adds events, and deletes the rows `gone` and whatever exceeds the limits. Returns the IDs of the new rows.
     pub fn write(&mut self, node: &str, events: &[&Event], gone: &[i64]) -> rusqlite::Result<Vec<i64>> {
         let oldest =
             self.clock.now().saturating_sub(i64::try_from(self.bounds.age.as_nanos()).unwrap_or(i64::MAX));
@@ -123,7 +124,7 @@ impl Store {
                 count = count.saturating_sub(delete.execute([row])?);
             }
         }
-        // Room is made before it is taken, so that the file need not grow first.
+        // Free the space before using it, so that the file need not grow first.
         let wanted: u64 = events.iter().map(|event| room(event)).sum();
         let most = bounds.bytes.saturating_sub(wanted.min(bounds.bytes / 2));
         take_oldest_until(most, &begun, &mut count)?;
@@ -147,7 +148,7 @@ impl Store {
         begun.commit()?;
         self.counted = Some((version, count as u64));
         if pragma(&self.db, "freelist_count")? > 0 && self.file_bytes()? > bounds.bytes {
-            // Each row that it gives is a page given back.
+            // Each returned row is a page that was freed.
             let mut vacuum = self.db.prepare("PRAGMA incremental_vacuum")?;
             let mut pages = vacuum.query([])?;
             while pages.next()?.is_some() {}
@@ -155,12 +156,12 @@ impl Store {
         Ok(rows)
     }
 
-    /// Whether the file was deleted or exchanged, so that nobody would find what is written to the open one.
+    /// Whether the file was deleted or replaced, so that anything written to the open one would be lost.
     pub fn is_gone(&self) -> bool {
         identity(&self.path) != self.identity
     }
 
-    /// Opens the file again, or begins a new one beside it if it is damaged.
+    /// Opens the file again; a damaged one is moved aside and a new one created.
     pub fn renew(&mut self) -> Result<(), SlowError> {
         *self = Self::open(&self.path, self.bounds)?;
         Ok(())
@@ -170,7 +171,7 @@ impl Store {
         Ok(self.counted()?.1 as u64)
     }
 
-    /// The version of the data and the number of rows, which are only counted if others have written.
+    /// Returns the data version and the number of rows. Rows are counted only if another connection has written.
     fn counted(&mut self) -> rusqlite::Result<(u64, usize)> {
         let version = pragma(&self.db, "data_version")?;
         let rows = match self.counted {
@@ -181,12 +182,12 @@ impl Store {
         Ok((version, rows as usize))
     }
 
-    /// Of the database, without its log.
+    /// The size of the database, without the write-ahead log.
     pub fn file_bytes(&self) -> rusqlite::Result<u64> {
         Ok(pragma(&self.db, "page_count")? * pragma(&self.db, "page_size")?)
     }
 
-    /// The latest events, the last one first.
+    /// Returns the latest events, latest first.
     pub fn latest(&self, most: usize) -> rusqlite::Result<Vec<Row>> {
         let mut found = Vec::new();
         scan(&self.db, i64::MIN, |row| {
@@ -205,7 +206,7 @@ fn used_bytes(db: &Transaction<'_>) -> rusqlite::Result<u64> {
     Ok((pragma(db, "page_count")? - pragma(db, "freelist_count")?) * pragma(db, "page_size")?)
 }
 
-/// Bytes that an event takes of the file, or somewhat more.
+/// Returns an upper estimate of the space that an event takes in the file, in bytes.
 fn room(event: &Event) -> u64 {
     let of =
         |fields: &Fields| fields.0.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
@@ -213,7 +214,7 @@ fn room(event: &Event) -> u64 {
     ((of(&event.fields) + related) as u64 + 512).next_multiple_of(1 << 11)
 }
 
-/// Takes out the oldest of so many events, a part at a time, until the others need no more bytes than this.
+/// Deletes the oldest of `count` events, a fraction at a time, until the rest takes no more than `bytes`.
 fn take_oldest_until(bytes: u64, db: &Transaction<'_>, count: &mut usize) -> rusqlite::Result<()> {
     while used_bytes(db)? > bytes {
         let some = "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?)";
@@ -226,9 +227,9 @@ fn take_oldest_until(bytes: u64, db: &Transaction<'_>, count: &mut usize) -> rus
     Ok(())
 }
 
-/// Calls `each` with the events since then, the last one first, until it returns false.
+/// Calls `each` for the events since `since`, latest first, until it returns false.
 pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> bool) -> rusqlite::Result<()> {
-    // Of a file that nobody has opened since an earlier version wrote it.
+    // The file was written by an earlier version and not opened for writing since.
     let worst = if pragma(db, "user_version")? == 1 { "NULL" } else { "worst" };
     let mut select = db.prepare(&format!(
         "SELECT id, time, node, target, probe, metric, value, over, {worst}, fields, related FROM events WHERE time >= ? ORDER BY id DESC",

@@ -1,4 +1,4 @@
-//! Bounds, damage and clocks of the file of slow events.
+//! Tests of limits, damaged files and clocks.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -42,7 +42,7 @@ fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
     assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
-    // Beside the first one, which may be another exporter's.
+    // Next to the first one; it may belong to another exporter.
     let mut other = Store::open(&path, WIDE).unwrap();
     write(&mut other, &[event(now + 2, 3.5, "")]);
     write(&mut store, &[event(now + 3, 4.5, "")]);
@@ -56,7 +56,7 @@ fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
     assert_eq!(store.rows().unwrap(), 4);
 }
 
-/// A file of the first version, which had only events above a bound.
+/// A version 1 file, which had only events above a bound.
 const FIRST: &str = "
     CREATE TABLE events (id INTEGER PRIMARY KEY AUTOINCREMENT, time INTEGER NOT NULL, node TEXT NOT NULL, target TEXT NOT NULL,
         probe TEXT NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL, over REAL NOT NULL, fields TEXT NOT NULL,
@@ -113,7 +113,7 @@ fn the_oldest_go_when_there_are_too_many_or_too_old_ones() {
     assert_eq!(values(&store), [4.0, 3.0, 2.0]);
     let old = now - Duration::from_secs(3700).as_nanos() as i64;
     write(&mut store, &[event(old, 5.0, ""), event(now, 6.0, "")]);
-    // It is seen to be too old at the next write.
+    // Its expiry is noticed at the next write.
     assert_eq!(values(&store), [6.0, 5.0, 4.0]);
     write(&mut store, &[]);
     assert_eq!(values(&store), [6.0, 4.0]);
@@ -134,9 +134,9 @@ fn the_file_does_not_grow_beyond_its_size() {
     }
     let kept = values(&store);
     assert!(kept.len() > 200 && kept.len() < 300, "{}", kept.len());
-    // The latest, without a gap.
+    // The latest ones, without gaps.
     assert!(kept.iter().rev().zip(1500 - kept.len()..).all(|(value, n)| *value == n as f64));
-    // A bound that is lowered holds for what is there.
+    // A lowered limit applies to existing rows.
     drop(store);
     let mut store = Store::open(&path, Bounds { bytes: 512 << 10, ..bounds }).unwrap();
     write(&mut store, &[event(now, 1.0, "")]);
@@ -157,7 +157,7 @@ fn a_file_that_was_deleted_is_made_again() {
     store.renew().unwrap();
     write(&mut store, &[event(wall(), 2.0, "")]);
     assert_eq!(values(&Store::open(&path, WIDE).unwrap()), [2.0]);
-    // Moved away, with another one in its place.
+    // Moved away and replaced by another file.
     std::fs::rename(&path, directory.path().join("old.db")).unwrap();
     assert!(store.is_gone());
     drop(Store::open(&path, WIDE).unwrap());
@@ -173,7 +173,7 @@ fn a_clock_that_is_set_ahead_makes_nothing_old() {
     let year = Duration::from_secs(365 * 86_400).as_nanos() as i64;
     let ahead = clock.now_with(wall() + year);
     assert!(ahead - wall() < year / 1000, "{ahead}");
-    // Set back, it makes nothing older than it is.
+    // A clock set back expires nothing early.
     assert_eq!(clock.now_with(5), 5);
 }
 
@@ -191,7 +191,7 @@ fn a_damaged_file_is_moved_aside_and_another_program_s_is_not_touched() {
         drop(store);
         std::fs::remove_file(&path).unwrap();
     }
-    // A page within is overwritten.
+    // A page in the middle is overwritten.
     let mut store = Store::open(&path, WIDE).unwrap();
     let events: Vec<_> = (0..500).map(|n| event(wall(), f64::from(n), &"y".repeat(500))).collect();
     write(&mut store, &events);

@@ -1,8 +1,8 @@
-//! When what was refused is tried again.
+//! When failed attachments are retried.
 
 use std::time::{Duration, Instant};
 
-/// When what was refused is tried again.
+/// When failed attachments are retried.
 #[derive(Debug)]
 pub(super) struct RetrySchedule {
     due: Instant,
@@ -17,7 +17,7 @@ impl RetrySchedule {
         Self { due: Instant::now() + SHORTEST_PAUSE, pause: SHORTEST_PAUSE }
     }
 
-    /// Whether it is time; then the next time is twice as far away.
+    /// Whether a retry is due; if so, the next pause is twice as long.
     pub(super) fn is_due(&mut self) -> bool {
         let now = Instant::now();
         let is_due = now >= self.due;

@@ -1,4 +1,4 @@
-//! Resolving the sites of a file, and attaching to them.
+//! Resolves the sites of a file and attaches to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -27,19 +27,19 @@ use crate::targets::status::{ProbeState, TargetsStatus};
 const ONLY_EXECUTABLE: &str =
     "functions are only searched in the executable; use `binary:` with the path of the library";
 
-/// What attaching needs to know of the exporter.
+/// The shared state that attaching needs.
 #[derive(Debug, Clone, Copy)]
 pub struct AttachContext<'a> {
     pub kernel: &'a Kernel,
     pub plan: &'a Plan,
     pub status: &'a TargetsStatus,
     pub target: &'a TargetPlan,
-    /// Probes that are taken out for a while.
+    /// Probes that are currently shed.
     pub shed: &'a Shed,
 }
 
 impl AttachedFile {
-    /// Resolves and attaches all probes of the target in this file, as many as can be.
+    /// Resolves and attaches all probes of the target in this file, as many as possible.
     pub fn attach(
         context: AttachContext<'_>,
         found: &TargetFile,
@@ -69,7 +69,7 @@ impl AttachedFile {
         }
     }
 
-    /// Fills in how each probe fares before the kernel is asked; returns the sites, each with its probe's position.
+    /// Sets each probe's state before the kernel is involved; returns the sites, each with the index of its probe.
     pub(in crate::targets) fn resolve(
         &mut self,
         context: AttachContext<'_>,
@@ -169,7 +169,7 @@ impl AttachedFile {
                 }
             }
             Some(mut numbers) => {
-                // Links of their own for each unit, so that one can be detached and the others left alone.
+                // Each unit has links of its own, so that it can be detached without touching the others.
                 let mut units: BTreeMap<usize, Vec<(usize, ResolvedSite)>> = BTreeMap::new();
                 for (at, site) in sites {
                     let probe = &context.plan.probes[self.probes[at].probe];
@@ -243,8 +243,8 @@ fn patched(pid: u32) -> Refusal {
     Refusal::new(RefusalKind::Patched, text)
 }
 
-/// Gives every site its number and says how it is attached. The return of a function whose entry is traced too needs no
-/// link of its own where the kernel has session uprobes: the entry's site names the return's.
+/// Assigns each site its number and attach point. Where the kernel has session uprobes, the return of a function whose
+/// entry is traced needs no link of its own: the entry's site refers to it.
 pub fn place<'a>(
     plan: &Plan,
     sessions: bool,

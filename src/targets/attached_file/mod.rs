@@ -21,7 +21,7 @@ use crate::kernel::{Kernel, Lease, PinnableLink, ProcessEvents, Rearmed};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
 
-/// One file's probes.
+/// The probes of one file.
 #[derive(Debug)]
 pub struct AttachedFile {
     pub display: String,
@@ -29,57 +29,56 @@ pub struct AttachedFile {
     pub stamp: Stamp,
     /// In the target's order.
     pub probes: Vec<Outcome>,
-    /// Each with the unit of the probes that it is of.
+    /// Each with the unit of its probes.
     pub(super) links: Vec<(usize, PinnableLink)>,
     /// Likewise.
     pub(super) cookies: Vec<(usize, u32)>,
-    /// All sites that are attached, each with its probe's position.
+    /// All attached sites, each with the index of its probe.
     sites: Vec<(usize, ResolvedSite)>,
-    /// Those that are taken out for a while.
+    /// Sites of shed probes.
     shelved: Vec<(usize, ResolvedSite)>,
     /// Offsets of sites whose semaphores the kernel may not raise everywhere, and these semaphores.
     pub semaphores: Vec<(u64, Semaphore)>,
-    /// Tells of processes that load the file, for these, unless the kernel has refused it.
+    /// For these, a link that reports processes which load the file, unless the kernel refused it.
     loading: Option<libbpf_rs::Result<PinnableLink>>,
-    /// What breakpoints hide, and what they raise.
+    /// The bytes that breakpoints hide, and the semaphores that they raise.
     pub(super) hidden: Hidden,
-    /// Whether it was looked at what processes that ran it already have made of its code.
+    /// Whether processes that ran the file before have been checked for changed code.
     pub is_code_checked: bool,
-    /// Places at which a process had other code than the file when they were to be attached last, and that process.
+    /// Sites where a process had other code than the file at the last attempt to attach, and that process.
     patched: BTreeMap<u64, u32>,
     /// How many processes mapped it then.
     processes: usize,
-    /// Places in the file's code that no process ever runs.
+    /// Places in the file's code that no process ever executes.
     pub(super) idle: Vec<u64>,
-    /// The file could not be read, for a reason that can pass.
+    /// The file could not be read for a temporary reason.
     pub(super) unread: bool,
     again: RetrySchedule,
-    /// When it was attached to, by `CLOCK_MONOTONIC`, in nanoseconds.
+    /// When it was attached, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub attached_at: u64,
-    /// No process that is meant runs it any more: whether some other does is looked up again and again.
+    /// No selected process runs it any more; whether any other does is checked repeatedly.
     pub(super) unused: Option<Unused>,
-    /// An earlier exporter attached to it, and nobody holds its lease since.
+    /// It was attached by a previous exporter, and its lease has not been taken yet.
     pub is_taken_over: bool,
-    /// Of such a file, the sites that were refused for a reason that can pass: position of the probe, offset, and whether it
-    /// is a return.
+    /// For such a file, the sites that failed temporarily: index of the probe, offset, and whether it is a return.
     pub(super) open: Vec<(usize, u64, bool)>,
-    /// Keeps writers waiting, where the file system has that; given back last.
+    /// Makes writers wait, where the file system supports it; released last.
     pub lease: Option<Lease>,
 }
 
-/// What is known of a file that no process is known to run.
+/// State of a file that no selected process runs.
 #[derive(Debug)]
 pub(super) struct Unused {
     since: Instant,
-    /// Another file has taken its place.
+    /// Another file has replaced it.
     pub(super) is_replaced: bool,
     check: RetrySchedule,
 }
 
-/// How long a file that is still there stays attached to for the next process that runs it.
+/// How long a file that no process runs stays attached for the next one that does.
 const KEPT: Duration = Duration::from_secs(60);
 
-/// Probes that are taken out for a while, and why.
+/// Probes that are shed, and why.
 pub type Shed = BTreeMap<usize, String>;
 
 impl AttachedFile {
@@ -110,35 +109,35 @@ impl AttachedFile {
         }
     }
 
-    /// A file on which the lease was taken, with the contents that it has since: between the look at it and the lease its writer
-    /// may have finished it.
+    /// An attached file with its lease and the stamp since the lease: its writer may have finished between the look-up
+    /// and the lease.
     fn leased(found: &TargetFile, lease: Option<Lease>) -> Self {
         let now = lease.as_ref().and_then(|lease| lease.file().metadata().ok());
         let stamp = now.map_or(found.stamp, |now| Stamp::of(&now));
         Self { lease, ..Self::new(found.display.clone(), found.identity, stamp) }
     }
 
-    /// Whether something was refused for a reason that can pass.
+    /// Whether any attachment failed temporarily.
     pub fn wants_retry(&self) -> bool {
         self.unread || !self.open.is_empty() || self.probes.iter().any(|probe| !probe.open.is_empty())
     }
 
-    /// Whether it has sites of the probe that are taken out.
+    /// Whether sites of the probe are detached because it is shed.
     pub fn is_shelved(&self, probe: usize) -> bool {
         self.shelved.iter().any(|(at, _)| self.probes[*at].probe == probe)
     }
 
-    /// Whether something is taken out that need not be any more.
+    /// Whether a detached site belongs to a probe that is no longer shed.
     pub fn can_be_put_back(&self, shed: &Shed) -> bool {
         self.shelved.iter().any(|(at, _)| !shed.contains_key(&self.probes[*at].probe))
     }
 
-    /// Takes the probes of these units out for a while.
+    /// Detaches the probes of these units because they are shed.
     pub fn shelve(&mut self, units: &BTreeSet<usize>, plan: &Plan) -> Leaving {
         let leaving = self.take_out(units);
         let unit = |at: usize| plan.probes[self.probes[at].probe].unit;
         let gone: Vec<_> = self.sites.extract_if(.., |(at, _)| units.contains(&unit(*at))).collect();
-        // Another unit's probe may be at the same place.
+        // Another unit's probe may be at the same address.
         let sites = &self.sites;
         self.semaphores.retain(|(offset, _)| sites.iter().any(|(_, site)| site.offset == *offset));
         gone.iter().for_each(|(at, _)| self.probes[*at].sites -= 1);
@@ -146,7 +145,7 @@ impl AttachedFile {
         leaving
     }
 
-    /// Puts back what is taken out no longer. Whether there was something.
+    /// Attaches sites of probes that are no longer shed; returns whether there were any.
     pub fn put_back(
         &mut self,
         context: AttachContext<'_>,
@@ -175,7 +174,7 @@ impl AttachedFile {
         Leaving { identity: self.identity, links, numbers: numbers.collect(), lease: None }
     }
 
-    /// Tries again what was refused for a reason that can pass, if it is time. Whether anything is different now.
+    /// Retries temporary failures if it is time; returns whether anything changed.
     pub fn retry(
         &mut self,
         context: AttachContext<'_>,
@@ -199,8 +198,7 @@ impl AttachedFile {
         self.probes.iter().map(|probe| (&probe.state, probe.sites)).ne(before.iter().map(|(s, n)| (s, *n)))
     }
 
-    /// Takes the probes out of the file. Site numbers are given back only when that is done: until then a hit could
-    /// still name them.
+    /// Detaches all probes. Site numbers are freed only when that is done: until then a hit could still carry them.
     pub fn leave_all(&mut self) -> Leaving {
         self.semaphores.clear();
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
@@ -222,7 +220,7 @@ impl AttachedFile {
         Leaving { lease: self.lease.take(), ..self.leave_all() }
     }
 
-    /// Takes the probes out of the file for as long as it is what it is.
+    /// Detaches all probes until the file changes.
     pub fn give_up(&mut self, reason: &str) -> Leaving {
         let leaving = self.leave_all();
         for probe in &mut self.probes {
@@ -233,11 +231,11 @@ impl AttachedFile {
         leaving
     }
 
-    /// Takes the probes of these units out of the file, and leaves the others alone. `is_left` says which probes remain, by
-    /// their positions.
+    /// Detaches the probes of these units for good and leaves the others alone. `is_left` says which probes remain, by
+    /// index.
     pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool]) -> Leaving {
         let leaving = self.take_out(units);
-        // Positions change with those that go.
+        // Indexes shift when probes are removed.
         let mut kept = 0;
         let positions: Vec<Option<usize>> = (0..self.probes.len())
             .map(|at| {
@@ -260,7 +258,7 @@ impl AttachedFile {
         leaving
     }
 
-    /// Notes that no process that is meant runs the file.
+    /// Notes that no selected process runs the file.
     pub fn leave(&mut self, is_replaced: bool) {
         self.unused = Some(Unused { since: Instant::now(), is_replaced, check: RetrySchedule::new() });
     }
@@ -270,14 +268,14 @@ impl AttachedFile {
         self.unused = None;
     }
 
-    /// Whether it is time to look up if any process still runs a file that was left.
+    /// Whether it is time to check if any process still runs an unused file.
     pub fn wants_check_of_use(&mut self) -> bool {
         self.unused.as_mut().is_some_and(|unused| {
             (unused.is_replaced || unused.since.elapsed() > KEPT) && unused.check.is_due()
         })
     }
 
-    /// The file has taken the target's place: its hits count, whatever runs it.
+    /// The file has become the target's: its hits count, whatever process runs it.
     pub fn admit(&mut self, kernel: &Kernel, found: &TargetFile) {
         (self.display, self.stamp) = (found.display.clone(), found.stamp);
         let cookies: Vec<u32> = self.cookies.iter().map(|(_, cookie)| *cookie).collect();
@@ -286,7 +284,7 @@ impl AttachedFile {
         }
     }
 
-    /// Has it told who loads the file, if semaphores have to be raised in such processes.
+    /// Requests reports of processes that load the file, if semaphores must be raised in them.
     pub fn follow_loading(&mut self, events: &ProcessEvents, found: &TargetFile) {
         let first_code = self.semaphores.first().map_or(0, |(_, semaphore)| semaphore.first_code);
         if self.loading.is_some() || first_code == 0 || self.identity.address == 0 {
@@ -300,7 +298,7 @@ impl AttachedFile {
         let again = !self.has_semaphores_on_shared_pages();
         let told = events.tell_loading(&file, self.identity.address, first_code, again);
         match &told {
-            // Who copies the file through a mapping must not copy this breakpoint either.
+            // Processes that copy the file through a mapping must not copy this breakpoint either.
             Ok(_) => drop(self.hidden.originals.insert(first_code, byte[0])),
             Err(err) => log::debug!("{}: semaphores will be raised late: {err:#}", self.display),
         }
@@ -312,7 +310,7 @@ impl AttachedFile {
         self.semaphores.iter().any(|(_, semaphore)| semaphore.is_on_shared_page)
     }
 
-    /// Whether the file's contents cannot have changed, whatever its times say.
+    /// Whether the file's contents are certainly unchanged, whatever its times say.
     pub fn is_as_it_was(&self) -> bool {
         self.lease.as_ref().is_some_and(Lease::is_held)
     }
@@ -321,13 +319,13 @@ impl AttachedFile {
         !self.links.is_empty()
     }
 
-    /// Of all sites that are attached, by which the kernel sets their breakpoints.
+    /// All attached sites, in the form in which breakpoints are set again.
     pub fn places(&self) -> Vec<Rearmed> {
         let sites = self.sites.iter().map(|(_, site)| site);
         sites.map(|site| Rearmed { offset: site.offset, semaphore: site.ref_ctr_offset }).collect()
     }
 
-    /// Offsets of all sites that are attached.
+    /// Offsets of all attached sites.
     pub fn offsets(&self) -> Vec<u64> {
         self.sites.iter().map(|(_, site)| site.offset).collect()
     }

@@ -27,7 +27,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Marks go after a second: it is done again until one is seen.
+/// Marks expire after a second: the action is repeated until one is seen.
 fn until_marked(path: &Path, mut done: impl FnMut()) {
     let mut last: Option<Instant> = None;
     until(&format!("{} to be marked", path.display()), || {
@@ -39,7 +39,7 @@ fn until_marked(path: &Path, mut done: impl FnMut()) {
     });
 }
 
-/// By another process: a descriptor that is open for writing here could leak into a child that another test starts.
+/// By another process: a descriptor open for writing here could leak into a child that another test starts.
 fn copy(to: &Path) {
     assert!(Command::new("cp").arg("/bin/true").arg(to).status().unwrap().success());
 }
@@ -56,7 +56,7 @@ fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
         let mut command = Command::new(path);
         std::thread::spawn(move || command.status().unwrap().success())
     };
-    // Answered as soon as it is asked for.
+    // Answered at once.
     assert_eq!(handle.asked(), None);
     let running = run(&sibling);
     until("the manager to be asked", || handle.asked().is_some());
@@ -72,7 +72,7 @@ fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
     assert!(run(&target).join().unwrap());
     until("the marks to go", || !is_marked(&target));
     until_marked(&target, || handle.expect(target.clone()));
-    // Nobody is there to be asked.
+    // No client is left to ask.
     drop(handle);
     assert!(run(&target).join().unwrap());
     until("the marks to go", || !is_marked(&target));
@@ -93,7 +93,7 @@ fn the_way_to_a_file_is_watched_as_it_is_now_as_root() {
     let handle = GateHandle::new(Gate::prepare().expect("these tests need root"), &woken).unwrap();
     handle.follow(&[(7, link.join("app"))]);
     until_marked(&first, || copy(&first));
-    // Another directory, in which something is done only later.
+    // Another directory, where something happens only later.
     let turn = || {
         symlink("second", at.join("next")).unwrap();
         fs::rename(at.join("next"), &link).unwrap();
@@ -102,7 +102,7 @@ fn the_way_to_a_file_is_watched_as_it_is_now_as_root() {
     until("the marks to go", || !is_marked(&second));
     until_marked(&second, || copy(&second));
     until("the marks to go", || !is_marked(&second));
-    // A mount is no event in any directory.
+    // A mount causes no inotify event.
     let run = |program: &str, arguments: &[&str]| {
         Command::new(program).args(arguments).arg(&second).status().unwrap().success()
     };

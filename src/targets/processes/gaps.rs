@@ -2,7 +2,7 @@
 
 use crate::targets::denied::why_denied;
 
-/// Processes that could be meant, for all that can be seen.
+/// Processes that might match but could not be inspected.
 #[derive(Debug, Default)]
 pub struct SearchGaps {
     pub(super) hidden: usize,
@@ -10,7 +10,7 @@ pub struct SearchGaps {
 }
 
 impl SearchGaps {
-    /// What keeps the search from being complete; `refused` are processes that are meant.
+    /// Why the search may be incomplete; `refused` are selected processes.
     pub fn sentence(&self, refused: &[u32]) -> Option<String> {
         let denied = || format!("cannot be inspected: {}", why_denied());
         if let Some(first) = refused.first() {

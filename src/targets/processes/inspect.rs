@@ -1,4 +1,4 @@
-//! What /proc says of processes.
+//! Reads processes from /proc.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,12 +36,12 @@ impl Processes {
         })
     }
 
-    /// Whether any target does; without targets all is asked for.
+    /// Whether any target's selector uses this; without targets, everything is used.
     pub(super) fn asks_for(&self, what: impl Fn(&ProcessSelector) -> bool) -> bool {
         self.filters.is_empty() || self.filters.iter().flatten().any(|filters| what(filters.selector()))
     }
 
-    /// Whether any maps the file, told by device and inode.
+    /// Whether any process maps the file, identified by device and inode.
     pub fn map(&mut self, identity: Identity) -> bool {
         processes().any(|pid| {
             text(format!("/proc/{}/maps", living_thread(pid)))
@@ -50,13 +50,14 @@ impl Processes {
     }
 }
 
-/// The kernel marks the name of a file that was deleted, or replaced.
+/// The kernel marks the name of a deleted or replaced file.
 fn base_name(display: &str) -> &str {
     display.strip_suffix(" (deleted)").unwrap_or(display)
 }
 
-/// Whether a line of /proc/PID/maps can be of the file. Inodes are numbered by device, but only a block device has the same
-/// number here as in stat(2): on btrfs and overlayfs they differ. To detach from a file that runs is worse than to stay.
+/// Whether a line of /proc/PID/maps may be of the file. Inode numbers are per device, but the device number is the same
+/// as in stat(2) only for block devices: on btrfs and overlayfs they differ. Detaching from a running file is worse
+/// than staying attached.
 fn may_map(line: &str, identity: Identity) -> bool {
     let Some(mapping) = Mapping::parse(line).filter(|mapping| mapping.inode == identity.number) else {
         return false;
@@ -78,7 +79,7 @@ mod tests {
         assert!(may_map(line, file(0xfe, 0x10)));
         assert!(!may_map(line, file(0xfe, 0x11)) && !may_map(line, file(8, 0x10)));
         assert!(!may_map(line, Identity { number: 247_004, ..file(0xfe, 0x10) }));
-        // What has no block device is numbered otherwise by stat(2): it may be the file.
+        // Without a block device, stat(2) may report another number: it may be the file.
         assert!(may_map(line, file(0, 41)));
         assert!(may_map(&line.replace("fe:10", "00:29"), file(0xfe, 0x10)));
         assert!(!may_map("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", file(0, 41)));

@@ -1,4 +1,4 @@
-//! The control groups of processes, and what containers and pods they are.
+//! The cgroups of processes, and the containers and pods that they are.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -11,15 +11,15 @@ use crate::selectors::{Belongs, ProcessSelector};
 /// What a process belongs to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Membership {
-    /// By its control group of version 2, which the kernel goes by.
+    /// By its cgroup v2, which the kernel's filters use.
     pub(super) new: Belongs,
-    /// By those of version 1.
+    /// By its cgroups v1.
     pub(super) old: Belongs,
 }
 
 impl Membership {
-    /// Whether all members of the control group of version 2 belong to the same. On a host with version 1, containers can share
-    /// one: its root, or that of the service that starts them.
+    /// Whether all members of the cgroup v2 belong to the same container. On a host with cgroup v1, containers can
+    /// share one: the root, or that of the service that starts them.
     fn is_of_all_members(&self) -> bool {
         self.old.path.is_empty() || !self.new.containers.is_empty()
     }
@@ -29,7 +29,7 @@ impl Membership {
 const MEMBERSHIPS: usize = 4096;
 
 impl Processes {
-    /// Notes whom the predicates of all targets mean of those that are in a control group.
+    /// Records which predicates match the members of a cgroup.
     fn note_members(&mut self, belongs: &Belongs) {
         for (target, filters) in self.filters.iter().enumerate() {
             let Some(selector) = filters.as_ref().map(ProcessFilter::selector) else { continue };
@@ -43,7 +43,8 @@ impl Processes {
         }
     }
 
-    /// Asks the engines again what containers and pods are called. Whether targets mean others than before.
+    /// Asks container engines again for the names of containers and pods. Returns whether any predicate matches
+    /// differently.
     pub fn name_again(&mut self) -> bool {
         if !self.filters.iter().flatten().any(|filters| filters.selector().is_by_cgroup()) {
             return false;
@@ -71,7 +72,7 @@ impl Processes {
         has_changed
     }
 
-    /// Its series may be shown when the control group is gone.
+    /// Its series may be shown after the cgroup was deleted.
     pub fn name_cgroup(&self, pid: u32, cgroup: u64) {
         if self.are_cgroups_shown {
             let of_process = || text(format!("/proc/{pid}/cgroup")).ok();
@@ -109,7 +110,7 @@ impl Processes {
     }
 }
 
-/// The control groups of `/proc/PID/cgroup`: of version 2, and those of version 1 together.
+/// The cgroups in `/proc/PID/cgroup`: v2, and those of v1 joined.
 fn paths_of(text: &str) -> (String, String) {
     let new = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
     let old =

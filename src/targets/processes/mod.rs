@@ -1,5 +1,4 @@
-//! The processes that targets mean: one table for all of them. What the kernel tells of processes keeps it true; where it
-//! tells nothing, /proc is walked through again.
+//! One table of processes for all targets. Process events keep it current; without events, /proc is scanned again.
 
 mod gaps;
 mod inspect;
@@ -18,10 +17,10 @@ use crate::kernel::{ProcessChange, ProcessEvent};
 use crate::procfs::{Stat, processes};
 use crate::selectors::{ProcessFacts, ProcessSelector};
 
-/// What tells whether a process is of interest to a target.
+/// How a target selects processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProcessFilter {
-    /// It runs a file that is called one of these, as the target's is; this says which of those count.
+    /// Processes that run a file with one of these names; the selector says which of them count.
     Runs(Vec<String>, ProcessSelector),
     Matching(ProcessSelector),
 }
@@ -29,25 +28,25 @@ pub enum ProcessFilter {
 /// The table.
 #[derive(Debug, Default)]
 pub struct Processes {
-    /// By target; a target that means no processes has none. Without any, all processes are of interest.
+    /// By target; a target that selects no processes has none. Without any, all processes are relevant.
     filters: Vec<Option<ProcessFilter>>,
     all: BTreeMap<u32, Process>,
     is_walked: bool,
-    /// Processes that may not be looked into, as of the latest walk.
+    /// The number of processes that could not be inspected in the latest scan.
     hidden: usize,
-    /// Targets that mean other processes than before, or others that run something else.
+    /// Targets whose processes changed, or execute another file.
     changed: BTreeSet<usize>,
-    /// By number of the control group.
+    /// By cgroup id.
     memberships: HashMap<u64, Arc<Membership>>,
     containers: Containers,
-    /// Whether series have names of control groups as labels.
+    /// Whether series have cgroup names as labels.
     pub are_cgroups_shown: bool,
-    /// Containers and pods that the predicates of each target mean.
+    /// Containers and pods that the predicates of each target match.
     members: Vec<Vec<BTreeSet<String>>>,
     next: usize,
 }
 
-/// Names of the files that one path leads to.
+/// Maximum number of names of the files that one path leads to.
 const NAMES: usize = 8;
 
 /// Processes whose mappings are read again at a time, where the kernel does not tell of new ones; and where it does: of what is mapped
@@ -64,7 +63,7 @@ impl ProcessFilter {
 }
 
 impl Processes {
-    /// Of interest to these targets.
+    /// For targets that select by these filters.
     pub fn of(filters: Vec<Option<ProcessFilter>>) -> Self {
         let members = filters.iter().map(|filters| match filters {
             Some(filters) => vec![BTreeSet::new(); filters.selector().predicates.len()],
@@ -77,27 +76,27 @@ impl Processes {
         self.filters.get(target)?.as_ref().map(ProcessFilter::selector)
     }
 
-    /// The containers and pods that each of the target's predicates means, as far as they are known.
+    /// The containers and pods that each of the target's predicates matches, as far as they are known.
     pub fn members(&self, target: usize) -> &[BTreeSet<String>] {
         self.members.get(target).map_or(&[], Vec::as_slice)
     }
 
-    /// Processes that can be the target's, by what they are called.
+    /// Processes that may be the target's, by name.
     pub fn of_target(&self, target: usize) -> Vec<u32> {
         self.all.values().filter(|process| self.matches(target, process)).map(|process| process.pid).collect()
     }
 
-    /// Processes that were started by those that the target means.
+    /// Descendants of processes that the target selects.
     pub fn family(&self, target: usize) -> impl Iterator<Item = u32> {
         self.all.values().filter(move |process| process.families.contains(&target)).map(|process| process.pid)
     }
 
-    /// The next search walks anew.
+    /// The next search scans again.
     pub fn forget(&mut self) {
         self.is_walked = false;
     }
 
-    /// Processes that were found by a walk, if this call had to make one.
+    /// Processes that were found by a scan, if this call had to make one.
     pub fn walk_if_needed(&mut self) -> Option<Vec<u32>> {
         if self.is_walked {
             return None;
@@ -108,7 +107,7 @@ impl Processes {
         let mut found: BTreeMap<u32, Process> =
             processes().filter_map(|pid| Some((pid, self.look_at(pid, None)?))).collect();
         for process in found.values_mut() {
-            // The same program under the same number: what it has loaded is most likely the same, too.
+            // The same program with the same number has most likely loaded the same libraries.
             let known = before.remove(&process.pid);
             let is_same = |old: &Process| (&old.comm, &old.exe) == (&process.comm, &process.exe);
             let Some(known) = known.filter(is_same) else { continue };
@@ -121,7 +120,7 @@ impl Processes {
         Some(self.all.keys().copied().collect())
     }
 
-    /// Targets for which something has changed since this was asked last.
+    /// Targets with changes since the previous call.
     pub fn take_changed(&mut self) -> BTreeSet<usize> {
         std::mem::take(&mut self.changed)
     }
@@ -134,7 +133,7 @@ impl Processes {
         self.all.get_mut(&pid)
     }
 
-    /// Those that are meant: of which all of it holds, and, of a target, those that were started by such.
+    /// The selected processes: those that match entirely, and for a target also their descendants.
     pub fn fitting(&mut self, selector: &ProcessSelector, target: Option<usize>) -> (Vec<u32>, SearchGaps) {
         self.walk_if_needed();
         let is_family = |process: &Process| target.is_some_and(|target| process.families.contains(&target));
@@ -150,7 +149,7 @@ impl Processes {
         (found, SearchGaps { hidden, version_1 })
     }
 
-    /// Whom processes have started that targets with children mean.
+    /// Finds descendants of selected processes for targets with `children`.
     fn find_families(&self, all: &mut BTreeMap<u32, Process>) {
         for target in 0..self.filters.len() {
             let Some(selector) = self.selector(target).filter(|selector| selector.children) else { continue };
@@ -175,7 +174,7 @@ impl Processes {
         }
     }
 
-    /// Follows what the kernel tells of a process. Whether the process is of interest.
+    /// Applies a process event; returns whether the process is relevant.
     pub fn apply(&mut self, event: &ProcessEvent) -> bool {
         let pid = event.pid;
         match &event.change {
@@ -225,7 +224,7 @@ impl Processes {
         self.changed.extend(self.meaning(process));
     }
 
-    /// The targets that mean the process.
+    /// The targets that select the process.
     fn meaning(&self, process: &Process) -> Vec<usize> {
         (0..self.filters.len()).filter(|target| self.matches(*target, process)).collect()
     }
@@ -245,12 +244,12 @@ impl Processes {
         process.families.contains(&target) || selector.may_fit(&process.facts())
     }
 
-    /// The file at the target's path is called so, too. Whether that is new.
+    /// Adds a name of the file at the target's path; returns whether it is new.
     pub fn call(&mut self, target: usize, name: &str) -> bool {
         let Some(Some(ProcessFilter::Runs(names, _))) = self.filters.get_mut(target) else { return false };
         let is_new = !names.iter().any(|known| known == name);
         if is_new {
-            // The first one is that of the path.
+            // The first one is the path's own.
             if names.len() >= NAMES {
                 names.remove(1);
             }
@@ -272,7 +271,7 @@ impl Processes {
         child
     }
 
-    /// The process's mappings are read again when they are needed next.
+    /// The process's mappings are read again at the next use.
     pub fn forget_libraries(&mut self, pid: u32) {
         if let Some(process) = self.all.get_mut(&pid) {
             process.libraries = None;
@@ -280,7 +279,7 @@ impl Processes {
         self.touch(pid);
     }
 
-    /// All targets that mean the process have to be looked at.
+    /// All targets that select the process must be handled.
     fn touch(&mut self, pid: u32) {
         if let Some(process) = self.all.get(&pid) {
             self.changed.extend(self.meaning(process));
@@ -294,16 +293,16 @@ impl Processes {
             || self.filters.iter().flatten().any(by_version_1)
     }
 
-    /// Whether a target means processes of the control group; None if nothing is known of it.
+    /// Whether a target selects processes of the cgroup; None if the cgroup is unknown.
     pub fn matches_cgroup(&self, cgroup: u64) -> Option<bool> {
         let membership = self.memberships.get(&cgroup)?;
         let is_in = |filters: &ProcessFilter| filters.selector().matches_cgroup(&membership.new);
-        // What is not named yet may be soon.
+        // It may get a name soon.
         (!membership.new.is_unnamed() || self.filters.iter().flatten().any(is_in))
             .then(|| self.filters.iter().flatten().any(is_in))
     }
 
-    /// Reads the mappings of some processes again, whose mappings anybody has asked for, when they are needed next.
+    /// Marks the mappings of some processes to be read again at the next use.
     pub fn forget_some_libraries(&mut self, are_told: bool) {
         let most = if are_told { AGAIN_IF_TOLD } else { AGAIN };
         let asked: Vec<u32> = self
@@ -317,7 +316,7 @@ impl Processes {
         self.next = if first + most < asked.len() { first + most } else { 0 };
     }
 
-    /// Looks at each of the files again through one process that runs it.
+    /// Reads each of the files again through one process that runs it.
     pub fn forget_files(&mut self, files: &[Identity]) {
         if files.is_empty() {
             return;
@@ -336,7 +335,7 @@ impl Processes {
     }
 }
 
-/// Whether it would be meant if the kernel went by control groups of version 1: what is not traced for that is told.
+/// Whether it would match if filters used cgroups v1: such processes are reported as not traced.
 fn fits_by_version_1(selector: &ProcessSelector, process: &Process) -> bool {
     selector.is_by_cgroup()
         && selector.may_fit(&ProcessFacts { belongs: &process.membership.old, ..process.facts() })
@@ -360,7 +359,7 @@ mod tests {
             let comm = "app".to_string();
             processes.all.insert(pid, Process { pid, comm, libraries, ..process.clone() });
         }
-        // Which it was, and that they are read then.
+        // Returns which ones were forgotten, and checks that they are read again.
         let mut forgotten = |are_told| -> Vec<u32> {
             processes.forget_some_libraries(are_told);
             let asked = processes.all.values_mut().filter(|process| process.pid > 10);
@@ -404,7 +403,7 @@ mod tests {
         let me = Processes::default().look_at(own, None).unwrap();
         let filters = vec![
             None,
-            // The thread's name is the beginning of this one.
+            // The thread's name is a prefix of it.
             Some(called(me.exe.as_deref().unwrap())),
             Some(called("nobody")),
             Some(ProcessFilter::Matching(Selector::pid(own).processes)),

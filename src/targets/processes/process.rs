@@ -1,4 +1,4 @@
-//! One process, and what selectors go by.
+//! One process, and the attributes that selectors use.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,26 +8,26 @@ use crate::selectors::ProcessFacts;
 use crate::targets::file::{Identity, TargetFile};
 use crate::targets::libraries::Library;
 
-/// A process, and what selectors go by.
+/// A process, and the attributes that selectors use.
 #[derive(Debug, Clone)]
 pub struct Process {
     pub pid: u32,
-    /// Of the leader; the kernel cuts it after 15 bytes.
+    /// Of the leader; the kernel truncates it to 15 bytes.
     pub(super) comm: String,
-    /// Base name of what it runs; None for a thread of the kernel.
+    /// Base name of the executable; None for a kernel thread.
     pub(super) exe: Option<String>,
-    /// If somebody asks for it.
+    /// If any selector uses it.
     pub(super) cmdline: String,
-    /// Targets of which a process that is meant has started it.
+    /// Targets of which it is a descendant.
     pub(super) families: BTreeSet<usize>,
-    /// The right to see what it runs is missing.
+    /// The permission to see its executable is missing.
     pub(super) is_hidden: bool,
     pub(super) membership: Arc<Membership>,
-    /// What it runs, once that was looked up.
+    /// Its executable, once looked up.
     pub file: Option<TargetFile>,
-    /// All that it maps, if what it runs cannot be reached by any path.
+    /// All files that it maps, if its executable cannot be reached by any path.
     pub copied_up: Option<Vec<Identity>>,
-    /// Files with probes that it has loaded, once they were looked up.
+    /// The files with probes that it has loaded, once looked up.
     pub libraries: Option<Vec<Library>>,
 }
 

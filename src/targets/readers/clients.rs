@@ -1,4 +1,4 @@
-//! Which files all engines of a process trace: one thread keeps breakpoints from those who read them.
+//! The files that all engines of a process trace, for the one thread that hides breakpoints from readers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -12,10 +12,10 @@ use crate::targets::file::Identity;
 use crate::targets::record::Signature;
 use crate::targets::status::{Foreign, TargetsStatus};
 
-/// What an engine traces of a file.
+/// What an engine traces in a file.
 #[derive(Debug, Clone, Default)]
 pub(in crate::targets) struct TracedFile {
-    /// Targets, by number, with their names.
+    /// Targets by number, with their names.
     pub targets: BTreeMap<usize, String>,
     pub display: String,
     pub hidden: Hidden,
@@ -23,17 +23,17 @@ pub(in crate::targets) struct TracedFile {
 
 pub(in crate::targets) type TracedFiles = HashMap<Identity, TracedFile>;
 
-/// What all engines trace of it.
+/// What all engines trace in a file.
 #[derive(Debug, Default)]
 pub(super) struct SharedFile {
-    /// Targets by their names; an engine that was loaded later can have some of the same.
+    /// Targets by name; an engine that was loaded later can have some of the same.
     targets: BTreeMap<String, (Arc<TargetsStatus>, usize)>,
     pub display: String,
     pub hidden: Hidden,
 }
 
 impl SharedFile {
-    /// The names of the targets, for people to read.
+    /// The names of the targets, for messages.
     pub fn names(&self) -> String {
         self.targets.keys().cloned().collect::<Vec<_>>().join(", ")
     }
@@ -43,17 +43,17 @@ impl SharedFile {
     }
 }
 
-/// The thread, as all engines know it.
+/// The thread, as the engines see it.
 #[derive(Debug, Default)]
 pub(in crate::targets) struct SharedReaders {
     state: Mutex<ReadersState>,
-    /// Its programs are loaded, or cannot be.
+    /// Its programs are loaded, or failed to load.
     is_ready: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct ReadersState {
-    /// Wakes the thread, and ends it when dropped; none before the first engine.
+    /// Wakes the thread, and ends it when dropped; None before the first engine.
     wake: Option<UnixStream>,
     is_ready: bool,
     clients: Vec<Client>,
@@ -81,13 +81,13 @@ impl SharedReaders {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its programs are loaded, or cannot be.
+    /// Its programs are loaded, or failed to load.
     pub(super) fn set_ready(&self) {
         self.lock().is_ready = true;
         self.is_ready.notify_all();
     }
 
-    /// The files of all engines, if these are others than before.
+    /// The files of all engines, if they changed.
     pub(super) fn take_changed(&self) -> Option<HashMap<Identity, SharedFile>> {
         let mut state = self.lock();
         if !std::mem::take(&mut state.has_changed) {
@@ -107,17 +107,17 @@ impl SharedReaders {
     }
 }
 
-/// An engine's part in it. It takes its files back when dropped.
+/// An engine's share. Dropping it withdraws its files.
 #[derive(Debug)]
 pub(in crate::targets) struct ReadersHandle {
     shared: Arc<SharedReaders>,
     number: u64,
-    /// What told last time that something is new: what is attached, and what has left.
+    /// Identifies what was last reported: what is attached, and what has been detached.
     pub told: (Signature, u64),
 }
 
 impl ReadersHandle {
-    /// The first one starts the thread. None, with the reason in the log, where there is none.
+    /// The first one starts the thread. None, with the reason in the log, if that fails.
     pub fn new(
         shared: &Arc<SharedReaders>,
         namespace: PidNamespace,
@@ -140,7 +140,7 @@ impl ReadersHandle {
         Some(Self { shared: shared.clone(), number, told: Default::default() })
     }
 
-    /// These are traced now; those that are leaving still have breakpoints, too.
+    /// Sets the traced files; files that are being detached still have breakpoints, too.
     pub fn set_files(&self, mut files: TracedFiles, is_leaving: impl Fn(Identity) -> bool) {
         let state = self.shared.lock();
         let ready = self.shared.is_ready.wait_while(state, |state| !state.is_ready);

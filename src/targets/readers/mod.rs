@@ -1,9 +1,9 @@
-//! Keeps breakpoints from those who read traced files as memory instead of running them.
+//! Hides breakpoints from processes that read traced files as memory instead of executing them.
 //!
-//! The kernel sets breakpoints in every private mapping that could be made executable. A program that copies a file through
-//! such a mapping (llvm-strip, llvm-objcopy, git) copies them too, and the copy dies when it is run; one that translates
-//! code (Valgrind, QEMU's user mode, DynamoRIO) ends what it runs. So a thread of its own puts the file's own bytes over them: the
-//! kernel takes no harm from a breakpoint that is gone.
+//! The kernel sets breakpoints in every private mapping that could be made executable. A program that copies a file
+//! through such a mapping (llvm-strip, llvm-objcopy, git) copies them, too, and the copy is killed when it runs; a
+//! program that translates code (Valgrind, QEMU's user mode, DynamoRIO) kills what it runs. So a dedicated thread
+//! writes the file's own bytes over them; the kernel tolerates missing breakpoints.
 
 mod clients;
 mod restore;
@@ -26,8 +26,8 @@ use crate::clock::monotonic_now;
 use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
 use crate::procfs::processes;
 
-/// Executables that translate the code of others, and which of their mappings they do that with: Valgrind's tools, QEMU's user
-/// mode, which maps what it translates not executable, and DynamoRIO.
+/// Executables that translate other programs' code, and which of their mappings they translate: Valgrind's tools;
+/// QEMU's user mode, which maps what it translates without the executable flag; DynamoRIO.
 const TRANSLATORS: &[(&str, Part)] = &[
     ("memcheck-amd64-linux", Part::All),
     ("cachegrind-amd64-linux", Part::All),
@@ -44,7 +44,7 @@ const TRANSLATORS: &[(&str, Part)] = &[
     ("qemu-x86_64-static", Part::NotExecutable),
 ];
 
-/// How often is looked at whether a translator has ended.
+/// How often it is checked whether a translator has ended.
 const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Of the log.
@@ -57,9 +57,9 @@ struct ReadersThread {
     shared: Weak<SharedReaders>,
     woken: UnixStream,
     files: HashMap<Identity, SharedFile>,
-    /// Files that are to be looked up who maps them.
+    /// Files whose mapping processes must be determined.
     changed: BTreeSet<Identity>,
-    /// Processes that translate code, and files of which they do.
+    /// Translator processes, and the files that they translate.
     translators: BTreeMap<u32, HashSet<Identity>>,
     /// What was logged: the reader's name, and the inode.
     told: BTreeSet<(String, u64)>,
@@ -67,7 +67,7 @@ struct ReadersThread {
 
 impl ReadersThread {
     /// # Errors
-    /// If there is no thread. What the kernel refuses is logged.
+    /// If the thread cannot be started. Kernel errors are logged.
     fn start(shared: Weak<SharedReaders>, woken: UnixStream, namespace: PidNamespace) -> io::Result<()> {
         std::thread::Builder::new().name("readers".to_string()).spawn(move || {
             let names = TRANSLATORS.iter().map(|(name, _)| *name);
@@ -99,7 +99,7 @@ impl ReadersThread {
         }
     }
 
-    /// Until something happens, or it is time. Whether to go on.
+    /// Waits for an event or the next deadline; returns whether to continue.
     fn wait(&self) -> bool {
         let pause = match (self.changed.is_empty(), self.translators.is_empty()) {
             (false, _) => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
@@ -112,7 +112,7 @@ impl ReadersThread {
         !is_woken || io::Read::read(&mut &self.woken, &mut [0; 64]).is_ok_and(|read| read > 0)
     }
 
-    /// Those that run already.
+    /// Finds translators that run already.
     fn find_translators(&mut self) {
         processes().for_each(|pid| self.note_translator(pid));
     }
@@ -138,8 +138,8 @@ impl ReadersThread {
         }
     }
 
-    /// Other files are traced now, or other places in them. The kernel sets breakpoints anew in all mappings of a file that it is
-    /// asked to set some in.
+    /// Sets the traced files and sites. The kernel sets all breakpoints of a file again in all mappings when one is
+    /// added.
     fn take_files(&mut self, files: HashMap<Identity, SharedFile>) {
         self.readers.set_files(files.keys().map(|identity| identity.address).collect());
         let before = std::mem::replace(&mut self.files, files);
@@ -151,8 +151,8 @@ impl ReadersThread {
         translators.into_iter().for_each(|pid| self.look_at_translator(pid));
     }
 
-    /// Looks for those who have mapped a file before its breakpoints were set. It takes a look at all processes, so it is one file
-    /// at a time, and who waits comes first.
+    /// Handles processes that mapped a file before its breakpoints were set. That inspects all processes, so it is done
+    /// for one file at a time, and waiting processes are handled first.
     fn look_at_changed(&mut self) {
         let Some(identity) = self.changed.pop_first() else { return };
         let all = self.kernel.mapping(identity).unwrap_or_default();
@@ -184,7 +184,8 @@ impl ReadersThread {
         self.readers.answer(*ticket);
     }
 
-    /// Takes the breakpoints out of mappings that are not executable: of that at an address, which may be on the way, or of all.
+    /// Removes the breakpoints from mappings that are not executable: from the one at an address, which may not exist
+    /// yet, or from all.
     fn restore_read(&mut self, pid: u32, at: Option<u64>, identity: Identity) -> Restored {
         let Some(file) = self.files.get(&identity) else { return Restored::default() };
         let began = Instant::now();
@@ -195,7 +196,7 @@ impl ReadersThread {
             };
             let is_mapped = |at: u64| restored.mapped.iter().any(|range| range.contains(&at));
             let is_done = at.is_none_or(is_mapped) || restored.failure.is_some();
-            // It can also be gone again.
+            // It may also be unmapped again.
             if is_done || began.elapsed() > LONGEST_WAIT / 10 {
                 return restored;
             }
@@ -265,18 +266,18 @@ impl ReadersThread {
     }
 }
 
-/// Whether the process is one of this program, which looks at the breakpoints that it has set.
+/// Whether the process is an exporter, which inspects the breakpoints that it has set.
 fn is_exporter(pid: u32) -> bool {
     pid == std::process::id() || executable_name(pid) == executable_name(std::process::id())
 }
 
-/// What the process translates, if it runs a program that does.
+/// What the process translates, if it is a translator.
 fn part_of(pid: u32) -> Option<Part> {
     let name = executable_name(pid)?;
     TRANSLATORS.iter().find(|(known, _)| *known == name).map(|(_, part)| *part)
 }
 
-/// Whether the process runs a program that translates the code of others.
+/// Whether the process is a translator.
 pub(super) fn translates(pid: u32) -> bool {
     part_of(pid).is_some()
 }

@@ -1,4 +1,4 @@
-//! The file's own bytes over breakpoints in a process's memory.
+//! Writes a file's own bytes over breakpoints in a process's memory.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -13,32 +13,32 @@ use crate::procfs::{Mapping, living_thread, text};
 /// Which mappings of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
-    /// Of a translator that maps code as it is in the file.
+    /// For a translator that maps code as in the file.
     All,
-    /// Of a translator that maps code not executable.
+    /// For a translator that maps code without the executable flag.
     NotExecutable,
-    /// Those that are only to be read.
+    /// Mappings that are only read.
     OnlyRead,
 }
 
-/// What is hidden of a file, and what was raised in it.
+/// The bytes that breakpoints hide in a file, and the semaphores that they raise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in crate::targets) struct Hidden {
-    /// The bytes under breakpoints, by offsets in the file.
+    /// The bytes under breakpoints, by offset in the file.
     pub originals: BTreeMap<u64, u8>,
-    /// Offsets of the semaphores that breakpoints raise, by those of the breakpoints.
+    /// Offsets of raised semaphores, by offset of the breakpoint.
     pub semaphores: BTreeMap<u64, u64>,
-    /// Bytes of a mapping by a loader that asks for all of the file's segments at once, as musl's does; 0 if that is not known, or
-    /// as many as the file has.
+    /// The length of a mapping by a loader that maps all segments at once, as musl's does; 0 if unknown, or if it
+    /// equals the file's size.
     pub span: u64,
 }
 
 impl Hidden {
-    /// What others hide in the same file, too.
+    /// Adds what others hide in the same file.
     pub fn add(&mut self, others: &Hidden) {
         self.originals.extend(&others.originals);
         self.semaphores.extend(&others.semaphores);
-        // Who has found no site in the file does not know it.
+        // An engine without sites in the file does not know it.
         self.span = self.span.max(others.span);
     }
 }
@@ -46,16 +46,16 @@ impl Hidden {
 /// What was found in a process.
 #[derive(Debug, Default)]
 pub(super) struct Restored {
-    /// The addresses at which the file is mapped.
+    /// The address ranges at which the file is mapped.
     pub mapped: Vec<Range<u64>>,
-    /// By a loader, it seems, which maps the code over it.
+    /// Apparently by a loader, which will map the code over it.
     pub is_loading: bool,
     pub bytes: usize,
-    /// Why not all could be written.
+    /// Why not everything could be written.
     pub failure: Option<io::Error>,
 }
 
-/// The memory of a process, and what it has mapped.
+/// A process's memory and mappings.
 #[derive(Debug)]
 pub(super) struct Memory {
     file: File,
@@ -64,29 +64,31 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// That of the program which the process runs now: nothing is written into what it executes next.
+    /// Of the program that the process runs now: nothing is written into the next program that it executes.
     ///
     /// # Errors
-    /// If the process has ended, or may not be looked into.
+    /// If the process has ended, or must not be inspected.
     pub fn of(kernel: &mut Files, pid: u32) -> io::Result<Self> {
         let thread = living_thread(pid);
-        // First of all: from then on it leads to no other memory.
+        // Opened first: from then on it refers to this address space only.
         let file = OpenOptions::new().read(true).write(true).open(format!("/proc/{thread}/mem"))?;
         Ok(Self { file, mapped: kernel.mapped_by(pid)?, maps: text(format!("/proc/{thread}/maps"))? })
     }
 
-    /// The files that it has mapped.
+    /// The files that it maps.
     pub fn files(&self) -> impl Iterator<Item = Identity> {
         self.mapped.iter().map(|(_, identity)| *identity)
     }
 
-    /// Writes the file's own bytes over breakpoints in the process's mappings of it. `read` is where it has just mapped some to read it.
+    /// Writes the file's own bytes over breakpoints in the process's mappings of it. `read` is the address of a mapping
+    /// that was just made for reading.
     pub fn restore(&self, identity: Identity, hidden: &Hidden, part: Part, read: Option<u64>) -> Restored {
         let starts: HashSet<u64> =
             self.mapped.iter().filter(|(_, of)| *of == identity).map(|(start, _)| *start).collect();
         let maps = self.maps.lines().filter_map(Mapping::parse).filter(|map| starts.contains(&map.start));
         let maps: Vec<_> = maps.collect();
-        // Who runs the file reads what it has mapped beside: what comes before the code is often mapped with the code's first page.
+        // A process that runs the file reads its other mappings: what precedes the code is often mapped with the code's
+        // first page.
         let is_run = part == Part::OnlyRead && maps.iter().any(Mapping::is_executable);
         let is_read = |map: &Mapping<'_>| read.is_some_and(|at| map.contains(at));
         let is_meant =
@@ -103,13 +105,13 @@ impl Memory {
                         continue;
                     }
                     restored.bytes += 1;
-                    // The kernel has raised it for this one too, and lowers it only where it finds the breakpoint.
+                    // The kernel has raised it for this mapping, too, and lowers it only where it finds the breakpoint.
                     if let Some(semaphore) = hidden.semaphores.get(offset).filter(|_| is_run) {
                         self.lower(&maps, *semaphore, 1)?;
                     }
                 }
             }
-            // In a translated program there is none left that it could be lowered for.
+            // In a translated program no breakpoint is left for which it would be lowered.
             for semaphore in hidden.semaphores.values().filter(|_| part != Part::OnlyRead) {
                 self.lower(&maps, *semaphore, u16::MAX)?;
             }
@@ -119,7 +121,7 @@ impl Memory {
         restored
     }
 
-    /// Whether there was a breakpoint.
+    /// Returns whether there was a breakpoint.
     fn write_over(&self, at: u64, byte: u8) -> io::Result<bool> {
         let mut now = [0];
         self.file.read_exact_at(&mut now, at)?;
@@ -130,7 +132,7 @@ impl Memory {
         Ok(true)
     }
 
-    /// Lowers a semaphore, at most to 0.
+    /// Lowers a semaphore, not below 0.
     fn lower(&self, maps: &[Mapping<'_>], semaphore: u64, by: u16) -> io::Result<()> {
         let mut data = maps.iter().filter(|map| map.is_data());
         let Some(map) = data.find(|map| offsets(map).contains(&semaphore)) else { return Ok(()) };
@@ -142,7 +144,7 @@ impl Memory {
     }
 }
 
-/// The part of the file that is mapped.
+/// The mapped range of the file.
 fn offsets(map: &Mapping<'_>) -> Range<u64> {
     map.offset..map.offset.saturating_add(map.end - map.start)
 }
@@ -151,7 +153,7 @@ pub(super) fn is_there(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}")).unwrap_or(false)
 }
 
-/// What the executable is called that the process runs.
+/// The base name of the process's executable.
 pub(super) fn executable_name(pid: u32) -> Option<String> {
     let path = fs::read_link(format!("/proc/{}/exe", living_thread(pid))).ok()?;
     Some(path.file_name()?.to_str()?.to_string())

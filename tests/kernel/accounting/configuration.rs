@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-/// Forms of one argument, and whether it is text.
+/// Probes with one argument, and whether it is text.
 const FORMS: [(&str, bool); 10] = [
     ("i32", false),
     ("u8", false),
@@ -17,7 +17,7 @@ const FORMS: [(&str, bool); 10] = [
     ("long_string", true),
 ];
 
-/// The generator SplitMix64.
+/// The SplitMix64 generator.
 pub struct Random(pub u64);
 
 impl Random {
@@ -38,15 +38,15 @@ impl Random {
     }
 }
 
-/// What a planned probe is.
+/// The role of a planned probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A USDT probe on its own.
+    /// A standalone USDT probe.
     Usdt,
-    /// The call and the return of a function.
+    /// The entry and the return of a function.
     Call,
     Return,
-    /// The ends of a span from one USDT probe to another.
+    /// The two ends of a span from one USDT probe to another.
     Start,
     End,
 }
@@ -59,18 +59,18 @@ impl Role {
 
 /// One probe of the plan.
 pub struct Probed {
-    /// What has to be fired to hit it: once each time.
+    /// The form to fire for hitting this probe exactly once.
     pub form: &'static str,
     pub role: Role,
     /// The `N` of its metrics' names, which begin with `pN_`.
     pub number: usize,
-    /// What follows that in the names of its first metrics, of which each hit adds one.
+    /// The rest of the names of the first metrics, each of which counts one per hit.
     pub counting: Vec<&'static str>,
     /// Whether there is always room for the start of a span.
     pub has_room: bool,
 }
 
-/// A random configuration, and its probes as they are planned.
+/// Returns a random configuration and its probes as they are planned.
 pub fn configuration(random: &mut Random, binary: &Path, pid: Option<u32>) -> (String, Vec<Probed>) {
     let mut text = format!(
         "node_name: test\nattach: {}\nverbose: {}\nring: {{ size: {}, poll: {}ms }}\nlimits: {{ label_values: {} }}\n\
@@ -92,20 +92,20 @@ pub fn configuration(random: &mut Random, binary: &Path, pid: Option<u32>) -> (S
             random.pick(&[usdt, usdt, function, span]);
         kind(random, &mut text, number, &mut probed);
     }
-    // Starts that never end fill the room for those of all spans.
+    // Starts that never end fill up the table that all spans share.
     if text.contains("by: shot") {
         probed.iter_mut().for_each(|probed| probed.has_room = false);
     }
     (text, probed)
 }
 
-/// A probe with metrics of every kind.
+/// Adds a probe with metrics of every kind.
 fn usdt(random: &mut Random, text: &mut String, n: usize, probed: &mut Vec<Probed>) {
     let (form, is_text) = random.pick(&FORMS);
     let kind = if is_text { format!("string, max: {}", random.pick(&[8, 64, 200])) } else { "int".into() };
     writeln!(text, "  - on: usdt:forms:{form}\n    args: {{ v: {{ index: 0, type: {kind} }} }}").unwrap();
     writeln!(text, "    metrics:\n    - counter: p{n}_hits_total").unwrap();
-    // A pattern of this form is matched in user space only.
+    // Such a pattern is matched in user space only.
     let glob = if random.chance(4) { "match: { \"x*y\": z }, " } else { "" };
     let glob = if is_text { glob } else { "" };
     let limit = limit(random);
@@ -141,8 +141,8 @@ fn limit(random: &mut Random) -> &'static str {
     random.pick(&["limit: 1", "limit: 2", "limit: 100", ""])
 }
 
-/// A function's durations and what it returns: 1, once for each shot. With an argument in a label, its start is kept for
-/// the return; without, the kernel keeps its time where it can.
+/// Adds a function's durations and its return value, which is 1 for each shot. With an argument in a label, the start
+/// is stored for the return; without one, the kernel measures the time itself where it can.
 fn function(random: &mut Random, text: &mut String, n: usize, probed: &mut Vec<Probed>) {
     let (form, _) = random.pick(&FORMS);
     let by_shot = random.chance(2);
@@ -173,8 +173,8 @@ fn function(random: &mut Random, text: &mut String, n: usize, probed: &mut Vec<P
     probed.push(of(Role::Return, counting));
 }
 
-/// From one probe to another: by the thread, by a value of which there are five, or by the number of the shot, of which
-/// there are more than starts have room.
+/// Adds a span from one probe to another: keyed by thread, by a value of which there are five, or by the number of the
+/// shot, of which there are more than the table of starts can hold.
 fn span(random: &mut Random, text: &mut String, n: usize, probed: &mut Vec<Probed>) {
     let (from, to, by) = match random.below(4) {
         0 => ("plain", "many", "    by: shot\n    args: { shot: { index: 0, to_index: 7 } }\n"),

@@ -1,6 +1,6 @@
-//! The accounting balance: random configurations, bursts from several processes at once, rings, interners and the room for
-//! starts of spans far too small, and processes that are killed in the middle. Every round has a seed, which it prints:
-//! `ACCOUNTING_SEED=7` runs only that one.
+//! The accounting balance under stress: random configurations, bursts from several processes at once, far too small
+//! rings, interners and tables of span starts, and processes that are killed midway. Every round prints its seed:
+//! `ACCOUNTING_SEED=7` runs only that round.
 
 mod configuration;
 
@@ -15,14 +15,15 @@ use crate::support::tracer::{Series, Tracer};
 use exporter::kernel::Accounting;
 use exporter::plan::{ActionPlan, ComputedIn, ProbePlan};
 
-/// As many random configurations as these fit into the time, but no fewer than the first and no more than the last.
+/// The bounds of the number of random configurations: as many as fit into the time, but at least the first and at most
+/// the second.
 const ROUNDS: std::ops::Range<u64> = 24..60;
 const TIME: Duration = Duration::from_secs(30);
 
-/// The first round's; the next has the next.
+/// The seed of the first round; each further round adds one.
 const SEED: u64 = 2026;
 
-/// What one process was told to fire, and what it says that it did.
+/// What one process was requested to fire, and what it reports having fired.
 struct Work {
     forms: Forms,
     pid: u32,
@@ -62,7 +63,7 @@ fn the_accounting_balances_whatever_happens() {
         }
         killed += kills;
     }
-    // Every way to end was gone, and many times.
+    // Every outcome occurred, and many times.
     for sums in [seen, of_spans] {
         assert!(
             sums.aggregated > 1000 && sums.delivered > 1000 && sums.filtered > 1000 && sums.lost > 1000,
@@ -137,7 +138,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
         check_counts(probed.form, &work, only, accounting[n]);
         check_series(&tracer.plan.probes[n], probed, &series, accounting[n], victims == 0);
         if probed.role == Role::Return {
-            // Only a process that was killed inside can have a call without its return.
+            // Only a process that was killed inside the function can have a call without its return.
             let open = accounting[n - 1].hits - accounting[n].hits;
             assert!(
                 open <= victims as u64,
@@ -158,7 +159,7 @@ fn one_round(seed: u64) -> (Vec<(Role, Accounting)>, usize) {
     (probed.iter().map(|probed| probed.role).zip(accounting).collect(), victims)
 }
 
-/// True of the accounting at any moment, and between two of them.
+/// Checks what holds for the accounting at any moment, and between two moments.
 fn check_in_between(before: Accounting, now: Accounting) -> Accounting {
     assert_eq!(now.hits, now.aggregated + now.delivered + now.filtered + now.lost);
     assert_eq!(now.begun, now.hits + now.in_flight, "more came out than went in: {now:?}");
@@ -167,7 +168,7 @@ fn check_in_between(before: Accounting, now: Accounting) -> Accounting {
     now
 }
 
-/// What the programs say that they fired.
+/// Compares the accounting with what the programs report having fired.
 fn check_counts(form: &str, work: &[Work], only: Option<u32>, accounting: Accounting) {
     let count = |wanted: &dyn Fn(u32) -> bool| {
         let counts = work.iter().filter(|process| wanted(process.pid)).map(|process| process.count(form));
@@ -181,7 +182,7 @@ fn check_counts(form: &str, work: &[Work], only: Option<u32>, accounting: Accoun
     assert!(others.contains(&accounting.filtered), "{form}: others fired {others:?}: {accounting:?}");
 }
 
-/// A hit that some metric in the kernel misses is lost, but goes to user space all the same.
+/// Returns whether an in-kernel metric can miss a hit, which then counts as lost, but still goes to user space.
 fn loses_in_kernel(probe: &ProbePlan) -> bool {
     let in_kernel = probe.actions.iter().filter(|action| action.computed_in == ComputedIn::Kernel);
     in_kernel.into_iter().any(|action| action.value.is_some() || !action.when.is_empty())
@@ -195,7 +196,7 @@ fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, accounting: 
     };
     let ends_span = matches!(probed.role, Role::Return | Role::End);
     let wanted = accounting.hits - accounting.filtered;
-    // A hit that lost something in the kernel went to user space all the same, but for an end without its start.
+    // A hit that lost something in the kernel still went to user space, except for an end without its start.
     let delivered = if loses_in_kernel(plan) {
         accounting.delivered..=wanted
     } else {
@@ -205,7 +206,7 @@ fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, accounting: 
         let found = sum(metric);
         let of_the_dead = metric == "pid_total" && !all_live;
         match action.computed_in {
-            // The series of a process that has ended goes away.
+            // The series of a process that has ended are removed.
             _ if of_the_dead => assert!(found <= wanted, "{metric}: {found} {accounting:?}"),
             ComputedIn::Hits | ComputedIn::Kernel if ends_span && plan.emit.is_none() => {
                 assert_eq!(found, accounting.aggregated, "{metric}: {accounting:?}")
@@ -231,7 +232,7 @@ fn check_series(plan: &ProbePlan, probed: &Probed, series: &Series, accounting: 
     }
 }
 
-/// Counters never fall, and never leap to where only a difference below zero leads.
+/// Asserts that counters never fall, and never jump to the huge values that an underflow would produce.
 fn grows(before: &Series, now: &Series) {
     for (series, count) in
         now.iter().filter(|(series, _)| series.contains("_hits_total") || series.contains("_by_total"))
@@ -243,7 +244,7 @@ fn grows(before: &Series, now: &Series) {
     }
 }
 
-/// Nothing but hits of other processes: a count of them must not show at any moment.
+/// With only hits of other processes, the counter must never show any of them.
 #[test]
 fn filtered_hits_never_show() {
     let directory = directory();

@@ -1,4 +1,5 @@
-//! The table of instructions that cannot be probed, against the running kernel: each form in a file that a process maps.
+//! Checks the table of instructions that cannot be probed against the running kernel: each form is in a file that a
+//! process maps.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,11 +12,11 @@ use exporter::targets::ProbeState;
 use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
-/// Every opcode of the one-byte and the 0f map, with prefixes, and every opcode of the three VEX maps and of EVEX; all with
-/// register operands, and bytes after them that serve as an immediate.
+/// Returns every opcode of the one-byte and the 0f map, with prefixes, and every opcode of the three VEX maps and of
+/// EVEX; all with register operands, followed by bytes that serve as an immediate.
 fn forms() -> Vec<Vec<u8>> {
     let mut forms = Vec::new();
-    // A breakpoint of the program's own cannot be told from one of the kernel's.
+    // A breakpoint instruction in the program cannot be told from one that the kernel has set.
     let mut add = |head: &[u8]| {
         if head[0] != 0xcc {
             forms.push([head, &[0xca], &[0x90; 8]].concat());
@@ -35,7 +36,7 @@ fn forms() -> Vec<Vec<u8>> {
         add(&[0x66, 0x0f, 0x3a, opcode]);
         for map in 1..=3 {
             for kind in 0..4 {
-                // Without a second source, and with one.
+                // Without and with a second source.
                 for source in [0x78, 0x68] {
                     add(&[0xc4, 0xe0 | map, source | kind, opcode]);
                 }
@@ -46,7 +47,7 @@ fn forms() -> Vec<Vec<u8>> {
     forms
 }
 
-/// A file in which each form begins a function, and which sleeps when it is run.
+/// Compiles a program in which each form begins a function, and which sleeps when run.
 fn program(directory: &Path, forms: &[Vec<u8>]) -> std::path::PathBuf {
     let mut text = ".text\n.globl main\nmain: mov $100, %edi\nsub $8, %rsp\ncall sleep@plt\n".to_string();
     for (n, form) in forms.iter().enumerate() {
@@ -64,7 +65,7 @@ fn program(directory: &Path, forms: &[Vec<u8>]) -> std::path::PathBuf {
     binary
 }
 
-/// At which of these the kernel sets a breakpoint.
+/// Returns for each offset whether the kernel sets a breakpoint there.
 fn taken_by_the_kernel(binary: &Path, offsets: &[u64]) -> Vec<bool> {
     use exporter::config::{Environment, Overrides, load_bytes};
     use exporter::kernel::{Kernel, PidNamespace, choose};
@@ -79,12 +80,12 @@ fn taken_by_the_kernel(binary: &Path, offsets: &[u64]) -> Vec<bool> {
     kernel.arms(binary, offsets).unwrap()
 }
 
-/// The offsets of the forms, by their numbers.
+/// Returns the offsets of the forms, by number.
 fn offsets(binary: &Path, count: usize) -> Vec<u64> {
     let bytes = std::fs::read(binary).unwrap();
     let image = exporter::elf::Image::parse(&bytes).unwrap();
     let found = exporter::elf::function_sites(&image, "form_*").unwrap();
-    // Where no probe can be set at the entry, the site may be behind it.
+    // If no probe can be set at the entry, the site may be after it.
     let entry = |f: &FunctionSite| f.site.offset - (f.site.vaddr - f.entry);
     let by_name: BTreeMap<&str, u64> = found.iter().map(|f| (f.name.as_str(), entry(f))).collect();
     assert_eq!(by_name.len(), count);
@@ -104,7 +105,7 @@ fn the_kernel_takes_no_probe_that_the_table_refuses_and_every_one_that_it_allows
         let verdict = verdict(&[form.as_slice(), &[0xc3]].concat());
         counts[usize::from(taken)] += 1;
         let agree = match verdict {
-            // The processor has forms that the table does not decode, or leaves to caution.
+            // The processor has forms that the table does not decode, or refuses out of caution.
             Verdict::Refused(reason)
                 if reason.contains("decoded") || reason.contains("kernels misinterpret") =>
             {
@@ -121,8 +122,9 @@ fn the_kernel_takes_no_probe_that_the_table_refuses_and_every_one_that_it_allows
     assert!(counts.iter().all(|count| *count > 500), "refused and taken: {counts:?}");
 }
 
-/// The kernel would take these, and get them wrong: each program computes the same with probes asked for on all of them. Where the next
-/// instruction serves as well, the probe is there; elsewhere there is none.
+/// The kernel would accept these probes and mishandle the instructions: with probes requested on all of them, each
+/// program must still compute the same. Where the next instruction serves as well, the probe is there; elsewhere there
+/// is none.
 #[test]
 fn no_probe_changes_what_an_instruction_does() {
     let source = r#"

@@ -1,5 +1,5 @@
-//! "Attached" means that a hit can come: what the kernel takes, what it refuses, and what is said of it, in both ways to
-//! attach.
+//! "Attached" means that a hit can arrive: what the kernel accepts, what it refuses, and how that is reported, with
+//! both ways to attach.
 
 mod forms;
 mod others;

@@ -1,4 +1,5 @@
-//! Beside another tracer: the kernel keeps one semaphore for each place, and refuses whoever brings another, or none.
+//! Running beside another tracer: the kernel keeps one semaphore per site and refuses a tracer that brings a different
+//! one, or none.
 
 use std::io::Read;
 use std::path::Path;
@@ -11,7 +12,8 @@ use crate::support::demo::{Forms, private_copy};
 use crate::support::program::{Running, directory};
 use crate::support::tracer::{Tracer, eventually};
 
-/// Holds places as a tracer does that knows nothing of the kernel's counting (older BCC), or with some semaphore.
+/// A program that holds sites either like a tracer that does not use the kernel's reference counters (older BCC), or
+/// with some semaphore.
 const HOLD: &str = r#"
 #define _GNU_SOURCE
 #include <linux/perf_event.h>
@@ -59,7 +61,7 @@ fn hold(directory: &Path, file: &Path, offsets: &[u64], semaphore: u64) -> Runni
     Running(child)
 }
 
-/// Where the probe's sites and its semaphore are.
+/// Returns the offsets of a probe's sites and of its semaphore.
 fn places_of(binary: &Path, probe: &str) -> (Vec<u64>, u64) {
     let bytes = std::fs::read(binary).unwrap();
     let sites = usdt_sites(&Image::parse(&bytes).unwrap(), "forms", probe).unwrap();

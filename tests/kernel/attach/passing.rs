@@ -1,4 +1,4 @@
-//! Refusals that pass are tried again, and told as what they are.
+//! Temporary refusals are retried and reported as such.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -51,7 +51,7 @@ fn a_file_that_may_not_be_read_is_read_when_it_may_be() {
     let binary = compile(&place, "program");
     let mode = |bits| std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(bits)).unwrap();
     mode(0o000);
-    // Without the capabilities by which root reads everything.
+    // Drop the capabilities that let root read everything.
     let exporter = Setup::new(&place, yaml(&binary))
         .through(&["setpriv", "--bounding-set", "-dac_override,-dac_read_search"])
         .start();

@@ -1,4 +1,4 @@
-//! One bad site costs that site, and everything that is said of a probe agrees.
+//! One bad site costs only that site, and all reports on a probe agree.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +11,9 @@ use crate::support::tracer::Tracer;
 
 const FUNCTIONS: usize = 300;
 
-/// 300 functions, of which number 123 begins with a lock prefix, as the counters of programs with atomics do, in an instruction that
-/// changes an argument, so that the next one is no place for its probe either. Each line that it reads makes it call all of them.
+/// Builds a program with 300 functions. Number 123 begins with a lock prefix, as atomic counters do, in an instruction
+/// that changes an argument, so that its probe cannot be moved to the next instruction either. For each line that it
+/// reads, the program calls all of them.
 fn many(directory: &Path) -> PathBuf {
     let mut source = "#include <stdio.h>\nlong total;\n".to_string();
     for n in 0..FUNCTIONS {
@@ -32,14 +33,14 @@ fn many(directory: &Path) -> PathBuf {
     binary
 }
 
-/// Runs it to its end, with one round of calls.
+/// Runs the program to its end, with one round of calls.
 fn run_once(binary: &Path) {
     let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"x").unwrap();
     assert!(child.wait().unwrap().success());
 }
 
-/// A process that maps the file.
+/// Starts a process that maps the file.
 fn start(binary: &Path) -> Running {
     let mut child = Command::new(binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut byte = [0];
@@ -51,7 +52,7 @@ fn start(binary: &Path) -> Running {
 fn a_glob_does_without_its_one_bad_function() {
     let directory = directory();
     let binary = many(directory.path());
-    // Perf events are one for each site, and the kernel detaches one after the other: fewer of them.
+    // There is one perf event per site, and the kernel detaches them one after the other: use fewer of them.
     for (attach, glob, all) in [("auto", "many_*", FUNCTIONS), ("perf", "many_12*", 10)] {
         for running in [false, true] {
             let _running = running.then(|| start(&binary));
@@ -76,7 +77,8 @@ fn a_glob_does_without_its_one_bad_function() {
     }
 }
 
-/// The log, `/ready`, the metrics and `check` say the same of a probe that is attached in part and of one that cannot be.
+/// The log, `/ready`, the metrics and `check` agree on a probe that is partly attached and on one that cannot be
+/// attached.
 #[test]
 fn what_is_said_of_a_probe_agrees() {
     let place = Place::new();
@@ -111,7 +113,7 @@ fn what_is_said_of_a_probe_agrees() {
     });
 }
 
-/// A probe that is attached in part is ready, and `/ready` says what it leaves out.
+/// A probe that is partly attached is ready, and `/ready` reports what it leaves out.
 #[test]
 fn a_probe_in_part_is_ready_with_a_warning() {
     let place = Place::new();
@@ -132,8 +134,8 @@ fn a_probe_in_part_is_ready_with_a_warning() {
     assert!(checked.status.success(), "{said}");
 }
 
-/// A real glob: hundreds of functions of libcrypto, some of which begin by counting references with a lock prefix, where no probe
-/// can be set, while a process maps the library.
+/// A realistic glob: hundreds of functions of libcrypto, some of which begin with a reference count under a lock
+/// prefix, where no probe can be set, while a process maps the library.
 #[test]
 fn functions_of_a_library_that_runs_are_traced_whatever_they_begin_with() {
     let directory = directory();

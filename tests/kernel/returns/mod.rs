@@ -1,5 +1,5 @@
-//! Functions that are left in every way, with their returns traced: the program goes on as without the tracer, every return is
-//! seen with its result, and what did not return is not counted. In both ways to attach.
+//! Functions that are left in every possible way, with their returns traced: the program behaves as without the tracer,
+//! every return is seen with its result, and calls that did not return are not counted. With both ways to attach.
 //! `HARM_CALLS=1000000` in the environment makes a million calls of each scenario.
 
 use std::collections::BTreeMap;
@@ -16,11 +16,11 @@ use exporter::targets::ProbeState;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel/returns");
 
-/// Traced calls of each scenario.
+/// The number of traced calls per scenario.
 const CALLS: u64 = 30_000;
 
-/// A scenario of `leaps.cc`, how many traced calls it makes in 100 rounds, and its functions, with whether their results are
-/// seen.
+/// A scenario of `leaps.cc`: its name, how many traced calls it makes in 100 rounds, and its functions, each with
+/// whether its results are seen.
 type Scenario = (&'static str, u64, &'static [(&'static str, bool)]);
 
 const SCENARIOS: [Scenario; 7] = [
@@ -58,7 +58,7 @@ fn run(program: &Path, args: &[&str]) -> Output {
     Command::new(program).args(args).output().unwrap()
 }
 
-/// What the program says of itself: for each function, calls, returns, and the sum of what it returned.
+/// Parses the program's own counts: for each function the number of calls and of returns, and the sum of the results.
 fn said(output: &Output) -> BTreeMap<String, [u64; 3]> {
     let text = String::from_utf8_lossy(&output.stdout);
     let line = |line: &str| {
@@ -90,7 +90,7 @@ impl<'a> Seen<'a> {
         self.series.get(series).map_or(0, |value| value.parse::<f64>().unwrap() as u64)
     }
 
-    /// Every call and every return of the function was seen, with the right result, and nothing else.
+    /// Asserts that every call and every return of the function was seen, with the right result, and nothing else.
     fn assert_exact(&self, function: &str, said: [u64; 3], sees_result: bool) {
         let [entered, returned, sum] = said;
         let at_entry = self.accounting(function);
@@ -120,7 +120,7 @@ fn configuration(attach: &str, binary: &Path, functions: &[(&str, bool)]) -> Str
     yaml
 }
 
-/// With these flags functions end with a check of their stack, whose jump is probed in the place of the `ret`.
+/// With this flag, functions end with a stack check, whose jump is probed instead of the `ret`.
 const GUARDED: &str = "-fstack-protector-all";
 
 fn leaps(attach: &str, more: &[&str]) {
@@ -140,7 +140,7 @@ fn leaps(attach: &str, more: &[&str]) {
             seen.assert_exact(function, said[*function], *sees_result);
         }
         if scenario == "processes" {
-            // A child's return is that of a call which its parent has made.
+            // A child's return belongs to a call that its parent has made.
             assert_eq!(seen.accounting("forks:return").filtered, rounds.div_ceil(50), "{attach}");
         }
         assert_eq!(tracer.stray(), 0);
@@ -167,7 +167,7 @@ fn every_way_out_of_guarded_functions_by_perf_events() {
     leaps("perf", &[GUARDED]);
 }
 
-/// In these every function ends with a check of its stack but those that are written in assembly.
+/// With this flag, every function ends with a stack check, except for those written in assembly.
 #[test]
 fn guarded_functions_need_no_single_steps() {
     let directory = directory();
@@ -184,22 +184,22 @@ fn guarded_functions_need_no_single_steps() {
     }
 }
 
-/// Scenarios of `handovers.cc`.
+/// The scenarios of `handovers.cc`.
 const HANDOVERS: [Scenario; 3] = [
     ("handlers", 100, &[("first", true), ("second", true), ("finishes", true)]),
     ("loops", 300, &[("drains", true)]),
     ("turns", 300, &[("pings", false), ("prints", false)]),
 ];
 
-/// A call that ends in another function is not taken for one that an exception ended before at the same place of the stack, and
-/// the turns of a loop that begins where the function does are one call.
+/// A call that ends in another function is not mistaken for an earlier one at the same place of the stack that an
+/// exception ended, and the iterations of a loop that begins where the function does are one call.
 #[test]
 fn calls_that_end_elsewhere_or_begin_in_a_loop() {
     let directory = directory();
     let binary = build("g++", "handovers.cc", &["-O1"], directory.path());
     for attach in ["auto", "perf"] {
         for (scenario, calls_of_100, functions) in HANDOVERS {
-            // Its loops make many hits of a call.
+            // Its loops cause many hits per call.
             let rounds = rounds(harm::calls(CALLS / 10), calls_of_100);
             let tracer = Tracer::start(&configuration(attach, &binary, functions));
             let output = run(&binary, &[scenario, &rounds.to_string()]);
@@ -225,16 +225,17 @@ fn panics_of_rust() {
         assert!(output.status.success(), "{attach}: {output:?}");
         let [entered, returned, _] = said(&output)["may_panic"];
         let seen = Seen::of(&tracer);
-        // A function of depth d returns d, when it does; each fourth has each depth, and two of three return.
+        // A function of depth d returns d if it returns; each depth is a fourth of the calls, and two out of three
+        // return.
         let sum = seen.number("may_panic_total");
         seen.assert_exact("may_panic", [entered, returned, sum], true);
-        // What nobody catches ends the program as it does untraced.
+        // An uncaught panic ends the program as it does untraced.
         let output = run(&binary, &["3", "uncaught"]);
         assert_eq!(output.status.code(), Some(101), "{attach}: {output:?}");
     }
 }
 
-/// A process forks inside of calls that its children return from, too.
+/// A program that forks inside calls from which the children return, too.
 const FORKING: &str = r#"
 #include <sys/wait.h>
 #include <unistd.h>
@@ -257,7 +258,7 @@ int main(void) {
 }
 "#;
 
-/// Each call has one return, that of the process which has made it; with and without a place of the kernel's for its time.
+/// Each call has one return, that of the process that made it; with and without storage in the kernel for its time.
 #[test]
 fn a_call_that_a_child_returns_from_too_is_one_call() {
     let directory = directory();
@@ -276,7 +277,7 @@ fn a_call_that_a_child_returns_from_too_is_one_call() {
     }
 }
 
-/// The kernel's own way is refused where the program could die of it.
+/// The kernel's trampoline is refused where it could kill the program.
 #[test]
 fn trampolines_are_refused_where_something_unwinds() {
     let directory = directory();

@@ -1,4 +1,5 @@
-//! Panics through traced functions, caught and not: prints how often they were entered and how often they returned.
+//! Panics through traced functions, caught and uncaught. Prints how often the functions were entered and how often they
+//! returned.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

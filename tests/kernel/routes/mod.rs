@@ -1,5 +1,5 @@
-//! Metrics that the kernel computes, and the same ones computed in user space from events, of the same hits: two
-//! tracers stand on one program at once, and must show the same series.
+//! Compares metrics computed in the kernel with the same ones computed in user space from events: two tracers trace one
+//! program at once and must show the same series for the same hits.
 
 mod timestamp;
 mod up_down;
@@ -13,9 +13,9 @@ use crate::support::tracer::{Series, Tracer};
 use exporter::metrics::WINDOW;
 use exporter::plan::ComputedIn;
 
-/// Fires what `fire` does at both tracers, and returns the series that both show.
+/// Runs `fire` under both tracers and returns the series that both show.
 ///
-/// `probes` is a YAML list of probes that the kernel can do all alone.
+/// `probes` is a YAML list of probes that the kernel can compute without user space.
 fn both_ways(probes: &str, fire: impl FnOnce(&Path)) -> (Series, Tracer, Tracer) {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
@@ -62,7 +62,7 @@ fn assert_same(kernel: &Series, user: &Series) {
     assert!(kernel.is_empty() && user.is_empty(), "kernel: {kernel:#?}\nuser space: {user:#?}");
 }
 
-/// One probe on `form` with these arguments and metrics (YAML list items).
+/// Returns a probe on `form` with these arguments and metrics (YAML list items).
 fn probe(form: &str, args: &str, metrics: &[&str]) -> String {
     let metrics: String = metrics.iter().map(|metric| format!("    - {{ {metric} }}\n")).collect();
     format!("  - on: usdt:forms:{form}\n    args: {{ {args} }}\n    metrics:\n{metrics}")
@@ -100,14 +100,14 @@ fn every_kind_of_metric() {
     assert_eq!(series["i8_hits_total"], "20");
     assert_eq!(series["i8_sum_total"], (4 * 128).to_string(), "what is negative is no amount for a counter");
     assert_eq!(series["u8_scaled_total"], "480", "21 shots: 5 rounds and a 0");
-    // The first way counts hits as lost, the second each metric that refused one: a counter what is negative, and all that add
-    // or compare what is too large for a sign.
+    // The kernel counts lost hits; user space counts each metric that refused a value: a counter refuses negative
+    // values, and every metric that adds or compares refuses values too large for a signed number.
     let refused_by = |form: &str| if form == "u64" { 9 } else { 1 };
     let lost: Vec<u64> = kernel.accounting_at_rest().iter().map(|accounting| accounting.lost).collect();
     let refused: u64 = NUMBERS.iter().zip(&lost).map(|(form, lost)| refused_by(form) * lost).sum();
     assert!(refused > 0);
     assert_eq!(user.refused_in_user_space(), (0, refused));
-    // Another reader sees the same; a window later it is the same still, and after another one it is gone.
+    // A further reader sees the same; so does one a window later, and after another window it has expired.
     let later = |windows: u32| Instant::now() + WINDOW * windows;
     for now in [later(0), later(0), later(1), later(1)] {
         assert_same(&kernel.render_at(now), &series);
@@ -149,7 +149,7 @@ fn conditions_on_integers() {
     });
     let counts: Vec<_> = (0..conditions.len()).map(|n| series[&format!("i8_{n}_total")].as_str()).collect();
     assert_eq!(counts, ["4", "16", "8", "12", "8", "12", "16", "4", "4", "20", "20"]);
-    // 0, 1, 2^63 and 2^64 - 1: the latter are above every number with a sign.
+    // 0, 1, 2^63 and 2^64 - 1: the last two are above every signed number.
     let counts: Vec<_> = (0..conditions.len()).map(|n| series[&format!("u64_{n}_total")].as_str()).collect();
     assert_eq!(counts, ["5", "15", "0", "5", "15", "20", "10", "0", "5", "10", "20"]);
 }
@@ -185,7 +185,7 @@ fn labels_of_integers() {
     assert_eq!(series["limited_total{v=\"other\"}"], (460 - 9).to_string());
     assert_eq!(series["mapped_total{v=\"seven\"}"], "6");
     assert_eq!(series["mapped_total{v=\"more\"}"], (460 - 9).to_string());
-    // A free value that is called like a mapped one is the same series.
+    // An unmapped value that equals the name of a mapped one is the same series.
     assert_eq!(series["mapped_or_raw_total{v=\"4\"}"], "6");
     assert_eq!(series["flag_mapped_total{b=\"yes\"}"], "457", "whatever is not 0 is true");
     assert_eq!(series["flag_total{b=\"true\"}"], "457");
@@ -244,7 +244,7 @@ fn labels_and_conditions_of_text() {
     assert_eq!(series["null_empty_total"], "5");
     assert_eq!(series["string_both_total{c=\"forms\",t=\"a string\"}"], "3");
     assert_eq!(series["long_string_all_total{t=\"anything\"}"], "10");
-    // A hit is lost once, however many of its metrics miss it; user space counts each of them.
+    // A hit is lost once, however many of its metrics miss it; user space counts each metric.
     let lost: Vec<_> = kernel.accounting_at_rest().iter().map(|accounting| accounting.lost).collect();
     assert_eq!(lost, [0, 0, 0, 6, 0, 0, 0, 0]);
     assert_eq!(user.refused_in_user_space(), (7 * 6, 0), "seven metrics have conditions");
@@ -301,9 +301,9 @@ fn several_free_labels() {
         "plain",
         "v: 0, w: { index: 0, type: u8 }",
         &[
-            // So few that each pair has cells of its own.
+            // Few enough that each pair has its own cells.
             "counter: few_total, labels: { v: { value: v, limit: 10 }, pid: { value: pid, limit: 1 } }",
-            // So many that pairs are numbered as they come, and end at ten thousand.
+            // So many that pairs are numbered in order of appearance, up to ten thousand.
             "counter: pairs_total, labels: { v: { value: v, limit: 6000 }, pid: { value: pid, limit: 5 } }",
             "histogram: pair_values, value: v, buckets: [10, 100, 1000], labels: { v: { value: v, limit: 400 }, w: { value: w, limit: 100 } }",
             "counter: four_total, labels: { v: { value: v, limit: 50 }, w: { value: w, match: { 1: one } , limit: 50 }, pid: pid, comm: comm }",
@@ -385,14 +385,14 @@ fn what_needs_user_space_goes_there_with_its_probe_only() {
     assert_eq!(series["glob_total{t=\"found\"}"], "12");
     let accounting = one.accounting_at_rest();
     assert_eq!((accounting[0].delivered, accounting[1].delivered, accounting[1].aggregated), (12, 0, 10));
-    // Hashes and addresses are compared as they are shown.
+    // Hashes and addresses are compared in the form in which they are shown.
     let bytes = ["few_is_total", "four_begins_total", "four_is_not_total"];
     assert_eq!(bytes.map(|name| series[name].as_str()), ["4", "4", "0"]);
     assert_eq!(one.drained().0, 16);
     assert_eq!(two.drained().0, 26);
 }
 
-/// The form's values are 0, 1, 2^63 and 2^64 - 1, over and over.
+/// The form's values cycle through 0, 1, 2^63 and 2^64 - 1.
 #[test]
 fn numbers_of_64_bits_without_a_sign() {
     let probes = probe(
@@ -416,14 +416,14 @@ fn numbers_of_64_bits_without_a_sign() {
     let (series, kernel, user) = both_ways(&probes, |binary| {
         Forms::start(binary).fire("u64", 8);
     });
-    // What would turn negative, or wrap around, is not added up: it is refused and told.
+    // Values that would turn negative or wrap around are not added, but refused and reported.
     assert_eq!(series["sum_total"], "2");
     assert_eq!(series["raised"], "0", "its process has ended");
     assert_eq!((series["values_count"].as_str(), series["values_sum"].as_str()), ("4", "2"));
     assert_eq!((series["least"].as_str(), series["greatest"].as_str()), ("0", "1"));
     assert_eq!(kernel.accounting_at_rest()[0].lost, 4);
     assert_eq!(user.refused_in_user_space(), (0, 5 * 4));
-    // What is only shown or compared is right.
+    // Values that are only shown or compared are right.
     assert_eq!(series["latest"], u64::MAX.to_string());
     assert_eq!(series["by_value_total{v=\"9223372036854775808\"}"], "2");
     let counted = ["above_total", "any_total", "none_total", "half_total", "all_total"];

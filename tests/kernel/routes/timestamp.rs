@@ -1,4 +1,4 @@
-//! Gauges of the time of the latest hit, as the kernel notes it and as user space does.
+//! Gauges of the time of the latest hit, as the kernel and as user space records it.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use crate::support::demo::{Forms, private_copy};
 use crate::support::program::directory;
 use crate::support::tracer::{Series, Tracer};
 
-/// As precise as the metric, and somewhat more for what is lost in fractions.
+/// The precision of the metric, plus some margin for rounding.
 const STEP: f64 = 0.0011;
 
 fn now() -> f64 {
@@ -57,7 +57,7 @@ fn the_latest_hit_that_fits_is_the_one_whose_time_is_shown() {
     }
     for (tracer, latest) in tracers.iter().zip(times) {
         let series = shown(tracer);
-        // A later scrape shows the same: nothing has happened.
+        // A later scrape shows the same, as nothing has happened.
         assert!((time(&series, "hit_timestamp_seconds") - latest).abs() <= STEP, "{latest}: {series:?}");
         assert!(!series.contains_key("never_timestamp_seconds"), "{series:?}");
         let by_value: Vec<_> = series.keys().filter(|name| name.starts_with("by_value")).collect();

@@ -1,4 +1,4 @@
-//! Gauges that probes raise and lower, of a program whose threads open and close.
+//! Gauges that probes increment and decrement, in a program whose threads open and close.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ impl Program {
     }
 }
 
-/// The program, and two tracers of it: what the kernel counts, and what user space counts from events.
+/// Returns the program and two tracers of it: one counts in the kernel, one in user space from events.
 fn traced(directory: &Path) -> (PathBuf, [Tracer; 2]) {
     let (source, program) = (directory.join("opens.c"), directory.join("opens"));
     std::fs::write(&source, SOURCE).unwrap();
@@ -136,7 +136,7 @@ fn traced(directory: &Path) -> (PathBuf, [Tracer; 2]) {
     (program, tracers)
 }
 
-/// What both show.
+/// Returns the series that both show.
 fn shown(tracers: &[Tracer; 2]) -> Series {
     tracers.iter().for_each(|tracer| drop(tracer.accounting_at_rest()));
     let [kernel, user] = tracers.each_ref().map(Tracer::render);
@@ -163,9 +163,9 @@ fn threads_raise_and_lower_and_a_process_takes_along_what_it_left_open() {
     assert_eq!(series["open_by_thread{thread=\"3\"}"], "300");
     assert_eq!(series["open_here{thread=\"first\"}"], "700");
     assert_eq!(series["open_here{thread=\"rest\"}"], (2500 - 700).to_string());
-    // Of the first two threads: 3,000 opened with half of 100 each, 1,600 closed with half of 10.
+    // For the first two threads: 3,000 opened with half of 100 each, 1,600 closed with half of 10.
     assert_eq!(series["open_seconds"], (3000 * 50 - 1600 * 5).to_string());
-    // So many sets of labels are possible that they are numbered as they come.
+    // So many label sets are possible that they are numbered in order of appearance.
     assert_eq!(series["open_sets{thread=\"3\",size=\"100\"}"], "1000");
     assert_eq!(series["open_sets{thread=\"3\",size=\"10\"}"], "-700");
     let by_process = |series: &Series, process: &Program| {

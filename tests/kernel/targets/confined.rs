@@ -1,5 +1,5 @@
-//! A program that the kernel ends at any system call which it was not allowed goes on under probes of every kind. Newer kernels
-//! bring the hit of a traced return to the kernel by a system call of their own.
+//! A program that the kernel kills for any forbidden system call survives probes of every kind. Newer kernels deliver
+//! the hit of a traced return through a system call of their own.
 
 use super::support::*;
 use crate::support::program::directory;

@@ -1,4 +1,4 @@
-//! Processes are told by the kernel: what starts, is renamed or moved is attached to, and /proc is looked through once only.
+//! The kernel reports processes: those that start, are renamed or moved are attached to, with only one scan of /proc.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -26,7 +26,7 @@ fn named(what: &str) -> String {
     format!("{what}{}", std::process::id() % 100_000)
 }
 
-/// A program of its own file, at a path with this name.
+/// Creates a program file of its own with this name.
 fn program(builds: &Path, directory: &Path, name: &str) -> std::path::PathBuf {
     let path = directory.join(name);
     copy(&builds.join("first"), &path);
@@ -39,7 +39,7 @@ fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
     let at = |name: &str| program(builds.path(), directory.path(), name);
     let id = format!("{:08x}{}", std::process::id(), "fedcba9876543210".repeat(4)[..56].to_owned());
     let [started, renamed] = ["ev-a", "ev-b"].map(named);
-    // It runs before, and is called otherwise, and in no container.
+    // Both are already running, under other names and in no container.
     let (mut other, mut outside) = (Program::start(&at("before")), Program::start(&at("outside")));
     let tracer = start(&[
         ("started", &format!("process: {started}")),
@@ -52,7 +52,7 @@ fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
     other.say(&format!("name {renamed}"));
     until_attached(&tracer, 1);
     other.fire(5);
-    // A container that was not there before, whose first process comes by exec, and another one by being moved.
+    // A new container, whose first process joins by exec and another by being moved.
     let container = Cgroup::new(hierarchy().join(format!("docker-{id}.scope")));
     let mut inside = container.start(&at("inside"));
     until_sites(&tracer, 2, 1);
@@ -78,7 +78,7 @@ fn what_fits_a_glob_is_found_without_a_walk() {
         ("renamed", &format!("process: \"*{renamed}\"")),
         ("both", &format!("process: \"nobody*\"\n  cmdline: \"*{line}*\"")),
     ]);
-    // Nobody's, though almost, and twice the same.
+    // Matches no target, though almost; started twice.
     let nearly = at(&format!("{started}-d"));
     let mut nearly = [Program::start(&nearly), Program::start(&nearly)];
     let mut first = Program::start(&at(&format!("{started}-bc")));
@@ -96,7 +96,8 @@ fn what_fits_a_glob_is_found_without_a_walk() {
     assert_eq!(tracer.targets().walks, 1, "all that was told");
 }
 
-/// What is known of a file from one target's processes does not hold for another's, who run it under the same name.
+/// What is known about a file from one target's processes does not apply to another target, whose processes run it
+/// under the same name.
 #[test]
 fn a_program_of_one_target_is_anothers_too_by_command_line_or_parent() {
     let (builds, directory) = (builds(), directory());
@@ -150,7 +151,7 @@ fn a_program_that_ends_at_once_is_found_by_a_path_from_where_its_parent_is() {
     let mut shell = Command::new("sh");
     let shell = shell.args(["-c", script]).args([directory.path(), Path::new(&name)]);
     let mut stays = Program::of(shell);
-    // It may have waited for that, and fire only then.
+    // Attaching may have waited for that, so fire only then.
     until_attached(&tracer, 0);
     assert_eq!(stays.answer(), "ended");
     let before = count(&tracer, "near_total");
@@ -184,7 +185,7 @@ fn children_go_on_when_their_parent_has_ended() {
     let tracer = start(&[("family", &format!("process: {name}"))]);
     let mut parent = Program::start(&path);
     until_attached(&tracer, 0);
-    // The shell is gone before its child fires; the child never executed anything.
+    // The shell has ended before its child fires; the child never executed anything.
     parent.say("leave 2000");
     drop(parent);
     eventually("the child's hits", || count(&tracer, "family_total") == 2000);
@@ -218,7 +219,7 @@ fn one_file_by_several_names_is_several_programs() {
     let mut running = Program::start(&path);
     until_attached(&tracer, 0);
     running.fire(3);
-    // As the commands of busybox are.
+    // A hard link, as busybox's commands are.
     let link = directory.path().join(&other);
     std::fs::hard_link(&path, &link).unwrap();
     fire_at_once(&link, 1);

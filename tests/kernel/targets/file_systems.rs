@@ -1,4 +1,4 @@
-//! What a file system makes of inodes, times and leases is the same for the counts.
+//! Whatever a file system does with inodes, times and leases, the counts are the same.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// A file system in an image of this size, made by this program.
+/// Mounts a file system in an image of this size, formatted with this program.
 fn mounted_image(directory: &Path, kind: &str, megabytes: u64, make: &[&str]) -> Mounted {
     let image = directory.join("image");
     if megabytes > 0 {
@@ -35,7 +35,7 @@ fn counted_again(tracer: &Tracer, program: &Path) {
     });
 }
 
-/// The program is there already, and can only be run.
+/// Traces a program that is already there and can only be run.
 fn runs(at: &Path, name: &str) -> (Tracer, Program) {
     let path = at.join(name);
     let mut running = Program::start(&path);
@@ -49,7 +49,7 @@ fn runs(at: &Path, name: &str) -> (Tracer, Program) {
     (tracer, running)
 }
 
-/// And everything may be done to it.
+/// Does everything to the file that may be done to it, besides running it.
 fn lives(at: &Path, builds: &Path, name: &str) {
     let path = at.join(name);
     let [first, second] = ["first", "second"].map(|build| builds.join(build));
@@ -60,11 +60,11 @@ fn lives(at: &Path, builds: &Path, name: &str) {
         let now = [count(&tracer, "path_total"), count(&tracer, "name_total")];
         assert_eq!(now, before.map(|count| count + times), "{what}");
     };
-    // Another file with the same contents, even the same blocks, is not it.
+    // Another file with the same contents, even with the same blocks, is not the target.
     let other = at.join("another");
     run("cp", &["--reflink=auto", path.to_str().unwrap(), other.to_str().unwrap()]);
     expect("a copy", 0, &mut || fire_at_once(&other, 1000));
-    // On overlayfs this makes another file of it.
+    // On overlayfs this creates another file.
     run("chmod", &["711", path.to_str().unwrap()]);
     counted_again(&tracer, &path);
     expect("the file with another mode", 20, &mut || fire_at_once(&path, 20));
@@ -119,7 +119,7 @@ fn btrfs_with_shared_blocks() {
     });
 }
 
-/// A snapshot has the same inode numbers on the same device, and its files are others.
+/// A snapshot has the same inode numbers on the same device, but its files are different ones.
 #[test]
 fn a_snapshot_of_btrfs_is_another_file() {
     let (builds, directory, name) = (builds(), directory(), named("snap"));
@@ -150,7 +150,7 @@ fn image_of(kind: &str, make: impl Fn(&str, &str) -> Vec<String>) {
     runs(&mounted.at, &name);
 }
 
-/// As snaps and AppImages are.
+/// As used by snaps and AppImages.
 #[test]
 fn an_image_of_squashfs() {
     image_of("squashfs", |content, image| {
@@ -193,7 +193,7 @@ fn overlays_of_all_kinds() {
     }
 }
 
-/// In user space: sshfs, rootless containers.
+/// FUSE, as used by sshfs and rootless containers.
 #[test]
 fn a_file_system_in_user_space() {
     lives_on("fuse", |directory| {

@@ -1,4 +1,4 @@
-//! One attachment for each file as the kernel knows it.
+//! One attachment per file, as the kernel identifies it.
 
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -24,7 +24,8 @@ fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
     programs.iter_mut().for_each(|program| program.fire(100));
     assert_eq!(count(&tracer, "all_total"), 300);
 
-    // chmod makes a file of its own in the layer above, which shows the same numbers. The old process goes on in the old one.
+    // chmod creates a new file in the upper layer, which shows the same numbers. The old process continues with the old
+    // file.
     let copied_up = mounts[0].at.join(&name);
     run("chmod", &["700", copied_up.to_str().unwrap()]);
     let mut new = Program::start(&copied_up);
@@ -81,7 +82,7 @@ fn a_file_without_a_path_is_shown_as_what_runs_it() {
     exporter.scrape_until("all hits", |metrics| metrics.sum("alone_total", &[]) == 7.0);
 }
 
-/// Although the overlay shows the inode that it showed before, and who executes that one had not to wait.
+/// Although the overlay shows the same inode as before, and executing the old file did not have to wait.
 #[test]
 fn what_overlayfs_has_just_copied_up_is_counted_from_its_first_hit() {
     let (builds, directory) = (builds(), directory());
@@ -149,7 +150,7 @@ fn probes_of_a_library_without_a_path_are_found_also_when_it_comes_later() {
     let load = format!("load {}", library.display());
     let (mut early, mut late) = (Program::start(&program), Program::start(&program));
     early.say(&load);
-    // `exporter probes PID` says where they are.
+    // `exporter probes PID` shows the location of in-memory files.
     let probes = |of: &str| {
         let listed = Command::new(env!("CARGO_BIN_EXE_exporter")).args(["probes", of]).output().unwrap();
         String::from_utf8(listed.stdout).unwrap() + std::str::from_utf8(&listed.stderr).unwrap()

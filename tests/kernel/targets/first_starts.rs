@@ -1,4 +1,4 @@
-//! Programs that were never seen before, and start where no path that is watched leads: they wait for the probes.
+//! Programs that were never seen before and start from a path that is not watched: they wait for the probes.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::support::tracer::Tracer;
 /// Hits of a program's only run.
 const HITS: u64 = 300;
 
-/// Each of `start`'s programs is a file of its own that fires at once.
+/// Each program that `start` creates is a file of its own that fires at once.
 fn first_starts(name: &str, start: impl Fn(u32)) {
     let tracer = Tracer::start_unready(&config(&[("p", &format!("process: {name}"))]), false);
     counted_from_the_first_hit(&tracer, "p_total", HITS, start);

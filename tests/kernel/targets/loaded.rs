@@ -1,4 +1,4 @@
-//! Libraries that processes load while they run.
+//! Libraries that processes load at run time.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -51,11 +51,11 @@ fn a_library_beside_the_program_counts_from_its_first_call() {
     let tracer = of_library("libahead.so", &name);
     let mut program = Program::start(&path);
     until_ahead(&tracer, &library);
-    // Somebody who is not meant loads it first.
+    // A process outside the target loads it first.
     let mut foreign = Program::start(&other);
     foreign.say(&format!("open {}", library.display()));
     foreign.fire(1000);
-    // Told both at once, so that nothing lies between.
+    // Both lines are sent at once, so that nothing happens in between.
     program.tell(&format!("open {}\n700", library.display()));
     (0..2).for_each(|_| drop(program.answer()));
     assert_eq!(count(&tracer, "l_total"), 700);
@@ -78,7 +78,7 @@ fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
     until_sites(&tracer, 0, 1);
     program.fire(5);
     assert_eq!(count(&tracer, "l_total"), 5);
-    // A program that is not meant shows when the second one has breakpoints.
+    // A program outside the target reveals when the second library has breakpoints.
     let mut foreign = Program::start(&other);
     foreign.say(&format!("open {}", second.display()));
     eventually("the second library to be attached to ahead", || {
@@ -123,7 +123,7 @@ fn a_library_from_anywhere_counts_from_its_first_call() {
     }
 }
 
-/// musl's loader does not mark its calls as that of glibc does.
+/// Unlike glibc's loader, musl's does not mark its calls.
 #[test]
 fn a_library_that_musls_loader_loads_counts_from_its_first_call() {
     const PROGRAM: &str = r#"
@@ -197,7 +197,7 @@ fn names_can_be_any_bytes() {
     let mut after = Program::start(&path);
     after.fire(40);
     assert_eq!(count(&tracer, "t_total"), 43);
-    // A link, since the program's input is text.
+    // A symlink, since the program's input is text.
     let link = directory.path().join("link.so");
     std::os::unix::fs::symlink(&odd_library, &link).unwrap();
     after.say(&format!("open {}", link.display()));

@@ -1,4 +1,4 @@
-//! A target that means some processes counts those and no others.
+//! A target that selects some processes counts those and no others.
 
 use std::fs;
 
@@ -21,7 +21,8 @@ fn another_name_of_the_same_file_is_not_counted() {
     other.fire(10_000);
     assert_eq!(count(&tracer, "alpha_total"), 1);
 
-    // From its first hit, however short its life; children too; and whoever becomes alpha, as long as it is.
+    // From the first hit, however short-lived the process; children too; and any process named alpha, as long as it has
+    // that name.
     fire_at_once(&alpha_path, 10);
     first.say("fork 100");
     other.say("fork 10_000");
@@ -30,13 +31,13 @@ fn another_name_of_the_same_file_is_not_counted() {
     other.say("name something");
     other.fire(10_000);
     assert_eq!(count(&tracer, "alpha_total"), 1111);
-    // Executing another name of the same file is the end of being alpha, and the other way round.
+    // Executing the same file under another name means no longer being alpha, and vice versa.
     first.tell(&format!("exec {}", beta_path.display()));
     first.fire(20_000);
     other.tell(&format!("exec {}", alpha_path.display()));
     other.fire(5000);
     assert_eq!(count(&tracer, "alpha_total"), 6111);
-    // What was left out is told.
+    // Hits that were filtered out are reported.
     let accounting = tracer.accounting_at_rest().remove(0);
     assert_eq!(accounting.hits, 6111 + 10_000 + 10 + 10_000 + 20_000, "{accounting:?}");
 }
@@ -56,7 +57,7 @@ fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
     assert_eq!(count(&tracer, "long_total"), 7);
 }
 
-/// The kernel keeps the same fifteen bytes of both names.
+/// The kernel stores the same fifteen bytes of both names.
 #[test]
 fn a_name_is_not_one_that_begins_so() {
     let (builds, directory) = (builds(), directory());
@@ -92,7 +93,7 @@ fn a_container_is_that_container_with_all_its_control_groups() {
     let mut programs = [&first, &inner, &second, &watcher].map(|cgroup| cgroup.start(&program));
     programs.iter_mut().for_each(|program| program.fire(0));
     let tracer = Tracer::start(&config(&[
-        // In quotes: an id can look like a number.
+        // In quotes, as an ID can look like a number.
         ("one", &format!("container: \"{}\"", &one[..12])),
         ("two", &format!("container: \"{two}\"")),
     ]));
@@ -101,7 +102,7 @@ fn a_container_is_that_container_with_all_its_control_groups() {
     }
     fire_at_once(&program, 10_000);
     assert_eq!((count(&tracer, "one_total"), count(&tracer, "two_total")), (11, 100));
-    // One that starts later, in a control group that is new.
+    // A process that starts later, in a new cgroup.
     let newer = Cgroup::new(first.0.join("newer"));
     newer.start(&program).fire(5);
     assert_eq!((count(&tracer, "one_total"), count(&tracer, "two_total")), (16, 100));
@@ -143,7 +144,8 @@ fn containers_without_numbers_are_found_by_name() {
     assert_eq!(counts, [111, 1000, 100]);
 }
 
-/// As on hosts that have both versions: the container is one only by version 1, which the kernel's programs do not go by.
+/// As on hosts with both cgroup versions: the container exists only in version 1, which the kernel's programs do not
+/// use.
 #[test]
 fn a_container_of_version_1_alone_is_told_of() {
     let (builds, directory) = (builds(), directory());
@@ -186,7 +188,7 @@ fn a_number_that_is_used_again_is_not_the_process() {
     );
 }
 
-/// `/proc/PID` shows nothing of such a process, only that of its threads does.
+/// `/proc/PID` shows nothing for such a process, only its threads' entries do.
 #[test]
 fn a_process_whose_first_thread_has_ended_is_traced_like_any() {
     let (builds, directory) = (builds(), directory());
@@ -209,7 +211,7 @@ fn a_process_whose_first_thread_has_ended_is_traced_like_any() {
     }
     let labels = format!("calls_total{{pid=\"{pid}\",comm=\"{name}\",caller=\"hit\"}}");
     assert_eq!(count(&tracer, &labels), 7, "{:?}", tracer.render());
-    // Children have a first thread again, and one that executes becomes it.
+    // Children have a first thread again, and a thread that executes a program becomes it.
     program.say("fork 10");
     program.tell(&format!("exec {}", path.display()));
     program.fire(100);

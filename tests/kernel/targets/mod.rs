@@ -1,5 +1,6 @@
-//! Which file and which processes a target means, held against exact counts: overlay mounts of one image, processes of other
-//! names and containers that run the same file, upgrades of all kinds, pid namespaces and files without a path. Needs root.
+//! Which file and which processes a target selects, checked against exact counts: overlay mounts of one image,
+//! processes with other names and containers that run the same file, upgrades of all kinds, pid namespaces and files
+//! without a path. Needs root.
 
 mod confined;
 mod events;

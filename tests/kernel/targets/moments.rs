@@ -1,4 +1,4 @@
-//! Programs that start in the moment in which their file takes the target's place: they wait for the probes.
+//! Programs that start at the very moment in which their file replaces the target's: they wait for the probes.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// In each turn a new file is put in the place of the target's ($1) from elsewhere ($0), and started by the same shell.
+/// In each round, a new file from elsewhere ($0) replaces the target's ($1), and the same shell starts it.
 fn started_by(script: &str) {
     let (builds, directory) = (builds(), directory());
     let name = format!("moment{}", std::process::id());
@@ -64,7 +64,7 @@ fn linked_by_name() {
     started_by("ln -sfn $0 $1; exec $1 $2");
 }
 
-/// The name of the file that a link leads to is known from the turn before.
+/// The name of the file that the link points to is known from the previous round.
 #[test]
 fn started_by_its_own_name() {
     started_by("ln -sfn $0 $1; exec $0 $2");
@@ -75,7 +75,7 @@ fn mounted() {
     started_by("mount --bind $0 $1; s=0; $1 $2 || s=$?; umount -l $1; exit $s");
 }
 
-/// Taking probes out waits for programs that wait, and the other way round, unless other threads do.
+/// Detaching probes waits for programs that are held, and vice versa, unless separate threads do the work.
 #[test]
 fn nobody_waits_for_probes_that_are_taken_out() {
     let (builds, directory) = (builds(), directory());
@@ -94,7 +94,7 @@ fn nobody_waits_for_probes_that_are_taken_out() {
         false,
     );
     until_sites(&tracer, 0, 1);
-    // Whom nobody lets go on before it has waited for as long as it may: meanwhile nothing can be taken out.
+    // This program is only released when its maximum hold time is over; until then no probe can be detached.
     let wanted = Wanted { names: vec![held], ..Wanted::default() };
     let mut events = ProcessEvents::start(&wanted, PidNamespace::default()).unwrap();
     let mut saw_both = false;

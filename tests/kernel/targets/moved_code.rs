@@ -1,5 +1,5 @@
-//! Programs that put a copy of their code in its place: what can be counted of them is said, and they are not ended again and
-//! again by breakpoints in the copy.
+//! Programs that replace their code by a copy: the exporter reports what can be counted of them, and breakpoints in the
+//! copy do not kill them again and again.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
@@ -25,7 +25,8 @@ fn code_that_was_moved_before_is_told_of() {
     assert!(!exporter.log().contains(&format!("process {} has", other.pid())), "{}", exporter.log());
 }
 
-/// Writes the file's byte over what is at its function, as a live patch does, and calls it once for each line.
+/// A program that writes the file's byte over the code of its function, as a live patch does, and calls it once per
+/// line.
 const PATCHES: &str = r#"
 #include <fcntl.h>
 #include <stdio.h>
@@ -116,7 +117,7 @@ fn code_that_is_changed_behind_a_breakpoint_is_told_of() {
     ));
 }
 
-/// Jumps from a function to another one, as a hot patch does, and calls it once for each line.
+/// A program that redirects a function to another one with a jump, as a hot patch does, and calls it once per line.
 const HOT_PATCHED: &str = r#"
 #include <stdio.h>
 #include <string.h>
@@ -172,7 +173,7 @@ fn a_function_that_a_process_has_patched_is_left_alone_until_that_ends() {
         exporter.wait_until_ready();
         assert_eq!(other.say("call"), "3 2");
         assert_eq!(exporter.scrape().value("patched_total", &[]), 1.0);
-        // What has breakpoints of this exporter is no patch for the next.
+        // Code with this exporter's breakpoints must not look like a patch to the next exporter.
         let mut again = Program::of(Command::new(&path).arg("patched"));
         assert_eq!(again.say("call"), "1000 1");
         drop(exporter);
@@ -180,7 +181,7 @@ fn a_function_that_a_process_has_patched_is_left_alone_until_that_ends() {
     }
 }
 
-/// The kernel takes the breakpoints to be there still.
+/// The kernel believes that the breakpoints are still there.
 #[test]
 fn breakpoints_that_a_process_throws_away_are_set_again() {
     for (attach, options) in [("multi", "-DPAD=1"), ("perf", "-DSEMAPHORE")] {
@@ -242,7 +243,7 @@ fn a_program_that_breakpoints_end_is_not_traced_any_more() {
     assert_eq!(exporter.scrape().value("p_total", &[]), 2.0);
     let (status, reason) = exporter.health("/ready");
     assert!(status == 503 && reason.contains("were ended by SIGTRAP"), "{reason}");
-    // Another version may have turned that off.
+    // Another version may no longer do that.
     let new = place.path("moves.new");
     build(&new, &["-O3", "-DPAD=40"]);
     std::fs::rename(new, &path).unwrap();

@@ -1,4 +1,4 @@
-//! The exporter in a pid namespace of its own, as in a container, beside processes in it, below it and outside of it.
+//! The exporter in a pid namespace of its own, as in a container, with processes in it, below it and outside of it.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::support::tracer::eventually;
 
 const EXPORTER: &str = env!("CARGO_BIN_EXE_exporter");
 
-/// What the shell in the new namespace does: one program in it, one in a namespace below, and the exporter.
+/// The script of the shell in the new namespace: it runs one program there, one in a namespace below, and the exporter.
 const INSIDE: &str = r#"
 mkfifo in below; echo $$ > ready
 ./inner < in > inner.out & echo $! > pid; exec 8> in
@@ -24,8 +24,8 @@ touch fired; while [ ! -e done ]; do sleep 0.05; done
 kill $exporter; wait $exporter
 "#;
 
-/// Lets a program in the exporter's namespace fire 100 times, one below it 1,000 times, and one outside of it 10,000 times.
-/// `held` gets two scrapes, the id inside, that outside, and the exporter's log.
+/// Makes a program in the exporter's namespace fire 100 times, one below it 1,000 times, and one outside of it 10,000
+/// times. Calls `held` for two scrapes, with the pid inside, the pid outside, and the exporter's log.
 fn in_a_namespace(unshare: &[&str], mine: &str, held: impl Fn(&str, &str, u32, &str)) {
     let (builds, directory) = (builds(), directory());
     let at = directory.path();
@@ -50,7 +50,7 @@ fn in_a_namespace(unshare: &[&str], mine: &str, held: impl Fn(&str, &str, u32, &
         let url = format!("http://127.0.0.1:{port}/metrics");
         String::from_utf8(Command::new("curl").args(["-s", &url]).output().unwrap().stdout).unwrap()
     };
-    // Twice, for series of ended processes would go after the first time.
+    // Twice, because series of ended processes would be removed after the first scrape.
     for _ in 0..2 {
         let log = fs::read_to_string(at.join("log")).unwrap();
         held(&scrape(), pid.trim(), outside.pid(), &log);
@@ -80,7 +80,7 @@ fn ids_are_those_of_the_exporters_own_namespace() {
     });
 }
 
-/// As after `unshare -pf` alone.
+/// As after a plain `unshare -pf`.
 #[test]
 fn ids_are_those_of_proc_where_that_is_of_another_namespace() {
     in_a_namespace(&["-pf"], "", |text, inside, outside, log| {

@@ -1,4 +1,4 @@
-//! The labels `exe` and `cmdline`: of processes that have ended as of others, alike in the kernel and in user space.
+//! The labels `exe` and `cmdline`: for ended processes as well as others, and the same in the kernel and in user space.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,8 @@ use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// Hits of these processes by both labels, in the kernel and with all in user space.
+/// Starts two tracers that count hits of these processes by both labels, one in the kernel and one entirely in user
+/// space.
 fn tracers(selector: &str) -> [Tracer; 2] {
     let yaml = format!(
         "node_name: test\ntargets:\n- name: t\n  {selector}\n  probes:\n  - on: usdt:t:hit\n    metrics:\n    - {{ \
@@ -18,7 +19,7 @@ fn tracers(selector: &str) -> [Tracer; 2] {
     [false, true].map(|all_to_ring| Tracer::start_by(&yaml, all_to_ring))
 }
 
-/// That there are these series and no others: path, command line, hits.
+/// Asserts that there are exactly these series: path, command line, hits.
 fn assert_hits(tracers: &[Tracer], expected: &[(&str, &str, u64)]) {
     let expected: BTreeMap<String, String> = expected
         .iter()
@@ -69,15 +70,15 @@ fn names_are_those_of_the_first_hit_after_an_exec() {
     let mut program = Program::start(&one);
     let tracers = tracers(&format!("binary: {}", one.display()));
     program.fire(1);
-    // What it writes over its command line then is no new series.
+    // Overwriting its command line afterwards creates no new series.
     program.say("title changed");
     program.fire(10);
     program.tell(&format!("exec {}", two.display()));
     program.fire(100);
-    // A child is a process of its own, and its first hit comes later.
+    // A child is a process of its own, with a later first hit.
     program.say("title child");
     program.say("fork 1000");
-    // An upgrade by rename is the same program.
+    // After an upgrade by rename, it is the same program.
     let new = directory.path().join("one.new");
     copy(&builds.path().join("second"), &new);
     fs::rename(&new, &one).unwrap();

@@ -1,4 +1,5 @@
-//! Those who read a traced file as memory, to copy it or to translate its code, find none of the kernel's breakpoints there.
+//! Processes that read a traced file as memory, to copy it or to translate its code, find none of the kernel's
+//! breakpoints there.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +10,7 @@ use crate::support::exporter::{Exporter, Place, Setup};
 use crate::support::program::run as output_of;
 use crate::support::tracer::eventually;
 
-/// Copies a file that it has mapped, for each line that it reads.
+/// A script that copies a mapped file, once for each line that it reads.
 const COPIES: &str = "import mmap, sys
 file = open(sys.argv[1], 'rb')
 kept = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
@@ -32,7 +33,7 @@ fn foreign(exporter: &Exporter, kind: &str) -> f64 {
 fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
     let place = Place::new();
     let [path, plain, copy] = ["copied", "plain", "copy"].map(|name| place.path(name));
-    // Git maps what has more than 32 KiB.
+    // Git maps files larger than 32 KiB.
     build(&path, &["-O1", "-DPAD=1", "-static"]);
     super::support::copy(&path, &plain);
     let text = fs::read(&plain).unwrap();
@@ -50,7 +51,7 @@ fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
         later.say("anew");
         assert!(!can_make_wait() || fs::read(&copy).unwrap() == text);
     }
-    // One for each time, and one at its start.
+    // One per copy, and one at the start.
     eventually("all to be counted", || foreign(&exporter, "read") >= 11.0);
     exporter.wait_for_log(&format!("(python3) has mapped {} to read it", path.display()));
     let hash = |path: &Path| output_of(Command::new("git").arg("hash-object").arg(path));
@@ -59,7 +60,7 @@ fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
     assert_eq!(exporter.scrape().value("p_total", &[]), 7.0);
 }
 
-/// What is mapped of a file on overlayfs is the one below, in containers most of all.
+/// What is mapped of a file on overlayfs is the lower file, especially in containers.
 #[test]
 fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
     let place = Place::new();
@@ -68,7 +69,7 @@ fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
     build(&lower.join("copied"), &["-O1", "-DPAD=1", "-static"]);
     let text = fs::read(lower.join("copied")).unwrap();
     let plain = Mounted::overlay(&lower, &place.path("plain"));
-    // One over another needs its own place for what is written.
+    // A nested overlay needs an upper directory of its own.
     let memory = Mounted::at(&place.path("memory"), &["mount", "-t", "tmpfs", "none"]);
     let nested = Mounted::overlay(&plain.at, &memory.at);
     let selector = format!("binary: {}", lower.join("copied").display());
@@ -91,7 +92,7 @@ fn a_program_that_copies_itself_copies_no_breakpoints() {
     copies_itself("-fuse-ld=bfd");
 }
 
-/// There the first code is probed too, which tells when its semaphore can be raised.
+/// With lld, the first code is probed too, which tells when the semaphore can be raised.
 #[test]
 fn a_program_that_copies_itself_copies_no_breakpoints_if_lld_has_linked_it() {
     copies_itself("-fuse-ld=lld");
@@ -120,7 +121,7 @@ fn copies_itself(linker: &str) {
     assert_eq!(program.say("raised"), "0", "no mapping that is gone keeps it raised");
 }
 
-/// It maps all of a library at once, before its parts; that is not to read it.
+/// musl's loader maps the whole library before its segments, which does not count as reading it.
 #[test]
 fn musls_loader_is_no_reader() {
     let place = Place::new();
@@ -145,7 +146,7 @@ fn musls_loader_is_no_reader() {
     assert_eq!((exporter.scrape().value("p_total", &[]), foreign(&exporter, "read")), (150.0, 0.0));
 }
 
-/// The kernel lowers a semaphore only where it finds the breakpoint for which it has raised it.
+/// The kernel lowers a semaphore only where it finds the breakpoint for which it has raised the semaphore.
 #[test]
 fn nothing_stays_raised_in_a_translated_program() {
     let place = Place::new();
@@ -189,7 +190,7 @@ fn a_program_runs_to_its_end_in_a_translator() {
     eventually("all to be counted", || foreign(&exporter, "translated") >= 4.0);
     assert_eq!(exporter.scrape().value("p_total", &[]), 3.0);
     exporter.wait_for_log(&format!("translates the code of {}", path.display()));
-    // One that runs already when the probes are set.
+    // A program that is already running when the probes are attached.
     drop(exporter);
     let mut running = Program::of(Command::new("valgrind").arg("-q").arg(&path));
     running.say("0");

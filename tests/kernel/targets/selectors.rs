@@ -1,4 +1,4 @@
-//! Targets by what they are: command lines, units, pods, images, whom they start, and the libraries that they load.
+//! Targets by their properties: command lines, units, pods, images, parents, and the libraries that they load.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// Files that are taken away when dropped.
+/// Files that are removed when dropped.
 struct Written(Vec<PathBuf>);
 
 impl Written {
@@ -22,7 +22,7 @@ impl Drop for Written {
     fn drop(&mut self) {
         for path in &self.0 {
             let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
-            // What was made for it.
+            // The directory that was created for the file.
             let _ = path.parent().map(fs::remove_dir);
         }
     }
@@ -73,7 +73,7 @@ fn command_lines_are_told_apart_from_the_first_hit_on() {
     }
     assert_eq!((count(&tracer, "shop_total"), count(&tracer, "late_total")), (20, 200_000));
     assert_eq!(count(&tracer, "any_total"), 6 + 20 * 10_101);
-    // A child has its parent's, a process may write over its own, and exec is the end of it.
+    // A child has its parent's command line, a process may overwrite its own, and exec replaces it.
     anchor.fire(3);
     anchor.say("fork 4");
     anchor.say("title worker 7");
@@ -84,7 +84,7 @@ fn command_lines_are_told_apart_from_the_first_hit_on() {
     anchor.tell(&format!("exec {}", path.display()));
     anchor.fire(50);
     assert_eq!((count(&tracer, "whole_total"), count(&tracer, "title_total")), (57, 30));
-    // What was left out is told.
+    // Hits that were filtered out are reported.
     let hits = 6 + 20 * 10_101 + 3 + 4 + 30 + 300 + 50;
     assert_eq!(tracer.accounting_at_rest().iter().map(|of| of.hits).collect::<Vec<_>>(), [hits; 5]);
 }
@@ -116,7 +116,7 @@ fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
     fire_at_once(&path, 10_000);
     let counts = || ["all", "instances", "one", "user"].map(|of| count(&tracer, &format!("{of}_total")));
     assert_eq!(counts(), [1111, 11, 1, 100]);
-    // An instance that starts later counts from its first hit on.
+    // An instance that starts later counts from its first hit.
     let newer = Cgroup::new(slice.join(format!("web{own}@three.service")));
     let mut third = newer.start(&path);
     third.fire(5);
@@ -166,13 +166,13 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
         ["pods", "two", "space", "image", "named", "globbed"].map(|of| count(&tracer, &format!("{of}_total")))
     };
     assert_eq!(counts(), [10, 0, 10, 1, 1, 1]);
-    // Those that come later, made by cgroupfs as the kubelet may be told to, and by another engine.
+    // Later ones, created by cgroupfs, as the kubelet may be configured to do, and by another engine.
     pod(2, &mut written);
     docker(&third, &format!("name{own}-b"), "other", &mut written);
     let later = [format!("kubepods{own}/pod{}/{fourth}", uid(2)), format!("docker-{third}.scope")];
     let later = later.map(|name| Cgroup::new(hierarchy().join(name)));
     let mut newer = later.each_ref().map(|group| group.start(&path));
-    // The engine names a container long before it runs its program; here both are at once.
+    // The engine names a container long before it runs its program; here both happen at once.
     eventually("the newer ones are told", || {
         newer.iter_mut().for_each(|program| program.fire(1));
         let now = counts();
@@ -250,7 +250,7 @@ fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
     let mut before = [0, 0];
     for (turn, id) in [first, second].iter().enumerate() {
         docker(id, &mut written);
-        // Of a container made anew, programs are other files too.
+        // The programs of a recreated container are different files, too.
         let path = directory.path().join(format!("{turn}-{}", name_of(&path)));
         copy(&builds().path().join(if turn == 0 { "first" } else { "second" }), &path);
         let groups =
@@ -277,7 +277,7 @@ fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_
     let directory = directory();
     let (parent, other) = (program(&directory, "parent"), program(&directory, "other"));
     let name = name_of(&parent);
-    // A shell of another name stands between, and runs another program.
+    // A shell with another name is in between, and runs another program.
     let mut boss = Program::start(&parent);
     boss.fire(0);
     let selector = format!("process: {name}\n  children: true");
@@ -293,7 +293,7 @@ fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_
     assert_eq!(count(&tracer, "both_total"), 100, "from its first hit on");
     fire_at_once(&other, 1000);
     assert_eq!((count(&tracer, "file_total"), count(&tracer, "both_total")), (1100, 100));
-    // Its file is found: what runs it is the target's.
+    // Its file is found: processes that run it belong to the target.
     eventually("the child's file is attached to", || {
         let before = count(&tracer, "family_total");
         boss.say(&format!("run (sleep 0.3; echo 1) | {} 0 > /dev/null", other.display()));
@@ -302,7 +302,7 @@ fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_
     let before = count(&tracer, "family_total");
     fire_at_once(&other, 1000);
     assert_eq!(count(&tracer, "family_total"), before);
-    // A child that goes on when its parent has ended.
+    // A child that outlives its parent.
     boss.say("leave 500");
     drop(boss);
     eventually("the orphan has fired", || count(&tracer, "family_total") >= before + 500);
@@ -359,7 +359,7 @@ fn a_library_is_each_file_of_its_name_that_these_processes_load() {
     let tracer = Tracer::start(&yaml);
     first.fire(3);
     assert_eq!(count(&tracer, "demo_total"), 3);
-    // Others may load it: they are not meant. And one of another name is not it.
+    // Other processes may load it, but do not belong to the target. And a library of another name does not match.
     let mut foreign = Program::start(&stranger);
     foreign.say(&format!("open {}", plain.display()));
     foreign.fire(1000);
@@ -367,7 +367,7 @@ fn a_library_is_each_file_of_its_name_that_these_processes_load() {
     unlike.say(&format!("open {}", other.display()));
     unlike.fire(1000);
     assert_eq!(count(&tracer, "demo_total"), 3);
-    // Later, by its soname; and from a memfd.
+    // Loaded later, by its soname; and from a memfd.
     let mut second = Program::start(&path);
     second.fire(0);
     second.say(&format!("open {}", linked.display()));

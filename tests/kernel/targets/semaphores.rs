@@ -8,10 +8,10 @@ use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// As long as a loader waits at most.
+/// The maximum time for which a loader is held.
 const LONGEST_HOLD: Duration = Duration::from_millis(500);
 
-/// How often the program's semaphore is raised.
+/// Returns how often the program's semaphore is raised.
 fn raised(program: &mut Program) -> u32 {
     program.say("raised").parse().unwrap()
 }
@@ -36,7 +36,8 @@ fn processes_that_start_later_are_counted_too_and_nothing_stays_raised() {
     until_raised(&mut later);
     let mut named_otherwise = Program::start(&other);
     until_raised(&mut named_otherwise);
-    // Once for each breakpoint. There can be one more where code shares a page with what has become read-only meanwhile.
+    // It is raised once per breakpoint, and possibly once more where code shares a page with data that has become
+    // read-only meanwhile.
     for program in [&mut before, &mut later, &mut named_otherwise] {
         assert!(raised(program) > 0);
         program.fire(100);
@@ -99,7 +100,7 @@ fn what_stays_where_another_probe_was_shed_is_counted_in_processes_that_start_la
     assert_eq!(raised(&mut later), 0);
 }
 
-/// The library of such a build in a process that loads it: nothing of it runs before its semaphore is raised.
+/// The library of such a build, in a process that loads it: none of its code runs before its semaphore is raised.
 #[test]
 fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
     let directory = directory();
@@ -119,7 +120,7 @@ fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
         let is_late = asked.elapsed() >= LONGEST_HOLD;
         let before = std::mem::replace(&mut counted, count(&tracer, "p_total"));
         if is_late {
-            // It has waited in vain, and nobody waits before it was looked at.
+            // Its wait timed out, and no process is held until this one has been handled.
             eventually("the semaphore to be raised", || {
                 program.fire(1);
                 count(&tracer, "p_total") > counted
@@ -135,7 +136,7 @@ fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
         }
     }
     assert_eq!(in_time, 10, "the exporter was never in time");
-    // They are lowered again, and raised for the next exporter.
+    // The semaphores are lowered again, and raised for the next exporter.
     drop(tracer);
     tracer = Tracer::start(&target);
     for program in &mut programs {

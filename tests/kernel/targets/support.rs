@@ -1,4 +1,4 @@
-//! Programs that are built, started and told how often to fire.
+//! Programs that the tests build, start, and control by input lines.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,7 +11,7 @@ pub use exporter::kernel::can_make_wait;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// Builds the program at a path, in one of its builds.
+/// Builds the program at a path with these compiler options.
 pub fn build(at: &Path, options: &[&str]) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernel/targets/program.c");
     let built = Command::new("cc")
@@ -25,7 +25,7 @@ pub fn build(at: &Path, options: &[&str]) {
     assert!(built.success());
 }
 
-/// A directory with `first` and `second`, two builds of the program whose probes are in different places.
+/// Creates a directory with `first` and `second`, two builds of the program with different probe sites.
 pub fn builds() -> tempfile::TempDir {
     let directory = directory();
     build(&directory.path().join("first"), &["-O1", "-DPAD=1"]);
@@ -38,7 +38,8 @@ pub fn run(program: &str, arguments: &[&str]) {
     assert!(done.success(), "{program} {arguments:?}: {done}");
 }
 
-/// Copies by another process: a descriptor that is open for writing here could leak into a child that another test starts.
+/// Copies in another process: a descriptor that is open for writing here could leak into a child that another test
+/// starts.
 pub fn copy(from: &Path, to: &Path) {
     run("cp", &[from.to_str().unwrap(), to.to_str().unwrap()]);
 }
@@ -50,7 +51,7 @@ pub struct Program {
     output: BufReader<ChildStdout>,
 }
 
-/// Forked children of one test must not inherit what another one is writing.
+/// Held while starting, so that forked children of one test do not inherit descriptors that another test is writing to.
 static STARTING: Mutex<()> = Mutex::new(());
 
 impl Program {
@@ -69,20 +70,20 @@ impl Program {
         self.child.id()
     }
 
-    /// Says the line, and returns what the program has to say when it is done.
+    /// Sends a line, and returns the program's answer when it is done.
     pub fn say(&mut self, line: &str) -> String {
         writeln!(self.input, "{line}").unwrap();
         self.input.flush().unwrap();
         self.answer()
     }
 
-    /// As [`Program::say`], for what has no answer.
+    /// Like [`Program::say`], for lines without an answer.
     pub fn tell(&mut self, line: &str) {
         writeln!(self.input, "{line}").unwrap();
         self.input.flush().unwrap();
     }
 
-    /// What it has to say to one line.
+    /// Returns the program's answer to one line.
     pub fn answer(&mut self) -> String {
         let mut answer = String::new();
         self.output.read_line(&mut answer).unwrap();
@@ -90,7 +91,7 @@ impl Program {
         answer.trim_end().to_string()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until the program exits by itself.
     pub fn end(mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
@@ -107,7 +108,8 @@ impl Drop for Program {
     }
 }
 
-/// Targets by what follows `- name: T`; each counts hits of its own as `T_total`.
+/// Returns a configuration of targets, each given by its name `T` and the text after `- name: T`; each counts its own
+/// hits as `T_total`.
 pub fn config(targets: &[(&str, &str)]) -> String {
     let mut text = "node_name: test\ntargets:\n".to_string();
     for (name, selector) in targets {
@@ -122,17 +124,17 @@ pub fn count(tracer: &Tracer, series: &str) -> u64 {
     tracer.render().get(series).map_or(0, |value| value.parse().unwrap())
 }
 
-/// Starts the program at once, from a shell as an operator does, and has it fire; it must end well.
+/// Starts the program and makes it fire at once, from a shell as an operator would; it must exit successfully.
 pub fn fire_at_once(path: &Path, times: u64) {
     run(path.to_str().unwrap(), &[&times.to_string()]);
 }
 
-/// Waits until the first target's sites are so many, in all its files.
+/// Waits until a probe has this many sites, in all its files.
 pub fn until_sites(tracer: &Tracer, probe: usize, sites: usize) {
     eventually(&format!("{sites} sites, {:?} now", tracer.state(probe)), || tracer.state(probe).1 == sites);
 }
 
-/// A control group that is taken away when dropped, with those around it in which nothing is left.
+/// A cgroup that is removed when dropped, together with parents that have become empty.
 pub struct Cgroup(pub PathBuf);
 
 impl Cgroup {
@@ -149,32 +151,32 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Empty only once its processes have been waited for.
+        // A cgroup is only empty once its processes have been waited for.
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        // What was made for it.
+        // The parents that were created for it.
         let _ = self.0.ancestors().skip(1).try_for_each(fs::remove_dir);
     }
 }
 
-/// What is mounted, until it is dropped.
+/// A mount point, unmounted when dropped.
 pub struct Mounted {
     pub at: PathBuf,
 }
 
 impl Mounted {
-    /// By this command, to which the place is added.
+    /// Mounts with this command, to which the path is appended.
     pub fn at(at: &Path, mount: &[&str]) -> Self {
         fs::create_dir_all(at).unwrap();
         run(mount[0], &[&mount[1..], &[at.to_str().unwrap()]].concat());
         Self { at: at.to_path_buf() }
     }
 
-    /// An overlay over `lower`.
+    /// Mounts an overlay over `lower`.
     pub fn overlay(lower: &Path, work: &Path) -> Self {
         let [upper, inner] = ["upper", "work"].map(|name| work.join(name));
         for directory in [&upper, &inner] {
@@ -185,7 +187,7 @@ impl Mounted {
         Self::at(&work.join("merged"), &["mount", "-t", "overlay", "overlay", "-o", &options])
     }
 
-    /// A hierarchy of control groups of version 1 without controllers.
+    /// Mounts a hierarchy of cgroup version 1 without controllers.
     pub fn version_1(work: &Path) -> Self {
         let options = format!("none,name=exporter-test-{}", std::process::id());
         Self::at(&work.join("version_1"), &["mount", "-t", "cgroup", "-o", &options, "cgroup"])
@@ -198,15 +200,15 @@ impl Drop for Mounted {
     }
 }
 
-/// Where control groups of version 2 are.
+/// Returns the mount point of cgroup version 2.
 pub fn hierarchy() -> PathBuf {
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let found = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"));
     found.expect("control groups of version 2").split(' ').nth(1).unwrap().into()
 }
 
-/// In each turn code fires so often that was never seen before. All of that is counted where the kernel makes it wait, unless the exporter has
-/// no time for longer than it waits: which happens, but not always.
+/// In each round, code that was never seen before fires this often. All of it is counted where the kernel can hold the
+/// process, unless the exporter gets no CPU time for longer than the process is held, which happens, but not always.
 pub fn counted_from_the_first_hit(tracer: &Tracer, series: &str, hits: u64, mut turn: impl FnMut(u32)) {
     let mut whole = 0;
     for number in 0..30 {

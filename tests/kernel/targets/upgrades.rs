@@ -1,5 +1,5 @@
-//! Files that are replaced or written over: the program must run as without the exporter, and be counted from its start
-//! wherever that is possible.
+//! Files that are replaced or overwritten: the program must run as without the exporter, and be counted from its start
+//! wherever possible.
 
 use std::path::Path;
 
@@ -9,8 +9,8 @@ use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// Writes one build over the other again and again, starting it at once. How many of its hits are seen depends on who is
-/// faster, but it must run, and be counted when it is attached to again.
+/// Overwrites one build with the other repeatedly, starting it at once. How many of its hits are seen is a race, but it
+/// must run, and must be counted once it is attached again.
 fn in_place(write: impl Fn(&Path, &Path)) {
     let (builds, directory) = (builds(), directory());
     let program = directory.path().join("program");
@@ -28,8 +28,8 @@ fn in_place(write: impl Fn(&Path, &Path)) {
     assert_eq!(tracer.stray(), 0);
 }
 
-/// Waits until hits are seen, and a while later still: the last that was done to the file, such as touch(1), may have asked
-/// for it a moment ago, and the probes be on their way out.
+/// Waits until hits are seen, and checks again a while later: the last operation on the file, such as touch(1), may
+/// have triggered a detach a moment ago that is still in progress.
 fn counted_again(tracer: &Tracer, program: &Path) {
     let is_counted = || {
         let before = count(tracer, "p_total");
@@ -52,7 +52,7 @@ fn written_over_by_cp() {
 #[test]
 fn written_over_by_dd_without_truncation() {
     in_place(|from, to| {
-        // truncate(1) does not wait for the probes to be taken out, and has to be run again.
+        // truncate(1) does not wait until the probes are detached, and has to be retried.
         let script = "dd if=$0 of=$1 conv=notrunc bs=512 status=none; until truncate -r $0 $1 2>$1.err; do sleep 0.01; done";
         run("sh", &["-c", script, from.to_str().unwrap(), to.to_str().unwrap()]);
     });
@@ -67,7 +67,7 @@ fn written_over_by_a_slow_shell_that_keeps_the_times() {
     });
 }
 
-/// Opening one would wait for its other end, and the exporter with it.
+/// Opening a pipe would wait for its other end and block the exporter.
 #[test]
 fn a_pipe_beside_the_file_holds_nothing_up() {
     let (builds, directory) = (builds(), directory());
@@ -75,7 +75,7 @@ fn a_pipe_beside_the_file_holds_nothing_up() {
     copy(&builds.path().join("first"), &program);
     let tracer = Tracer::start(&config(&[("p", &format!("binary: {}", program.display()))]));
     run("mkfifo", &[pipe.to_str().unwrap()]);
-    // Written to, as what may take the target's place is.
+    // Written to, like a file that may replace the target.
     run("sh", &["-c", "exec 3<>$0; echo >&3; exec 3>&-", pipe.to_str().unwrap()]);
     let new = directory.path().join("program.new");
     copy(&builds.path().join("second"), &new);
@@ -83,7 +83,7 @@ fn a_pipe_beside_the_file_holds_nothing_up() {
     counted_again(&tracer, &program);
 }
 
-/// Every hit of a file that takes the other's place is counted, from the first one on, and the old one goes on counting.
+/// Every hit of a file that replaces the target is counted from the first one, and the old file is still counted.
 fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) {
     let (builds, directory) = (builds(), directory());
     let name = format!("up{}", std::process::id());
@@ -96,9 +96,9 @@ fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) 
     for turn in 1..6 {
         let beside = directory.path().join(beside(&name));
         copy(&both[turn % 2], &beside);
-        // As dpkg does, which is not at once.
+        // Not immediately, as with dpkg.
         std::thread::sleep(std::time::Duration::from_millis(500));
-        // A trial run under the other name is not the target's.
+        // A trial run under the other name does not belong to the target.
         fire_at_once(&beside, 10_000);
         let script = "mv $0 $1 && exec $1 300";
         run("sh", &["-c", script, beside.to_str().unwrap(), program.to_str().unwrap()]);
@@ -164,7 +164,7 @@ fn a_change_of_rights_or_times_is_no_change() {
     assert_eq!(count(&tracer, "p_total"), fired);
 }
 
-/// Files are looked at rarely while nothing is told of.
+/// Files are rarely checked while there are no notifications.
 #[test]
 fn what_happens_after_a_rest_is_noticed_at_once() {
     let (builds, directory) = (builds(), directory());
@@ -199,7 +199,7 @@ fn what_happens_after_a_rest_is_noticed_at_once() {
     assert_eq!(count(&tracer, "p_total"), before + 9);
 }
 
-/// Longer than the manager takes to see that nothing happens.
+/// Longer than the manager takes to notice that nothing happens.
 const REST: std::time::Duration = std::time::Duration::from_secs(11);
 
 /// Without a lease the probes are taken out when it is seen that the file may have been written, and set anew once they are out.

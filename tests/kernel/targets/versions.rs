@@ -1,4 +1,4 @@
-//! Another version of what runs: what fits it is traced, the old one goes on being counted, and series go on.
+//! Another version of a running program: what matches is traced, the old version is still counted, and series continue.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
-/// How often the file at the path was attached to in place of another.
+/// Returns how often a file at the path was attached in place of another.
 fn replaced(tracer: &Tracer) -> u64 {
     tracer.targets().reattached[0][0]
 }
@@ -23,7 +23,7 @@ fn a_probe_that_the_new_version_has_not_is_told_and_the_others_go_on() {
     let directory = directory();
     let [path, new] = ["program", "new"].map(|name| directory.path().join(name));
     build(&path, &["-O1", "-DPAD=1"]);
-    // Without names of functions.
+    // Without function names.
     build(&new, &["-O3", "-DPAD=40", "-s"]);
     let text = config(&[("p", &format!("binary: {}", path.display()))])
         + "  - function: padded\n    metrics: [{ counter: calls_total }]\n";
@@ -73,7 +73,7 @@ fn a_library_that_is_upgraded_under_a_process_is_counted_old_and_new() {
     assert_eq!(count(&tracer, "l_total"), 3015);
 }
 
-/// A package with the program, in a tree of its own.
+/// Builds a package with the program, in a tree of its own.
 fn package(directory: &Path, version: &str, options: &[&str]) -> String {
     let tree = directory.join(version);
     fs::create_dir_all(tree.join("DEBIAN")).unwrap();

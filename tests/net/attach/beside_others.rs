@@ -27,7 +27,7 @@ fn received(network: &Network) -> u64 {
     number(&network.collect(), "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")])
 }
 
-/// Ids of the links by which programs of these names are on the interface.
+/// Returns the IDs of the links that attach programs of these names to the interface.
 fn links_on(index: i32) -> Vec<u32> {
     let names = ["net_tc_ingress", "net_ingress", "net_egress"];
     let ours = |link: &libbpf_rs::query::LinkInfo| {
@@ -46,7 +46,7 @@ fn links_on(index: i32) -> Vec<u32> {
 fn what_is_detached_by_force_is_attached_again() {
     for (mode, hook) in [(Mode::Auto, Hook::Tcx), (Mode::Native, Hook::Native)] {
         let (here, there) = (Namespace::new(), Namespace::new());
-        // An index that no other test's interface has, for links do not say whose namespace it is in.
+        // An index that no other test's interface has, because links do not tell the namespace of their interface.
         connect_at(1234, &here, &there);
         let (network, events) = start(&here, config(mode));
         assert_eq!(attached(&events), ("exn0".into(), Some(hook)));
@@ -79,7 +79,7 @@ fn one_that_comes_later_and_ends_the_chain_hides_nothing_for_long() {
     let index = index_of(&here, "exn0");
     let both = [libbpf_sys::BPF_TCX_INGRESS, libbpf_sys::BPF_TCX_EGRESS];
     let others = here.run(move || both.map(|kind| before_others(index, kind, TC_ACT_OK)));
-    // Whoever looks between the two sees either first.
+    // A check between the two attachments may see either first.
     let mut moved = [(); 2].map(|()| match event(&events) {
         Event::Moved { direction, before, .. } => {
             assert!(before.contains("\"somebody\""), "{before}");
@@ -104,7 +104,7 @@ fn one_that_comes_later_and_ends_the_chain_hides_nothing_for_long() {
     drop(others);
 }
 
-/// Sends in several bursts, so that comparisons with the kernel's counts have something to see, until it is told.
+/// Sends in several bursts, so that comparisons with the kernel's counts show a difference, until the event arrives.
 fn hidden_after(burst: impl Fn(), events: &Receiver<Event>, direction: &str) {
     for _ in 0..200 {
         burst();

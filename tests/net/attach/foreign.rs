@@ -1,16 +1,16 @@
-//! Programs of somebody else on an interface, and packets that pass ours by.
+//! Foreign programs on an interface, and packets that bypass ours.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::namespace::{raw_socket, send_by};
 
-/// A program of two instructions, which gives a verdict, and its place; both are gone when it is dropped.
+/// A program of two instructions that returns a verdict, and its link; both are removed when dropped.
 pub struct Foreign {
     _program: OwnedFd,
     _link: OwnedFd,
 }
 
-/// Attaches a TC program that comes before others. To be called in the interface's network namespace.
+/// Attaches a TC program that runs before others. Must be called in the interface's network namespace.
 pub fn before_others(index: i32, kind: u32, verdict: i32) -> Foreign {
     foreign(libbpf_sys::BPF_PROG_TYPE_SCHED_CLS, index, kind, libbpf_sys::BPF_F_BEFORE, verdict)
 }
@@ -33,8 +33,8 @@ fn foreign(program_kind: u32, index: i32, kind: u32, flags: u32, verdict: i32) -
         flags,
         ..Default::default()
     };
-    // SAFETY: names end with zero, the instructions' number is theirs, options are none or outlive the call; descriptors
-    // were made by the kernel for this alone.
+    // SAFETY: names end with a NUL, the instruction count matches, the options are null or outlive the call; the kernel
+    // created the descriptors for this caller alone.
     unsafe {
         let program = libbpf_sys::bpf_prog_load(
             program_kind,
@@ -52,12 +52,12 @@ fn foreign(program_kind: u32, index: i32, kind: u32, flags: u32, verdict: i32) -
     }
 }
 
-/// Sends frames that pass by what is attached to what leaves.
+/// Sends frames that bypass the programs attached to egress.
 pub fn send_past_tc(interface: &str, frame: &[u8], times: usize) {
     const PACKET_QDISC_BYPASS: i32 = 20;
     let socket = raw_socket();
     let (on, size) = (1i32, size_of::<i32>() as u32);
-    // SAFETY: a socket, and a value whose length is given; both outlive the call.
+    // SAFETY: the socket and the value, whose length is given, both outlive the call.
     let set = unsafe {
         let on = (&raw const on).cast();
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, PACKET_QDISC_BYPASS, on, size)

@@ -1,4 +1,4 @@
-//! Many interfaces, and scrapes meanwhile.
+//! Many interfaces, with scrapes in the meantime.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use super::foreign::before_others;
 use crate::counting::{attached, config, number, start, until};
 use crate::namespace::Namespace;
 
-/// Scrapes go on while interfaces are attached to, and tell which are not counted yet.
+/// Scrapes continue while interfaces are being attached, and report which are not counted yet.
 #[test]
 fn a_scrape_waits_for_no_interface() {
     const INTERFACES: u64 = 40;
@@ -35,8 +35,9 @@ fn a_scrape_waits_for_no_interface() {
     assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
 }
 
-/// The kernel itself needs two RCU grace periods: what it takes for two programs of somebody else is the measure. The quickest
-/// of as many tries as it takes, for the machine may be busy; a program that waits for its own time is quick in none.
+/// The kernel itself needs two RCU grace periods, so the time for attaching two foreign programs is the reference. The
+/// fastest of as many attempts as necessary counts, because the machine may be busy; a program that waits on its own is
+/// fast in none.
 #[test]
 fn a_new_interface_is_counted_at_once() {
     let here = Namespace::new();

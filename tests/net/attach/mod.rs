@@ -1,9 +1,9 @@
-//! Where the packet programs are attached and where they are not: interfaces that come and go, other programs, large
-//! frames, drivers without XDP.
+//! Where the packet programs are attached and where they are not: interfaces that appear and disappear, other programs,
+//! large frames, drivers without XDP.
 //!
 //! Needs root, `ip`, `ping` and `bpftool`.
 
-// Somebody else's program, for which any will do.
+// A foreign program; any one will do.
 include!(concat!(env!("OUT_DIR"), "/net_bench.skel.rs"));
 mod beside_others;
 mod foreign;
@@ -40,7 +40,7 @@ fn another_program_stays() {
         assert!(refusal.text.contains(&format!("\"bench_empty\", id {other}, in native mode")), "{refusal}");
         assert!(refusal.text.contains("ip link set dev exn0 xdp off"), "{refusal}");
         assert_eq!(holder(), Some(other));
-        // What leaves is counted all the same, and it is exported that what comes is not.
+        // Egress is counted all the same, and the metrics show that ingress is not.
         let families = network.collect();
         assert_eq!(number(&families, "network_attached", &[("direction", "egress")]), 1);
         assert_eq!(number(&families, "network_attached", &[("direction", "ingress")]), 0);
@@ -54,11 +54,11 @@ fn another_program_stays() {
     assert_eq!(holder(), None);
 }
 
-/// Attaches a program that is not ours; the link keeps it.
+/// Attaches a program that is not ours; the link keeps it loaded.
 fn foreign_link(index: i32) -> libbpf_rs::Link {
     let mut storage = std::mem::MaybeUninit::uninit();
     let mut open = generated::NetBenchSkelBuilder::default().open(&mut storage).expect("another's object");
-    // Has no room for all CPUs.
+    // Without resizing, its counters have no room for all CPUs.
     open.progs.net_ingress.set_autoload(false);
     open.progs.net_ingress_blocklist.set_autoload(false);
     let skel = open.load().expect("another's program loads");
@@ -110,7 +110,7 @@ fn a_large_mtu_is_said_or_taken_in_pieces() {
     here.command("ip link set exn0 mtu 9000");
     there.command("ip link set exn1 mtu 9000");
     let (network, events) = start(&here, config(Mode::Native));
-    // veth takes frames in pieces, so that native mode works with it.
+    // veth accepts frames in fragments, so native mode works with it.
     assert_eq!(attached(&events), ("exn0".into(), Some(Hook::Native)));
     up(&here, &there);
     send_datagrams(&there, 20, 8000);

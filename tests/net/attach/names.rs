@@ -1,4 +1,4 @@
-//! Which interface is meant, whatever it is called, and which counters are whose.
+//! Which interface is selected, whatever its name, and which interface counters belong to.
 
 use exporter::net::{Event, Hook, Mode, NetworkConfig, Space};
 
@@ -23,7 +23,7 @@ fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
     };
     let (network, events) = start(&here, wanted);
     assert_eq!([attached(&events).0, attached(&events).0], ["exn0", "exn5"]);
-    // What is excluded is not missing either.
+    // An excluded interface does not count as missing either.
     assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
     up(&here, &there);
     send_datagrams(&there, 10, 10);
@@ -35,7 +35,7 @@ fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
     until("it is there again", || network.not_ready().is_empty());
 }
 
-/// Nobody waits for packets that a device never receives.
+/// Readiness does not wait for packets that a device never receives.
 #[test]
 fn a_device_that_receives_nothing_is_ready_all_the_same() {
     let here = Namespace::new();
@@ -63,7 +63,7 @@ fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
     send_datagrams(&there, 10, 10);
     settle(&here);
     network.change(&of(&["exn0", "exn5"])).unwrap();
-    // Nothing is said of the other, which is not touched.
+    // There is no event for the other interface, which is left alone.
     assert_eq!(attached(&events).0, "exn5");
     assert_eq!(udp(&network, &[("interface", "exn0")]), 10);
     send_datagrams(&there, 5, 10);
@@ -81,7 +81,7 @@ fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
     assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
 }
 
-/// The same index a second time is another interface, whose counters begin at zero.
+/// When an index is reused, it is another interface, whose counters start at zero.
 #[test]
 fn the_same_name_and_index_again_is_another_interface() {
     let (here, there) = (Namespace::new(), Namespace::new());
@@ -109,7 +109,7 @@ fn the_same_name_and_index_again_is_another_interface() {
     }
 }
 
-/// Programs find an interface by the low bits of its index, and by a hash if another has them.
+/// Programs find an interface by the low bits of its index, or by a hash if another interface has the same bits.
 #[test]
 fn interfaces_whose_indexes_meet_are_told_apart() {
     let (here, there) = pair();
@@ -156,13 +156,14 @@ fn a_rename_while_packets_come_loses_none() {
     }
     settle(&here);
     until("the last name is known", || {
-        // At first it may still have the one before.
+        // At first it may still have the previous one.
         numbers(&network.collect(), "network_attached", &[("interface", "exn0")]) == Some(2)
     });
     assert_eq!(udp(&network, &[("interface", "exn0")]), 1000);
 }
 
-/// An interface that moves to another namespace is gone here and, where that one is counted too, new there.
+/// An interface that moves to another namespace disappears here and, if that namespace is counted too, appears there as
+/// new.
 #[test]
 fn interfaces_of_another_namespace_have_its_name() {
     let (here, there) = (Namespace::new(), Namespace::new());

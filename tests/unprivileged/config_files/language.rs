@@ -1,4 +1,4 @@
-//! What the language says is what the model holds.
+//! The configuration language is parsed into the expected model.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
-//! Whole configurations: every file of `tests/config/good` loads, and every file of `tests/config/bad` is
-//! refused, by the reader or the plan, with exactly the text of the `.expect` file beside it.
+//! Whole configurations: every file in `tests/config/good` loads, and every file in `tests/config/bad` is rejected, by
+//! the reader or by the plan, with exactly the text of the `.expect` file beside it.
 //!
-//! After changing a message, run once with `UPDATE_EXPECT=1` and read the difference.
+//! After changing a message, run once with `UPDATE_EXPECT=1` and review the diff.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use exporter::config::{Environment, Overrides, load, load_bytes, read, read_byte
 use exporter::plan::plan_draft;
 use serde_yaml::{Mapping, Value};
 
-/// The files of a directory in `tests/config` whose names end so.
+/// Returns the files with this extension in a directory of `tests/config`.
 fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(Path::new("tests/config").join(directory)).unwrap();
     let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -24,8 +24,8 @@ fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// How the text that was found for a file differs from the `.expect` file beside it; empty if it does not. No secret may
-/// be in it.
+/// Returns how the actual text for a file differs from the `.expect` file beside it; empty if they are equal. The text
+/// must not contain a secret.
 fn difference(path: &Path, found: &str) -> String {
     assert!(!found.contains("hunter2"), "a secret is shown: {found}");
     let expect = path.with_extension("expect");
@@ -66,7 +66,7 @@ fn bad_files_are_refused_with_the_expected_text() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// One error each, but for the file that shows many at once.
+/// Each file has one error, except the file that shows many at once.
 #[test]
 fn one_error_is_reported_once() {
     for path in files("bad", "yaml") {
@@ -77,7 +77,7 @@ fn one_error_is_reported_once() {
     }
 }
 
-/// Whatever is wrong beside it, each error is reported, and nothing that is right.
+/// Each error is reported regardless of the other, and nothing valid is.
 #[test]
 fn two_files_together_have_the_errors_of_both() {
     let singles: Vec<_> = files("bad", "yaml").iter().filter_map(|path| Single::read(path)).collect();
@@ -85,7 +85,7 @@ fn two_files_together_have_the_errors_of_both() {
     let (mut seen, mut pairs, mut wrong) = (0, 0, String::new());
     for (n, one) in singles.iter().enumerate() {
         for other in &singles[n + 1..] {
-            // A part of the pairs will do: all of them take a minute.
+            // A sample of the pairs is enough: all of them take a minute.
             seen += 1;
             let beside = (seen % 53 == 0).then(|| one.beside(other)).flatten();
             let within = (seen % 5 == 0).then(|| one.within(other)).flatten();
@@ -105,7 +105,7 @@ fn two_files_together_have_the_errors_of_both() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// What the kernel knows by a number is nothing else than a label.
+/// What the kernel identifies by a number can only be a label.
 #[test]
 fn the_executable_and_the_command_line_can_only_be_labels() {
     let with = |probe: &str| {
@@ -125,7 +125,7 @@ fn the_executable_and_the_command_line_can_only_be_labels() {
     assert_eq!(with("    log: \"by {cmdline}\"\n"), "\"cmdline\" can only be a label");
 }
 
-/// A file with one error that can be put together with another one.
+/// A file with a single error that can be combined with another such file.
 struct Single {
     name: String,
     tree: Mapping,
@@ -139,7 +139,7 @@ impl Single {
         let tree: Mapping = serde_yaml::from_str(&text).ok()?;
         let errors = errors(&text);
         let [error] = errors.as_slice() else { return None };
-        // What ends the reading, what hides names, and what is no error beside another target or with another name.
+        // Errors that end parsing, that hide names, or that disappear beside another target or with another name.
         let alone = [
             "YAML tag",
             "expected a list of targets",
@@ -147,14 +147,14 @@ impl Single {
             "nothing to trace",
             "`pid` needs bitcoind_path",
             "duplicate target name",
-            // How many depends on what is beside it.
+            // The number depends on the other file.
             "values are needed",
         ];
         let fits = alone.iter().all(|text| !error.contains(text));
         fits.then(|| Self { name, tree, error: error.clone() })
     }
 
-    /// The settings and targets of both, unless they give the same setting.
+    /// Combines the settings and targets of both files, unless both set the same setting.
     fn beside(&self, other: &Self) -> Option<String> {
         let mut tree = self.tree.clone();
         for (key, value) in &other.tree {
@@ -178,9 +178,9 @@ impl Single {
         serde_yaml::to_string(&tree).ok()
     }
 
-    /// The metrics and arguments of both in one probe, where that is all that differs between them.
+    /// Combines the metrics and arguments of both in one probe, if the files differ in nothing else.
     fn within(&self, other: &Self) -> Option<String> {
-        // What is missing in one may be in the other.
+        // What is missing in one file may be present in the other.
         if [self, other].iter().any(|file| file.error.contains("is missing")) {
             return None;
         }
@@ -197,7 +197,7 @@ impl Single {
                     mine.insert(key.clone(), value.clone());
                 }
                 (Some(Value::Sequence(all)), Value::Sequence(more)) => {
-                    // The same twice is an error of its own.
+                    // A duplicate is an error of its own.
                     more.retain(|one| !all.contains(one));
                     all.append(more);
                 }
@@ -215,7 +215,7 @@ impl Single {
     }
 }
 
-/// The probe of a file with one target that has one.
+/// Returns the only probe of a file with a single target.
 fn only_probe(tree: &mut Value) -> Option<&mut Mapping> {
     let settings = tree.as_mapping()?.keys().filter(|key| *key != "targets").count();
     let [target] = tree.get_mut("targets")?.as_sequence_mut()?.as_mut_slice() else { return None };
@@ -227,13 +227,13 @@ fn only_probe(tree: &mut Value) -> Option<&mut Mapping> {
     probe.as_mapping_mut()
 }
 
-/// Messages without places.
+/// Returns the error messages without positions.
 fn errors(text: &str) -> Vec<String> {
     let file = "tests/config/bad/pair.yaml";
     let read = read_bytes(file, text.into(), &Overrides::default(), &Environment::new());
     let Err(diags) = plan_draft(read) else { return Vec::new() };
     let errors = diags.into_vec().into_iter().map(|one| {
-        // Places of other errors, which move: "... than at targets[0].probes[1]: ...".
+        // Positions of other errors, which move: "... than at targets[0].probes[1]: ...".
         let message = one.message.split(" at targets[").next().unwrap_or_default();
         let message = message.split(", first used on line ").next().unwrap_or_default();
         message.split(": targets[").next().unwrap_or_default().to_owned()
@@ -271,12 +271,12 @@ fn the_example_loads_and_so_do_the_examples_in_its_comments() {
     }
 }
 
-/// What a slip of the editor makes of a good file: it may load or not, and must say why without falling over.
+/// An editing mistake in a good file: it may load or not, but must be reported without a panic.
 #[test]
 fn mangled_files_never_panic() {
     let (overrides, env) = (Overrides::default(), Environment::new());
     let (mut loaded, mut refused) = (0, 0);
-    // The plan gets what is left of the file, placeholders included.
+    // The plan receives what could be parsed of the file, including placeholders.
     let mut check =
         |bytes: Vec<u8>| match plan_draft(read_bytes("tests/config/good/x.yaml", bytes, &overrides, &env)) {
             Ok(_) => loaded += 1,

@@ -1,4 +1,4 @@
-//! Flags beat the environment, which beats the file, which beats the defaults: for every setting.
+//! For every setting, flags override the environment, which overrides the file, which overrides the defaults.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use exporter::config::keys::{KEYS, Key};
 use exporter::config::model::Config;
 use exporter::config::{Diagnostics, Environment, LoadedConfig, Overrides, load, load_bytes};
 
-/// What a setting became, as text. Settings that stand in pairs are shown by their own half.
+/// Returns the resulting value of a setting as text. Settings that come in pairs are represented by their own half.
 fn shown(config: &Config, name: &str) -> String {
     let settings = &config.settings;
     let target = &config.targets[0];
@@ -39,7 +39,8 @@ fn shown(config: &Config, name: &str) -> String {
 
 const DIRECTORY: &str = "tests/config/files";
 
-/// For each setting: what flag, variable and file say, and what is shown for each of them and for the default.
+/// For each setting: the values in the flag, the variable and the file, and the expected result for each of them and
+/// for the default.
 const CASES: &[(&str, [&str; 3], [&str; 4])] = &[
     ("bitcoind_path", ["/f", "/e", "/y"], ["/f", "/e", "/y", "/base"]),
     ("pid", ["1", "2", "3"], ["1", "2", "3", "none"]),
@@ -90,7 +91,7 @@ const CASES: &[(&str, [&str; 3], [&str; 4])] = &[
     ("bind", ["0.0.0.0", "::1", "10.0.0.1"], ["0.0.0.0", "::1", "10.0.0.1", "127.0.0.1"]),
 ];
 
-/// What must stand in the file for a setting to be complete.
+/// Returns what the file must also contain for a setting to be complete.
 fn companion(name: &str) -> &'static str {
     match name {
         "metrics_auth_username" => "metrics_auth_password: p\n",

@@ -1,6 +1,6 @@
-//! Web configuration files as Prometheus's exporters have them: every file of `tests/config/web/good` loads, and every
-//! file of `tests/config/web/bad` is refused with the text of the `.expect` file beside it, in a file of its own and
-//! under `web:`.
+//! Web configuration files in the format of Prometheus's exporters: every file in `tests/config/web/good` loads, and
+//! every file in `tests/config/web/bad` is rejected with the text of the `.expect` file beside it; both as a separate
+//! file and under `web:`.
 
 use std::fs;
 use std::path::Path;
@@ -20,13 +20,13 @@ fn flags(pairs: &[(&str, &str)]) -> Overrides {
     overrides
 }
 
-/// With the file named by the flag.
+/// Loads a configuration with this file named by the flag.
 fn by_flag(path: &Path) -> Result<LoadedConfig, String> {
     let overrides = flags(&[("bitcoind_path", "/b"), ("web_config_file", path.to_str().unwrap())]);
     load(&overrides, &Environment::new()).map_err(|diags| diags.render())
 }
 
-/// With the file's text under `web:` of a configuration in its directory.
+/// Loads a configuration in the file's directory with the file's text under `web:`.
 fn inline(path: &Path) -> Result<LoadedConfig, String> {
     let text = fs::read_to_string(path).unwrap();
     let indented: String = text.lines().map(|line| format!("  {line}\n")).collect();
@@ -61,7 +61,7 @@ fn bad_files_are_refused_with_the_expected_text() {
         let found = by_flag(&path).map_or_else(|text| text, |_| "it is accepted\n".to_owned());
         let found = found.replace(&format!("{DIRECTORY}/bad/"), "");
         wrong += &difference(&path, &found);
-        // What cannot be indented under a key is another file.
+        // A text that changes when it is indented under a key may be rejected for another reason.
         if inline(&path).is_ok() {
             wrong += &format!("{} is accepted under `web:`\n", path.display());
         }

@@ -1,4 +1,4 @@
-//! The shipped dashboards: their form, their PromQL, and that the FIBRE one shows every metric.
+//! The shipped dashboards: their format, their PromQL, and that the FIBRE dashboard shows every metric.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::{repository, shipped_dashboards};
 use crate::support::dashboard::{BUILT_IN_VARIABLES, Dashboard, Variable, substitute};
 use crate::support::prometheus::promtool;
 
-/// Values for the variables of the dashboards, where only the form of a query matters.
+/// Values for the dashboards' variables, for checks of a query's syntax only.
 const ANY: &[Variable] = &[
     ("job", "fibre"),
     ("node", ".*"),
@@ -26,12 +26,12 @@ fn each_dashboard(check: impl Fn(&Dashboard) -> Vec<String>) {
     }
 }
 
-/// Rows and panels, those in collapsed rows left out (they have no place until the row is opened).
+/// Returns rows and panels, except those in collapsed rows (which have no position until the row is expanded).
 fn visible(dashboard: &Dashboard) -> &[Json] {
     dashboard.json["panels"].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// What is wrong with the form of a dashboard, against what Grafana 11 writes itself.
+/// Returns what is wrong with the format of a dashboard, compared with what Grafana 11 itself writes.
 fn faults_of_form(dashboard: &Dashboard) -> Vec<String> {
     let json = &dashboard.json;
     let mut faults = Vec::new();
@@ -64,7 +64,7 @@ fn faults_of_form(dashboard: &Dashboard) -> Vec<String> {
     faults
 }
 
-/// Panels that lie over each other or reach over the right edge, which is at 24.
+/// Returns the panels that overlap or extend beyond the right edge, which is at 24.
 fn faults_of_place(dashboard: &Dashboard) -> Vec<String> {
     let place = |panel: &Json| ["x", "y", "w", "h"].map(|k| panel["gridPos"][k].as_u64());
     let mut faults = Vec::new();
@@ -85,7 +85,7 @@ fn faults_of_place(dashboard: &Dashboard) -> Vec<String> {
     faults
 }
 
-/// What promtool says of expressions, as the recording rules that it would have them in.
+/// Checks expressions with promtool, which only accepts them in recording rules.
 fn refused(expressions: &[String]) -> Result<(), String> {
     let rules: Vec<Json> = expressions
         .iter()
@@ -99,9 +99,9 @@ fn refused(expressions: &[String]) -> Result<(), String> {
     promtool(["check", "rules", &file.path().display().to_string()]).map(drop)
 }
 
-/// The names of exporter metrics in an expression, as they are in it (`_bucket` and so on included).
+/// Returns the names of exporter metrics as they occur in an expression (including `_bucket` and so on).
 fn metric_names(expr: &str) -> BTreeSet<String> {
-    // Every second piece is in quotes: a label's value.
+    // Every second piece is quoted: a label's value.
     let code = expr.split('"').step_by(2).collect::<Vec<_>>().join("\"");
     code.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
         .filter(|word| ["fibre_", "bitcoin_", "process_"].iter().any(|p| word.starts_with(p)))
@@ -109,7 +109,7 @@ fn metric_names(expr: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The names under which a metric's series are found.
+/// Returns the names of the series of all metrics.
 fn series_names() -> BTreeSet<String> {
     FAMILIES
         .iter()
@@ -235,7 +235,7 @@ fn the_fibre_dashboard_shows_every_metric_and_no_unknown_one() {
     let shown: BTreeSet<String> = queries().flat_map(|q| metric_names(&q.expr)).collect();
     let unknown: Vec<_> = shown.difference(&series_names()).cloned().collect();
     assert_eq!(unknown, Vec::<String>::new());
-    // The counters of the endpoint are asked for by a pattern.
+    // The endpoint's counters are queried by a pattern.
     assert!(queries().any(|q| q.expr.contains(r#"__name__=~"fibre_exporter_http_.+_total""#)));
     let missing: Vec<_> = FAMILIES
         .iter()
@@ -271,7 +271,7 @@ fn alerts_ask_for_series_that_exist() {
     let all = groups.iter().flat_map(|g| g["rules"].as_sequence().unwrap());
     let asked: BTreeSet<String> = all.flat_map(|r| metric_names(r["expr"].as_str().unwrap())).collect();
     assert!(asked.len() > 5, "{asked:?}");
-    // Some are there only where the configuration asks for them; the reference has all.
+    // Some metrics exist only if the configuration enables them; the reference lists all.
     let reference = std::fs::read_to_string(repository("docs/metrics.md")).unwrap();
     let base = |name: &str| name.strip_suffix("_bucket").unwrap_or(name).to_owned();
     let is_unknown = |name: &&String| !reference.contains(&format!("| `{}` |", base(name)));

@@ -1,5 +1,5 @@
-//! The compose file and the files that its containers mount: each is valid, and what one says of another
-//! is true. An error here would show only when the stack is started.
+//! The compose file and the files that its containers mount: each is valid, and their references to each other are
+//! correct. Otherwise, an error would only show when the stack is started.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -28,8 +28,8 @@ fn services(compose: &Yaml) -> Vec<(&str, &Yaml)> {
     services.iter().map(|(name, service)| (name.as_str().unwrap(), service)).collect()
 }
 
-/// Where a service's directories and files come from, as the compose file writes it, and where they are in
-/// the container; named volumes left out.
+/// Returns the sources of a service's directories and files, as written in the compose file, and their paths in the
+/// container; named volumes are left out.
 fn mounts(service: &Yaml) -> Vec<(String, String)> {
     let both = |volume: &Yaml| match volume.as_str() {
         Some(short) => {
@@ -42,7 +42,7 @@ fn mounts(service: &Yaml) -> Vec<(String, String)> {
     list(service, "volumes").iter().filter_map(both).collect()
 }
 
-/// The file of the repository that a path in a container is.
+/// Returns the file in the repository that is mounted at a path in a container.
 fn mounted(service: &Yaml, inside: &str) -> PathBuf {
     let found = mounts(service).into_iter().find_map(|(source, target)| {
         let below = Path::new(inside).strip_prefix(&target).ok()?;
@@ -89,11 +89,11 @@ fn everything_that_is_mounted_is_there_or_is_made_by_the_user() {
             let source = volume.split(':').next().unwrap();
             let declared = || compose["volumes"].get(source).is_some();
             assert!(source.starts_with('.') || declared(), "{name}: the volume {source} is not declared");
-            // Only a named volume may be written to.
+            // Only a named volume may be writable.
             assert_eq!(source.starts_with('.'), volume.ends_with(":ro,Z"), "{name}: {volume}");
         }
     }
-    // The long form: a certificate that is not there must not become an empty directory.
+    // The long syntax: a missing certificate must not become an empty directory.
     let long = list(&compose["services"]["prometheus"], "volumes").iter().find(|v| v.is_mapping()).unwrap();
     assert_eq!(long["bind"]["create_host_path"], false);
     assert_eq!(long["read_only"], true);
@@ -241,7 +241,7 @@ fn grafana_finds_prometheus_and_the_dashboards() {
         let dashboard = crate::support::dashboard::Dashboard::load(&file).unwrap();
         let chosen = &dashboard.json["templating"]["list"][0]["current"];
         if chosen.is_null() {
-            // Then Grafana takes its default.
+            // Grafana then uses its default.
             assert_eq!(source["isDefault"], true);
             continue;
         }

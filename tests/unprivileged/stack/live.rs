@@ -9,7 +9,7 @@ use crate::support::prometheus::{Prometheus, Scrape};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A Prometheus that scrapes `exporter`, a target with the label `node` "configured", with this password.
+/// Starts a Prometheus that scrapes `exporter`, a target with the label `node` "configured", with this password.
 fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().expect("cannot make a temporary file");
     std::fs::write(&file, password).expect("cannot write the password");
@@ -22,7 +22,7 @@ fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedT
     (Prometheus::start(&scrape).unwrap(), file)
 }
 
-/// The dashboard's queries that give no data when the exporter lacks one metric.
+/// Returns the dashboard's queries without data when the exporter lacks one metric.
 fn empty_queries(without: &'static str) -> Vec<String> {
     let exporter = StandIn::start(without);
     let (prometheus, _password) = scraping(&exporter, PASSWORD);
@@ -48,7 +48,7 @@ fn every_panel_has_data_when_the_exporter_gives_all_metrics() {
 fn a_metric_that_is_missing_shows_as_panels_without_data() {
     let empty = empty_queries("fibre_block_missing_tx_bytes");
     assert!(empty.iter().all(|q| q.contains("fibre_block_missing_tx_bytes")), "{empty:#?}");
-    // Each block, and the window's mean and maximum.
+    // Each block, and the mean and maximum over the window.
     assert_eq!(empty.len(), 3, "{empty:#?}");
 }
 

@@ -1,5 +1,5 @@
-//! The monitoring stack: the compose file and what it mounts, the alerts, and the dashboard, the latter
-//! against a real Prometheus. No container runs here.
+//! The monitoring stack: the compose file and what it mounts, the alerts, and the dashboard, the last with a real
+//! Prometheus. No containers run here.
 
 mod dashboards;
 mod files;
@@ -9,12 +9,12 @@ mod told;
 
 use std::path::{Path, PathBuf};
 
-/// A path inside the repository.
+/// Returns a path inside the repository.
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The dashboards that are shipped.
+/// Returns the shipped dashboards.
 fn shipped_dashboards() -> Vec<PathBuf> {
     let files = std::fs::read_dir(repository("grafana")).expect("cannot list grafana/");
     let files = files.map(|entry| entry.expect("cannot list grafana/").path());

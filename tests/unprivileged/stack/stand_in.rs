@@ -1,5 +1,6 @@
-//! Stands in for the exporter: serves every metric that it promises, without TLS, behind basic auth, with
-//! numbers that grow from scrape to scrape. It also is the list that the dashboard and alerts are held to.
+//! A stand-in for the exporter: serves every metric that the exporter promises, without TLS, with basic authentication,
+//! and with numbers that grow from scrape to scrape. It is also the list that the dashboard and alerts are checked
+//! against.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
@@ -11,7 +12,7 @@ use std::thread::JoinHandle;
 use crate::support::prometheus::free_port;
 use Kind::{Counter, Gauge, Histogram};
 
-/// The password that it wants of the user `prometheus`, and both as the header carries them.
+/// The password for the user `prometheus`, and both as encoded in the header.
 pub const PASSWORD: &str = "secret";
 const CREDENTIALS: &str = "Basic cHJvbWV0aGV1czpzZWNyZXQ=";
 
@@ -21,7 +22,7 @@ pub enum Kind {
     Histogram,
 }
 
-/// A metric: its name, kind, and the labels of each of its series.
+/// A metric: its name, its kind, and the labels of each of its series.
 pub type Family = (&'static str, Kind, &'static [&'static str]);
 
 const NODE: &str = r#"node="demo""#;
@@ -80,7 +81,7 @@ pub const FAMILIES: &[Family] = &[
     ("process_start_time_seconds", Gauge, &[""]),
 ];
 
-/// A server in a thread of its own; dropping it ends the thread.
+/// A server in its own thread, which ends on drop.
 pub struct StandIn {
     /// `127.0.0.1:port`.
     pub address: String,
@@ -89,7 +90,7 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// Serves all families but the one named `without` (an empty name: all).
+    /// Serves all families except the one named `without` (an empty name: all).
     pub fn start(without: &'static str) -> StandIn {
         let address = format!("127.0.0.1:{}", free_port());
         let listener = TcpListener::bind(&address).expect("cannot listen");
@@ -100,7 +101,7 @@ impl StandIn {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                // A client that went away is its own affair.
+                // A client that disconnects is not the server's concern.
                 let _ = stream.and_then(|s| answer(s, &exposition(scrape + 1, without)));
             }
         });
@@ -111,7 +112,7 @@ impl StandIn {
 impl Drop for StandIn {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // The thread waits in accept(); this lets it look at `stop`.
+        // The thread waits in accept(); this makes it check `stop`.
         let _ = TcpStream::connect(&self.address);
         let _ = self.thread.take().map(JoinHandle::join);
     }
@@ -131,7 +132,7 @@ fn answer(stream: TcpStream, body: &str) -> std::io::Result<()> {
     (&stream).write_all(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes())
 }
 
-/// The text of one scrape. Times are in the past and gauges are 1, so that ages and ratios are numbers.
+/// Returns the text of a scrape. Times are in the past and gauges are 1, so that ages and ratios are finite numbers.
 pub fn exposition(scrape: usize, without: &str) -> String {
     let mut text = String::new();
     for (name, kind, series) in FAMILIES.iter().filter(|(name, ..)| *name != without) {

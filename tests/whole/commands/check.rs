@@ -22,12 +22,12 @@ fn every_profile_against_the_demo() {
     for name in names {
         let ran = check(&config(&demo("fibre-demo"), &format!("profile: {name}")));
         let profile = exporter(&["profiles", name]).good();
-        // The demo has providers of these two only.
+        // The demo only has probes of these two providers.
         if ["usdt:udp:", "usdt:validation:"].iter().any(|provider| profile.contains(provider)) {
             assert!(ran.good().contains("fibre-demo"), "{name}");
         } else {
             let told = ran.bad(2);
-            // The demo calls functions of the C library, which it does not hold itself.
+            // The demo calls functions of the C library, which it does not contain itself.
             let whys = ["it has none of the target's probes", "use the shared library that defines it"];
             assert!(whys.iter().any(|err| told.contains(err)), "{name}: {told}");
         }
@@ -47,7 +47,7 @@ fn the_plan_is_a_table() {
     );
     let winner = rows.iter().find(|row| row.starts_with("udp:block_race_winner")).expect("a row");
     assert!(winner.contains("winner = arg2 8@"), "{winner}");
-    // Each column begins in one place.
+    // Each column is aligned.
     let at = |line: &str, word: &str| line.find(word).unwrap_or_else(|| panic!("no {word} in {line}"));
     let lines: Vec<&str> = table.lines().collect();
     let send = lines.iter().find(|line| line.contains("udp:block_send_start")).expect("a row");
@@ -149,7 +149,7 @@ fn a_file_that_is_no_program_is_one_error() {
     }
 }
 
-/// The row of a probe in the table that attaching prints: state, sites, hits, lost.
+/// Returns the row of a probe in the table that attaching prints: state, sites, hits, lost.
 fn row(out: &str, probe: &str) -> Vec<String> {
     let out = out.split("Attached for").nth(1).unwrap_or_else(|| panic!("nothing was attached:\n{out}"));
     let row = out.lines().find(|line| line.contains(probe)).unwrap_or_else(|| panic!("no {probe}:\n{out}"));
@@ -195,8 +195,8 @@ fn errors_are_told_before_anything_is_attached() {
     ran.bad(2);
 }
 
-/// What the HTTP server cannot use is refused before anything starts, together with other errors, and alike by both
-/// commands.
+/// What the HTTP server cannot use is rejected before anything starts, together with other errors, and in the same way
+/// by both commands.
 #[test]
 fn unusable_certificates_and_passwords_are_errors_of_the_configuration() {
     let scratch = Scratch::new();
@@ -276,7 +276,8 @@ fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
     }
 }
 
-/// What is needed at the end is named as the configuration names it, where it is read and where it is used.
+/// Arguments that are needed at the end keep the names that the configuration gives them, and the plan says where they
+/// are read and where they are used.
 #[test]
 fn what_a_start_keeps_is_said() {
     let scratch = Scratch::new();
@@ -310,7 +311,7 @@ fn what_a_start_keeps_is_said() {
     assert!(missing.contains("nearest is copy") && missing.contains("--functions '*'"), "{missing}");
 }
 
-/// Arguments may be in variables that only a debug file names.
+/// Arguments may be in variables that only a debug file has symbols for.
 #[test]
 fn a_debug_file_names_what_notes_do() {
     let scratch = Scratch::new();

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Scratch, config, demo, exporter};
 
-/// Configurations with every kind of metric, labels of all kinds, and names that need quoting.
+/// Returns configurations with every kind of metric, all kinds of labels, and names that need quoting.
 fn configurations() -> Vec<String> {
     let own = "labels: { site: \"a\\\"b{{c\" }
     probes:
@@ -31,7 +31,7 @@ fn configurations() -> Vec<String> {
     ]
 }
 
-/// Everything that can be counted of packets.
+/// Everything that can be counted about packets.
 const NETWORK: &str = "network:
   interfaces: [\"*\"]
   count: { tcp_trouble: true, talkers: true, flows: true, top_sources: 10, cidrs: { own: 10.0.0.0/8 }, tcp_connections: true,
@@ -40,7 +40,7 @@ const NETWORK: &str = "network:
   block: { mode: observe }
 ";
 
-/// Shipped dashboards that are those of a configuration, by their name.
+/// Returns the names of the shipped dashboards that are generated from a configuration, with that configuration.
 fn shipped() -> Vec<(&'static str, String)> {
     let profile = |name: &'static str, program: &str| {
         let target = format!("targets: [{{ name: {name}, process: {program}, profile: {name} }}]\n");
@@ -82,7 +82,7 @@ fn promtool(rules: &str) {
     assert!(output.status.success(), "{}\n{rules}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Panels, those in collapsed rows too.
+/// Returns all panels, including those in collapsed rows.
 fn panels(json: &Json) -> impl Iterator<Item = &Json> {
     let top = json["panels"].as_array().expect("panels").iter();
     let inside = |panel: &Json| panel["panels"].as_array().map_or(0, Vec::len);
@@ -102,7 +102,7 @@ fn every_metric_has_a_panel_and_every_query_is_promql() {
             .collect();
         let scratch = Scratch::new();
         let table = exporter(&["check", &scratch.write("c.yaml", &text)]).good();
-        // Labels follow the name at once.
+        // Labels directly follow the name.
         let words = table.split_whitespace().filter_map(|word| word.split('{').next());
         let metrics: Vec<&str> = words.filter(|w| w.starts_with("fibre_") || w.ends_with("_total")).collect();
         assert_eq!(metrics.is_empty(), !has_probes(&text), "{table}");
@@ -233,7 +233,7 @@ fn the_table_of_exporters_fits_a_common_screen_and_words_have_room() {
     assert!(widths.values().sum::<u64>() < 1500, "{widths:?}");
 }
 
-/// What the metrics' names are checked for is no part of a configuration of packets.
+/// The check of metric names does not apply to a configuration for packets only.
 fn has_probes(text: &str) -> bool {
     text.contains("targets:")
 }
@@ -274,7 +274,7 @@ fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
     let elsewhere = dashboard(NETWORK, &["--alerts", "--runbooks", "https://docs.example.org/a.html"]);
     assert!(elsewhere.contains("runbook_url: https://docs.example.org/a.html#exporterdown\n"), "{elsewhere}");
     assert!(!elsewhere.contains("/alerts#"), "{elsewhere}");
-    // Only a probe that the user wrote must be there.
+    // Only a probe that the user wrote is expected to be present.
     let [shipped, own] = [0, 1].map(|n| dashboard(&configurations()[n], &["--alerts"]));
     assert!(!shipped.contains("ExporterProbeAbsent") && own.contains("ExporterProbeAbsent"));
     assert!(own.contains("winners_total") && !own.contains("heights"), "only what can overflow may: {own}");

@@ -1,4 +1,4 @@
-//! The commands, through the binary: what they print and with which code they leave.
+//! The commands, through the binary: their output and exit codes.
 //!
 //! Needs root, the programs of demo/, `cc`, `c++`, `readelf`, `objcopy`, `setpriv` and `promtool`.
 
@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use crate::support::demo::program;
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 struct Ran {
     code: i32,
@@ -21,7 +21,7 @@ struct Ran {
     err: String,
 }
 
-/// Runs the exporter; nothing of the test's own environment configures it.
+/// Runs the exporter, unaffected by the test's own environment.
 fn exporter(args: &[&str]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_exporter"));
     ran(command.args(args))
@@ -38,14 +38,14 @@ fn ran(command: &mut Command) -> Ran {
 }
 
 impl Ran {
-    /// What it printed, if it succeeded in silence otherwise.
+    /// Returns its standard output; it must have succeeded with an empty standard error.
     #[track_caller]
     fn good(self) -> String {
         assert_eq!((self.code, self.err.as_str()), (0, ""), "{}", self.out);
         self.out
     }
 
-    /// What it complained of, if it left with this code.
+    /// Returns its standard error; it must have exited with this code.
     #[track_caller]
     fn bad(self, code: i32) -> String {
         assert_eq!(self.code, code, "{self:?}");
@@ -53,12 +53,12 @@ impl Ran {
     }
 }
 
-/// A program of demo/.
+/// Returns the path of a program of demo/.
 fn demo(name: &str) -> String {
     program(name).display().to_string()
 }
 
-/// A fresh file in a directory that goes when the test ends.
+/// A temporary directory for files, deleted at the end of the test.
 struct Scratch(tempfile::TempDir);
 
 impl Scratch {
@@ -85,7 +85,7 @@ impl Scratch {
     }
 }
 
-/// A configuration with one target.
+/// Returns a configuration with one target.
 fn config(binary: &str, rest: &str) -> String {
     format!("targets:\n  - name: t\n    binary: {binary}\n    {rest}\n")
 }

@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::{Scratch, demo, exporter};
 use crate::support::program::Running;
 
-/// Programs with USDT probes: ours, and two that the test's own packages bring.
+/// Returns programs with USDT probes: ours, and two from packages that the tests need anyway.
 fn programs() -> Vec<String> {
     let python = std::fs::canonicalize("/usr/bin/python3").expect("Debian's python3").display().to_string();
     let cpp = "/usr/lib/x86_64-linux-gnu/libstdc++.so.6".to_string();
@@ -23,7 +23,7 @@ fn list(value: &Json) -> &Vec<Json> {
     value.as_array().expect("a list")
 }
 
-/// Sites, semaphores and argument forms by probe, as binutils reads the notes.
+/// Sites, semaphores and argument forms by probe, according to binutils.
 type Probes = BTreeMap<String, (u64, u64, Vec<Vec<String>>)>;
 
 fn of_readelf(program: &str) -> Probes {
@@ -161,7 +161,7 @@ fn a_program_for_another_machine_is_listed_but_not_traced() {
 #[test]
 fn a_process_is_found_by_its_number_and_by_its_name() {
     let scratch = Scratch::new();
-    // A name that no other test's process has.
+    // A name that no process of another test has.
     let program = scratch.path("probes-by-name");
     std::fs::copy(demo("fibre-demo"), &program).expect("copy the demo");
     let program = program.display().to_string();
@@ -233,7 +233,7 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
     let text = exporter(&["probes", &stripped, "--functions", "twice"]).good();
     assert!(text.contains("no function twice in this file") && text.contains("debug symbols"), "{text}");
 
-    // With its debug symbols beside it, it has its names again, to be listed and to be checked.
+    // With its debug symbols beside it, its names are available again, to `probes` and to `check`.
     let status =
         Command::new("objcopy").args(["--only-keep-debug", &plain, &format!("{plain}.debug")]).status();
     assert!(status.is_ok_and(|status| status.success()), "objcopy fails");
@@ -282,7 +282,7 @@ fn there_is_no_configuration_to_start_from_without_probes() {
     assert!(told.contains("cannot generate a configuration: no USDT probes"), "{told}");
 }
 
-/// Names that providers and functions have, but metrics of a user must not.
+/// Names that providers and functions may have, but a user's metrics must not.
 #[test]
 fn the_starter_configuration_of_awkward_names_is_accepted() {
     let scratch = Scratch::new();

@@ -1,4 +1,4 @@
-//! `exporter check` for somebody at a terminal.
+//! `exporter check` on a terminal.
 
 use std::process::{Command, Stdio};
 
@@ -6,7 +6,7 @@ use super::{Ran, Scratch, config, demo, exporter, ran};
 use crate::support::demo::{Demo, private_copy};
 use crate::support::exporter::{send_signal, wait_for_end};
 
-/// What `check` prints on a terminal with so many columns.
+/// Returns what `check` prints on a terminal with this number of columns.
 fn on_a_terminal(columns: u32, before: &str, arguments: &str) -> Ran {
     let exporter = env!("CARGO_BIN_EXE_exporter");
     let line = format!("stty cols {columns} && export TERM=xterm {before} && {exporter} check {arguments}");
@@ -23,7 +23,7 @@ fn a_narrow_screen_gets_a_block_for_each_probe() {
     let file = scratch.write("c.yaml", config(&demo("fibre-demo"), "profile: fibre"));
     let narrow = on_a_terminal(80, "", &file);
     assert_eq!(narrow.code, 0, "{narrow:?}");
-    // The path of the program is a word that nobody can break.
+    // The program's path is a word that cannot be wrapped.
     let probes = narrow.out.split_once("fibre-demo").expect("the program").1;
     assert!(widest(probes) <= 80, "{probes}");
     for line in [
@@ -91,7 +91,7 @@ fn states_are_coloured_unless_that_is_unwanted() {
     let shown = |before| on_a_terminal(200, before, &format!("--attach --seconds 1 {file}")).out;
     let coloured = shown("");
     assert!(coloured.contains("\x1b[32mattached\x1b[0m"), "{coloured}");
-    // Whoever watches is told meanwhile.
+    // Progress is shown in the meantime.
     assert!(coloured.contains(" of 1 s: ") && coloured.contains("Ctrl-C"), "{coloured}");
     let plain = shown("NO_COLOR=1");
     assert!(plain.contains("  attached  ") && !plain.contains("\x1b[32m"), "{plain}");

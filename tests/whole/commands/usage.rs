@@ -1,4 +1,4 @@
-//! Help and wrong usage.
+//! Help and invalid usage.
 
 use super::exporter;
 
@@ -98,7 +98,7 @@ fn wrong_usage_leaves_with_2_and_prints_nothing_else() {
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
     use std::process::{Command, Stdio};
-    // More than a pipe holds.
+    // More output than fits into a pipe.
     let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
         .args(["probes", env!("CARGO_BIN_EXE_exporter"), "--functions", "*config*"])
         .stdout(Stdio::piped())

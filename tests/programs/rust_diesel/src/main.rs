@@ -1,4 +1,4 @@
-//! Makes queries of several kinds, good ones and bad ones, and prints how many of each kind diesel says there were.
+//! Runs several kinds of queries, valid and invalid ones, and prints how many of each kind diesel reported.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ const USERS: i32 = 200;
 fn main() {
     let mut db = SqliteConnection::establish(":memory:").unwrap();
     diesel::sql_query("create table users (id integer primary key, name text not null)").execute(&mut db).unwrap();
-    // So that each query's text is made, looked at by SQLite, and dropped.
+    // Without the cache, the text of each query is built, parsed by SQLite and dropped.
     db.set_prepared_statement_cache_size(CacheSize::Disabled);
     let counts = Arc::new(Mutex::new(BTreeMap::<String, u64>::new()));
     let book = counts.clone();
@@ -31,7 +31,7 @@ fn main() {
     for id in 0..USERS {
         let user = (users::id.eq(id), users::name.eq(format!("user number {id}")));
         diesel::insert_into(users::table).values(user).execute(&mut db).unwrap();
-        // Another one of this number cannot be.
+        // A duplicate key, which must fail.
         if id % 4 == 0 {
             diesel::insert_into(users::table)
                 .values((users::id.eq(id), users::name.eq("")))
@@ -51,7 +51,7 @@ fn main() {
         if id % 10 == 0 {
             let text = format!("pragma no_such_pragma_{id}");
             diesel::sql_query(text).execute(&mut db).unwrap();
-            // No such table: it cannot even be prepared.
+            // No such table: the statement cannot even be prepared.
             diesel::sql_query(format!("select * from table_{id}")).execute(&mut db).unwrap_err();
         }
     }

@@ -1,4 +1,5 @@
-//! At the end of its input, fires a pair of probes for each of a hundred queries, whose texts are made for it and dropped.
+//! Once its input ends, fires a pair of probes for each of a hundred queries, whose texts are built for the probe and
+//! then dropped.
 
 #[usdt::provider]
 mod queries {
