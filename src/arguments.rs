@@ -16,7 +16,7 @@ const WORDS: usize = 32;
 const REGISTERS: [&str; 6] = ["%rdi", "%rsi", "%rdx", "%rcx", "%r8", "%r9"];
 
 /// Parameters that a message lists at most.
-const LISTED: usize = 12;
+const MAX_LISTED: usize = 12;
 
 /// Whether a probe reads arguments by position.
 pub(crate) fn reads(values: &[ValuePlan]) -> bool {
@@ -129,16 +129,16 @@ fn place(args: &mut [Result<ArgForm, FormError>], parameter: &Parameter) {
 
 /// The name of the argument in the configuration, also if it is carried to the return.
 pub(crate) fn name(value: &ValuePlan) -> &str {
-    value.name.strip_prefix(KEPT).unwrap_or(&value.name)
+    value.name.strip_prefix(CARRIED_PREFIX).unwrap_or(&value.name)
 }
 
 /// Whether a value is carried from a start to its end.
 pub(crate) fn is_kept(value: &ValuePlan) -> bool {
-    value.name.starts_with(KEPT)
+    value.name.starts_with(CARRIED_PREFIX)
 }
 
 /// Prefix of the names of values that are read at the entry and carried to the return.
-const KEPT: &str = "start:";
+const CARRIED_PREFIX: &str = "start:";
 
 /// The parameter as declared in the source: `int n`.
 pub(crate) fn described(parameter: &Parameter) -> String {
@@ -163,9 +163,9 @@ pub(crate) fn listed(parameters: &Parameters) -> String {
         Some(words) if words.len() == 1 => format!("{}: {}", words.start, described(parameter)),
         Some(words) => format!("{}-{}: {}", words.start, words.end - 1, described(parameter)),
     };
-    let mut all: Vec<String> = parameters.all.iter().take(LISTED).map(one).collect();
-    if parameters.all.len() > LISTED {
-        all.push(format!("and {} more", parameters.all.len() - LISTED));
+    let mut all: Vec<String> = parameters.all.iter().take(MAX_LISTED).map(one).collect();
+    if parameters.all.len() > MAX_LISTED {
+        all.push(format!("and {} more", parameters.all.len() - MAX_LISTED));
     }
     match all.is_empty() {
         true => "by its debug information it has no parameters".to_string(),

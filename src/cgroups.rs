@@ -27,8 +27,8 @@ pub fn push(id: u64, what: CgroupName, to: &mut String) -> bool {
 }
 
 /// Looks up the name of the cgroup, unless it is known; `path` is that of a process in it.
-pub fn note(id: u64, path: impl FnOnce() -> Option<String>) {
-    all().note(id, path);
+pub fn resolve(id: u64, path: impl FnOnce() -> Option<String>) {
+    all().resolve(id, path);
 }
 
 /// Looks up names, and caches them.
@@ -40,7 +40,7 @@ struct Cgroups {
 }
 
 /// Cached cgroups; when full, the cache is cleared.
-const KNOWN: usize = 4096;
+const CACHE_SIZE: usize = 4096;
 
 impl Cgroups {
     fn push(&mut self, id: u64, what: CgroupName, to: &mut String) -> bool {
@@ -55,7 +55,7 @@ impl Cgroups {
         true
     }
 
-    fn note(&mut self, id: u64, path: impl FnOnce() -> Option<String>) {
+    fn resolve(&mut self, id: u64, path: impl FnOnce() -> Option<String>) {
         if !matches!(self.known.get(&id), Some(Some(_))) {
             self.look_up(id, path());
         }
@@ -75,7 +75,7 @@ impl Cgroups {
             self.containers.describe(&mut belongs);
             belongs
         });
-        if !was_gone && self.known.len() >= KNOWN {
+        if !was_gone && self.known.len() >= CACHE_SIZE {
             self.known.clear();
         }
         self.known.insert(id, found);
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn cgroups_that_come_and_go_are_not_remembered_for_ever() {
         let mut cgroups = Cgroups::default();
-        cgroups.known.extend((0..KNOWN as u64).map(|n| (u64::MAX - n, None)));
+        cgroups.known.extend((0..CACHE_SIZE as u64).map(|n| (u64::MAX - n, None)));
         let (id, _) = super::cgroups(&cgroup_root().unwrap()).next().unwrap();
         let mut text = String::new();
         assert!(cgroups.push(id, CgroupName::Path, &mut text));

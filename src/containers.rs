@@ -38,10 +38,10 @@ const CONTAINERDS: [&str; 4] =
     ["run/containerd", "run/k3s/containerd", "run/k0s/containerd", "var/snap/microk8s/common/run/containerd"];
 
 /// Cached containers and pods; when full, the cache is cleared.
-const KNOWN: usize = 4096;
+const CACHE_SIZE: usize = 4096;
 
 /// Cgroup directories that are read at most.
-const MOST_CGROUPS: usize = 10_000;
+const MAX_CGROUPS: usize = 10_000;
 
 impl Default for Containers {
     fn default() -> Self {
@@ -80,7 +80,7 @@ pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
         directories.extend(inside.filter(is_directory).map(|entry| entry.path()));
         Some(directory)
     });
-    found.take(MOST_CGROUPS).filter_map(move |directory| {
+    found.take(MAX_CGROUPS).filter_map(move |directory| {
         let path = directory.strip_prefix(root).unwrap_or(&directory).to_string_lossy();
         // It may have been removed meanwhile.
         Some((fs::metadata(&directory).ok()?.ino(), format!("/{path}")))
@@ -90,11 +90,11 @@ pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
 impl Containers {
     fn below(root: &Path) -> Self {
         let within = |path: &str| root.join(path.trim_start_matches('/'));
-        let moved = moved_docker(root).into_iter().map(|path| within(&path).join("containers"));
+        let moved = docker_directory(root).into_iter().map(|path| within(&path).join("containers"));
         let mut docker = vec![root.join("var/lib/docker/containers")];
         docker.extend(moved);
         let mut storages = vec![root.join("var/lib/containers/storage")];
-        storages.extend(moved_storage(root).map(|path| within(&path)));
+        storages.extend(storage_directory(root).map(|path| within(&path)));
         for home in homes(root) {
             docker.push(home.join(".local/share/docker/containers"));
             storages.push(home.join(".local/share/containers/storage"));
@@ -118,7 +118,7 @@ impl Containers {
 
     /// Looks up the names of the containers and the pod, once for each.
     pub fn describe(&mut self, belongs: &mut Belongs) {
-        if self.known.len() + self.known_pods.len() > KNOWN {
+        if self.known.len() + self.known_pods.len() > CACHE_SIZE {
             self.forget();
         }
         let is_pod = belongs.pod.is_some();
@@ -255,13 +255,13 @@ impl Containers {
 }
 
 /// Docker's configured data directory.
-fn moved_docker(root: &Path) -> Option<String> {
+fn docker_directory(root: &Path) -> Option<String> {
     let settings = read(&root.join("etc/docker/daemon.json"))?;
     Some(settings.get("data-root").or_else(|| settings.get("graph"))?.as_str()?.to_owned())
 }
 
 /// The configured data directory of Podman and CRI-O: a line of TOML.
-fn moved_storage(root: &Path) -> Option<String> {
+fn storage_directory(root: &Path) -> Option<String> {
     let settings = text(root.join("etc/containers/storage.conf")).ok()?;
     let mut values =
         settings.lines().filter_map(|line| line.trim().strip_prefix("graphroot")?.trim().strip_prefix('='));

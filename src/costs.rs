@@ -1,5 +1,5 @@
 //! An estimate of what tracing costs the traced programs: how often they were stopped for a probe, times the cost of
-//! each stop. Pure except for [`until_now`].
+//! each stop. Pure except for [`so_far`].
 
 use crate::abi::accounting_slot;
 use crate::config::model::ReturnsBy;
@@ -40,7 +40,7 @@ pub(crate) fn seconds(
 }
 
 /// The same for a probe by index, at this moment.
-pub fn until_now(plan: &Plan, shared: &Shared, prices: &Prices, probe: usize) -> f64 {
+pub fn so_far(plan: &Plan, shared: &Shared, prices: &Prices, probe: usize) -> f64 {
     seconds(&plan.probes[probe], prices, |which| shared.accounting(probe, which))
 }
 

@@ -46,7 +46,7 @@ impl DatabaseError {
         Self { what, source: Some(source), next: next.into() }
     }
 
-    pub(crate) fn told(what: String, next: impl Into<String>) -> Self {
+    pub(crate) fn without_source(what: String, next: impl Into<String>) -> Self {
         Self { what, source: None, next: next.into() }
     }
 }
@@ -127,7 +127,9 @@ pub(crate) fn open(path: &Path, kind: &DatabaseKind) -> Result<Connection, Datab
     db.map_err(|unusable| match unusable {
         Unusable::Foreign(err) => err,
         Unusable::Error(err) => DatabaseError::new(what(), err, kind.next()),
-        Unusable::Damaged(reason) => DatabaseError::told(format!("{}: {reason}", what()), kind.next()),
+        Unusable::Damaged(reason) => {
+            DatabaseError::without_source(format!("{}: {reason}", what()), kind.next())
+        }
     })
 }
 
@@ -144,7 +146,7 @@ fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
     db.busy_timeout(BUSY_TIMEOUT)?;
     let foreign = |what: &str| {
         let next = format!("set {} to another path", kind.setting);
-        Unusable::Foreign(DatabaseError::told(format!("{} {what}", path.display()), next))
+        Unusable::Foreign(DatabaseError::without_source(format!("{} {what}", path.display()), next))
     };
     // It is a new file until it has tables; two exporters may create them at the same time.
     db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
@@ -186,7 +188,7 @@ fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
 /// Creates the file and its directory if necessary. Only the owner may read it.
 fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
     let failed = |what: &str, err: std::io::Error| {
-        DatabaseError::told(
+        DatabaseError::without_source(
             format!("failed to {what} of {} {}: {err}", kind.what, path.display()),
             kind.next(),
         )
@@ -210,7 +212,10 @@ fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
         .and_then(|file| file.metadata());
     match file {
         Ok(data) if data.is_file() => Ok(()),
-        Ok(_) => Err(DatabaseError::told(format!("{} is not a regular file", path.display()), kind.next())),
+        Ok(_) => Err(DatabaseError::without_source(
+            format!("{} is not a regular file", path.display()),
+            kind.next(),
+        )),
         Err(err) => Err(failed("open the file", err)),
     }
 }
@@ -228,7 +233,7 @@ fn set_aside(path: &Path, kind: &DatabaseKind) -> Result<PathBuf, DatabaseError>
     let aside = aside.unwrap_or_default();
     std::fs::rename(path, &aside).map_err(|err| {
         let what = format!("failed to move the damaged file {} aside: {err}", path.display());
-        DatabaseError::told(what, kind.next())
+        DatabaseError::without_source(what, kind.next())
     })?;
     for log in ["-wal", "-shm"] {
         // They may not exist.

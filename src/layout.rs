@@ -13,7 +13,7 @@ use crate::plan::{ActionPlan, ComputedIn, LabelPlan, Plan};
 use crate::store::UserStore;
 
 /// Ids that an interner may waste when two CPUs draw one for the same new value at once.
-const SPARE: u32 = 16;
+const SPARE_IDS: u32 = 16;
 
 /// The most slots of a metric with several free labels; with more, label sets are numbered instead of label values.
 const DENSE_SLOTS: u64 = 65_536;
@@ -184,7 +184,7 @@ impl StoreLayout {
             let interner = raw.then(|| self.interner(*limit));
             let radix = label_id::ID_PATTERN.0
                 + u32::try_from(mapping.len()).unwrap_or(u32::MAX - 3)
-                + if raw { limit.saturating_add(SPARE) } else { 1 };
+                + if raw { limit.saturating_add(SPARE_IDS) } else { 1 };
             free += u32::from(raw);
             let multiplier = u32::try_from(series).unwrap_or(u32::MAX);
             labels.push(LabelLayout { label: number, value: *value, multiplier, radix, interner });
@@ -195,7 +195,7 @@ impl StoreLayout {
             let widest = labels.iter().map(|label| label.radix).max().unwrap_or(0);
             let limit = MAX_SETS.max(widest);
             label_sets = Some(self.interner(limit));
-            series = u64::from(limit + SPARE) + 1;
+            series = u64::from(limit + SPARE_IDS) + 1;
         }
         let series = u32::try_from(series).unwrap_or(u32::MAX);
         let slot = self.slots;
@@ -215,7 +215,7 @@ impl StoreLayout {
     }
 
     fn interner(&mut self, limit: u32) -> u32 {
-        let capacity = limit.saturating_add(SPARE);
+        let capacity = limit.saturating_add(SPARE_IDS);
         self.interners.push(InternerLayout { first_entry: self.entries, capacity, limit });
         self.entries = self.entries.saturating_add(capacity);
         u32::try_from(self.interners.len() - 1).expect("one for each label")

@@ -52,15 +52,15 @@ pub(crate) fn read_directory_inside(root: &Path, path: &Path) -> io::Result<Vec<
         let entry = entry.ok()?;
         Some(OsStr::from_bytes(entry.file_name().to_bytes()).to_os_string())
     });
-    Ok(names.take(MOST_NAMES).collect())
+    Ok(names.take(MAX_NAMES).collect())
 }
 
 /// Entries of one directory.
-const MOST_NAMES: usize = 10_000;
+const MAX_NAMES: usize = 10_000;
 
 /// The largest file that is read. Few programs are larger with all their debug information; a sparse file can have any
 /// size, and allocating memory for it would end the exporter.
-const MOST_BYTES: u64 = 4 << 30;
+const MAX_BYTES: u64 = 4 << 30;
 
 /// Reads all of an open file, regardless of its position. Holes take up no memory.
 ///
@@ -68,9 +68,9 @@ const MOST_BYTES: u64 = 4 << 30;
 /// If the file cannot be read, or is too large.
 pub(crate) fn read_all(file: &File) -> io::Result<Vec<u8>> {
     let length = file.metadata()?.len();
-    if length > MOST_BYTES {
+    if length > MAX_BYTES {
         let reason =
-            format!("it has {} GiB; files of more than {} GiB are not read", length >> 30, MOST_BYTES >> 30);
+            format!("it has {} GiB; files of more than {} GiB are not read", length >> 30, MAX_BYTES >> 30);
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
     }
     let length = usize::try_from(length).map_err(io::Error::other)?;

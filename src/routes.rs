@@ -98,20 +98,20 @@ fn table_routes(network: &Arc<Network>) -> Vec<Route> {
 }
 
 /// The interval of statistics in a stream.
-const STREAM_EVERY: Duration = Duration::from_secs(1);
+const STREAM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum number of streams, so that most connections remain available to others.
-const STREAMS: usize = 8;
+const MAX_STREAMS: usize = 8;
 
 /// A stream ends after this time, and clients that are still authorized can request it again.
-const STREAM_LONGEST: Duration = Duration::from_secs(3600);
+const MAX_STREAM: Duration = Duration::from_secs(3600);
 
 /// The statistics of `/api/v1/stats` as a stream.
 fn stream_route(network: &Arc<Network>) -> Route {
     let network = network.clone();
     // Without a query, there is nothing to reject.
     let make = move || network.statistics("").unwrap_or_default();
-    let stream = Broadcast::new(STREAM_EVERY, STREAMS, STREAM_LONGEST, Box::new(make));
+    let stream = Broadcast::new(STREAM_INTERVAL, MAX_STREAMS, MAX_STREAM, Box::new(make));
     Route::get("/api/v1/stream", "", http::EVENTS, move |_| Reply::events(stream.clone()))
         .open_to(Access::Known)
 }

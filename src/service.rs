@@ -69,7 +69,7 @@ where
 pub(crate) fn sockets() -> io::Result<Vec<(String, OwnedFd)>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut names = names.split(':');
-    let is_kept = |name: &str| name.starts_with(KEPT);
+    let is_kept = |name: &str| name.starts_with(STORED_PREFIX);
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut sockets = Vec::new();
     for fd in sd_notify::listen_fds()? {
@@ -86,10 +86,10 @@ pub(crate) fn sockets() -> io::Result<Vec<(String, OwnedFd)>> {
 }
 
 /// Prefix of the names of sockets in the service manager's file descriptor store.
-const KEPT: &str = "kept-port-";
+const STORED_PREFIX: &str = "kept-port-";
 
 /// How long the service manager may take to close a stored descriptor.
-const CLOSING: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sockets that the manager has stored across a restart of the service (`FileDescriptorStoreMax=`): clients that
 /// connect meanwhile wait instead of being refused, so that a restart causes no gap for a scraper.
@@ -104,7 +104,7 @@ impl StoredSockets {
     /// Takes the sockets for these addresses, and makes the manager close the others. Must be called only once.
     pub fn take(addresses: &[SocketAddr]) -> Self {
         let passed = match sd_notify::listen_fds_with_names() {
-            Ok(passed) => passed.filter(|(_, name)| name.starts_with(KEPT)).collect(),
+            Ok(passed) => passed.filter(|(_, name)| name.starts_with(STORED_PREFIX)).collect(),
             Err(err) => {
                 // The log is not installed yet.
                 eprintln!("exporter: failed to take the service manager's sockets: {err}");
@@ -143,7 +143,7 @@ impl StoredSockets {
         }
         loop {
             let socket = bind(address);
-            if socket.is_ok() || self.closing.is_none_or(|since| since.elapsed() > CLOSING) {
+            if socket.is_ok() || self.closing.is_none_or(|since| since.elapsed() > CLOSE_TIMEOUT) {
                 return socket;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -153,7 +153,7 @@ impl StoredSockets {
 
 /// Stores a socket in the manager, if possible.
 pub(crate) fn keep(address: SocketAddr, listener: BorrowedFd<'_>) {
-    let name = format!("{KEPT}{}", address.port());
+    let name = format!("{STORED_PREFIX}{}", address.port());
     if let Err(err) =
         sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(&name)], &[listener])
     {

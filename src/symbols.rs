@@ -22,21 +22,21 @@ use crate::regular;
 use crate::truncated;
 
 /// Cached addresses; when full, the cache is cleared.
-const REMEMBERED: usize = 16_384;
+const CACHE_SIZE: usize = 16_384;
 
 /// How long the name of an address is cached: unloaded code makes room for other code.
-const VALID: Duration = Duration::from_secs(60);
+const VALID_FOR: Duration = Duration::from_secs(60);
 
 /// Files whose symbols are cached, and their total bytes; the least recently used file is evicted.
-const FILES: usize = 16;
-const BYTES: usize = 64 << 20;
+const MAX_FILES: usize = 16;
+const MAX_CACHED_BYTES: usize = 64 << 20;
 
 /// Larger files are not read into memory, which would delay events for seconds: blazesym maps them and reads what it
 /// needs.
-const READ: u64 = 256 << 20;
+const MAX_READ: u64 = 256 << 20;
 
 /// How long a process is assumed to be the same without checking.
-const RECHECK: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Characters of a function's name in a call stack.
 const FRAME_NAME: usize = 200;
@@ -140,11 +140,11 @@ impl Symbols {
             self.known.retain(|(known, _), _| *known != pid);
         }
         let remembered = self.known.get(&(pid, address));
-        if let Some((name, _)) = remembered.filter(|(_, at)| at.elapsed() < VALID) {
+        if let Some((name, _)) = remembered.filter(|(_, at)| at.elapsed() < VALID_FOR) {
             return name.clone();
         }
         let name: Arc<str> = look_up(self).unwrap_or_else(|| UNKNOWN.into());
-        if self.known.len() >= REMEMBERED {
+        if self.known.len() >= CACHE_SIZE {
             self.known.clear();
         }
         self.known.insert((pid, address), (name.clone(), Instant::now()));
@@ -154,10 +154,10 @@ impl Symbols {
     /// Whether the process id has been reused by another process.
     fn is_another(&mut self, pid: u32) -> bool {
         let known = self.began.get(&pid).copied();
-        if known.is_some_and(|(_, looked)| looked.elapsed() < RECHECK) {
+        if known.is_some_and(|(_, looked)| looked.elapsed() < RECHECK_INTERVAL) {
             return false;
         }
-        if self.began.len() >= REMEMBERED {
+        if self.began.len() >= CACHE_SIZE {
             self.began.clear();
         }
         let now =
@@ -192,12 +192,12 @@ impl Symbols {
         };
         let mapped = match self.files.iter().position(|known| known.identity == identity) {
             Some(at) => self.files.remove(at),
-            None => Mapped { identity, names: Names::of(pid, file, mapping, identity.bytes > READ)? },
+            None => Mapped { identity, names: Names::of(pid, file, mapping, identity.bytes > MAX_READ)? },
         };
         let name = mapped.names.name(mapping.offset + (address - mapping.start));
         self.files.push(mapped);
         let taken = |files: &[Mapped]| files.iter().map(|known| known.names.bytes()).sum::<usize>();
-        while self.files.len() > FILES || self.files.len() > 1 && taken(&self.files) > BYTES {
+        while self.files.len() > MAX_FILES || self.files.len() > 1 && taken(&self.files) > MAX_CACHED_BYTES {
             self.files.remove(0);
         }
         name

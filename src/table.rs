@@ -3,13 +3,13 @@
 use std::fmt;
 
 /// Spaces between two columns.
-const GAP: usize = 2;
+const COLUMN_GAP: usize = 2;
 
 /// A wider cell overlaps the next columns of its own row instead of moving them in all rows.
-const WIDEST: usize = 60;
+const MAX_CELL: usize = 60;
 
 /// Cells of this length or less share a line where there is no room for columns.
-const SHORT: usize = 16;
+const SHORT_CELL: usize = 16;
 
 /// Rows of cells, and lines between them that do not affect the columns.
 #[derive(Debug, Clone)]
@@ -48,16 +48,17 @@ impl TextTable {
 
     /// Formats it in columns, or, if these are wider than the screen, as a block for each row.
     pub fn fitted(&self, screen: Option<usize>) -> String {
-        let columns = self.widths(usize::MAX).iter().map(|width| width + GAP).sum::<usize>() + self.indent;
+        let columns =
+            self.widths(usize::MAX).iter().map(|width| width + COLUMN_GAP).sum::<usize>() + self.indent;
         match screen {
-            Some(screen) if columns > screen + GAP => self.blocks(screen),
+            Some(screen) if columns > screen + COLUMN_GAP => self.blocks(screen),
             _ => self.columns(screen),
         }
     }
 
     /// As columns. Lines between them are wrapped.
     fn columns(&self, screen: Option<usize>) -> String {
-        let widths = self.widths(WIDEST);
+        let widths = self.widths(MAX_CELL);
         let mut text = String::new();
         for row in &self.rows {
             match row {
@@ -68,7 +69,7 @@ impl TextTable {
                     let mut line = " ".repeat(self.indent);
                     for (width, cell) in widths.iter().zip(cells) {
                         line.push_str(cell);
-                        line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + GAP));
+                        line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + COLUMN_GAP));
                     }
                     text.push_str(line.trim_end());
                     text.push('\n');
@@ -124,7 +125,7 @@ impl TextTable {
             let cells = rows.iter().filter_map(|row| Some((*row, row.get(column)?)));
             let cells: Vec<_> = cells.filter(|(_, cell)| !cell.is_empty()).collect();
             if let [(_, cell)] = cells[..]
-                && cell.chars().count() < SHORT
+                && cell.chars().count() < SHORT_CELL
                 && column + 1 < explained
             {
                 short.push(format!("{title} {cell}"));
@@ -255,10 +256,10 @@ mod tests {
     #[test]
     fn one_very_long_cell_does_not_move_the_columns_of_the_others() {
         let mut table = TextTable::new(0, &["NAME", "N"]);
-        let long = "x".repeat(WIDEST + 1);
+        let long = "x".repeat(MAX_CELL + 1);
         table.row([long.clone(), "1".to_string()]);
         table.row(["short".to_string(), "2".to_string()]);
         assert_eq!(table.to_string(), format!("NAME   N\n{long}  1\nshort  2\n"));
-        assert!(table.fitted(Some(WIDEST)).starts_with(&format!("{long}\n")));
+        assert!(table.fitted(Some(MAX_CELL)).starts_with(&format!("{long}\n")));
     }
 }

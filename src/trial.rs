@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{interval, sleep};
 
-use crate::costs::until_now;
+use crate::costs::so_far;
 use crate::drain::Drain;
 use crate::kernel::{Accounting, Attach, Prices, choose};
 use crate::layout::Layout;
@@ -30,7 +30,7 @@ pub struct TrialReport {
 }
 
 /// How often progress is printed.
-const TOLD: Duration = Duration::from_millis(500);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Attaches all probes and interfaces, counts for `time` or until Ctrl-C, and detaches.
 ///
@@ -73,7 +73,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
             status.sites.to_string(),
             accounting.hits.to_string(),
             accounting.lost.to_string(),
-            milliseconds(until_now(&plan, &shared, &prices, number)),
+            milliseconds(so_far(&plan, &shared, &prices, number)),
         ]);
         if !state.reason().is_empty() {
             table.line(state.reason());
@@ -126,7 +126,7 @@ impl Interrupt {
         let signals = &mut self.signals;
         self.runtime.block_on(async {
             let began = Instant::now();
-            let mut ticks = interval(TOLD);
+            let mut ticks = interval(PROGRESS_INTERVAL);
             let mut end = pin!(sleep(time));
             let counted = loop {
                 tokio::select! {

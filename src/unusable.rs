@@ -36,10 +36,10 @@ pub fn reasons(sites: &[UnusableSite]) -> String {
 }
 
 /// Sites that are named for each reason.
-const MOST_NAMES: usize = 5;
+const MAX_NAMES: usize = 5;
 
 /// Reasons that are listed.
-const MOST_REASONS: usize = 4;
+const MAX_REASONS: usize = 4;
 
 /// Lists each reason once, with its sites, up to a limit of both. Takes names and reasons.
 pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String {
@@ -50,13 +50,13 @@ pub fn summary<'a>(refused: impl Iterator<Item = (&'a str, &'a str)>) -> String 
             None => reasons.push((reason, vec![name])),
         }
     }
-    let more = reasons.len().saturating_sub(MOST_REASONS);
+    let more = reasons.len().saturating_sub(MAX_REASONS);
     let mut lines: Vec<String> = reasons
         .iter()
-        .take(MOST_REASONS)
+        .take(MAX_REASONS)
         .map(|(reason, names)| {
-            let listed = names[..names.len().min(MOST_NAMES)].join(", ");
-            let others = match names.len().saturating_sub(MOST_NAMES) {
+            let listed = names[..names.len().min(MAX_NAMES)].join(", ");
+            let others = match names.len().saturating_sub(MAX_NAMES) {
                 0 => String::new(),
                 others => format!(" and {others} more"),
             };

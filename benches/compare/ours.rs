@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use exporter::config::{self, Overrides, model::AttachMode};
-use exporter::costs::until_now;
+use exporter::costs::so_far;
 use exporter::drain::Drain;
 use exporter::elf::{Image, SymbolIndex};
 use exporter::kernel::{Kernel, PidNamespace, Prices, SharedPrices, choose};
@@ -84,7 +84,7 @@ impl Exporter {
     /// Returns the exporter's own estimate of what its hits have cost so far, in seconds.
     pub fn cost(&self) -> f64 {
         let shared = self.kernel.shared();
-        (0..self.plan.probes.len()).map(|probe| until_now(&self.plan, &shared, &self.prices, probe)).sum()
+        (0..self.plan.probes.len()).map(|probe| so_far(&self.plan, &shared, &self.prices, probe)).sum()
     }
 
     /// Waits until the ring is drained, then renders all series.

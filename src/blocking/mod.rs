@@ -24,16 +24,16 @@ pub use self::client::Command;
 pub(crate) use self::client::command;
 
 const PATH: &str = "/api/v1/blocklist";
-const BELOW: &str = "/api/v1/blocklist/*";
+const ENTRY_PATH: &str = "/api/v1/blocklist/*";
 
 /// Rate of changes that one client may request.
-const CHANGES: Rate = Rate { interval: Duration::from_millis(20), burst: 200 };
+const CHANGE_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 200 };
 
 /// Characters of a reason that are stored.
-const REASON: usize = 200;
+const MAX_REASON: usize = 200;
 
 /// The longest time that a change may wait for its confirmation.
-const CONFIRM: Duration = Duration::from_secs(3600);
+const MAX_CONFIRM: Duration = Duration::from_secs(3600);
 
 /// The parameters of a request to block.
 const BLOCK: &[&str] = &["prefix", "reason", "ttl", "direction", "protocol", "ports", "confirm"];
@@ -89,14 +89,14 @@ pub(crate) fn routes(network: &Arc<Network>) -> Vec<Route> {
         show(PATH, "Blocked sources with their hits (JSON; paged)", |network, request| {
             network.blocked(request.query.as_deref().unwrap_or_default()).map_err(|err| invalid(err.0))
         }),
-        show(BELOW, "", |network, request| {
+        show(ENTRY_PATH, "", |network, request| {
             let prefix = Parameters::read(request, &[])?.prefix()?;
             network.blocked_entry(prefix).ok_or_else(|| BlockError::Absent(prefix).into())
         }),
         change(PATH, Method::POST, block),
         change(PATH, Method::DELETE, unblock),
-        change(BELOW, Method::POST, block),
-        change(BELOW, Method::DELETE, unblock),
+        change(ENTRY_PATH, Method::POST, block),
+        change(ENTRY_PATH, Method::DELETE, unblock),
     ]
 }
 
@@ -113,7 +113,7 @@ fn may_change(limiter: &Limiter, caller: &Caller, now: Instant) -> bool {
         Caller::Remote(_, address) => (*address, true),
         Caller::Local(_) => (Ipv4Addr::LOCALHOST.into(), false),
     };
-    limiter.allows(CHANGES, address, is_remote, now)
+    limiter.allows(CHANGE_RATE, address, is_remote, now)
 }
 
 fn invalid(text: impl Into<String>) -> Refused {
@@ -163,7 +163,7 @@ fn asked_for(parameters: &Parameters) -> Result<(BlockEntry, Option<Duration>), 
     let prefix = parameters.prefix()?;
     let ttl = parameters.get("ttl").map(parse_ttl).transpose().map_err(invalid)?;
     let confirm = parameters.get("confirm").map(parse_ttl).transpose().map_err(invalid)?;
-    if confirm.is_some_and(|within| within > CONFIRM) {
+    if confirm.is_some_and(|within| within > MAX_CONFIRM) {
         return Err(invalid("confirm: at most 1h is possible"));
     }
     let ports = parameters.get("ports").map(parse_ports).transpose().map_err(invalid)?;
@@ -180,7 +180,7 @@ fn asked_for(parameters: &Parameters) -> Result<(BlockEntry, Option<Duration>), 
         BlockDirection::of(text).ok_or_else(unknown)
     };
     let direction = parameters.get("direction").map(direction).transpose()?;
-    let reason = parameters.get("reason").unwrap_or_default().chars().take(REASON).collect();
+    let reason = parameters.get("reason").unwrap_or_default().chars().take(MAX_REASON).collect();
     Ok((BlockEntry { prefix, rule: BlockRule { reason, ttl, direction, scope } }, confirm))
 }
 
@@ -247,7 +247,7 @@ mod tests {
         let from = |address: [u8; 4]| Caller::Remote(Some("a".into()), address.into());
         let busy = from([127, 0, 0, 1]);
         let allowed = (0..1000).filter(|_| may_change(&limiter, &busy, now)).count();
-        assert_eq!(allowed, CHANGES.burst as usize);
+        assert_eq!(allowed, CHANGE_RATE.burst as usize);
         assert!(may_change(&limiter, &from([192, 0, 2, 1]), now));
         assert!(may_change(&limiter, &busy, now + Duration::from_secs(1)));
     }

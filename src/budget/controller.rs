@@ -20,44 +20,47 @@ pub struct Rules {
 
 impl From<Overhead> for Rules {
     fn from(overhead: Overhead) -> Self {
-        let (looks, negligible) =
-            if overhead.is_default { (LOOKS_BY_DEFAULT, NEGLIGIBLE_BY_DEFAULT) } else { (LOOKS, NEGLIGIBLE) };
+        let (looks, negligible) = if overhead.is_default {
+            (DEFAULT_LIMIT_CHECKS, DEFAULT_LIMIT_NEGLIGIBLE)
+        } else {
+            (CHECKS, NEGLIGIBLE)
+        };
         Self { limit: overhead.share, looks, negligible }
     }
 }
 
 /// Consecutive checks above the limit before a probe is shed, where the limit is configured.
-const LOOKS: u32 = 3;
+const CHECKS: u32 = 3;
 /// Below this share of a core, ticks of CPU time are too coarse to decide on.
 const NEGLIGIBLE: f64 = 1e-3;
 
-/// The same for the default limit. Whoever has not set it may not know it, so a counter must not stop for a short burst
-/// or for a cost that would go unnoticed.
-const LOOKS_BY_DEFAULT: u32 = 60;
-const NEGLIGIBLE_BY_DEFAULT: f64 = 0.05;
+/// The same for the default limit. Whoever has not set it may not know it, so a counter must not stop for a short
+/// burst.
+const DEFAULT_LIMIT_CHECKS: u32 = 60;
+const DEFAULT_LIMIT_NEGLIGIBLE: f64 = 0.05;
 
 /// Where many checks are needed, a warning is given after a third of them, but not more often than this, in seconds.
 const WARNING_PAUSE: f64 = 3600.0;
 
 /// Seconds after a change before measurements reflect it.
-const SETTLING: f64 = 3.0;
+const SETTLE_SECONDS: f64 = 3.0;
 
 /// Seconds during which a restored probe is checked more strictly and no other one is restored.
-const TRIAL: f64 = 10.0;
+const TRIAL_SECONDS: f64 = 10.0;
 
 /// The first pause and the longest, in seconds.
-const FIRST_PAUSE: f64 = 10.0;
-const LONGEST_PAUSE: f64 = 3600.0;
+const MIN_PAUSE: f64 = 10.0;
+const MAX_PAUSE: f64 = 3600.0;
 
 /// Shares of the limit: what is used after shedding probes, and how much may be used before one is restored.
-const LEFT: f64 = 0.8;
-const ROOM: f64 = 0.5;
+const SHED_TARGET: f64 = 0.8;
+const RESTORE_TARGET: f64 = 0.5;
 
 /// A probe that uses less than this share of the limit is not shed: nothing would be gained.
-const WORTH_IT: f64 = 0.05;
+const MIN_GAIN: f64 = 0.05;
 
-/// The weight of the previous average in an entry's moving average.
-const FADING: f64 = 0.6;
+/// The weight of the previous average in a probe's moving average.
+const DECAY: f64 = 0.6;
 
 /// What can be shed: an entry of `probes:`, or several entries that share their links.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +116,7 @@ struct UnitHistory {
 
 impl UnitHistory {
     fn is_tried(&self, now: f64) -> bool {
-        self.restored_at.is_some_and(|at| now - at < TRIAL)
+        self.restored_at.is_some_and(|at| now - at < TRIAL_SECONDS)
     }
 }
 
@@ -128,7 +131,7 @@ impl Controller {
         entries: &[Candidate<'_>],
     ) -> Option<Vec<Step>> {
         let limit = rules.limit;
-        let share = if self.note(now, entries) > rules.negligible { share } else { Some(0.0) };
+        let share = if self.update_averages(now, entries) > rules.negligible { share } else { Some(0.0) };
         let Some(share) = share.filter(|_| now >= self.settled_at) else {
             self.over = self.over.saturating_sub(1);
             return Some(Vec::new());
@@ -150,11 +153,11 @@ impl Controller {
         });
         let cheapest = due.min_by(|(_, a), (_, b)| self.recent(a).total_cmp(&self.recent(b)));
         Some(match cheapest {
-            Some((at, entry)) if share <= limit * ROOM && !trial => {
+            Some((at, entry)) if share <= limit * RESTORE_TARGET && !trial => {
                 if let Some(memory) = self.entries.get_mut(entry.name) {
                     memory.restored_at = Some(now);
                 }
-                self.settled_at = now + SETTLING;
+                self.settled_at = now + SETTLE_SECONDS;
                 vec![Step::Restore { at }]
             }
             _ => Vec::new(),
@@ -167,7 +170,7 @@ impl Controller {
 
     /// Warns that probes will be shed, if that takes a while and no warning was given recently.
     fn warning(&mut self, now: f64, rules: Rules) -> Option<Step> {
-        let is_due = rules.looks > LOOKS && self.over >= rules.looks / 3;
+        let is_due = rules.looks > CHECKS && self.over >= rules.looks / 3;
         if !is_due || self.warned_at.is_some_and(|at| now - at < WARNING_PAUSE) {
             return None;
         }
@@ -181,7 +184,7 @@ impl Controller {
     }
 
     /// Records the cost of all entries; returns by how much it grew per second.
-    fn note(&mut self, now: f64, entries: &[Candidate<'_>]) -> f64 {
+    fn update_averages(&mut self, now: f64, entries: &[Candidate<'_>]) -> f64 {
         self.entries.retain(|name, _| entries.iter().any(|entry| entry.name == name));
         let mut moved = 0.0;
         for entry in entries {
@@ -193,12 +196,12 @@ impl Controller {
             if entry.is_shed {
                 continue;
             }
-            memory.recent = memory.recent * FADING + more;
+            memory.recent = memory.recent * DECAY + more;
             // It has behaved for twice as long as it was shed.
             if memory.pause > 0.0 && memory.restored_at.is_some_and(|at| now - at >= 2.0 * memory.pause) {
-                memory.restored_at = Some(now - TRIAL);
+                memory.restored_at = Some(now - TRIAL_SECONDS);
                 memory.pause /= 2.0;
-                if memory.pause < FIRST_PAUSE {
+                if memory.pause < MIN_PAUSE {
                     memory.pause = 0.0;
                 }
             }
@@ -220,21 +223,21 @@ impl Controller {
         });
         let (mut left, mut steps) = (share, Vec::new());
         for (at, entry) in dearest {
-            if left <= limit * LEFT {
+            if left <= limit * SHED_TARGET {
                 break;
             }
             let Some(memory) = self.entries.get_mut(entry.name) else { continue };
             let part = share * memory.recent / all;
-            if part < limit * WORTH_IT {
+            if part < limit * MIN_GAIN {
                 continue;
             }
             left -= part;
-            memory.pause = (memory.pause * 2.0).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+            memory.pause = (memory.pause * 2.0).clamp(MIN_PAUSE, MAX_PAUSE);
             (memory.shed_at, memory.restored_at) = (now, None);
             steps.push(Step::Shed { at, share: part, pause: memory.pause });
         }
         self.over = 0;
-        self.settled_at = now + SETTLING;
+        self.settled_at = now + SETTLE_SECONDS;
         steps
     }
 }

@@ -7,7 +7,7 @@ use crate::plan::{Hook, Pairing, ProbePlan, SpanEnd, SpanPlan, ValuePlan, ValueS
 use crate::resolve::{ResolveError, Resolved};
 
 /// Notes shown for one argument at most; inlining can produce hundreds of sites.
-const MOST_NOTES: usize = 4;
+const MAX_NOTES: usize = 4;
 
 /// What the notes, or the calling convention, say about a probe's arguments.
 #[derive(Debug)]
@@ -87,8 +87,8 @@ impl Notes {
                 forms.push(form);
             }
         }
-        let more = if forms.len() > MOST_NOTES { " or ..." } else { "" };
-        forms.truncate(MOST_NOTES);
+        let more = if forms.len() > MAX_NOTES { " or ..." } else { "" };
+        forms.truncate(MAX_NOTES);
         let text = format!("{} = arg{index}{offset} {}{more}", name(value), forms.join(" or "));
         text.trim_end().to_string()
     }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::place::{ConfigSource, Place};
 use super::tree::Position;
 
-/// The maximum number of errors rendered.
-const SHOWN: usize = 100;
+/// Errors that are shown at most.
+const MAX_SHOWN: usize = 100;
 
 /// An error.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,14 +95,14 @@ impl Diagnostics {
         let list = self.list.borrow();
         let sorted = sorted(&list);
         let mut text = String::new();
-        for (index, one) in sorted.iter().take(SHOWN).enumerate() {
-            let next = sorted.get(index + 1).filter(|_| index + 1 < SHOWN);
+        for (index, one) in sorted.iter().take(MAX_SHOWN).enumerate() {
+            let next = sorted.get(index + 1).filter(|_| index + 1 < MAX_SHOWN);
             let is_said_below = next.is_some_and(|next| next.help == one.help);
             let help = one.help.clone().filter(|_| !is_said_below);
             let _ = write!(text, "{}", Diagnostic { help, at: one.at.clone(), message: one.message.clone() });
         }
-        if sorted.len() > SHOWN {
-            let more = sorted.len() - SHOWN;
+        if sorted.len() > MAX_SHOWN {
+            let more = sorted.len() - MAX_SHOWN;
             let _ = writeln!(text, "and {more} more");
         }
         text
@@ -209,7 +209,7 @@ mod tests {
              c.yaml:4:1: wrong\n    help: one\n"
         );
         let flood = Diagnostics::new();
-        for line in 0..SHOWN + 1 {
+        for line in 0..MAX_SHOWN + 1 {
             flood.error(&file.clone().at(Some(Position { line, column: 1 })), "wrong").help("do this");
         }
         assert!(flood.render().ends_with("wrong\n    help: do this\nand 1 more\n"));
@@ -219,10 +219,10 @@ mod tests {
     fn the_first_of_a_flood_are_shown() {
         let file = Place::top(ConfigSource::File("c.yaml".into()));
         let diags = Diagnostics::new();
-        for line in (0..SHOWN + 1).rev() {
+        for line in (0..MAX_SHOWN + 1).rev() {
             diags.error(&file.clone().at(Some(Position { line, column: 1 })), "wrong");
         }
-        assert_eq!(diags.render().lines().count(), SHOWN + 1);
+        assert_eq!(diags.render().lines().count(), MAX_SHOWN + 1);
         assert!(diags.render().starts_with("c.yaml:0:1: ") && diags.render().ends_with("and 1 more\n"));
         assert_eq!(diags.summary(), "101 errors in c.yaml");
     }

@@ -2,8 +2,8 @@
 
 /// Formats `text` in double quotes with control characters escaped, truncated to fit on a line.
 pub fn quote(text: &str) -> String {
-    const MOST: usize = 60;
-    match text.char_indices().nth(MOST) {
+    const MAX_CANDIDATES: usize = 60;
+    match text.char_indices().nth(MAX_CANDIDATES) {
         Some((cut, _)) => format!("{:?}...", &text[..cut]),
         None => format!("{text:?}"),
     }
@@ -21,8 +21,9 @@ pub fn did_you_mean<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str
 /// ignoring case.
 pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     // No mistyped name is longer than this; the comparison is quadratic.
-    const LONGEST: usize = 128;
-    let letters = |text: &str| text.chars().flat_map(char::to_lowercase).take(LONGEST).collect::<Vec<_>>();
+    /// Longer names are not compared: the comparison is quadratic, and nobody mistypes a name of that length.
+    const MAX_LENGTH: usize = 128;
+    let letters = |text: &str| text.chars().flat_map(char::to_lowercase).take(MAX_LENGTH).collect::<Vec<_>>();
     let name = letters(name);
     let mut best: Option<(usize, &str)> = None;
     for candidate in candidates {

@@ -19,7 +19,7 @@ const SOURCES: &str = "docs/alerts.md";
 pub(crate) const ALERTS: &str = "/alerts";
 
 /// How long an exporter that has disappeared is still expected.
-const MEMORY: &str = "7d";
+const ABSENCE_WINDOW: &str = "7d";
 
 #[derive(Serialize)]
 struct Rules {
@@ -71,7 +71,7 @@ impl Rule {
     }
 
     /// The runbook must come from another exporter.
-    fn of_a_gone_one(mut self) -> Self {
+    fn of_absent_exporter(mut self) -> Self {
         self.is_gone = true;
         self
     }
@@ -119,7 +119,7 @@ fn rules(plan: &Plan) -> Vec<Rule> {
         Rule::new(
             "ExporterDown",
             "critical",
-            format!("up == 0 and on (job, instance) max by (job, instance) (max_over_time({info}[{MEMORY}]))"),
+            format!("up == 0 and on (job, instance) max by (job, instance) (max_over_time({info}[{ABSENCE_WINDOW}]))"),
             &format!(
                 "The exporter of node {} on {{{{ $labels.instance }}}} cannot be scraped.",
                 template_safe(&plan.settings.node_name)
@@ -128,11 +128,11 @@ fn rules(plan: &Plan) -> Vec<Rule> {
              the last error.",
         )
         .lasting("2m")
-        .of_a_gone_one(),
+        .of_absent_exporter(),
         Rule::new(
             "ExporterNotScraped",
             "critical",
-            format!("absent_over_time({info}[{MEMORY}])"),
+            format!("absent_over_time({info}[{ABSENCE_WINDOW}])"),
             &format!(
                 "Prometheus has no metrics of any exporter of node {}.",
                 template_safe(&plan.settings.node_name)
@@ -140,7 +140,7 @@ fn rules(plan: &Plan) -> Vec<Rule> {
             "The exporter is not a Prometheus target, or was never scraped successfully.",
         )
         .lasting("10m")
-        .of_a_gone_one(),
+        .of_absent_exporter(),
         Rule::new(
             "ExporterScrapeSlow",
             "warning",

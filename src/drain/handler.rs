@@ -124,7 +124,7 @@ impl Handler {
                 let target = &self.plan.targets[probe.target].name;
                 if let Some(recorder) = &self.recorder {
                     for (slow, value) in all {
-                        note_exemplar(recorder, &self.plan, probe, slow, value, time, &read);
+                        record_exemplar(recorder, &self.plan, probe, slow, value, time, &read);
                     }
                 }
                 let frames = evaluation.stack.filter(|_| slow.stack).map(|at| event.value(at, true));
@@ -147,7 +147,7 @@ impl Handler {
                 }
             }
             if let Some(recorder) = &self.recorder {
-                recorder.detections.saw(Sighting {
+                recorder.detections.submit(Sighting {
                     rule: rule.clone(),
                     target: self.plan.targets[probe.target].name.clone(),
                     probe: probe.name.clone(),
@@ -257,7 +257,7 @@ fn kept<'a>(
 }
 
 /// Notes the event as an exemplar of its histogram bucket.
-fn note_exemplar<'a>(
+fn record_exemplar<'a>(
     recorder: &SlowRecorder,
     plan: &Plan,
     probe: &ProbePlan,
@@ -278,7 +278,7 @@ fn note_exemplar<'a>(
     let fields = fields(probe, &kept.collect::<Vec<_>>(), read);
     let labels = fields.0.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let exemplar = Exemplar::new(labels, slow.scale.apply(value as f64), wall_at(time) as f64 / 1e9);
-    recorder.note_exemplar(|all| all.note(&metric.name, key, (bucket, bounds.len() + 1), exemplar));
+    recorder.record_exemplar(|all| all.record(&metric.name, key, (bucket, bounds.len() + 1), exemplar));
 }
 
 /// Values by name, as they are recorded.

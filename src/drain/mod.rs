@@ -27,8 +27,8 @@ use crate::slow::SlowRecorder;
 use crate::store::{DRAIN_NUMBERS, UserStore};
 use handler::{Handler, evaluations};
 
-/// How long an event that did not wake the thread may wait in the ring.
-const LONGEST: Duration = Duration::from_secs(1);
+/// How long an event that woke nobody may wait in the ring.
+const MAX_DELAY: Duration = Duration::from_secs(1);
 
 /// Statistics of the drain thread.
 #[derive(Debug, Default)]
@@ -160,7 +160,7 @@ impl Worker {
         // A probe reads the wake request before it submits its event. A probe that read it just before it was set does
         // not wake the thread, so where events are possible, the wait has a timeout.
         let emits = plan.probes.iter().any(|probe| probe.emit.is_some() || !probe.slow.is_empty());
-        let longest = emits.then_some(LONGEST);
+        let longest = emits.then_some(MAX_DELAY);
         let drain = || {
             let before = stats.events.load(Ordering::Relaxed);
             // Fails only if a callback does.

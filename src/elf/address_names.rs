@@ -37,10 +37,10 @@ struct Function {
     name: Range<usize>,
 }
 
-/// The maximum number of functions without a size whose ends are determined. Real files have a few.
-const UNSIZED_MAX: usize = 4096;
-/// The maximum number of functions examined per lookup. Only a maliciously crafted file has more that overlap.
-const LOOKED_AT: usize = 4096;
+/// Functions without a size whose ends are determined. Real files have a few.
+const MAX_UNSIZED: usize = 4096;
+/// Overlapping functions that are examined at most: only files built to take time have more.
+const MAX_OVERLAPPING: usize = 4096;
 
 impl AddressNames {
     /// Built from every source of function names in the image.
@@ -63,7 +63,7 @@ impl AddressNames {
         });
         all.dedup_by_key(|symbol| symbol.vaddr);
         let mut found = AddressNames { functions: Vec::new(), names: String::new(), segments };
-        let (mut reach, mut room) = (0, UNSIZED_MAX);
+        let (mut reach, mut room) = (0, MAX_UNSIZED);
         for (number, symbol) in all.iter().enumerate() {
             let end = match symbol.size {
                 0 if symbol.kind == Kind::Label || room == 0 => None,
@@ -102,7 +102,7 @@ impl AddressNames {
             segment.vaddr.checked_add(into)
         })?;
         let after = self.functions.partition_point(|function| function.begin <= vaddr);
-        let before = self.functions[..after].iter().rev().take(LOOKED_AT);
+        let before = self.functions[..after].iter().rev().take(MAX_OVERLAPPING);
         let function =
             before.take_while(|function| function.reach > vaddr).find(|function| vaddr < function.end)?;
         Some(shown(self.names.get(function.name.clone())?))

@@ -16,8 +16,8 @@ use iced_x86::{
 use super::Image;
 use super::body::{Body, Condition, Jump, is_write, writes};
 
-/// The maximum number of instructions between such a jump and the `ret`.
-const LONGEST: usize = 24;
+/// Instructions between such a jump and the `ret` at most.
+const MAX_INSTRUCTIONS: usize = 24;
 /// The maximum number of jumps that stand for one `ret`: a call may pass all of them.
 const JUMPS_MAX: usize = 2;
 /// The offset of the stack protector's guard value in a thread's own segment, as the C library lays it out.
@@ -52,7 +52,7 @@ impl Code<'_, '_> {
     pub fn approaches(&self, body: &Body, ret: u64) -> Option<Vec<Approach>> {
         let (mut at, mut above, mut is_final) = (ret, 0, true);
         let mut found = Vec::new();
-        for _ in 0..LONGEST {
+        for _ in 0..MAX_INSTRUCTIONS {
             // A jump past an instruction's prefix leads here as well.
             let inside = at + 1..body.after(at);
             if self.landings.contains(&at) || self.jumps.iter().any(|jump| inside.contains(&jump.target)) {

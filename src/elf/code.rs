@@ -99,8 +99,8 @@ impl<'a> Functions<'a> {
 
     /// Returns where control arrives if it runs on through the padding between two functions.
     pub(super) fn past_padding(&self, vaddr: u64) -> u64 {
-        const LONGEST: usize = 64;
-        let code = self.image.code_at(vaddr, LONGEST).unwrap_or(&[]);
+        const MAX_LENGTH: usize = 64;
+        let code = self.image.code_at(vaddr, MAX_LENGTH).unwrap_or(&[]);
         let fill = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).into_iter();
         let next = fill.take_while(|now| now.mnemonic() == Mnemonic::Nop && self.around(now.ip()).is_none());
         next.last().map_or(vaddr, |last| last.next_ip())

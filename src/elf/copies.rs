@@ -11,8 +11,8 @@ use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
 /// The size of the largest function that is decoded.
 const DECODED_MAX: u64 = 256 << 10;
-/// How many names a remark lists.
-const LISTED: usize = 4;
+/// Names that a note lists at most.
+const MAX_LISTED: usize = 4;
 
 /// Returns what the user should know about the functions found for a name.
 pub(super) fn remarks_on(
@@ -134,13 +134,13 @@ fn differs(symbol: &Symbol<'_>, found: &BTreeMap<u64, Symbol<'_>>) -> bool {
 pub(super) fn listed(names: &[&str]) -> String {
     let displayed: Vec<String> = names
         .iter()
-        .take(LISTED)
+        .take(MAX_LISTED)
         .map(|name| match clone_of(name) {
             Some(_) => (*name).to_owned(),
             None => demangle(name, Signature::Name).unwrap_or_else(|| (*name).to_owned()),
         })
         .collect();
-    let more = names.len().saturating_sub(LISTED);
+    let more = names.len().saturating_sub(MAX_LISTED);
     match more {
         0 => displayed.join(", "),
         more => format!("{} and {more} more", displayed.join(", ")),

@@ -283,10 +283,10 @@ pub(super) struct Node<'d> {
 }
 
 impl<'d> Finder<'d> {
-    /// The maximum number of units that are open at a time.
-    const OPENED_MAX: usize = 16;
+    /// Units that are kept open.
+    const MAX_OPEN_UNITS: usize = 16;
     /// The maximum number of an entry's children that are examined.
-    const CHILDREN_MAX: usize = 4096;
+    const MAX_CHILDREN: usize = 4096;
 
     fn numbered(&self, number: usize) -> Option<Rc<OpenUnit<'d>>> {
         if let Some(unit) = self.opened.borrow().get(&number) {
@@ -300,7 +300,7 @@ impl<'d> Finder<'d> {
         let header = dwarf.debug_info.header_from_offset(DebugInfoOffset(offset - base)).ok()?;
         let unit = Rc::new(OpenUnit { unit: dwarf.unit(header).ok()?, base });
         let mut opened = self.opened.borrow_mut();
-        if opened.len() >= Self::OPENED_MAX {
+        if opened.len() >= Self::MAX_OPEN_UNITS {
             opened.clear();
         }
         opened.insert(number, unit.clone());
@@ -360,7 +360,7 @@ impl<'d> Finder<'d> {
         while let Some(entry) = entries.current() {
             let Some(at) = node.unit.place(entry.offset()) else { break };
             found.push(Node { unit: node.unit.clone(), entry: entry.clone(), at });
-            if found.len() == Self::CHILDREN_MAX || entries.next_sibling().is_err() {
+            if found.len() == Self::MAX_CHILDREN || entries.next_sibling().is_err() {
                 break;
             }
         }

@@ -40,9 +40,9 @@ impl Functions<'_> {
     /// Returns the first instruction from `entry` on that can be probed, and that is reached only once and only from
     /// the entry.
     fn first_probeable(&self, body: &Body, entry: u64) -> Option<u64> {
-        const LOOKED_AT: usize = 4;
+        const MAX_INSTRUCTIONS: usize = 4;
         let mut at = entry;
-        for _ in 0..LOOKED_AT {
+        for _ in 0..MAX_INSTRUCTIONS {
             if Site::at(&self.image, at).is_some_and(|site| site.shape.takes_probe()) {
                 return Some(at);
             }

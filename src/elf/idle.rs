@@ -12,12 +12,11 @@ use super::Image;
 use super::headers::{LE, PAGE, executable};
 use super::probeable::{Verdict, verdict};
 
-/// Padding between two sections is shorter than the largest alignment that linkers use; anything longer is something
-/// else.
-const LONGEST_FILL: u64 = 64;
+/// Padding between two sections is shorter than any alignment that linkers use; anything longer is not padding.
+const MAX_PADDING: u64 = 64;
 
-/// The maximum ever needed: one for each semaphore.
-const MOST: usize = 256;
+/// One for each semaphore is enough.
+const MAX_RANGES: usize = 256;
 
 impl Image<'_> {
     /// Returns file offsets in executable pages at which no instruction is ever executed and no data read, and at which
@@ -38,7 +37,7 @@ impl Image<'_> {
             let page_end = end.checked_next_multiple_of(PAGE).filter(|_| whole).unwrap_or(end);
             (end..page_end).filter(|offset| !self.is_loaded(*offset))
         });
-        after.chain(self.fill()).filter(is_probeable).take(MOST).collect()
+        after.chain(self.fill()).filter(is_probeable).take(MAX_RANGES).collect()
     }
 
     fn is_loaded(&self, offset: u64) -> bool {
@@ -67,7 +66,7 @@ impl Image<'_> {
         let gaps: Vec<Range<u64>> = code
             .windows(2)
             .map(|pair| pair[0].end..pair[1].start)
-            .filter(|gap| gap.start < gap.end && gap.end - gap.start < LONGEST_FILL)
+            .filter(|gap| gap.start < gap.end && gap.end - gap.start < MAX_PADDING)
             .collect();
         gaps.into_iter().flatten()
     }

@@ -181,10 +181,10 @@ impl<'a> SymbolIndex<'a> {
 
     /// Returns the function whose code contains the address; of several, the one that begins last.
     pub(super) fn function_around(&self, vaddr: u64) -> Option<&Symbol<'a>> {
-        /// The maximum number of functions examined per lookup. Only a maliciously crafted file has more that overlap.
-        const LOOKED_AT: usize = 4096;
+        /// Overlapping functions that are examined at most: only files built to take time have more.
+        const MAX_OVERLAPPING: usize = 4096;
         let after = self.by_address.partition_point(|(number, _)| self.symbol(*number).vaddr <= vaddr);
-        let before = self.by_address[..after].iter().rev().take(LOOKED_AT);
+        let before = self.by_address[..after].iter().rev().take(MAX_OVERLAPPING);
         let mut covering = before
             .take_while(|(_, reach)| *reach > vaddr)
             .map(|(number, _)| self.symbol(*number))

@@ -4,12 +4,12 @@
 use super::Image;
 
 /// The largest symbol file that is decompressed. That of a whole browser has 10 MiB.
-const UNPACKED_MAX: u64 = 64 << 20;
+const MAX_UNPACKED: u64 = 64 << 20;
 
 /// Returns the decompressed ELF file in `.gnu_debugdata`. `None` if there is none, it is damaged, or it is too large.
 pub fn embedded_symbols(image: &Image<'_>) -> Option<Vec<u8>> {
     let packed = image.section_data(image.section(b".gnu_debugdata")?)?;
-    let size = unpacked_size(packed).filter(|size| *size <= UNPACKED_MAX)?;
+    let size = unpacked_size(packed).filter(|size| *size <= MAX_UNPACKED)?;
     let mut unpacked = Vec::with_capacity(usize::try_from(size).ok()?);
     let mut input = packed;
     lzma_rs::xz_decompress(&mut input, &mut unpacked).ok()?;

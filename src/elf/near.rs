@@ -1,21 +1,21 @@
 //! Suggestions of similar names for one that does not exist.
 
-/// How many names are suggested.
-const OFFERED: usize = 3;
+/// Names that are suggested at most.
+const MAX_SUGGESTIONS: usize = 3;
 /// Longer names are not compared: the work is the product of both lengths.
-const LENGTH_MAX: usize = 80;
-/// The maximum number of comparisons, in case a file has a hostile number of names.
-const COMPARED_MAX: usize = 100_000;
+const MAX_LENGTH: usize = 80;
+/// Comparisons at most, for files with a hostile number of names.
+const MAX_COMPARED: usize = 100_000;
 
 /// Returns up to three of `names`: those that differ least from `wanted`, followed by names that contain it; closest
 /// first.
 pub(super) fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> Vec<String> {
     let wanted = wanted.to_ascii_lowercase();
-    if wanted.is_empty() || wanted.len() > LENGTH_MAX {
+    if wanted.is_empty() || wanted.len() > MAX_LENGTH {
         return Vec::new();
     }
     let limit = (wanted.len() / 3).max(2);
-    let mut left = COMPARED_MAX;
+    let mut left = MAX_COMPARED;
     let mut best: Vec<(usize, String)> = Vec::new();
     for name in names {
         let lower = name.to_ascii_lowercase();
@@ -26,14 +26,14 @@ pub(super) fn nearest(wanted: &str, names: impl IntoIterator<Item = String>) -> 
             None
         };
         let rank =
-            rank.or_else(|| (name.len() <= LENGTH_MAX && lower.contains(&wanted)).then_some(limit + 1));
+            rank.or_else(|| (name.len() <= MAX_LENGTH && lower.contains(&wanted)).then_some(limit + 1));
         let Some(rank) = rank else { continue };
         let entry = (rank, name);
         if let Err(at) = best.binary_search(&entry)
-            && at < OFFERED
+            && at < MAX_SUGGESTIONS
         {
             best.insert(at, entry);
-            best.truncate(OFFERED);
+            best.truncate(MAX_SUGGESTIONS);
         }
     }
     best.into_iter().map(|(_, name)| name).collect()

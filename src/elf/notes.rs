@@ -29,7 +29,7 @@ pub struct Note {
 
 /// The maximum number of note sections that are read: a linker makes one, unless a script or `--unique` leaves those of
 /// its inputs separate.
-const SECTIONS_MAX: usize = 4096;
+const MAX_SECTIONS: usize = 4096;
 
 /// Returns all USDT notes of a file, in file order. An empty section has no notes; a missing section is
 /// [`ElfError::NoNotes`], and a file without any sections is [`ElfError::NoSections`].
@@ -37,7 +37,7 @@ pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
     let base = image.section(b".stapsdt.base").map(|s| s.sh_addr(LE));
     let mut found = None;
     let mut room = image.bytes().len();
-    for section in image.sections_named(b".note.stapsdt").take(SECTIONS_MAX) {
+    for section in image.sections_named(b".note.stapsdt").take(MAX_SECTIONS) {
         let malformed =
             |reason: &str| ElfError::Malformed { what: ".note.stapsdt section", reason: reason.to_owned() };
         let data =

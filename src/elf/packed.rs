@@ -12,7 +12,7 @@ use super::Image;
 use super::headers::LE;
 
 /// Larger sections are not read.
-const BYTES_MAX: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 
 /// Returns whether a section of this name exists, including one compressed by older binutils (`.zdebug_info`).
 pub(super) fn is_there(image: &Image<'_>, name: &[u8]) -> bool {
@@ -25,7 +25,7 @@ pub(super) fn contents<'a>(image: &Image<'a>, name: &[u8]) -> Option<Cow<'a, [u8
     let Some(section) = image.section(name) else { return old_section(image, name) };
     let data = image.section_data(section)?;
     if !section.sh_flags(LE).contains(SHF_COMPRESSED) {
-        return (data.len() as u64 <= BYTES_MAX).then_some(Cow::Borrowed(data));
+        return (data.len() as u64 <= MAX_BYTES).then_some(Cow::Borrowed(data));
     }
     // Elf64_Chdr: type, reserved, size, alignment.
     let kind = u32::from_le_bytes(*data.first_chunk()?);
@@ -53,7 +53,7 @@ fn old_name(name: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn unpacked<'a>(decoder: impl Read, size: u64) -> Option<Cow<'a, [u8]>> {
-    if size > BYTES_MAX {
+    if size > MAX_BYTES {
         return None;
     }
     let mut unpacked = Vec::new();

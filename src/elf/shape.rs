@@ -49,8 +49,8 @@ const NOP5: &[u8] = &[0x0f, 0x1f, 0x44, 0x00, 0x00];
 const NOP10: &[u8] = &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0x00];
 pub(super) const ENDBR64: &[u8] = &[0xf3, 0x0f, 0x1e, 0xfa];
 
-/// The maximum number of bytes at a site that [`SiteShape::of`] examines.
-pub(super) const LOOK_AT: usize = 16;
+/// Bytes from a site that [`SiteShape::of`] reads at most.
+pub(super) const MAX_SITE_BYTES: usize = 16;
 
 impl SiteShape {
     /// Judges the code at a site, given the bytes from there on.

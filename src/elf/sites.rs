@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::forms::cut;
 use super::near::nearest;
-use super::shape::LOOK_AT;
+use super::shape::MAX_SITE_BYTES;
 use super::symbols::variables;
 use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, notes, parse_args};
 
@@ -79,7 +79,7 @@ impl Site {
 
     /// Returns a site without arguments or semaphore. `None` if the file contains no code for the address.
     pub(crate) fn at(image: &Image<'_>, vaddr: u64) -> Option<Site> {
-        let code = image.code_at(vaddr, LOOK_AT)?;
+        let code = image.code_at(vaddr, MAX_SITE_BYTES)?;
         let (offset, is_writable) = image.code_offset(vaddr)?;
         let shape = match SiteShape::of(image.arch(), code) {
             _ if is_writable => SiteShape::Writable,

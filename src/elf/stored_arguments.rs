@@ -8,10 +8,10 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use super::Image;
 use super::body::writes;
 
-/// The maximum number of instructions before a function's own code: a few for each argument.
-const LONGEST: usize = 128;
-/// The maximum size of these instructions in bytes.
-const BYTES: usize = 1024;
+/// Instructions that store arguments before the function's own code, at most.
+const MAX_INSTRUCTIONS: usize = 128;
+/// Their length in bytes, at most.
+const MAX_BYTES: usize = 1024;
 
 /// Registers that hold argument words.
 const ARGUMENTS: [Register; 6] =
@@ -20,11 +20,11 @@ const ARGUMENTS: [Register; 6] =
 /// Returns the argument words that the function beginning at `entry` stores before it does anything else, by their
 /// offset from the frame pointer.
 pub(super) fn stored_arguments(image: &Image<'_>, entry: u64) -> HashMap<i64, usize> {
-    let code = image.code_at(entry, BYTES).unwrap_or(&[]);
+    let code = image.code_at(entry, MAX_BYTES).unwrap_or(&[]);
     let all = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter();
     let mut held: HashMap<Register, usize> = ARGUMENTS.into_iter().zip(0..).collect();
     let mut stored: HashMap<i64, Option<usize>> = HashMap::new();
-    for now in all.take(LONGEST).take_while(|now| now.flow_control() == FlowControl::Next) {
+    for now in all.take(MAX_INSTRUCTIONS).take_while(|now| now.flow_control() == FlowControl::Next) {
         let source = source_register(&now);
         if let Some(offset) = stored_at(&now) {
             stored.entry(offset).or_insert_with(|| held.get(&source?).copied());

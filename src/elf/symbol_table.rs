@@ -8,9 +8,8 @@ use object::read::elf::{SectionHeader, Sym};
 
 use super::headers::{Headers, LE, bounded_str};
 
-/// The maximum total length of a table's names. Only a maliciously crafted file exceeds it, with many names that share
-/// one string.
-const NAMES_MAX: usize = 1 << 30;
+/// Bytes of all names of a table. Only tables built to take time have more, with many names that share one string.
+const MAX_NAMES: usize = 1 << 30;
 
 /// One defined or undefined symbol.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +91,7 @@ impl<'a> SymbolTable<'a> {
 
     /// Iterates over the symbols with their numbers in the table.
     pub fn numbered(self) -> impl Iterator<Item = (SymbolIndex, Symbol<'a>)> + use<'a> {
-        let mut room = NAMES_MAX;
+        let mut room = MAX_NAMES;
         self.entries.iter().enumerate().filter_map(move |(number, entry)| {
             let name = bounded_str(self.strings, entry.st_name(LE))?;
             room = room.checked_sub(name.len())?;

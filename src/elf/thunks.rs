@@ -6,8 +6,8 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKi
 use super::body::register;
 use super::{Image, Reg};
 
-/// The maximum size of such code.
-const LONGEST: u64 = 64;
+/// Bytes of a thunk at most.
+const MAX_LENGTH: u64 = 64;
 
 /// Returns the register to whose address the code there jumps; `None` if it is other code.
 ///
@@ -21,7 +21,7 @@ pub(super) fn jumps_by(image: &Image<'_>, vaddr: u64) -> Option<Reg> {
         return (jump.op0_kind() == OpKind::Register).then(|| register(jump.op0_register())).flatten();
     }
     let target = first.near_branch_target();
-    if first.flow_control() != FlowControl::Call || !(first.next_ip()..vaddr + LONGEST).contains(&target) {
+    if first.flow_control() != FlowControl::Call || !(first.next_ip()..vaddr + MAX_LENGTH).contains(&target) {
         return None;
     }
     let mut code = from(image, target)?.filter(|now| now.mnemonic() != Mnemonic::Lfence);
@@ -37,6 +37,6 @@ pub(super) fn jumps_by(image: &Image<'_>, vaddr: u64) -> Option<Reg> {
 }
 
 fn from<'a>(image: &Image<'a>, vaddr: u64) -> Option<impl Iterator<Item = Instruction> + use<'a>> {
-    let code = image.code_at(vaddr, LONGEST as usize)?;
+    let code = image.code_at(vaddr, MAX_LENGTH as usize)?;
     Some(Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).into_iter())
 }

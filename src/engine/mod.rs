@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use self::retired::RetiredCounts;
 use crate::clock::unix_now;
-use crate::costs::until_now;
+use crate::costs::so_far;
 use crate::drain::Drain;
 use crate::kernel::{Attach, KernelError, Pinning, Shared, SharedPrices};
 use crate::layout::Layout;
@@ -303,6 +303,6 @@ impl Engines {
     pub fn cost(&self, probe: usize) -> f64 {
         let probe_ref = self.probe_refs[probe];
         let engine = &self.all[probe_ref.engine];
-        until_now(&engine.plan, &engine.shared, &engine.prices.get(), probe_ref.probe)
+        so_far(&engine.plan, &engine.shared, &engine.prices.get(), probe_ref.probe)
     }
 }

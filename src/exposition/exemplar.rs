@@ -4,10 +4,9 @@ use std::collections::HashMap;
 
 use super::labels::{labels, push_label};
 
-/// The limit for the names and values of an exemplar's labels together, in characters.
-///
-/// From: <https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars>.
-const CHARACTERS: usize = 128;
+/// Characters that the names and values of an exemplar's labels may have together. From:
+/// <https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars>.
+const MAX_CHARACTERS: usize = 128;
 
 /// The maximum number of series with exemplars; beyond it, the series whose latest exemplar is the oldest is evicted.
 const SERIES: usize = 1000;
@@ -25,7 +24,7 @@ pub struct Exemplar {
 impl Exemplar {
     /// Keeps the labels that fit, in order. `time` is in seconds since 1970.
     pub fn new<'a>(all: impl Iterator<Item = (&'a str, &'a str)>, value: f64, time: f64) -> Self {
-        let (mut shown, mut room) = (String::new(), CHARACTERS);
+        let (mut shown, mut room) = (String::new(), MAX_CHARACTERS);
         for (name, text) in all {
             let wanted = name.chars().count() + text.chars().count();
             if wanted <= room && labels(&shown).iter().all(|(known, _)| *known != name) {
@@ -46,7 +45,13 @@ pub struct Exemplars {
 
 impl Exemplars {
     /// Records the exemplar in bucket `bucket` of `buckets`.
-    pub fn note(&mut self, metric: &str, key: String, (bucket, buckets): (usize, usize), exemplar: Exemplar) {
+    pub fn record(
+        &mut self,
+        metric: &str,
+        key: String,
+        (bucket, buckets): (usize, usize),
+        exemplar: Exemplar,
+    ) {
         let latest = |all: &[Option<Exemplar>]| {
             all.iter().flatten().map(|one| one.time).max_by(f64::total_cmp).unwrap_or_default()
         };
@@ -98,17 +103,17 @@ mod tests {
     fn the_latest_of_each_bucket_is_remembered_and_memory_is_bounded() {
         let mut all = Exemplars::default();
         let exemplar = |time: f64| Exemplar::new([("n", "1")].into_iter(), 0.5, time);
-        all.note("m", "a=\"1\"".into(), (1, 3), exemplar(1.0));
-        all.note("m", "a=\"1\"".into(), (1, 3), exemplar(2.0));
-        all.note("m", "a=\"1\"".into(), (2, 3), exemplar(3.0));
-        all.note("m", "a=\"1\"".into(), (3, 3), exemplar(4.0));
+        all.record("m", "a=\"1\"".into(), (1, 3), exemplar(1.0));
+        all.record("m", "a=\"1\"".into(), (1, 3), exemplar(2.0));
+        all.record("m", "a=\"1\"".into(), (2, 3), exemplar(3.0));
+        all.record("m", "a=\"1\"".into(), (3, 3), exemplar(4.0));
         assert_eq!(all.of("m", "a=\"1\"", 3), [None, Some(exemplar(2.0)), Some(exemplar(3.0))]);
         assert_eq!(all.of("m", "a=\"1\"", 4), []);
         assert_eq!(all.of("m", "a=\"2\"", 3), []);
-        all.note("m", "a=\"1\"".into(), (0, 2), exemplar(5.0));
+        all.record("m", "a=\"1\"".into(), (0, 2), exemplar(5.0));
         assert_eq!(all.of("m", "a=\"1\"", 2), [Some(exemplar(5.0)), None]);
         for n in 0..SERIES + 5 {
-            all.note("m", format!("b=\"{n}\""), (0, 1), exemplar(10.0 + n as f64));
+            all.record("m", format!("b=\"{n}\""), (0, 1), exemplar(10.0 + n as f64));
         }
         assert_eq!(
             (all.series.len(), all.of("m", "a=\"1\"", 2).len(), all.of("m", "b=\"0\"", 1).len()),

@@ -12,7 +12,7 @@ impl Names {
     }
 
     /// Whether a family is selected.
-    pub fn want(&self, head: &Head) -> bool {
+    pub fn matches(&self, head: &Head) -> bool {
         let is_meant = |name: &String| {
             name == head.name()
                 || head
@@ -36,7 +36,7 @@ mod tests {
         let histogram = Head::new("h", "", Kind::Histogram(vec![1.0]));
         let wants = |names: &[&str]| {
             let names = Names::new(names.iter().map(ToString::to_string).collect());
-            (names.want(&counter), names.want(&histogram))
+            (names.matches(&counter), names.matches(&histogram))
         };
         for (names, wanted) in [
             (&[][..], (true, true)),

@@ -171,7 +171,7 @@ impl Answerer {
                 // If credentials are configured, an unauthenticated client is a stranger: it is not recorded, even on
                 // an open route.
                 if secured.auth.is_none() || watch.is_trusted() {
-                    note_visit(route, &request, peer.address, secured.auth.is_some(), began, &answer);
+                    record_visit(route, &request, peer.address, secured.auth.is_some(), began, &answer);
                 }
                 answer
             }
@@ -331,7 +331,7 @@ impl Answerer {
 }
 
 /// Records the visitor, unless the request was refused.
-fn note_visit(
+fn record_visit(
     route: &Route,
     request: &Parts,
     peer: IpAddr,
@@ -346,7 +346,7 @@ fn note_visit(
     let header = |name| request.headers.get(name);
     let user = header(header::AUTHORIZATION).filter(|_| has_users).and_then(user_of);
     let agent = header(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    visitors.note(peer, user, agent, began.elapsed(), answer.body.len(), answer.status.as_u16());
+    visitors.record(peer, user, agent, began.elapsed(), answer.body.len(), answer.status.as_u16());
 }
 
 /// Returns what is wrong with the `Host` header (RFC 9112, section 3.2).

@@ -23,8 +23,8 @@ use super::turns::Turns;
 const MAX_HEADER: usize = 2048;
 /// The highest accepted bcrypt cost: an evaluation takes about 20 seconds.
 const MAX_COST: u32 = 18;
-/// The number of cached bcrypt results: correct ones per user, and wrong ones in total.
-const REMEMBERED: usize = 64;
+/// Cached bcrypt results: correct passwords of each user, and wrong ones.
+const CACHE_SIZE: usize = 64;
 
 /// The users and passwords that grant access. Cheap to clone; holds no password in plain text, and `Debug` shows
 /// neither passwords nor users.
@@ -264,7 +264,7 @@ impl Recent {
             return;
         }
         self.order.push_back(pair.to_vec());
-        if self.order.len() > REMEMBERED
+        if self.order.len() > CACHE_SIZE
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);

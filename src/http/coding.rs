@@ -8,8 +8,8 @@ use hyper::body::Bytes;
 use hyper::header::{ACCEPT_ENCODING, HeaderMap};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// Bodies below this size in bytes fit into one packet and are sent uncompressed.
-const WORTH_IT: usize = 1024;
+/// Shorter bodies fit into one packet and are sent uncompressed.
+const MIN_BYTES: usize = 1024;
 
 /// A content coding of the response body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,7 @@ fn weight(parameter: &str) -> u16 {
 
 /// Whether a body of `length` bytes is worth compressing.
 pub(super) fn worth_it(length: usize) -> bool {
-    length >= WORTH_IT
+    length >= MIN_BYTES
 }
 
 /// Compresses `body` with gzip. Level 1: a page of metrics shrinks about tenfold at the lowest cost, and higher levels

@@ -8,9 +8,9 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The maximum number of buckets. A client whose bucket was dropped starts with a full one, so clients that use many
-/// addresses do not harm the others.
-const CLIENTS: usize = 4096;
+/// Clients that are tracked. A client that is evicted starts again with a full bucket, so clients from many addresses
+/// do not harm the others.
+const MAX_CLIENTS: usize = 4096;
 
 /// The request rate allowed per client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Limiter {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let full = f64::from(rate.burst);
         let client = (peer, is_known);
-        if buckets.len() >= CLIENTS && !buckets.contains_key(&client) {
+        if buckets.len() >= MAX_CLIENTS && !buckets.contains_key(&client) {
             forget(&mut buckets, rate, now);
         }
         let bucket = buckets.entry(client).or_insert(Bucket { tokens: full, at: now });
@@ -65,7 +65,7 @@ fn forget(buckets: &mut HashMap<(IpAddr, bool), Bucket>, rate: Rate, now: Instan
         bucket.refill(rate, now);
         bucket.tokens < f64::from(rate.burst)
     });
-    if buckets.len() >= CLIENTS
+    if buckets.len() >= MAX_CLIENTS
         && let Some(fullest) =
             buckets.iter().max_by(|a, b| a.1.tokens.total_cmp(&b.1.tokens)).map(|(client, _)| *client)
     {
@@ -113,9 +113,9 @@ mod tests {
     fn memory_is_bounded() {
         let limiter = Limiter::default();
         let now = Instant::now();
-        for n in 0..2 * CLIENTS as u32 {
+        for n in 0..2 * MAX_CLIENTS as u32 {
             assert!(limiter.allows(RATE, peer(n), false, now));
         }
-        assert!(limiter.buckets.lock().unwrap().len() <= CLIENTS);
+        assert!(limiter.buckets.lock().unwrap().len() <= MAX_CLIENTS);
     }
 }

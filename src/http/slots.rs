@@ -24,8 +24,8 @@ use tokio::time::timeout;
 use super::limits::Limits;
 use super::watch::{EvictionClass, Watch};
 
-/// How often a waiting connection retries to get a slot.
-const RETRY: Duration = Duration::from_millis(10);
+/// How often a waiting connection checks for a free slot.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
 pub(super) struct Slots {
     limits: Arc<Limits>,
@@ -36,8 +36,8 @@ pub(super) struct Slots {
     waiting: Mutex<VecDeque<oneshot::Sender<Infallible>>>,
 }
 
-/// The maximum number of authenticated peers remembered per listener.
-const KNOWN_PEERS: usize = 64;
+/// Authenticated peers that are remembered for each listener.
+const MAX_KNOWN_PEERS: usize = 64;
 
 #[derive(Default)]
 struct Occupants {
@@ -71,7 +71,7 @@ impl Slot {
     pub(super) fn remember_peer(&self) {
         let known = &mut self.slots.lock().known;
         known.retain(|peer| *peer != self.peer);
-        if known.len() == KNOWN_PEERS {
+        if known.len() == MAX_KNOWN_PEERS {
             known.pop_front();
         }
         known.push_back(self.peer);
@@ -121,7 +121,7 @@ impl Slots {
         let deadline = Instant::now() + self.limits.admission;
         loop {
             // There is no notification for the end of a grace period.
-            let _ = timeout(RETRY, self.freed.notified()).await;
+            let _ = timeout(RETRY_INTERVAL, self.freed.notified()).await;
             let admission = self.admit(address);
             if matches!(admission, Admission::Admitted { .. }) || Instant::now() >= deadline {
                 return admission;
@@ -361,7 +361,7 @@ mod tests {
         let taken = connect(&slots, "10.0.0.1").unwrap();
         let address = "10.0.0.2".parse().unwrap();
         let mut older = Box::pin(slots.admit_or_wait(address));
-        assert!(timeout(RETRY * 2, &mut older).await.is_err());
+        assert!(timeout(RETRY_INTERVAL * 2, &mut older).await.is_err());
         let (older, newer, ()) = tokio::join!(older, slots.admit_or_wait(address), async {
             tokio::task::yield_now().await;
             drop(taken);

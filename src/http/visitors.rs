@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The maximum number of visitors remembered per route.
-const REMEMBERED: usize = 16;
+/// Visitors of one route that are remembered.
+const MAX_VISITORS: usize = 16;
 /// The maximum length of a user name or `User-Agent`.
 const MAX_NAME: usize = 100;
 
@@ -35,7 +35,7 @@ pub struct Visitor {
 
 impl Visitors {
     /// Records a request that was just handled. Requests with the same peer, user and agent belong to one visitor.
-    pub(super) fn note(
+    pub(super) fn record(
         &self,
         peer: IpAddr,
         user: Option<String>,
@@ -52,7 +52,7 @@ impl Visitors {
         let is_it = |old: &Visitor| old.peer == peer && old.user == user && old.agent == agent;
         let before = all.iter().position(is_it).map(|at| all.remove(at).requests).unwrap_or(0);
         all.insert(0, Visitor { peer, user, agent, at, took, bytes, status, requests: before + 1 });
-        all.truncate(REMEMBERED);
+        all.truncate(MAX_VISITORS);
     }
 
     /// Returns all visitors, latest first.
@@ -69,8 +69,8 @@ fn cut(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn note(visitors: &Visitors, peer: &str, agent: &str) {
-        visitors.note(peer.parse().unwrap(), None, agent, Duration::from_millis(4), 10, 200);
+    fn record(visitors: &Visitors, peer: &str, agent: &str) {
+        visitors.record(peer.parse().unwrap(), None, agent, Duration::from_millis(4), 10, 200);
     }
 
     #[test]
@@ -79,7 +79,7 @@ mod tests {
         for (peer, agent) in
             [("192.0.2.1", "a"), ("192.0.2.2", "a"), ("::ffff:192.0.2.1", "a"), ("192.0.2.1", "b")]
         {
-            note(&visitors, peer, agent);
+            record(&visitors, peer, agent);
         }
         let seen: Vec<_> =
             visitors.all().into_iter().map(|v| (v.peer.to_string(), v.agent, v.requests)).collect();
@@ -91,10 +91,10 @@ mod tests {
     fn memory_is_bounded() {
         let visitors = Visitors::default();
         for number in 0..1000 {
-            note(&visitors, "192.0.2.1", &format!("{number}{}\n", "x".repeat(1000)));
+            record(&visitors, "192.0.2.1", &format!("{number}{}\n", "x".repeat(1000)));
         }
         let all = visitors.all();
-        assert_eq!(all.len(), REMEMBERED);
+        assert_eq!(all.len(), MAX_VISITORS);
         assert!(
             all[0].agent.starts_with("999x") && all.iter().all(|visitor| visitor.agent.len() == MAX_NAME)
         );

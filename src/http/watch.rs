@@ -174,7 +174,7 @@ impl Watch {
     }
 
     /// Records that hyper has dropped the response's body.
-    pub(super) fn let_go_of_body(&self) {
+    pub(super) fn release_body(&self) {
         self.lock().body_taken = true;
     }
 

@@ -121,6 +121,6 @@ impl Body for WatchedBody {
 
 impl Drop for WatchedBody {
     fn drop(&mut self) {
-        self.watch.let_go_of_body();
+        self.watch.release_body();
     }
 }

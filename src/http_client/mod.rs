@@ -180,13 +180,13 @@ impl Client {
     /// # Errors
     /// See [`Self::send`].
     pub async fn answer(&self, request: Request) -> Result<Answer, ClientError> {
-        match tokio::time::timeout(self.timeout, self.ask(request)).await {
+        match tokio::time::timeout(self.timeout, self.exchange(request)).await {
             Ok(answered) => answered,
             Err(_) => Err(ClientError::Late(self.timeout)),
         }
     }
 
-    async fn ask(&self, request: Request) -> Result<Answer, ClientError> {
+    async fn exchange(&self, request: Request) -> Result<Answer, ClientError> {
         let url = &request.url;
         let secured = url.is_secure.then(|| self.tls.current()).transpose().map_err(ClientError::Files)?;
         let stream = TcpStream::connect((url.host.as_str(), url.port)).await.map_err(ClientError::Connect)?;

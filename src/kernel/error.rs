@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use caps::{CapSet, Capability};
 
-use super::refusal::{GIVEN_UP, error_number, lockdown};
+use super::refusal::{CAPABILITIES_DROPPED, error_number, lockdown};
 use crate::privileges::given_up;
 
 /// An operation that the kernel rejected.
@@ -71,7 +71,7 @@ impl Machine {
                 "out of memory: free some, raise the service's limit (MemoryMax=), or lower `limits`"
                     .to_string()
             }
-            Some(libc::EPERM | libc::EACCES) if self.given_up => GIVEN_UP.to_string(),
+            Some(libc::EPERM | libc::EACCES) if self.given_up => CAPABILITIES_DROPPED.to_string(),
             Some(libc::EPERM | libc::EACCES) if !self.has_rights => {
                 "run as root, or with CAP_BPF and CAP_PERFMON; in a container, also allow bpf(2)".to_string()
             }
@@ -79,7 +79,7 @@ impl Machine {
             Some(libc::EPERM | libc::EACCES | libc::EINVAL) if self.lockdown.is_some() => {
                 "kernel lockdown (confidentiality mode) forbids tracing, even for root".to_string()
             }
-            _ if version(release).is_none_or(|version| version < OLDEST) => {
+            _ if version(release).is_none_or(|version| version < MIN_RELEASE) => {
                 format!("Linux 6.1 or later with CONFIG_DEBUG_INFO_BTF is required; this is {release}")
             }
             _ if !self.has_types => format!(
@@ -94,8 +94,8 @@ impl Machine {
     }
 }
 
-/// The first kernel that all programs are tried on.
-const OLDEST: (u32, u32) = (6, 1);
+/// The oldest kernel that all programs are tested on.
+const MIN_RELEASE: (u32, u32) = (6, 1);
 
 /// The first two numbers of a release such as 6.1.0-56-cloud-amd64.
 fn version(release: &str) -> Option<(u32, u32)> {

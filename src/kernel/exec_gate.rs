@@ -18,7 +18,7 @@ use super::exec_watchdog;
 use super::lease::{checked, signal};
 
 /// Descriptors of pending events are smaller: the thread that reads them has few.
-const EVENTS: RawFd = 1024;
+const EVENT_DESCRIPTORS: RawFd = 1024;
 
 /// The files whose execution waits.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl ExecGate {
         // SAFETY: a new descriptor that nothing else has.
         let mut gate = Self { group: unsafe { OwnedFd::from_raw_fd(fd) }, watchdog: None };
         let watchdog =
-            exec_watchdog::start(gate.group.as_raw_fd(), || gate.waiting() > 0, || gate.let_all_in())?;
+            exec_watchdog::start(gate.group.as_raw_fd(), || gate.waiting() > 0, || gate.release_all())?;
         gate.watchdog = Some(watchdog);
         Ok(gate)
     }
@@ -69,11 +69,11 @@ impl ExecGate {
     }
 
     /// Lets all waiting processes continue; for the watchdog, which may only make system calls.
-    fn let_all_in(&self) {
+    fn release_all(&self) {
         let _ = self.mark(libc::FAN_MARK_FLUSH, 0, None);
-        let _ = self.let_in(usize::MAX);
+        let _ = self.release(usize::MAX);
         // What the exporter has read and not answered.
-        (0..EVENTS).for_each(|event| drop(self.answer(event)));
+        (0..EVENT_DESCRIPTORS).for_each(|event| drop(self.answer(event)));
     }
 
     fn mark(&self, how: libc::c_uint, events: u64, path: Option<&CString>) -> io::Result<()> {
@@ -95,8 +95,8 @@ impl ExecGate {
     ///
     /// # Errors
     /// If the kernel could not open the file for one, whose execution it has denied then.
-    pub fn let_in(&self, most: usize) -> io::Result<usize> {
-        self.tell(exec_watchdog::READS);
+    pub fn release(&self, most: usize) -> io::Result<usize> {
+        self.notify_watchdog(exec_watchdog::READING);
         let (mut let_in, mut failed) = (0, None);
         while let_in < most {
             match self.read() {
@@ -113,12 +113,12 @@ impl ExecGate {
                 }
             }
         }
-        self.tell(exec_watchdog::HAS_ANSWERED);
+        self.notify_watchdog(exec_watchdog::ANSWERED);
         failed.map_or(Ok(let_in), Err)
     }
 
     /// Sends a message to the watchdog.
-    fn tell(&self, what: u8) {
+    fn notify_watchdog(&self, what: u8) {
         // A full pipe is message enough.
         if let Some(watchdog) = &self.watchdog {
             let _ = rustix::io::write(watchdog, &[what]);
@@ -227,10 +227,10 @@ impl Attributes {
 /// little work but must do it at once. It needs `CAP_SYS_NICE`, unless the creating thread had it; without it, the
 /// thread requests short time slices, with which it runs before others from Linux 6.12 on.
 pub fn be_prompt() {
-    const SHORTEST: u64 = 100_000;
+    const MIN_HOLD: u64 = 100_000;
     let policy = libc::SCHED_RR.cast_unsigned();
     if !(Attributes { policy, priority: 1, ..Attributes::default() }).apply() {
-        Attributes { runtime: SHORTEST, ..Attributes::ordinary() }.apply();
+        Attributes { runtime: MIN_HOLD, ..Attributes::ordinary() }.apply();
     }
 }
 
@@ -282,9 +282,9 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1));
             }
             assert!(runs.iter().all(|run| !run.is_finished()));
-            assert_eq!((gate.let_in(1).unwrap(), gate.waiting()), (1, 2));
+            assert_eq!((gate.release(1).unwrap(), gate.waiting()), (1, 2));
             gate.open();
-            assert_eq!((gate.let_in(9).unwrap(), gate.waiting()), (2, 0));
+            assert_eq!((gate.release(9).unwrap(), gate.waiting()), (2, 0));
             assert!(runs.into_iter().all(|run| run.join().unwrap().success()));
             assert!(run().success(), "not held any more");
         });
@@ -327,7 +327,7 @@ mod tests {
             while gate.waiting() == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            gate.tell(exec_watchdog::READS);
+            gate.notify_watchdog(exec_watchdog::READING);
             let event = gate.read().unwrap();
             assert!(event.is_some_and(|event| event.is_some()));
             assert!(running.join().unwrap());

@@ -11,15 +11,15 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use super::lease::checked;
 
-/// Milliseconds that a program waits at most; the exporter itself lets it wait half as long.
-const LONGEST: i32 = 1000;
+/// Milliseconds that a program waits at most; the exporter itself makes it wait half as long.
+const MAX_WAIT: i32 = 1000;
 
-/// Milliseconds between two looks while somebody waits.
-const LOOK: i32 = 50;
+/// Milliseconds between two checks while a program waits.
+const CHECK_INTERVAL: i32 = 50;
 
-/// What the exporter tells.
-pub(super) const READS: u8 = b'r';
-pub(super) const HAS_ANSWERED: u8 = b'a';
+/// What the exporter reports.
+pub(super) const READING: u8 = b'r';
+pub(super) const ANSWERED: u8 = b'a';
 
 /// Starts the process, which checks with the first function whether a process waits, and lets all continue with the
 /// second; both may only make system calls. Messages go into the returned end of a pipe; when that is closed, the
@@ -30,7 +30,7 @@ pub(super) const HAS_ANSWERED: u8 = b'a';
 pub(super) fn start(
     group: RawFd,
     is_waited_for: impl Fn() -> bool,
-    let_all_in: impl Fn(),
+    release_all: impl Fn(),
 ) -> io::Result<OwnedFd> {
     let mut ends = [-1; 2];
     // SAFETY: the kernel writes two descriptors.
@@ -40,12 +40,12 @@ pub(super) fn start(
     // SAFETY: the child only makes system calls, and never returns.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
-        0 => watch(group, told.as_raw_fd(), is_waited_for, let_all_in),
+        0 => watch(group, told.as_raw_fd(), is_waited_for, release_all),
         _ => Ok(tell),
     }
 }
 
-fn watch(group: RawFd, told: RawFd, is_waited_for: impl Fn() -> bool, let_all_in: impl Fn()) -> ! {
+fn watch(group: RawFd, told: RawFd, is_waited_for: impl Fn() -> bool, release_all: impl Fn()) -> ! {
     give_up_rights();
     let mut kept = [group, told];
     kept.sort_unstable();
@@ -57,13 +57,13 @@ fn watch(group: RawFd, told: RawFd, is_waited_for: impl Fn() -> bool, let_all_in
         wait_for(&[group, told], -1);
         follow(told, &mut reads);
         let mut waited = 0;
-        while waited < LONGEST && (reads || is_waited_for()) {
-            wait_for(&[told], LOOK);
-            waited = if follow(told, &mut reads) { 0 } else { waited + LOOK };
+        while waited < MAX_WAIT && (reads || is_waited_for()) {
+            wait_for(&[told], CHECK_INTERVAL);
+            waited = if follow(told, &mut reads) { 0 } else { waited + CHECK_INTERVAL };
         }
-        if waited >= LONGEST {
+        if waited >= MAX_WAIT {
             reads = false;
-            let_all_in();
+            release_all();
         }
     }
 }
@@ -106,7 +106,7 @@ fn follow(told: RawFd, reads: &mut bool) -> bool {
     match usize::try_from(read) {
         Ok(0) => end(),
         Ok(read) => {
-            *reads = bytes.get(read - 1) == Some(&READS);
+            *reads = bytes.get(read - 1) == Some(&READING);
             true
         }
         Err(_) => false,

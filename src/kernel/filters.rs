@@ -63,7 +63,7 @@ impl FilterIndex {
             }
             made.rows.push(rows);
             made.is_by_cgroup |= processes.is_by_cgroup();
-            made.has_lines |= processes.asks_for_cmdline();
+            made.has_lines |= processes.uses_cmdline();
             made.families.extend(processes.children.then_some(target));
         }
         // The configuration rejects more.

@@ -37,16 +37,16 @@ use crate::plan::{Hook, Pairing, Plan, ProbePlan, ValueKind};
 const SLOT_BYTES: u64 = 64 << 20;
 
 /// Cgroups for which the kernel caches whether they are selected.
-const CGROUPS: u32 = 4096;
+const MAX_CGROUPS: u32 = 4096;
 
-/// Containers and pods in all filters together.
-const MEMBERS: u32 = 1 << 14;
+/// Containers and pods that filters can match.
+const MAX_MEMBERS: u32 = 1 << 14;
 
 /// Processes for which state is kept, or that are children of selected processes.
-const PROCESSES: u32 = 1 << 16;
+const MAX_PROCESSES: u32 = 1 << 16;
 
 /// Distinct executable paths and command lines.
-const PROCESS_TEXTS: u32 = 1 << 14;
+const MAX_PROCESS_TEXTS: u32 = 1 << 14;
 
 /// The parts of the loaded programs that other threads use.
 #[derive(Debug, Clone)]
@@ -383,10 +383,10 @@ fn size(
     let if_any = |is_any: bool, entries: u32| if is_any { entries } else { 1 };
     maps.filters.set_max_entries(filters.count.max(1))?;
     maps.globs.set_max_entries(count(filters.globs.len()))?;
-    maps.cgroups.set_max_entries(if_any(filters.is_by_cgroup, CGROUPS))?;
-    maps.members.set_max_entries(if_any(filters.has_members, MEMBERS))?;
-    maps.lines.set_max_entries(if_any(filters.has_lines, PROCESSES))?;
-    maps.children.set_max_entries(if_any(!filters.families.is_empty(), PROCESSES))?;
+    maps.cgroups.set_max_entries(if_any(filters.is_by_cgroup, MAX_CGROUPS))?;
+    maps.members.set_max_entries(if_any(filters.has_members, MAX_MEMBERS))?;
+    maps.lines.set_max_entries(if_any(filters.has_lines, MAX_PROCESSES))?;
+    maps.children.set_max_entries(if_any(!filters.families.is_empty(), MAX_PROCESSES))?;
     maps.actions.set_max_entries(count(tables.actions.len()))?;
     maps.patterns.set_max_entries(count(tables.patterns.len()))?;
     maps.bounds.set_max_entries(count(tables.bounds.len()))?;
@@ -402,8 +402,8 @@ fn size(
     maps.nestings.set_max_entries(if_any(spans().any(|span| span.by == Pairing::Thread), starts))?;
     maps.start_texts.set_max_entries(if_any(spans().any(|span| span.texts), starts))?;
     let has_texts = has_process_texts(plan);
-    maps.process_numbers.set_max_entries(if_any(has_texts, PROCESSES))?;
-    maps.process_texts.set_max_entries(if_any(has_texts, PROCESS_TEXTS))?;
+    maps.process_numbers.set_max_entries(if_any(has_texts, MAX_PROCESSES))?;
+    maps.process_texts.set_max_entries(if_any(has_texts, MAX_PROCESS_TEXTS))?;
     maps.ring.set_max_entries(plan.settings.limits.ring_bytes)?;
     let rodata =
         maps.rodata_data.as_deref_mut().ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;

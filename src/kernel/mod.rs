@@ -39,8 +39,7 @@ pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
 pub use events::{
-    FileKey, FileUse, KnownUnless, LONGEST_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents,
-    Wanted,
+    FileKey, FileUse, KnownUnless, MAX_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted,
 };
 pub use exec_gate::{ExecGate, Waker, apart, be_ordinary, be_prompt};
 pub use files::{Files, Inode, MappedPart, PidNamespace};
@@ -55,7 +54,7 @@ pub use misses::{LoadedProgram, misses};
 pub use pinnable_link::{PinnableLink, detach, release};
 pub use placed::{AttachMethod, Attached, PlacedSite};
 pub use prices::{Prices, SharedPrices};
-pub use readers::{LONGEST_WAIT, ReaderChange, ReaderEvent, Readers};
+pub use readers::{MAX_READER_WAIT, ReaderChange, ReaderEvent, Readers};
 pub use refusal::{Refusal, RefusalKind};
 pub use starts::Sweep;
 pub use store::KernelStore;

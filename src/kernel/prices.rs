@@ -63,22 +63,23 @@ impl SharedPrices {
                 log::info!("The cost of a hit could not be measured; using an estimate: {err:#}");
             }
         });
-        let prices = thread.ok().and_then(|_| receiver.recv_timeout(MOST_WAIT).ok()).unwrap_or_default();
+        let prices = thread.ok().and_then(|_| receiver.recv_timeout(MAX_WAIT).ok()).unwrap_or_default();
         let prices = *self.0.get_or_init(|| prices);
         log::debug!("A hit costs at least: {prices:?}");
         prices
     }
 }
 
-/// Calls between two looks at the clock, and how often that is done: the quickest counts, which nothing else has disturbed.
-const CALLS: u32 = 50;
+/// Calls between two readings of the clock, and how many times that is repeated: the fastest batch is the one that
+/// nothing has disturbed.
+const CALLS_PER_BATCH: u32 = 50;
 const BATCHES: usize = 12;
 
-/// Then they stay assumed.
-const MOST_WAIT: Duration = Duration::from_secs(2);
+/// After this, prices stay assumed.
+const MAX_WAIT: Duration = Duration::from_secs(2);
 
-/// No longer for one form, however slow the machine is.
-const MOST_TIME: Duration = Duration::from_millis(15);
+/// Time for one form at most, however slow the machine is.
+const MAX_TIME_PER_FORM: Duration = Duration::from_millis(15);
 
 fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()> {
     log_libbpf();
@@ -104,7 +105,7 @@ fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()>
             is_measured: true,
         };
         // A missing breakpoint costs nothing.
-        let is_hit = hits(&skel) - before >= (3 - u64::from(harms)) * u64::from(CALLS);
+        let is_hit = hits(&skel) - before >= (3 - u64::from(harms)) * u64::from(CALLS_PER_BATCH);
         let not_hit = || io::Error::other("the kernel has taken the probes, and they are not hit");
         if !is_hit {
             return Err(not_hit().into());
@@ -147,9 +148,9 @@ fn time(code: &TestCode, entry: usize) -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..BATCHES {
         let batch = Instant::now();
-        (0..CALLS).for_each(|_| code.call(entry));
-        best = best.min(batch.elapsed().as_secs_f64() / f64::from(CALLS));
-        if began.elapsed() > MOST_TIME {
+        (0..CALLS_PER_BATCH).for_each(|_| code.call(entry));
+        best = best.min(batch.elapsed().as_secs_f64() / f64::from(CALLS_PER_BATCH));
+        if began.elapsed() > MAX_TIME_PER_FORM {
             break;
         }
     }

@@ -18,8 +18,8 @@ use super::tickets::{answer, answer_all, load_waiting};
 use crate::abi::readers::generated::{ReadersSkel, ReadersSkelBuilder};
 use crate::abi::readers::{reader_event, reader_event_kind, reader_limit};
 
-/// How long a reader waits at most. Only an exporter that is stopped lets it wait so long.
-pub const LONGEST_WAIT: Duration = Duration::from_millis(250);
+/// How long a reader waits at most. It waits this long only while the exporter is stopped.
+pub const MAX_READER_WAIT: Duration = Duration::from_millis(250);
 
 /// An event of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl Readers {
     ) -> Result<Self, KernelError> {
         crate::logging::log_libbpf();
         let load = |wait| Loaded::try_new(new_storage(), |storage| load(storage, namespace, wait));
-        let loaded = load_waiting(LONGEST_WAIT, load).map_err(loading)?;
+        let loaded = load_waiting(MAX_READER_WAIT, load).map_err(loading)?;
         let skel = loaded.borrow_dependent();
         for name in translators {
             let mut key = [0; reader_limit::EXE_NAME.0 as usize];

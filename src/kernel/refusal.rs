@@ -84,7 +84,7 @@ impl Refusal {
             RefusalKind::Descriptors => DESCRIPTORS,
             RefusalKind::Memory => MEMORY,
             _ if err.kind() == io::ErrorKind::PermissionDenied && given_up() => {
-                return Self::new(kind, format!("{err}; {GIVEN_UP}"));
+                return Self::new(kind, format!("{err}; {CAPABILITIES_DROPPED}"));
             }
             _ if err.kind() == io::ErrorKind::PermissionDenied => {
                 "; run the exporter as a user that can read it, or with CAP_DAC_READ_SEARCH"
@@ -177,7 +177,7 @@ struct CapabilityState {
 impl CapabilityState {
     fn missing_for(&self, attach: Attach) -> String {
         if self.given_up {
-            return GIVEN_UP.to_string();
+            return CAPABILITIES_DROPPED.to_string();
         }
         if let Some(mode) = self.lockdown {
             return format!("kernel lockdown ({mode} mode) forbids tracing, even for root");
@@ -204,8 +204,8 @@ impl CapabilityState {
     }
 }
 
-/// What `keep_privileges: none` comes to.
-pub(super) const GIVEN_UP: &str = "all capabilities were dropped once everything was attached (`keep_privileges: none`): restart the exporter";
+/// The consequence of `keep_privileges: none`.
+pub(super) const CAPABILITIES_DROPPED: &str = "all capabilities were dropped once everything was attached (`keep_privileges: none`): restart the exporter";
 
 /// `kernel.perf_event_paranoid`; 3, and 4 on some distributions, forbids perf events altogether.
 fn paranoid() -> i32 {

@@ -10,15 +10,15 @@ use super::bytes::{long, word};
 use crate::abi::{abi_id, goroutine_key, start, start_key, text_key, thread_key};
 use crate::plan::Pairing;
 
-/// How long the end of a span by an argument is waited for, and that of a call whose thread is gone: another one may have
-/// taken it over, as coroutines do.
-const STALE: u64 = Duration::from_secs(600).as_nanos() as u64;
+/// How long a start without an end is kept: of a span by an argument, and of a call whose thread has ended, because
+/// another thread may resume it, as with coroutines.
+const STALE_AFTER: u64 = Duration::from_secs(600).as_nanos() as u64;
 
 /// A text without a start is younger than this only while its start is being created or ended.
 const TEXT_AGE: u64 = Duration::from_secs(10).as_nanos() as u64;
 
 /// Entries that one system call reads.
-const BATCH: u32 = 1024;
+const BATCH_ENTRIES: u32 = 1024;
 
 /// The result of sweeping a span's starts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,7 +114,7 @@ impl<M: MapCore> StartMaps<'_, M> {
 
 /// All entries of a map, as far as they do not change meanwhile.
 fn read(map: &impl MapCore) -> Vec<(Vec<u8>, Vec<u8>)> {
-    map.lookup_batch(BATCH, MapFlags::ANY, MapFlags::ANY).map(Iterator::collect).unwrap_or_default()
+    map.lookup_batch(BATCH_ENTRIES, MapFlags::ANY, MapFlags::ANY).map(Iterator::collect).unwrap_or_default()
 }
 
 /// Chooses the starts to discard. `ended` tells whether the process or thread with this number has ended.
@@ -125,7 +125,7 @@ fn choose(
     pairing: impl Fn(&OpenSpan) -> Option<Pairing>,
     mut ended: impl FnMut(u32) -> bool,
 ) -> Vec<bool> {
-    let old = |open: &OpenSpan| now.saturating_sub(open.time) > STALE;
+    let old = |open: &OpenSpan| now.saturating_sub(open.time) > STALE_AFTER;
     let mut dead: Vec<bool> = open
         .iter()
         .map(|open| match pairing(open) {
@@ -235,7 +235,7 @@ mod tests {
 
     const ALIVE: u32 = 1;
     const GONE: u32 = 2;
-    const NOW: u64 = 10 * STALE;
+    const NOW: u64 = 10 * STALE_AFTER;
 
     fn call(tid: u32, frame: u64, time: u64) -> OpenSpan {
         OpenSpan { span: 0, tgid: ALIVE, key: 0, frame, time, tid }

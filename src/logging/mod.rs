@@ -21,7 +21,7 @@ use crate::config::model::LogLevel;
 pub use file::LogFile;
 
 /// Lines that may be queued.
-const QUEUE: usize = 4096;
+const QUEUE_LINES: usize = 4096;
 
 /// How long [`Logging::flush`] waits for a reader that has stopped reading.
 const FLUSH: Duration = Duration::from_millis(200);
@@ -85,7 +85,7 @@ impl Logging {
     /// # Errors
     /// If the log's thread cannot be created, or a log is already installed.
     pub fn install(level: LogLevel, file: Option<LogFile>) -> io::Result<Self> {
-        let (queue, lines) = sync_channel(QUEUE);
+        let (queue, lines) = sync_channel(QUEUE_LINES);
         let logging = Self { queue, dropped: Arc::default(), failed: Arc::default() };
         let failed = logging.failed.clone();
         std::thread::Builder::new().name("log".to_string()).spawn(move || write(&lines, file, &failed))?;

@@ -65,7 +65,7 @@ pub(crate) fn has_filter(program: BorrowedFd<'_>, ifindex: i32) -> bool {
 }
 
 /// Detaches an exporter's filter, if it is still attached.
-pub(crate) fn take_away_filter(program: OwnedFd, ifindex: i32) {
+pub(crate) fn detach_filter(program: OwnedFd, ifindex: i32) {
     if has_filter(program.as_fd(), ifindex) {
         drop(Filter { ifindex, program, pin: Pin::default() });
     }

@@ -28,8 +28,8 @@ use super::owners::{Holder, Names, Owner, Sums};
 use super::socket_abi::generated::SocketsSkelBuilder;
 use super::socket_abi::generated::types::group_traffic;
 
-/// Control groups in the kernel's table from which on those are taken out that are gone: half of what it holds.
-const CROWDED: usize = 2048;
+/// Entries of the kernel's cgroup table above which those of removed cgroups are deleted: half its capacity.
+const CLEAN_UP_ABOVE: usize = 2048;
 
 /// The kernel's table of packets by cgroup and process.
 #[derive(Debug)]
@@ -57,12 +57,13 @@ impl Table {
 
     /// Looks up new names, and removes entries of deleted cgroups when the table fills up. Files are read without
     /// holding the lock that a scrape needs.
-    fn attend(&self, root: &Path, containers: &mut Containers) {
+    fn maintain(&self, root: &Path, containers: &mut Containers) {
         let holders: Vec<Holder> = self.holders().filter(|holder| *holder != Holder::OTHERS).collect();
         let names = lock(&self.names);
-        let wanted: Vec<Holder> = holders.iter().copied().filter(|holder| names.want(*holder)).collect();
+        let wanted: Vec<Holder> =
+            holders.iter().copied().filter(|holder| names.needs_name(*holder)).collect();
         drop(names);
-        if wanted.is_empty() && holders.len() < CROWDED {
+        if wanted.is_empty() && holders.len() < CLEAN_UP_ABOVE {
             return;
         }
         let present: HashMap<u64, String> = cgroups(root).collect();
@@ -74,14 +75,14 @@ impl Table {
             });
             lock(&self.names).learn(holder, belongs.as_ref());
         }
-        if holders.len() < CROWDED {
+        if holders.len() < CLEAN_UP_ABOVE {
             return;
         }
         for holder in holders.into_iter().filter(|holder| !present.contains_key(&holder.cgroup)) {
             let Some(sums) = self.sums(holder) else { continue };
             let mut names = lock(&self.names);
             if self.map.delete(&holder.to_bytes()).is_ok() {
-                names.keep(holder, &sums);
+                names.retire(holder, &sums);
             }
         }
     }
@@ -169,17 +170,17 @@ impl Attribution {
             links.push(attach(program)?);
         }
         let attribution = Self { root, tables, containers: Mutex::default(), dns, _links: links };
-        attribution.attend();
+        attribution.maintain();
         Ok(Some(attribution))
     }
 
     /// Periodic maintenance of names and the kernel's tables.
-    pub fn attend(&self) {
+    pub fn maintain(&self) {
         if let Some(dns) = &self.dns {
-            dns.attend();
+            dns.maintain();
         }
         let mut containers = lock(&self.containers);
-        self.tables.iter().for_each(|table| table.attend(&self.root, &mut containers));
+        self.tables.iter().for_each(|table| table.maintain(&self.root, &mut containers));
     }
 
     /// The metrics.

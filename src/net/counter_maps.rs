@@ -21,7 +21,7 @@ use super::tables::TrafficTables;
 /// Counters created in advance of the interfaces that will use them. Inserting counters into the table takes 8 ms,
 /// because the kernel waits until no program can use the old ones; a new interface would miss its first packets. One
 /// wait covers all that are inserted together.
-const SPARE: usize = 4;
+const SPARE_COUNTERS: usize = 4;
 
 /// Memory limit of fast-path counters in all namespaces together, in bytes. Interfaces beyond it use only the slow
 /// path, which takes 3 ns more per packet: on a machine with many CPUs, a hundred veths would need as many megabytes.
@@ -200,7 +200,7 @@ impl CounterMaps {
     /// If there is no memory.
     pub fn reserve(&self, interfaces: usize) -> libbpf_rs::Result<()> {
         let mut slots = self.lock();
-        let wanted = interfaces + SPARE;
+        let wanted = interfaces + SPARE_COUNTERS;
         if slots.ready.len() >= wanted.div_ceil(2).max(interfaces) && slots.used.is_empty() {
             return Ok(());
         }

@@ -39,7 +39,7 @@ impl Dns {
     }
 
     /// Times out overdue queries.
-    pub fn attend(&self) {
+    pub fn maintain(&self) {
         for key in self.asked.keys() {
             let Ok(Some(query)) = self.asked.lookup(&key, MapFlags::ANY) else { continue };
             let word = |at: usize| {

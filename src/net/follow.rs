@@ -17,7 +17,7 @@ use super::status::{Missing, NetworkStatus};
 /// Interfaces that are attached in one step regardless of the time it takes. The kernel needs 12 ms to attach or detach
 /// a TC program, during which it waits for an RCU grace period while holding the lock for network configuration; the
 /// others follow as time allows.
-const AT_ONCE: usize = 4;
+const MIN_BATCH: usize = 4;
 
 /// The counted part of a network namespace.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ impl Follower {
     }
 
     /// Selects the interfaces to be counted. Those that are counted already and still selected are not touched.
-    pub fn want(&mut self, scope: Scope, report: &mut dyn FnMut(Event)) {
+    pub fn select(&mut self, scope: Scope, report: &mut dyn FnMut(Event)) {
         self.area.scope = scope;
         self.follow(report);
         // Exact names are expected to exist.
@@ -106,7 +106,7 @@ impl Follower {
             self.forget(*index, |interface| Event::Gone { interface }, report);
         }
         match present {
-            Ok(present) => self.fit(&present, &changed, report),
+            Ok(present) => self.apply(&present, &changed, report),
             Err(error) => self.unlisted(&error, report),
         }
     }
@@ -117,7 +117,7 @@ impl Follower {
         }
     }
 
-    fn fit(&mut self, present: &[Interface], changed: &Changed, report: &mut dyn FnMut(Event)) {
+    fn apply(&mut self, present: &[Interface], changed: &Changed, report: &mut dyn FnMut(Event)) {
         self.is_unlisted = false;
         let wanted: Vec<&Interface> =
             lower_first(present).into_iter().filter(|there| self.wants(there)).collect();
@@ -133,7 +133,7 @@ impl Follower {
         }
         for there in &wanted {
             let touched = changed.overrun || changed.touched.contains(&there.index);
-            self.meet(there, touched, report);
+            self.update(there, touched, report);
         }
         let is_new = |there: &&&Interface| !self.ports.contains_key(&there.index);
         let (exact, others): (Vec<&Interface>, Vec<&Interface>) = wanted
@@ -143,7 +143,7 @@ impl Follower {
         self.waiting = exact.into_iter().chain(others).cloned().collect();
         let waiting = self.waiting.iter().map(|there| (there.index, self.labels_of(&there.name)));
         self.status.waiting(self.area.number, waiting);
-        self.note_missing(present, report);
+        self.report_missing(present, report);
     }
 
     /// Whether interfaces remain to be attached.
@@ -160,7 +160,7 @@ impl Follower {
             report(Event::NoCounters { interface: None, error: format!("{error:#}") });
         }
         for number in 0.. {
-            if number >= AT_ONCE && Instant::now() >= end {
+            if number >= MIN_BATCH && Instant::now() >= end {
                 break;
             }
             let Some(there) = self.waiting.pop_front() else { break };
@@ -169,7 +169,7 @@ impl Follower {
                     let changes = port.reported();
                     self.ports.insert(there.index, port);
                     self.show(there.index);
-                    self.say(there.index, changes, false, report);
+                    self.log(there.index, changes, false, report);
                 }
                 Err(error) => {
                     report(Event::NoCounters { interface: Some(there.name), error: format!("{error:#}") });
@@ -188,7 +188,7 @@ impl Follower {
                 Ok(found) => {
                     let (present, found): (Vec<_>, Vec<_>) = found.into_iter().unzip();
                     counts = present.iter().map(|there| there.index).zip(found).collect();
-                    self.fit(&present, &Changed::default(), report);
+                    self.apply(&present, &Changed::default(), report);
                 }
                 Err(error) => self.unlisted(&error, report),
             }
@@ -208,7 +208,7 @@ impl Follower {
             }
             if !changes.is_empty() && !self.is_another(index, lost) {
                 self.show(index);
-                self.say(index, changes, lost, report);
+                self.log(index, changes, lost, report);
             }
         }
     }
@@ -227,7 +227,7 @@ impl Follower {
     }
 
     /// Updates a known interface. If anything about it changed, failed attachments are retried.
-    fn meet(&mut self, there: &Interface, touched: bool, report: &mut dyn FnMut(Event)) {
+    fn update(&mut self, there: &Interface, touched: bool, report: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get_mut(&there.index) else { return };
         let from = port.on.name.clone();
         let changed = port.on != *there;
@@ -245,7 +245,7 @@ impl Follower {
         if touched || changed || !changes.is_empty() {
             self.show(there.index);
         }
-        self.say(there.index, changes, lost, report);
+        self.log(there.index, changes, lost, report);
     }
 
     fn forget(&mut self, index: i32, event: impl Fn(String) -> Event, report: &mut dyn FnMut(Event)) {
@@ -268,7 +268,7 @@ impl Follower {
         std::iter::once(("interface", name.to_string())).chain(self.area.labels.iter().cloned()).collect()
     }
 
-    fn note_missing(&mut self, present: &[Interface], report: &mut dyn FnMut(Event)) {
+    fn report_missing(&mut self, present: &[Interface], report: &mut dyn FnMut(Event)) {
         let is_there = |name: &str| present.iter().any(|there| there.is_called(name));
         let names: Vec<String> =
             self.area.scope.exact_names().filter(|name| !is_there(name)).map(String::from).collect();
@@ -292,7 +292,7 @@ impl Follower {
         format!("{name}{place}")
     }
 
-    fn say(&self, index: i32, changes: Vec<Change>, lost: bool, report: &mut dyn FnMut(Event)) {
+    fn log(&self, index: i32, changes: Vec<Change>, lost: bool, report: &mut dyn FnMut(Event)) {
         let Some(port) = self.ports.get(&index) else { return };
         let name = || self.display_name(&port.on.name);
         let mut attached: Option<(Direction, Option<Hook>, String)> = None;

@@ -75,7 +75,7 @@ pub(crate) struct KernelCount {
 /// # Errors
 /// If the kernel does not list them.
 pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
-    ask(RTEXT_FILTER_SKIP_STATS, interface)
+    list(RTEXT_FILTER_SKIP_STATS, interface)
 }
 
 /// Lists all interfaces with the kernel's own counters.
@@ -83,10 +83,10 @@ pub(crate) fn interfaces() -> io::Result<Vec<Interface>> {
 /// # Errors
 /// If the kernel does not list them.
 pub(crate) fn interfaces_and_counts() -> io::Result<Vec<(Interface, Option<KernelCount>)>> {
-    ask(0, |message| Some((interface(message)?, kernel_count(message))))
+    list(0, |message| Some((interface(message)?, kernel_count(message))))
 }
 
-fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
+fn list<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> {
     let mut body = vec![0u8; INFO];
     body.extend_from_slice(&8u16.to_ne_bytes());
     body.extend_from_slice(&IFLA_EXT_MASK.to_ne_bytes());
@@ -115,7 +115,7 @@ fn ask<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>> 
 pub(crate) fn interfaces_in(datagram: &[u8]) -> io::Result<Vec<String>> {
     let (mut names, mut changed) = (Vec::new(), Changed::default());
     each_message(datagram, |kind, message| {
-        changed.note(kind, message);
+        changed.record(kind, message);
         kernel_count(message);
         names.extend(interface(message).map(|found| found.name));
     })?;
@@ -211,7 +211,7 @@ impl Changes {
             match self.socket.recv_from_full() {
                 Ok((datagram, from)) if from.port_number() == 0 => {
                     // A truncated message counts as well: the list is read after any message.
-                    let _ = each_message(&datagram, |kind, body| changed.note(kind, body));
+                    let _ = each_message(&datagram, |kind, body| changed.record(kind, body));
                 }
                 Ok(_) => {}
                 // Messages were lost; the list of interfaces has the result.
@@ -224,7 +224,7 @@ impl Changes {
 }
 
 impl Changed {
-    fn note(&mut self, kind: u16, body: &[u8]) {
+    fn record(&mut self, kind: u16, body: &[u8]) {
         let Some(index) = u32_at(body, 4).map(|index| index as i32) else { return };
         self.touched.insert(index);
         // A bridge reports ports that leave it by the same message, but with its own family.

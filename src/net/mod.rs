@@ -69,7 +69,7 @@ pub use hook::Hook;
 pub(crate) use links::interfaces_in;
 pub(crate) use pinned::{detach_filters, remove_pinned};
 pub use preview::describe;
-pub use query::{FlowRow, InterfaceName, PER_PAGE, QueryError, TalkerRow};
+pub use query::{FlowRow, InterfaceName, MAX_PER_PAGE, QueryError, TalkerRow};
 pub(crate) use reference::every_family;
 pub use refusal::Refusal;
 pub use stats::{Reason, TcpKind};

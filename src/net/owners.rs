@@ -10,8 +10,8 @@ use super::socket_abi::generated::types::holder;
 /// Owners with series of their own; later ones are counted together.
 const OWNERS: usize = 1000;
 
-/// How often an engine is asked what a container is called: it may write that down a moment later.
-const ASKED: u32 = 10;
+/// How many times an engine is asked for a container's name: it may write it down a moment later.
+const MAX_LOOKUPS: u32 = 10;
 
 /// The label value of owners without series of their own.
 const OTHER: &str = "other";
@@ -113,8 +113,8 @@ impl Names {
     }
 
     /// Whether the name of a holder must be looked up.
-    pub fn want(&self, id: Holder) -> bool {
-        !self.owners.contains_key(&id) || self.unnamed.get(&id).is_some_and(|asked| *asked < ASKED)
+    pub fn needs_name(&self, id: Holder) -> bool {
+        !self.owners.contains_key(&id) || self.unnamed.get(&id).is_some_and(|asked| *asked < MAX_LOOKUPS)
     }
 
     /// Stores the owner of a holder; `None` if its cgroup no longer exists.
@@ -156,7 +156,7 @@ impl Names {
     }
 
     /// Stores the counts of a holder that is removed from the kernel's table.
-    pub fn keep(&mut self, id: Holder, sums: &Sums) {
+    pub fn retire(&mut self, id: Holder, sums: &Sums) {
         let other = self.other();
         let owner = self.owners.remove(&id).unwrap_or_else(|| other.clone());
         self.unnamed.remove(&id);
@@ -203,15 +203,15 @@ mod tests {
         let before = sum(&mut names, &[(0, some(1)), (9, some(40))]);
         assert_eq!(before[&other][0].packets, 1, "what is not known yet is not among the others");
         // It disappeared before it was looked up.
-        assert!(names.want(group(9)));
+        assert!(names.needs_name(group(9)));
         names.learn(group(9), None);
-        assert!(!names.want(group(9)) && !names.want(group(5)));
+        assert!(!names.needs_name(group(9)) && !names.needs_name(group(5)));
         let total = |all: &BTreeMap<Owner, Sums>| all.values().map(|sums| sums[0].packets).sum::<u64>();
         let unit = |name: &str| Owner { unit: name.to_owned(), ..Owner::default() };
         let all = sum(&mut names, &[(0, some(1)), (5, some(10)), (6, some(20)), (9, some(40))]);
         assert_eq!((all[&other][0].packets, all[&unit("b.service")][0].packets), (41, 20));
         // The service restarts in a new cgroup.
-        names.keep(group(5), &some(10));
+        names.retire(group(5), &some(10));
         learn(&mut names, 7, "/a.service");
         let all = sum(&mut names, &[(0, some(1)), (7, some(3)), (6, some(20)), (9, some(40))]);
         assert_eq!((all[&unit("a.service")], total(&all)), (some(13), 74));
@@ -223,11 +223,11 @@ mod tests {
         assert_eq!(all[&unit("b.service")][0].packets, 21);
         // A container is looked up until its engine has had time to write its name.
         let container = format!("/docker/{}", "0123456789abcdef".repeat(4));
-        for _ in 0..ASKED {
-            assert!(names.want(group(3)));
+        for _ in 0..MAX_LOOKUPS {
+            assert!(names.needs_name(group(3)));
             learn(&mut names, 3, &container);
         }
-        assert!(!names.want(group(3)));
+        assert!(!names.needs_name(group(3)));
     }
 
     #[test]

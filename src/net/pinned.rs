@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::pins::{PinDir, PinError, code_of, fingerprint};
 
 use super::abi::{Direction, HASH_KEYS};
-use super::attach::{Attached, HeldLink, is_on, take_away_filter};
+use super::attach::{Attached, HeldLink, detach_filter, is_on};
 use super::config::{Count, Space};
 use super::hook::Hook;
 use super::sys::{link_target, netns_cookie, open_pinned};
@@ -129,7 +129,7 @@ pub(super) fn begin_anew(pins: &PinDir, reason: &str) -> Result<(), PinError> {
 /// # Errors
 /// If it cannot be removed.
 pub(crate) fn remove_pinned(pins: &PinDir) -> Result<(), PinError> {
-    tell_of_filters(&detach_filters(pins));
+    warn_of_filters(&detach_filters(pins));
     pins.clear()
 }
 
@@ -150,7 +150,7 @@ pub(super) fn label(space: &Space) -> String {
     }
 }
 
-pub(super) fn tell_of_filters(left: &[i32]) {
+pub(super) fn warn_of_filters(left: &[i32]) {
     for index in left {
         log::warn!("the TC filter on interface {index} of another network namespace is left attached");
     }
@@ -257,7 +257,7 @@ pub(super) fn detach_filters_in(name: &str, space: &PinDir) -> Vec<i32> {
     for file in space.names() {
         let Some(index) = file.strip_suffix(FILTER).and_then(|index| index.parse().ok()) else { continue };
         match space.path(&file).map(|path| open_pinned(&path)) {
-            Some(Ok(program)) if is_here => take_away_filter(program, index),
+            Some(Ok(program)) if is_here => detach_filter(program, index),
             _ => left.push(index),
         }
     }

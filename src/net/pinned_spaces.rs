@@ -4,7 +4,7 @@ use crate::pins::PinDir;
 
 use super::config::Space;
 use super::counter_maps::CounterMaps;
-use super::pinned::{counters_of, detach_filters_in, label, spaces, tell_of_filters};
+use super::pinned::{counters_of, detach_filters_in, label, spaces, warn_of_filters};
 use super::sys::netns_cookie;
 
 /// The directory for the calling thread's network namespace. Leftovers of a previous namespace of this name are
@@ -35,7 +35,7 @@ pub(super) fn forget_others(counter_maps: &CounterMaps, wanted: &[&Space]) {
 
 fn forget(counter_maps: &CounterMaps, which: impl Fn(&str) -> bool) {
     for (name, space) in spaces(&counter_maps.pins).into_iter().filter(|(name, _)| which(name)) {
-        tell_of_filters(&detach_filters_in(&name, &space));
+        warn_of_filters(&detach_filters_in(&name, &space));
         counter_maps.give_back(counters_of(&space), &space);
         if let Err(err) = counter_maps.pins.remove(&name) {
             log::warn!("{err}");

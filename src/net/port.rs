@@ -16,8 +16,9 @@ use super::pinned::keep;
 use super::programs::{Program, Programs};
 use super::refusal::{ONE_PIECE_MTU, Refusal, described};
 
-/// Packets of the kernel's that must be missing here before it is said: some cross in the moment between two readings.
-const MISSING: u64 = 32;
+/// Packets that the kernel counted and the exporter did not, before it is reported: some pass between the two
+/// readings.
+const MIN_MISSING: u64 = 32;
 
 /// An interface with its attached programs. Dropping it detaches them.
 #[derive(Debug)]
@@ -156,7 +157,7 @@ impl Port {
             let Some((kernel_before, ours_before)) = side.compared.replace((kernel, ours)) else { continue };
             let (theirs, ours) = (kernel.wrapping_sub(kernel_before), ours.wrapping_sub(ours_before));
             let was_hidden = side.is_hidden();
-            if theirs >= MISSING && ours < theirs / 2 {
+            if theirs >= MIN_MISSING && ours < theirs / 2 {
                 side.missing += 1;
             } else if ours > 0 {
                 side.missing = 0;

@@ -13,7 +13,7 @@ use super::paging::Paging;
 use crate::percent;
 
 /// Rows of one page at most.
-pub const PER_PAGE: u32 = 1000;
+pub const MAX_PER_PAGE: u32 = 1000;
 
 const DEFAULT_PER_PAGE: u32 = 50;
 
@@ -182,7 +182,7 @@ impl Query {
         let mut query = Self {
             sort: Sort::Bytes,
             ascending: false,
-            paging: Paging::new(DEFAULT_PER_PAGE, PER_PAGE),
+            paging: Paging::new(DEFAULT_PER_PAGE, MAX_PER_PAGE),
             interface: None,
             address: None,
         };

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::config::Scope;
 
-/// How long a reload waits for a thread to take up what is wanted. It looks once a second.
-const TAKING: Duration = Duration::from_secs(5);
+/// How long a reload waits for a thread to apply the new selection. The thread checks once a second.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The selected interfaces of a namespace.
 #[derive(Debug)]
@@ -53,6 +53,6 @@ impl InterfaceSelection {
 
     /// Waits until it is applied, up to the timeout.
     pub fn wait(&self) {
-        let _ = self.taken.wait_timeout_while(self.lock(), TAKING, |(_, is_new)| *is_new);
+        let _ = self.taken.wait_timeout_while(self.lock(), APPLY_TIMEOUT, |(_, is_new)| *is_new);
     }
 }

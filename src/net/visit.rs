@@ -22,17 +22,17 @@ use super::stats::program_switches;
 use super::status::{Missing, NetworkStatus};
 use super::sys::enter;
 
-/// How often it is looked whether programs are still where they were put, and first. New interfaces do not wait for this.
-const VERIFY: Duration = Duration::from_secs(1);
+/// How often attachments are verified. New interfaces do not wait for it.
+const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Every so many of these, counts are compared with the kernel's.
-const COMPARE: u32 = 2;
+/// Every so many verifications, counts are compared with the kernel's.
+const COMPARE_EVERY: u32 = 2;
 
-/// Every so many, what was refused is tried again though nothing is known to have happened.
-const RETRY: u32 = 30;
+/// Every so many verifications, failed attachments are retried although no event suggests it.
+const RETRY_EVERY: u32 = 30;
 
-/// For how long interfaces are attached to before anything else goes on.
-const AT_START: Duration = Duration::from_millis(400);
+/// How long the start waits for interfaces to be attached.
+const START_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Stops the threads.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub(super) struct Visit {
 impl Visit {
     /// Subscribes to changes and attaches to the existing interfaces.
     pub fn begin(&self) -> Result<Follower, BeginError> {
-        let end = Instant::now() + AT_START;
+        let end = Instant::now() + START_TIMEOUT;
         let changes = Changes::listen().map_err(BeginError::Changes)?;
         let present = interfaces().map_err(BeginError::Interfaces)?;
         let scope = self.selection.scope();
@@ -121,7 +121,7 @@ impl Visit {
     /// Follows changes until it is stopped or the namespace disappears.
     pub fn stay(&self, mut follower: Follower, is_there: &dyn Fn() -> bool) {
         let mut report = telling(&self.report);
-        let (mut next, mut turns) = (Instant::now() + VERIFY, 0u32);
+        let (mut next, mut turns) = (Instant::now() + VERIFY_INTERVAL, 0u32);
         loop {
             let idle =
                 if follower.is_behind() || follower.has_news() { Duration::ZERO } else { Duration::MAX };
@@ -133,7 +133,7 @@ impl Visit {
                 return;
             }
             if let Some(scope) = self.selection.changed() {
-                follower.want(scope.clone(), &mut report);
+                follower.select(scope.clone(), &mut report);
                 self.selection.taken(&scope);
             } else if follower.has_news() {
                 follower.follow(&mut report);
@@ -145,10 +145,14 @@ impl Visit {
             if !is_there() {
                 return;
             }
-            next = Instant::now() + VERIFY;
+            next = Instant::now() + VERIFY_INTERVAL;
             turns = turns.wrapping_add(1);
-            follower.verify(turns.is_multiple_of(RETRY), turns.is_multiple_of(COMPARE), &mut report);
-            if turns.is_multiple_of(RETRY) {
+            follower.verify(
+                turns.is_multiple_of(RETRY_EVERY),
+                turns.is_multiple_of(COMPARE_EVERY),
+                &mut report,
+            );
+            if turns.is_multiple_of(RETRY_EVERY) {
                 // Messages may have been lost.
                 follower.follow(&mut report);
             }
@@ -157,10 +161,10 @@ impl Visit {
 
     /// Waits for the namespace to exist, stays in it while others use it, and then leaves it: the thread itself would
     /// keep it alive.
-    pub fn come_and_go(&self) {
+    pub fn run_while_present(&self) {
         let home = match Namespace::own() {
             Ok(home) => home,
-            Err(error) => return self.tell_absent(&format!("failed to read /proc: {error}")),
+            Err(error) => return self.report_absent(&format!("failed to read /proc: {error}")),
         };
         let mut text = String::new();
         while !self.stop.is_asked() {
@@ -180,16 +184,16 @@ impl Visit {
                 return;
             }
             if let Err(error) = enter(home.file.as_fd()) {
-                return self.tell_absent(&format!("failed to leave it: {error}"));
+                return self.report_absent(&format!("failed to leave it: {error}"));
             }
             if error != text {
-                self.tell_absent(&error);
+                self.report_absent(&error);
                 text = error;
             }
             if let Some(scope) = self.selection.changed() {
                 self.selection.taken(&scope);
             }
-            self.stop.wait(&[], VERIFY);
+            self.stop.wait(&[], VERIFY_INTERVAL);
         }
     }
 
@@ -209,7 +213,7 @@ impl Visit {
         self.status.missing(self.number, Missing { labels: self.labels.clone(), names: vec![], error });
     }
 
-    fn tell_absent(&self, error: &str) {
+    fn report_absent(&self, error: &str) {
         self.absent(error);
         let space = self.labels.iter().map(|(kind, name)| format!("{kind} {name}")).collect::<String>();
         telling(&self.report)(Event::Absent { space, error: error.to_string() });

@@ -34,14 +34,14 @@ use crate::clock::unix_now;
 use crate::exposition::Family;
 use crate::pins::PinDir;
 
-/// How often the blocklist and the names of control groups are looked after.
-const ATTEND: Duration = Duration::from_secs(1);
+/// How often the blocklist and the names of cgroups are maintained.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// From one look at what is protected to the next, at least.
-const SETTLE: Duration = Duration::from_millis(100);
+/// The least time between two determinations of the protected addresses.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Entries of a blocklist that are read to find those that are hit most.
-const MOST_LOOKED_AT: usize = 4096;
+/// Entries of a blocklist that are read to find those with the most hits.
+const MAX_ENTRIES: usize = 4096;
 
 /// The packet counters of a running exporter. Dropping it detaches all programs that are not pinned.
 #[derive(Debug)]
@@ -111,17 +111,17 @@ impl Network {
         }
         if let Some(block) = block {
             block.follow();
-            network.attend_blocklist(block)?;
+            network.maintain_blocklist(block)?;
         }
         if let Some(attribution) = attribution {
-            network.attend("attribution", ATTEND, move || attribution.attend())?;
+            network.maintain("attribution", MAINTENANCE_INTERVAL, move || attribution.maintain())?;
         }
         Ok(network)
     }
 
     /// Starts the thread that maintains the blocklist periodically, and updates the protected addresses as soon as they
     /// change.
-    fn attend_blocklist(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
+    fn maintain_blocklist(&mut self, block: Arc<Blocklist>) -> Result<(), NetworkError> {
         let stop = Arc::clone(&self.stop);
         let changes = block::ProtectedChanges::listen();
         if let Err(err) = &changes {
@@ -131,16 +131,16 @@ impl Network {
         }
         let thread = std::thread::Builder::new().name("blocklist".to_string()).spawn(move || {
             let fds = changes.as_ref().map(|changes| changes.fds().to_vec()).unwrap_or_default();
-            let mut next = Instant::now() + ATTEND;
+            let mut next = Instant::now() + MAINTENANCE_INTERVAL;
             while !stop.wait_for_any(&fds, next.saturating_duration_since(Instant::now())) {
                 if changes.as_ref().is_ok_and(|changes| changes.take()) {
-                    block.look_again();
+                    block.update_protected();
                     // However often they change.
-                    stop.wait_for(SETTLE);
+                    stop.wait_for(MIN_INTERVAL);
                 }
                 if Instant::now() >= next {
-                    block.attend();
-                    next = Instant::now() + ATTEND;
+                    block.maintain();
+                    next = Instant::now() + MAINTENANCE_INTERVAL;
                 }
             }
         });
@@ -149,7 +149,7 @@ impl Network {
     }
 
     /// Starts a thread for periodic maintenance.
-    fn attend(
+    fn maintain(
         &mut self,
         name: &str,
         every: Duration,
@@ -209,7 +209,7 @@ impl Network {
             .name("network".to_string())
             .spawn(move || match here {
                 Some(follower) => visit.stay(follower, &|| true),
-                None => visit.come_and_go(),
+                None => visit.run_while_present(),
             })
             .map_err(NetworkError::Thread)?;
         self.threads.push(thread);
@@ -274,13 +274,13 @@ impl Network {
         rows
     }
 
-    /// The blocked prefixes with most packets, in descending order. Empty for a list with more than [`MOST_LOOKED_AT`]
+    /// The blocked prefixes with most packets, in descending order. Empty for a list with more than [`MAX_ENTRIES`]
     /// entries, because each is read from the kernel.
     pub(crate) fn busiest_blocked(&self, most: usize) -> Vec<BlockRow> {
-        let Some(list) = self.blocklist().filter(|list| list.len() <= MOST_LOOKED_AT) else {
+        let Some(list) = self.blocklist().filter(|list| list.len() <= MAX_ENTRIES) else {
             return Vec::new();
         };
-        let mut rows = list.rows(0, MOST_LOOKED_AT);
+        let mut rows = list.rows(0, MAX_ENTRIES);
         rows.retain(|row| row.packets > 0);
         rows.sort_by_key(|row| (std::cmp::Reverse(row.packets), row.prefix));
         rows.truncate(most);

@@ -6,9 +6,9 @@ use super::model::{Attention, Blocklist, Probe, Scrape, Severity, Target};
 use crate::kernel::LOST;
 
 /// The maximum number of items.
-const MOST: usize = 40;
+const MAX_ITEMS: usize = 40;
 /// Names of probes in one line.
-const NAMES: usize = 8;
+const MAX_NAMES: usize = 8;
 
 const MINUTE: f64 = 60.0;
 const DAY: f64 = 86_400.0;
@@ -47,9 +47,9 @@ pub(super) fn attention(facts: &AttentionInput<'_>, history: &mut History) -> Ve
     facts.blocklist.iter().for_each(|list| blocklist(list, &mut all));
     scrapes(facts, &mut all);
     all.sort_by_key(|one| one.severity);
-    if all.len() > MOST {
-        let more = all.len() - MOST;
-        all.truncate(MOST);
+    if all.len() > MAX_ITEMS {
+        let more = all.len() - MAX_ITEMS;
+        all.truncate(MAX_ITEMS);
         all.push(note(format!("{more} more"), "", "`/ready` and `/metrics` have all."));
     }
     all
@@ -160,7 +160,9 @@ fn words(state: &str, number: usize) -> String {
 
 fn list(names: &[&str]) -> String {
     match names.len() {
-        more if more > NAMES => format!("{} and {} more", names[..NAMES].join(", "), more - NAMES),
+        more if more > MAX_NAMES => {
+            format!("{} and {} more", names[..MAX_NAMES].join(", "), more - MAX_NAMES)
+        }
         _ => names.join(", "),
     }
 }

@@ -11,10 +11,10 @@ use super::model::Status;
 use super::{Snapshot, status};
 
 /// How old a status may be when it is served.
-const FRESH: Duration = Duration::from_secs(1);
+const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// Collecting the status takes at most one part in this many of the time.
-const PART: u32 = 50;
+const MAX_SHARE: u32 = 50;
 
 /// The latest status. It is produced on demand, by one of the requests.
 #[derive(Debug, Default)]
@@ -36,7 +36,7 @@ struct Shown {
 
 impl Shown {
     fn is_fresh(&self) -> bool {
-        self.at.elapsed() < FRESH.max(self.took * PART)
+        self.at.elapsed() < MAX_AGE.max(self.took * MAX_SHARE)
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     fn while_one_looks_the_others_have_what_there_was() {
         let cache = StatusCache::default();
         let stale = Arc::new(Shown {
-            at: Instant::now() - 2 * FRESH,
+            at: Instant::now() - 2 * MAX_AGE,
             took: Duration::ZERO,
             status: status(snapshot(), &mut History::default()),
             json: OnceLock::new(),

@@ -4,15 +4,15 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Samples of the last minute are kept,
-const KEPT: Duration = Duration::from_secs(62);
+const RETENTION: Duration = Duration::from_secs(62);
 /// at least this far apart,
-const STEP: Duration = Duration::from_millis(1900);
+const MIN_STEP: Duration = Duration::from_millis(1900);
 /// and a rate covers these seconds, so that it does not fluctuate,
 const WINDOW: Duration = Duration::from_secs(12);
 /// or a longer time if there were no requests meanwhile.
-const LONGEST: Duration = Duration::from_secs(62);
+const MAX_SPAN: Duration = Duration::from_secs(62);
 /// Rates over a shorter time mean nothing.
-const SHORTEST: Duration = Duration::from_millis(500);
+const MIN_SPAN: Duration = Duration::from_millis(500);
 
 /// The recent values of each counter.
 #[derive(Debug, Default)]
@@ -52,12 +52,12 @@ impl History {
         }
         track.latest = Some((now, value));
         let age = |at: Instant| now.saturating_duration_since(at);
-        track.points.retain(|(at, _)| age(*at) <= KEPT);
-        let in_window = track.points.iter().find(|(at, _)| age(*at) <= WINDOW && age(*at) >= SHORTEST);
-        let longer = || track.points.iter().rfind(|(at, _)| age(*at) <= LONGEST && age(*at) >= SHORTEST);
+        track.points.retain(|(at, _)| age(*at) <= RETENTION);
+        let in_window = track.points.iter().find(|(at, _)| age(*at) <= WINDOW && age(*at) >= MIN_SPAN);
+        let longer = || track.points.iter().rfind(|(at, _)| age(*at) <= MAX_SPAN && age(*at) >= MIN_SPAN);
         let per_second =
             in_window.or_else(longer).map(|(at, before)| (value - before) / age(*at).as_secs_f64());
-        if track.points.back().is_none_or(|(at, _)| age(*at) >= STEP) {
+        if track.points.back().is_none_or(|(at, _)| age(*at) >= MIN_STEP) {
             track.points.push_back((now, value));
         }
         let steps = track.points.iter().zip(track.points.iter().skip(1));
@@ -117,7 +117,7 @@ mod tests {
         history.begin(later);
         history.end();
         assert_eq!(history.tracks.len(), 1);
-        history.begin(later + STEP);
+        history.begin(later + MIN_STEP);
         history.end();
         assert!(history.tracks.is_empty());
     }

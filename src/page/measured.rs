@@ -6,7 +6,7 @@ use crate::exposition::{Head, Kind, Sample, SampleValue, labels};
 use crate::kinds::panel::{base_unit, is_timestamp};
 
 /// Series of one metric that are shown.
-const SHOWN: usize = 8;
+const MAX_SERIES: usize = 8;
 
 /// The quantiles of each histogram.
 const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
@@ -24,9 +24,9 @@ pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'
         total += weight;
         // Of equal series, the first.
         let at = largest.partition_point(|(other, _)| *other >= weight);
-        if at < SHOWN {
+        if at < MAX_SERIES {
             largest.insert(at, (weight, sample));
-            largest.truncate(SHOWN);
+            largest.truncate(MAX_SERIES);
         }
     }
     let bounds = match head.kind() {

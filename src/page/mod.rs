@@ -45,10 +45,10 @@ pub(crate) const SCRIPT: &str = concat!(include_str!("elements.js"), "\n", inclu
 pub(crate) const ICON: &str = include_str!("page.svg");
 
 /// Configured metrics that are shown.
-pub(crate) const MOST_METRICS: usize = 200;
+pub(crate) const MAX_METRICS: usize = 200;
 
 /// Remote hosts that are shown, and blocked sources.
-pub(crate) const MOST_TALKERS: usize = 8;
+pub(crate) const MAX_TALKERS: usize = 8;
 
 /// The data for the status.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub(crate) struct Snapshot {
     pub missing: Vec<(String, String)>,
     /// The exporter's own metrics.
     pub own: Families,
-    /// The configured metrics, at most [`MOST_METRICS`].
+    /// The configured metrics, at most [`MAX_METRICS`].
     pub metrics: Vec<Metric>,
     /// Number of configured metrics beyond those.
     pub more_metrics: usize,

@@ -10,7 +10,7 @@ use crate::exposition::Family;
 use crate::net::TalkerRow;
 
 /// Interfaces that are shown, each in two directions.
-const MOST: usize = 48;
+const MAX_INTERFACES: usize = 48;
 
 /// The labels that identify an interface.
 type InterfaceKey = Vec<(String, String)>;
@@ -108,10 +108,10 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
         true => interface.bytes.unwrap_or(0.0),
         false => f64::INFINITY,
     };
-    let left_out = interfaces.len().saturating_sub(2 * MOST);
+    let left_out = interfaces.len().saturating_sub(2 * MAX_INTERFACES);
     if left_out > 0 {
         interfaces.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
-        interfaces.truncate(2 * MOST);
+        interfaces.truncate(2 * MAX_INTERFACES);
     }
     Network {
         received_bytes_per_second: received,

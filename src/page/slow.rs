@@ -8,7 +8,7 @@ use super::model::{RelatedEvent, SlowEvent};
 use crate::slow::{Fields, Row};
 
 /// Related events that are shown with one event.
-const MOST_RELATED: usize = 16;
+const MAX_RELATED: usize = 16;
 
 /// The events as shown.
 pub(super) fn slow(rows: &[Arc<Row>]) -> Vec<SlowEvent> {
@@ -17,7 +17,7 @@ pub(super) fn slow(rows: &[Arc<Row>]) -> Vec<SlowEvent> {
 
 fn event(row: &Row) -> SlowEvent {
     let event = &row.event;
-    let related = event.related.iter().take(MOST_RELATED).map(|other| RelatedEvent {
+    let related = event.related.iter().take(MAX_RELATED).map(|other| RelatedEvent {
         after: other.after,
         probe: other.probe.clone(),
         fields: fields(&other.fields),

@@ -8,7 +8,7 @@ use super::history::History;
 use super::model::{Lost, Probe, Target};
 
 /// Probes that are shown, of all targets together.
-const MOST: usize = 300;
+const MAX_PROBES: usize = 300;
 const MAX_REASON: usize = 1000;
 
 /// A number for each probe, by target and name.
@@ -124,13 +124,13 @@ pub(super) fn sum(all: impl Iterator<Item = Option<f64>>) -> Option<f64> {
 /// Keeps the most important probes, in their original order.
 fn leave_out(targets: &mut [Target]) -> usize {
     let mut weights: Vec<f64> = targets.iter().flat_map(|target| &target.probes).map(Probe::weight).collect();
-    if weights.len() <= MOST {
+    if weights.len() <= MAX_PROBES {
         return 0;
     }
-    let left_out = weights.len() - MOST;
+    let left_out = weights.len() - MAX_PROBES;
     weights.sort_by(|a, b| b.total_cmp(a));
-    let least = weights[MOST - 1];
-    let mut equal = weights[..MOST].iter().filter(|weight| **weight == least).count();
+    let least = weights[MAX_PROBES - 1];
+    let mut equal = weights[..MAX_PROBES].iter().filter(|weight| **weight == least).count();
     for target in targets {
         target.probes.retain(|probe| {
             let weight = probe.weight();

@@ -15,10 +15,10 @@ use super::{PinError, failed};
 pub(super) const DOCUMENT: &str = "state";
 
 /// Bytes in one element of the map.
-const PIECE: usize = 1 << 16;
+const CHUNK: usize = 1 << 16;
 
 /// The longest document, in bytes.
-const LONGEST: usize = 1 << 26;
+const MAX_LENGTH: usize = 1 << 26;
 
 /// Reads the document at a path; `None` if there is none.
 pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, PinError> {
@@ -43,18 +43,18 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), PinError> {
         |err: Box<dyn Error + Send + Sync>| PinError::new(format!("write {}", path.display()), err, "");
     let mut all = (bytes.len() as u64).to_le_bytes().to_vec();
     all.extend(bytes);
-    if all.len() > LONGEST {
+    if all.len() > MAX_LENGTH {
         return Err(failed_to("it is too long".into()));
     }
-    all.resize(all.len().next_multiple_of(PIECE), 0);
-    let pieces = (all.len() / PIECE) as u32;
+    all.resize(all.len().next_multiple_of(CHUNK), 0);
+    let pieces = (all.len() / CHUNK) as u32;
     let opts = libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_sys::bpf_map_create_opts>() as _,
         ..Default::default()
     };
-    let map = MapHandle::create(MapType::Array, Some("exporter_state"), 4, PIECE as u32, pieces, &opts);
+    let map = MapHandle::create(MapType::Array, Some("exporter_state"), 4, CHUNK as u32, pieces, &opts);
     let mut map = map.map_err(|err| failed_to(err.into()))?;
-    for (number, piece) in (0u32..).zip(all.chunks(PIECE)) {
+    for (number, piece) in (0u32..).zip(all.chunks(CHUNK)) {
         map.update(&number.to_ne_bytes(), piece, MapFlags::ANY).map_err(|err| failed_to(err.into()))?;
     }
     let mut next = path.as_os_str().to_owned();
@@ -73,11 +73,11 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, PinError> {
     let failed_to =
         |err: Box<dyn Error + Send + Sync>| PinError::new(format!("read {}", path.display()), err, "");
     let map = MapHandle::from_pinned_path(path).map_err(|err| failed_to(err.into()))?;
-    if map.map_type() != MapType::Array || map.value_size() as usize != PIECE {
+    if map.map_type() != MapType::Array || map.value_size() as usize != CHUNK {
         return Err(failed_to("it is not a document of the exporter".into()));
     }
     let mut all = Vec::new();
-    for number in 0..map.max_entries().min((LONGEST / PIECE) as u32) {
+    for number in 0..map.max_entries().min((MAX_LENGTH / CHUNK) as u32) {
         let piece = map.lookup(&number.to_ne_bytes(), MapFlags::ANY).map_err(|err| failed_to(err.into()))?;
         all.extend(piece.unwrap_or_default());
     }

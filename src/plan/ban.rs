@@ -12,7 +12,7 @@ use crate::config::{Diagnostics, Place};
 use crate::net::{BanRule, BanTerms, parse_ttl};
 
 /// The longest window in which hits are counted together: the times are held in memory only.
-const LONGEST_WITHIN: Duration = Duration::from_secs(24 * 3600);
+const MAX_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
 /// One `ban:` entry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,7 @@ impl Scope<'_> {
         let when: Vec<_> = ban.when.iter().map(|condition| self.condition(condition)).collect();
         let within = self.time("within", ban.within.as_ref());
         if let (Some(within), Some(written)) = (within, &ban.within)
-            && within > LONGEST_WITHIN
+            && within > MAX_WITHIN
         {
             self.diags.error(&written.at, "at most 1d is possible");
         }

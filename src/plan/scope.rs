@@ -41,7 +41,7 @@ impl Scope<'_> {
             scale = scale.negated();
         }
         let mut labels: Vec<LabelPlan> = labels.into_iter().collect::<Option<_>>()?;
-        if kinds::of(&metric.kind).ends_with_process() && !self.tells_processes_apart(&labels) {
+        if kinds::of(&metric.kind).ends_with_process() && !self.distinguishes_processes(&labels) {
             let value = self.value(&metric.at, "pid")?;
             labels.push(LabelPlan::From { value, mapping: Vec::new(), default: None, limit: u32::MAX });
         }
@@ -61,7 +61,7 @@ impl Scope<'_> {
         })
     }
 
-    fn tells_processes_apart(&self, labels: &[LabelPlan]) -> bool {
+    fn distinguishes_processes(&self, labels: &[LabelPlan]) -> bool {
         labels.iter().any(|label| match label {
             LabelPlan::From { value, mapping, default: None, .. } => {
                 mapping.is_empty() && self.plan.values[*value].source == ValueSource::Pid

@@ -7,7 +7,7 @@ use std::fmt;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-pub use threads::{give_up_all, given_up};
+pub use threads::{drop_all_capabilities, given_up};
 
 /// The capabilities that remain, and why.
 const KEPT: &[Capability] = &[

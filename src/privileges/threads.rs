@@ -12,32 +12,32 @@ use std::time::Duration;
 /// `_LINUX_CAPABILITY_VERSION_3`, in which a set has two words.
 const VERSION: u32 = 0x2008_0522;
 
-/// Passes over all threads at most: each is signaled again, and handles it within milliseconds.
-const ROUNDS: usize = 2000;
+/// Passes over all threads at most: each is signalled again, and handles it within milliseconds.
+const MAX_ROUNDS: usize = 2000;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// A static because capabilities belong to the process, too: whatever fails without them must say that a restart is
 /// needed.
-static GIVEN_UP: AtomicBool = AtomicBool::new(false);
+static DROPPED: AtomicBool = AtomicBool::new(false);
 
 /// Whether all capabilities were dropped on purpose: whatever needs one from then on needs a restart.
 pub fn given_up() -> bool {
-    GIVEN_UP.load(Ordering::Relaxed)
+    DROPPED.load(Ordering::Relaxed)
 }
 
 /// Drops every capability in all threads, and so in future ones.
 ///
 /// # Errors
 /// If a thread does not; those that did have lost theirs.
-pub fn give_up_all() -> io::Result<()> {
-    GIVEN_UP.store(true, Ordering::Relaxed);
+pub fn drop_all_capabilities() -> io::Result<()> {
+    DROPPED.store(true, Ordering::Relaxed);
     let signal = libc::SIGRTMIN() + 4;
     handle(signal)?;
     let own = std::process::id().cast_signed();
     // While threads are listed, one that has not handled the signal yet may create another: after two passes in which
     // no thread has capabilities, no thread can create one that has.
     let mut clean = 0;
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         let having = threads_with_capabilities()?;
         clean = if having.is_empty() { clean + 1 } else { 0 };
         if clean == 2 {

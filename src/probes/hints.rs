@@ -12,7 +12,7 @@ use crate::targets::{TargetFile, has_probes};
 
 /// How to get USDT probes in a program: the start of its file's name, and what to do. Sources: their own build
 /// instructions.
-const KNOWN: &[(&str, &str)] = &[
+const HINTS: &[(&str, &str)] = &[
     ("bitcoind", "build it with cmake -DWITH_USDT=ON, which needs systemtap-sdt-dev"),
     ("postgres", "build it with ./configure --enable-dtrace; Debian's package postgresql-15 has it"),
     (
@@ -54,7 +54,7 @@ pub(crate) fn no_notes(found: &TargetFile, image: &Image<'_>, selector: &Selecto
         "a Go program, and the Go toolchain creates none: list its functions with --functions 'main.*'"
             .to_string()
     } else {
-        match KNOWN.iter().find(|(begin, _)| name.starts_with(begin)) {
+        match HINTS.iter().find(|(begin, _)| name.starts_with(begin)) {
             Some((_, next)) => (*next).to_string(),
             None => "it was built without them (many programs have a build option, which often needs \
                  systemtap-sdt-dev), or they are in a shared library (see `ldd`); list its functions with \
@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn the_more_special_name_of_a_known_program_comes_first() {
         let known =
-            |name: &str| KNOWN.iter().find(|(begin, _)| name.starts_with(begin)).map(|(begin, _)| *begin);
+            |name: &str| HINTS.iter().find(|(begin, _)| name.starts_with(begin)).map(|(begin, _)| *begin);
         assert_eq!(known("libpython3.11.so.1.0"), Some("libpython"));
         assert_eq!(known("python3.11"), Some("python"));
         assert_eq!(known("php8.2"), Some("php"));

@@ -10,7 +10,7 @@ use crate::config::is_probe_word;
 use crate::config::limits;
 
 /// Functions that are written; a configuration has 1 MiB at most.
-const MOST_FUNCTIONS: usize = 1000;
+const MAX_FUNCTIONS: usize = 1000;
 
 /// Sites that can be attached without setting `limits.sites`.
 const DEFAULT_SITES: usize = 8192;
@@ -107,7 +107,7 @@ impl Writer {
         if function.unusable.is_some() || function.name.chars().any(char::is_control) {
             return;
         }
-        if self.functions == MOST_FUNCTIONS {
+        if self.functions == MAX_FUNCTIONS {
             self.left_out += 1;
             return;
         }

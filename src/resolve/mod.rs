@@ -247,8 +247,8 @@ impl Typed {
 
     fn warnings_of_results(&self) -> impl Iterator<Item = String> {
         self.results.iter().map(|(wrong, names)| {
-            let named: Vec<&str> = names.iter().take(LISTED_RESULTS).map(String::as_str).collect();
-            let more = match names.len().saturating_sub(LISTED_RESULTS) {
+            let named: Vec<&str> = names.iter().take(MAX_LISTED_RESULTS).map(String::as_str).collect();
+            let more = match names.len().saturating_sub(MAX_LISTED_RESULTS) {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
@@ -293,7 +293,7 @@ fn offsets(index: &SymbolIndex<'_>, point: &Point) -> Vec<u64> {
 }
 
 /// Functions that a warning about results names.
-const LISTED_RESULTS: usize = 4;
+const MAX_LISTED_RESULTS: usize = 4;
 
 /// Why neither end of a span is placed at an instruction: two names may refer to the same code.
 const SAME_PLACE: &str = "the span's other end is at the same instruction (two names of one function, or two functions \

@@ -41,7 +41,7 @@ const WATCHDOG_TIMEOUT: Duration = Duration::from_secs(5);
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(300);
 
 /// With fewer, parts of the exporter would fail one after the other, and the runtime's signal handling with a panic.
-const FEWEST_DESCRIPTORS: u64 = 128;
+const MIN_DESCRIPTORS: u64 = 128;
 
 /// Traces and serves until SIGTERM or SIGINT.
 ///
@@ -71,7 +71,7 @@ pub(crate) fn run(
     recorder.start()?;
     let directory = settings.pinned.as_deref().map(StateDirectory::open).transpose()?;
     if settings.pinned.is_none() {
-        tell_of_leftover(&settings);
+        warn_of_leftover(&settings);
     }
     let pins = directory.as_ref().map(|all| network_pins(all, network.is_some())).transpose()?;
     let state = std::thread::scope(|scope| {
@@ -101,7 +101,7 @@ pub(crate) fn run(
         let attached = running.clone();
         std::thread::Builder::new()
             .name("privileges".to_string())
-            .spawn(move || give_up_privileges(&attached))
+            .spawn(move || drop_all_when_attached(&attached))
             .map_err(failed_to("start the thread that gives up privileges"))?;
     }
     let refreshed = running.clone();
@@ -140,7 +140,7 @@ pub(crate) fn run(
     }
     let looked_at = Arc::downgrade(&running);
     let budget = Budget::start(move |controllers| {
-        looked_at.upgrade().map_or(Activity::AtRest, |running| running.look_at_costs(controllers))
+        looked_at.upgrade().map_or(Activity::AtRest, |running| running.check_costs(controllers))
     })
     .map_err(failed_to("start the thread that looks at costs"))?;
     let served = serve(endpoints, options, &address, &running);
@@ -155,9 +155,9 @@ pub(crate) fn run(
 
 fn demand_descriptors() -> Result<(), RunError> {
     match getrlimit(Resource::Nofile).current {
-        Some(limit) if limit < FEWEST_DESCRIPTORS => {
+        Some(limit) if limit < MIN_DESCRIPTORS => {
             let why = format!(
-                "it may open {limit} files and needs at least {FEWEST_DESCRIPTORS}; raise the limit (LimitNOFILE= of the \
+                "it may open {limit} files and needs at least {MIN_DESCRIPTORS}; raise the limit (LimitNOFILE= of the \
                  service, or ulimit -n)"
             );
             Err(RunError::Io("start", io::Error::other(why)))
@@ -167,7 +167,7 @@ fn demand_descriptors() -> Result<(), RunError> {
 }
 
 /// Warns about attached probes of an earlier run, which slow the traced programs although their counts are not read.
-fn tell_of_leftover(settings: &Settings) {
+fn warn_of_leftover(settings: &Settings) {
     let directory = default_state_directory(settings.metrics_port);
     for left in pins::leftovers(&directory) {
         log::warn!(
@@ -318,17 +318,17 @@ pub fn drop_privileges(
 }
 
 /// `keep_privileges: none`: capabilities are dropped when everything is attached, or this long after the start.
-const ATTACHING: Duration = Duration::from_secs(10);
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Drops every capability when everything is attached; logs what is not, and no longer can be.
-fn give_up_privileges(running: &Running) {
+fn drop_all_when_attached(running: &Running) {
     let began = Instant::now();
     let mut missing = running.ready().err();
-    while missing.is_some() && began.elapsed() < ATTACHING {
+    while missing.is_some() && began.elapsed() < ATTACH_TIMEOUT {
         std::thread::sleep(Duration::from_millis(50));
         missing = running.ready().err();
     }
-    match privileges::give_up_all() {
+    match privileges::drop_all_capabilities() {
         Ok(()) => log::info!(
             "All privileges dropped (`keep_privileges: none`): attached probes keep counting; nothing further is \
              attached until a restart"

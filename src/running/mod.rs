@@ -132,13 +132,13 @@ impl Running {
             let mut state = self.state();
             let ActiveConfig { engines, registry, .. } = &mut *state;
             let status = engines.status();
-            let is_meant = |head: &Head| names.want(head);
+            let is_meant = |head: &Head| names.matches(head);
             registry.render_some(&status.facts(), Instant::now(), format, is_meant, &exemplars, &mut text);
             self.series.store(registry.live_series() as u64, Ordering::Relaxed);
             self.telemetry(&state, Arc::new(status))
         };
         let mut write = |family: &Family| {
-            if names.want(family.head()) {
+            if names.matches(family.head()) {
                 family.write(format, &mut text);
             }
         };
@@ -168,7 +168,7 @@ impl Running {
             overflows: state.overflows.clone(),
             slow: self.recorder.numbers(),
         };
-        telemetry.note_overflows(state.registry.overflows());
+        telemetry.update_overflows(state.registry.overflows());
         telemetry
     }
 
@@ -182,7 +182,7 @@ impl Running {
     }
 
     /// Compares the cost of tracing with `limits.overhead`, except during a reload.
-    pub fn look_at_costs(&self, controllers: &mut Controllers) -> Activity {
+    pub fn check_costs(&self, controllers: &mut Controllers) -> Activity {
         match self.reloading.try_lock() {
             Ok(_no_reload) => controllers.look(&self.engines()),
             Err(_) => Activity::Measured,

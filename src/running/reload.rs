@@ -22,7 +22,7 @@ impl Running {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         service::reloading();
         let done = self.exchange();
-        self.reloads.note(done.is_ok());
+        self.reloads.record(done.is_ok());
         match &done {
             Ok(text) => text.lines().for_each(|line| log::info!("{line}")),
             Err(text) => {
@@ -112,8 +112,8 @@ impl Running {
             return true;
         }
         source.fingerprint = fingerprint;
-        let done = self.read_web_again(&source.web);
-        self.reloads.note(done.is_ok());
+        let done = self.reload_web(&source.web);
+        self.reloads.record(done.is_ok());
         match done {
             Ok(web) => {
                 source.web = web;
@@ -127,7 +127,7 @@ impl Running {
         true
     }
 
-    fn read_web_again(&self, web: &Web) -> Result<Web, String> {
+    fn reload_web(&self, web: &Web) -> Result<Web, String> {
         let web = config::read_again(web).map_err(|wrong| wrong.render())?;
         let unusable = Diagnostics::new();
         let tls = refuse_unusable(&web, |at, text| {

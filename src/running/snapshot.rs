@@ -8,7 +8,7 @@ use super::active::ActiveConfig;
 use crate::clock::unix_now;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::http::Demand;
-use crate::page::{self, Access, Connect, Link, MOST_METRICS, MOST_TALKERS, Snapshot, connect};
+use crate::page::{self, Access, Connect, Link, MAX_METRICS, MAX_TALKERS, Snapshot, connect};
 
 impl Running {
     /// Returns the current values of all metrics. This does not change what scrapers see: no window of extremes ends,
@@ -23,7 +23,7 @@ impl Running {
             let status = engines.status();
             let node = &plan.settings.node_name;
             registry.look(&status.facts(), |head, samples| {
-                if metrics.len() < MOST_METRICS {
+                if metrics.len() < MAX_METRICS {
                     metrics.push(page::metric(head, samples, node));
                 } else {
                     more_metrics += 1;
@@ -42,8 +42,8 @@ impl Running {
             let families = network.collect();
             (families, network.not_ready())
         });
-        let blocked = self.network.iter().flat_map(|network| network.busiest_blocked(MOST_TALKERS));
-        let talkers = self.network.iter().flat_map(|network| network.top_talkers(MOST_TALKERS));
+        let blocked = self.network.iter().flat_map(|network| network.busiest_blocked(MAX_TALKERS));
+        let talkers = self.network.iter().flat_map(|network| network.top_talkers(MAX_TALKERS));
         Snapshot {
             at,
             time: unix_now(),

@@ -200,7 +200,7 @@ impl Selector {
 
     /// Whether it selects everything that runs in a cgroup, under any name: including a container engine's helpers and
     /// shells.
-    pub fn is_whatever_runs(&self) -> bool {
+    pub fn matches_any_program(&self) -> bool {
         let processes = &self.processes;
         let is_named = processes.name_glob().is_some() || processes.line_glob().is_some();
         self.file == FileSelector::Executable && processes.is_by_cgroup() && !is_named
@@ -265,7 +265,7 @@ impl ProcessSelector {
         others.all(|predicate| predicate.fits(facts))
     }
 
-    pub fn asks_for_cmdline(&self) -> bool {
+    pub fn uses_cmdline(&self) -> bool {
         self.predicates.iter().any(Predicate::is_line)
     }
 

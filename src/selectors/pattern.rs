@@ -24,7 +24,7 @@ pub enum PatternError {
 }
 
 /// Bytes of a pattern: the longest file name.
-const BYTES: usize = abi::MAX_NAME;
+const MAX_BYTES: usize = abi::MAX_NAME;
 
 /// States of the automaton, including the first.
 const STATES: usize = 128;
@@ -53,7 +53,7 @@ impl Pattern {
         let pattern = Self { text: text.to_owned(), is_glob };
         match text.len() {
             0 => Err(PatternError::Empty),
-            _ if text.len() > BYTES => Err(PatternError::TooLong),
+            _ if text.len() > MAX_BYTES => Err(PatternError::TooLong),
             _ if is_glob => pattern.parts().map(|_| pattern),
             _ => Ok(pattern),
         }

@@ -33,12 +33,12 @@ pub(crate) use query::{shown_reason, shown_value};
 pub use store::SlowError;
 pub(crate) use worst::{Worst, end_of_hour};
 
-/// The capacity of the queue to the writer thread.
-const QUEUE: usize = 1024;
+/// Events that may be queued for the writer.
+const QUEUE_EVENTS: usize = 1024;
 
-/// The number of events returned by [`SlowRecorder::recent`]: as many as a page shows, because they are read again
-/// after each write.
-const RECENT: usize = 10;
+/// Events that [`SlowRecorder::recent`] returns at most: as many as a page shows. They are read again after each
+/// write.
+const MAX_RECENT: usize = 10;
 
 /// Records slow events, starting with the first configuration that has any.
 #[derive(Debug, Default)]
@@ -122,7 +122,7 @@ impl SlowRecorder {
         }
         let settings = &plan.settings.slow_events;
         let receiver = settings.webhook.as_ref().map(receiver).transpose();
-        let receiver = receiver.map_err(|err| SlowError::told(err.to_string(), ""))?;
+        let receiver = receiver.map_err(|err| SlowError::without_source(err.to_string(), ""))?;
         let bounds = Bounds::of(settings);
         if let Some(queue) = self.queue.get() {
             // If the queue is full, the limits stay unchanged until the next reload.
@@ -151,11 +151,14 @@ impl SlowRecorder {
     fn write(&self, work: &mut Work) -> Result<(), SlowError> {
         let Some((store, node)) = work.open.take() else { return Ok(()) };
         log::info!("Slow events are kept in {}", store.path().display());
-        let (queue, events) = sync_channel(QUEUE);
+        let (queue, events) = sync_channel(QUEUE_EVENTS);
         let writer = Writer::new(store, node, events, self.shared.clone(), self.webhook.outbox().clone());
         let thread = std::thread::Builder::new().name("slow events".to_string()).spawn(move || writer.run());
         let thread = thread.map_err(|err| {
-            SlowError::told(format!("failed to start the thread that writes slow events: {err}"), "")
+            SlowError::without_source(
+                format!("failed to start the thread that writes slow events: {err}"),
+                "",
+            )
         })?;
         work.thread = Some(thread);
         // It is only set while `work` is locked.
@@ -164,13 +167,13 @@ impl SlowRecorder {
     }
 
     fn begin_to_send(&self) -> Result<(), SlowError> {
-        self.webhook
-            .start()
-            .map_err(|err| SlowError::told(format!("failed to start the thread of the webhook: {err}"), ""))
+        self.webhook.start().map_err(|err| {
+            SlowError::without_source(format!("failed to start the thread of the webhook: {err}"), "")
+        })
     }
 
     /// Records a slow event as an exemplar of its bucket.
-    pub(crate) fn note_exemplar(&self, note: impl FnOnce(&mut Exemplars)) {
+    pub(crate) fn record_exemplar(&self, note: impl FnOnce(&mut Exemplars)) {
         note(&mut lock(&self.exemplars));
     }
 
@@ -203,7 +206,7 @@ impl SlowRecorder {
     pub(crate) fn offer_related(&self, event: impl FnOnce() -> Related) {
         let Some(queue) = self.queue.get() else { return };
         let waiting = &self.shared.related_waiting;
-        let is_taken = waiting.fetch_add(1, Ordering::Relaxed) < QUEUE as u64 / 2
+        let is_taken = waiting.fetch_add(1, Ordering::Relaxed) < QUEUE_EVENTS as u64 / 2
             && queue.try_send(Message::Related(Box::new(event()))).is_ok();
         if !is_taken {
             waiting.fetch_sub(1, Ordering::Relaxed);

@@ -47,7 +47,7 @@ fn read_at(path: &Path, query: &Query, now: i64) -> Result<Vec<Row>, SlowError> 
     // The system's message about the file itself is clearer.
     if let Err(err) = std::fs::File::open(path) {
         let next = "`exporter events --file FILE` reads another file";
-        return Err(SlowError::told(format!("failed to open {}: {err}", path.display()), next));
+        return Err(SlowError::without_source(format!("failed to open {}: {err}", path.display()), next));
     }
     let since = query
         .since

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 use super::event::{Event, Related, RelatedRow};
 
-/// The maximum number of remembered events.
-const REMEMBERED: usize = 4096;
+/// Events that are remembered.
+const MAX_EVENTS: usize = 4096;
 
-/// The maximum number of related events per slow event, and how long before it they may have occurred, in nanoseconds.
-const MOST: usize = 32;
-const BEFORE: i64 = 600_000_000_000;
+/// Related events that are stored with one slow event, and how long before it they may have happened, in nanoseconds.
+const MAX_RELATED: usize = 32;
+const MAX_AGE: i64 = 600_000_000_000;
 
 /// The latest events, whatever their keys.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub(super) struct RecentEvents {
 
 impl RecentEvents {
     pub(super) fn add(&mut self, event: Related) {
-        if self.events.len() == REMEMBERED {
+        if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
         }
         self.events.push_back(event);
@@ -33,11 +33,11 @@ impl RecentEvents {
                 && other.process == wanted.process
                 && other.keys.contains(&wanted.key)
                 && wanted.with.contains(&other.point)
-                && event.time.saturating_sub(other.time) <= BEFORE
+                && event.time.saturating_sub(other.time) <= MAX_AGE
                 // Not the slow event itself.
                 && (other.time, &other.probe) != (event.time, &event.probe)
         };
-        let mut found: Vec<_> = self.events.iter().rev().filter(belongs).take(MOST).collect();
+        let mut found: Vec<_> = self.events.iter().rev().filter(belongs).take(MAX_RELATED).collect();
         // Events of different engines arrive independently.
         found.sort_by_key(|other| other.time);
         let row = |other: &Related| RelatedRow {
@@ -83,7 +83,7 @@ mod tests {
             related(time, "2", "a", "7"),
             related(time, "1", "a", "8"),
             related(time, "1", "c", "7"),
-            related(time - BEFORE - 1, "1", "a", "7"),
+            related(time - MAX_AGE - 1, "1", "a", "7"),
             Related { target: "u".into(), ..related(time, "1", "a", "7") },
         ] {
             memory.add(other);
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn the_latest_are_remembered_and_the_latest_of_them_kept() {
         let mut memory = RecentEvents::default();
-        for n in 0..REMEMBERED as i64 + 10 {
+        for n in 0..MAX_EVENTS as i64 + 10 {
             memory.add(related(n, "1", "a", if n < 20 { "7" } else { "8" }));
         }
         let wanted = |height: &str| {
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(slow.related.len(), 10);
         slow.wanted = wanted("8");
         memory.complete(&mut slow);
-        assert_eq!(slow.related.len(), MOST);
-        assert_eq!(slow.related[MOST - 1].fields.get("n"), Some("4105"));
+        assert_eq!(slow.related.len(), MAX_RELATED);
+        assert_eq!(slow.related[MAX_RELATED - 1].fields.get("n"), Some("4105"));
     }
 }

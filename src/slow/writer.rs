@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 use super::event::{Event, Related, Row, SlowCounters};
 use super::related::RecentEvents;
 use super::store::{Bounds, Store, is_damage};
-use super::{QUEUE, RECENT, Shared, lock};
+use super::{MAX_RECENT, QUEUE_EVENTS, Shared, lock};
 use crate::webhook::Outbox;
 
-/// How long an event may wait for others before the batch is written.
-const GATHERING: Duration = Duration::from_secs(1);
+/// How long an event waits for others before it is written.
+const BATCH_DELAY: Duration = Duration::from_secs(1);
 
 /// How long an event waits for related events of other probes.
-const COMPLETING: Duration = Duration::from_secs(5);
+const RELATED_DELAY: Duration = Duration::from_secs(5);
 
 /// The receive timeout when nothing is due.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// How long an event among the worst can be displaced: within its hour, plus another one for late events.
-const OPEN: Duration = Duration::from_secs(7200);
+/// How long an event among the worst of an hour may still be displaced: events arrive late.
+const WORST_OPEN: Duration = Duration::from_secs(7200);
 
-/// A batch of this size is written without waiting.
-const BATCH: usize = 128;
+/// So many events are written without waiting for more.
+const BATCH_EVENTS: usize = 128;
 
 /// Messages to the writer thread.
 #[derive(Debug)]
@@ -75,13 +75,13 @@ impl Writer {
         loop {
             // If as many events are held here as fit in the queue, leave the queue to fill up; events are then counted
             // as refused.
-            let has_room = self.events.len() + self.incomplete.len() < QUEUE;
+            let has_room = self.events.len() + self.incomplete.len() < QUEUE_EVENTS;
             let next = self.incomplete.front().map(|(until, ..)| *until).into_iter().chain(due).min();
-            let timeout = next.map_or(IDLE, |next| next.saturating_duration_since(Instant::now()));
+            let timeout = next.map_or(IDLE_INTERVAL, |next| next.saturating_duration_since(Instant::now()));
             let received = if has_room {
                 self.messages.recv_timeout(timeout)
             } else {
-                std::thread::sleep(timeout.min(GATHERING));
+                std::thread::sleep(timeout.min(BATCH_DELAY));
                 let is_ending = self.shared.is_ending.load(Ordering::Relaxed);
                 Err(if is_ending { RecvTimeoutError::Disconnected } else { RecvTimeoutError::Timeout })
             };
@@ -90,10 +90,10 @@ impl Writer {
                     let (event, counters) = *event;
                     self.displace(&event);
                     if event.wanted.is_some() {
-                        self.incomplete.push_back((Instant::now() + COMPLETING, event, counters));
+                        self.incomplete.push_back((Instant::now() + RELATED_DELAY, event, counters));
                     } else {
                         self.events.push((event, counters));
-                        due.get_or_insert_with(|| Instant::now() + GATHERING);
+                        due.get_or_insert_with(|| Instant::now() + BATCH_DELAY);
                     }
                 }
                 Ok(Message::Related(event)) => self.remember(*event),
@@ -105,10 +105,11 @@ impl Writer {
                 self.complete_first();
                 due.get_or_insert_with(Instant::now);
             }
-            let is_full = self.events.len() >= BATCH && !self.shared.is_failing.load(Ordering::Relaxed);
+            let is_full =
+                self.events.len() >= BATCH_EVENTS && !self.shared.is_failing.load(Ordering::Relaxed);
             if is_full || due.is_some_and(|due| due <= Instant::now()) {
                 self.write();
-                due = (!self.events.is_empty()).then(|| Instant::now() + GATHERING);
+                due = (!self.events.is_empty()).then(|| Instant::now() + BATCH_DELAY);
             }
         }
         while let Ok(message) = self.messages.try_recv() {
@@ -175,7 +176,7 @@ impl Writer {
         let was_failing = self.shared.is_failing.swap(written.is_err(), Ordering::Relaxed);
         match written {
             Err(err) if !was_failing => log::error!(
-                "failed to write slow events to {}: {err}; they wait, and further ones are lost once {QUEUE} do",
+                "failed to write slow events to {}: {err}; they wait, and further ones are lost once {QUEUE_EVENTS} do",
                 self.store.path().display()
             ),
             Err(_) => {}
@@ -215,7 +216,7 @@ impl Writer {
         let rows = rows.map_err(|err| err.to_string())?;
         self.gone.clear();
         let now = Instant::now();
-        self.ranked.retain(|_, (at, _)| now.duration_since(*at) < OPEN);
+        self.ranked.retain(|_, (at, _)| now.duration_since(*at) < WORST_OPEN);
         for ((event, _), row) in self.events.iter().zip(&rows) {
             if let Some(ranked) = event.ranked {
                 self.ranked.insert(ranked.number, (now, *row));
@@ -242,7 +243,7 @@ impl Writer {
         let rows = self.store.rows().unwrap_or_default();
         self.shared.rows.store(rows, Ordering::Relaxed);
         self.shared.bytes.store(self.store.file_bytes().unwrap_or_default(), Ordering::Relaxed);
-        let latest: Vec<Row> = self.store.latest(RECENT).unwrap_or_default();
+        let latest: Vec<Row> = self.store.latest(MAX_RECENT).unwrap_or_default();
         *lock(&self.shared.recent) = latest.into_iter().map(Arc::new).collect();
     }
 }

@@ -17,7 +17,7 @@ use crate::regular;
 use crate::selectors::{FileSelector, Pattern};
 
 /// Files of one target that are attached before any process has loaded them.
-const AHEAD: usize = 16;
+const MAX_AHEAD: usize = 16;
 
 /// Directories in which loaders always look, besides the one that a library was loaded from.
 const USUAL: [&str; 6] =
@@ -56,7 +56,7 @@ impl Worker {
             return;
         }
         let ahead = state.candidates.iter().filter(|candidate| candidate.path.is_some()).count();
-        if state.knows(found.identity) || ahead >= AHEAD {
+        if state.knows(found.identity) || ahead >= MAX_AHEAD {
             return;
         }
         let Some(attached) = self.attach_candidate(planned, &found) else { return };
@@ -89,7 +89,7 @@ fn files(root: &Path, directory: &Path, name: &Pattern) -> Vec<PathBuf> {
     }
     let all = regular::read_directory_inside(root, directory).unwrap_or_default();
     let fitting = all.into_iter().filter(|file| name.matches(&file.to_string_lossy()));
-    fitting.take(AHEAD).map(|file| directory.join(file)).collect()
+    fitting.take(MAX_AHEAD).map(|file| directory.join(file)).collect()
 }
 
 /// The path in this mount namespace, without links, of the file that the path below `root` leads to.

@@ -8,7 +8,7 @@ use super::status::ProbeState;
 use crate::plan::{Plan, TargetPlan};
 
 /// Probes that one message names.
-const NAMED: usize = 4;
+const MAX_NAMED: usize = 4;
 
 /// With `elsewhere`, the probes missing from this file are in libraries that its process has loaded.
 pub(super) fn announce(
@@ -36,7 +36,7 @@ pub(super) fn announce(
             state => others.add(name, state),
         }
     }
-    let whatever_runs = planned.selector.is_whatever_runs();
+    let whatever_runs = planned.selector.matches_any_program();
     let has_none = new_file.probes.iter().all(|of| matches!(of.state, ProbeState::Absent(_)));
     let level = level(attached, elsewhere, whatever_runs && has_none);
     let of_others = if whatever_runs && has_none { Level::Info } else { Level::Warn };
@@ -83,8 +83,8 @@ impl<'a> NotAttached<'a> {
         self.0.iter().map(|(state, names)| {
             let is = if names.len() == 1 { "is" } else { "are" };
             let probes = if names.len() == 1 { "Probe" } else { "Probes" };
-            let shown = names[..names.len().min(NAMED)].join(", ");
-            let more = match names.len().saturating_sub(NAMED) {
+            let shown = names[..names.len().min(MAX_NAMED)].join(", ");
+            let more = match names.len().saturating_sub(MAX_NAMED) {
                 0 => String::new(),
                 more => format!(" and {more} more"),
             };
@@ -102,12 +102,12 @@ mod tests {
     fn a_helper_in_a_container_is_no_error() {
         let container = Predicate::Container(Pattern::literal("web"));
         let mut selector = Selector::of(container);
-        assert!(selector.is_whatever_runs());
+        assert!(selector.matches_any_program());
         assert_eq!(level(0, false, true), Level::Info);
         selector.processes.predicates.push(Predicate::Process(Pattern::literal("nginx")));
-        assert!(!selector.is_whatever_runs(), "this one is meant");
-        assert!(!Selector::process("nginx").is_whatever_runs());
-        assert!(!Selector::binary("/bin/true").is_whatever_runs());
+        assert!(!selector.matches_any_program(), "this one is meant");
+        assert!(!Selector::process("nginx").matches_any_program());
+        assert!(!Selector::binary("/bin/true").matches_any_program());
         assert_eq!(level(0, false, false), Level::Error);
         assert_eq!((level(0, true, false), level(1, false, true)), (Level::Debug, Level::Info));
     }

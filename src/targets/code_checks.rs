@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 
-/// Checks take at most one part in so many of the time.
-const SHARE: u32 = 4000;
+/// Checks take at most one part in this many of the time.
+const MAX_SHARE: u32 = 4000;
 
-/// So often breakpoints of one process are set again: each time its semaphores are raised once more, and only lowered once.
-const REARMED: u32 = 1000;
+/// Times that one process's breakpoints are set again: each time its semaphores are raised once more, and only
+/// lowered once.
+const MAX_REARMED: u32 = 1000;
 
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,7 +52,7 @@ impl CodeChecks {
     pub(super) fn may_rearm(&mut self, pid: u32, identity: Identity) -> bool {
         let times = self.rearmed.entry((identity, pid)).or_default();
         *times = times.saturating_add(1);
-        *times <= REARMED
+        *times <= MAX_REARMED
     }
 
     pub(super) fn is_due(&self) -> bool {
@@ -75,7 +76,7 @@ impl CodeChecks {
 
     /// Schedules the next check according to the time that was used.
     pub(super) fn rest(&mut self, used: Duration) {
-        self.due = Instant::now() + used.saturating_mul(SHARE).max(Duration::from_secs(1));
+        self.due = Instant::now() + used.saturating_mul(MAX_SHARE).max(Duration::from_secs(1));
     }
 
     /// Sets the processes that run a file now; reports about others are forgotten.

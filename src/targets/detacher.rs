@@ -73,7 +73,7 @@ impl Detacher {
     }
 
     /// As [`Detacher::detach`], and signals `done` afterwards.
-    pub(super) fn detach_and_tell(&mut self, lot: Vec<Leaving>, done: SyncSender<()>) {
+    pub(super) fn detach_and_signal(&mut self, lot: Vec<Leaving>, done: SyncSender<()>) {
         self.start(lot, None, Some(done));
     }
 
@@ -98,7 +98,7 @@ impl Detacher {
         // The batch is not lost if no thread can be started.
         let (give, given) = sync_channel(1);
         let work =
-            move || given.iter().for_each(|(lot, then, done)| take_out(&shared, &raised, lot, then, done));
+            move || given.iter().for_each(|(lot, then, done)| detach_all(&shared, &raised, lot, then, done));
         match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
             Ok(thread) => {
                 let _ = give.send((lot, then, done));
@@ -106,7 +106,7 @@ impl Detacher {
             }
             Err(err) => {
                 log::debug!("failed to start a thread that detaches: {err}");
-                take_out(&self.shared, &self.raised, lot, then, done);
+                detach_all(&self.shared, &self.raised, lot, then, done);
             }
         }
     }
@@ -132,7 +132,7 @@ impl Detacher {
     }
 }
 
-fn take_out(
+fn detach_all(
     shared: &Mutex<DetachState>,
     raised: &RaisedCopies,
     mut lot: Vec<Leaving>,

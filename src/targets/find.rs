@@ -53,8 +53,8 @@ pub struct Finder {
     pub copied_up: Vec<CopiedUp>,
 }
 
-/// What is remembered of so many files; then it is found out anew.
-pub(super) const KNOWN: usize = 4096;
+/// Cached files; when full, the cache is cleared.
+pub(super) const CACHE_SIZE: usize = 4096;
 
 /// The files that the selector matches now, distinguished by stat(2).
 ///
@@ -62,7 +62,7 @@ pub(super) const KNOWN: usize = 4096;
 /// Why there are none, as a sentence for the user.
 pub fn find(selector: &Selector) -> Result<Vec<TargetFile>, String> {
     let mut finder = Finder::default();
-    finder.libraries.want(selector);
+    finder.libraries.select(selector);
     finder.find(selector, None, &[])
 }
 
@@ -78,8 +78,8 @@ impl Finder {
         let young = (needs_libraries && events.is_some()).then(Vec::new);
         let mut finder = Self { files: Some(files), events, young, ..Self::default() };
         finder.processes = Processes::of(selectors.iter().map(filters).collect());
-        finder.processes.name_again();
-        selectors.iter().for_each(|selector| finder.libraries.want(selector));
+        finder.processes.refresh_names();
+        selectors.iter().for_each(|selector| finder.libraries.select(selector));
         let by_process = selectors.iter().filter(|selector| selector.is_by_process());
         finder.pinned = by_process.filter_map(|selector| selector.processes.pid()).collect();
         if let Some(events) = &finder.events {
@@ -95,14 +95,14 @@ impl Finder {
 
     /// Reads mappings again, because processes may have loaded files without an event: those of processes started a
     /// while ago, and a few of all others in turn.
-    pub fn read_mappings_again(&mut self) {
-        let are_told = self.tells_mappings();
+    pub fn reread_mappings(&mut self) {
+        let are_told = self.reports_mappings();
         self.processes.forget_some_libraries(are_told);
     }
 
     /// Asks container engines again for the names of containers and pods.
-    pub fn name_containers(&mut self) {
-        if self.processes.name_again()
+    pub fn refresh_container_names(&mut self) {
+        if self.processes.refresh_names()
             && let Some(events) = &self.events
         {
             events.forget_cgroups();
@@ -111,13 +111,13 @@ impl Finder {
 
     /// Adds the name of the file that the target's path leads to: processes that execute it by that name are reported,
     /// too.
-    pub(super) fn note_name(&mut self, target: usize, path: &Path) {
+    pub(super) fn add_name(&mut self, target: usize, path: &Path) {
         let Ok(path) = path.canonicalize() else { return };
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
         if self.processes.call(target, name)
             && let Some(events) = &self.events
         {
-            events.want(name);
+            events.add_name(name);
         }
     }
 
@@ -138,7 +138,7 @@ impl Finder {
     }
 
     /// Checks again whether the contents of these files have changed.
-    pub fn check_again(&mut self, files: &[Identity]) {
+    pub fn recheck(&mut self, files: &[Identity]) {
         self.processes.forget_files(files);
     }
 

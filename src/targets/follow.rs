@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::file::Identity;
-use super::find::{Finder, KNOWN};
+use super::find::{CACHE_SIZE, Finder};
 use crate::kernel::{FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
 
 /// Changes of processes.
@@ -52,8 +52,8 @@ pub struct Executed {
 const FIRST_READ: Duration = Duration::from_millis(1);
 const LAST_READ: Duration = Duration::from_secs(3);
 
-/// Processes whose mappings are read so often; of more of them in their turn with all others.
-const YOUNG: usize = 256;
+/// Processes whose mappings are read at these intervals; further ones take their turn with all others.
+const MAX_YOUNG: usize = 256;
 
 impl Finder {
     /// Whether the kernel reports process events.
@@ -83,14 +83,14 @@ impl Finder {
         for event in &received {
             self.follow_one(event, ended.contains(&event.pid), &mut changes);
         }
-        self.read_young();
+        self.read_recent();
         self.walk();
         changes.targets = self.processes.take_changed();
         Some(changes)
     }
 
     /// Lets programs run that wait because of a reported file: the files have been examined.
-    pub fn let_run(&mut self) {
+    pub fn release_waiting(&mut self) {
         self.events.iter_mut().for_each(ProcessEvents::answer);
     }
 
@@ -102,23 +102,23 @@ impl Finder {
 
     /// Schedules reading the process's mappings, soon and then at growing intervals.
     pub(super) fn read_soon(&mut self, pid: u32) {
-        if let Some(young) = self.young.as_mut().filter(|young| young.len() < YOUNG) {
+        if let Some(young) = self.young.as_mut().filter(|young| young.len() < MAX_YOUNG) {
             young.retain(|(_, _, of)| *of != pid);
             young.push((Instant::now() + FIRST_READ, 4 * FIRST_READ, pid));
         }
     }
 
     /// Whether the kernel reports when processes load libraries.
-    pub(super) fn tells_mappings(&self) -> bool {
-        self.events.as_ref().is_some_and(ProcessEvents::tells_mappings)
+    pub(super) fn reports_mappings(&self) -> bool {
+        self.events.as_ref().is_some_and(ProcessEvents::reports_mappings)
     }
 
     /// Whether the kernel reports everything that processes do and that concerns targets.
-    pub(super) fn is_told_of_all(&self) -> bool {
-        self.has_events() && (self.young.is_none() || self.tells_mappings())
+    pub(super) fn sees_all_changes(&self) -> bool {
+        self.has_events() && (self.young.is_none() || self.reports_mappings())
     }
 
-    fn read_young(&mut self) {
+    fn read_recent(&mut self) {
         let now = Instant::now();
         for (due, pause, pid) in self.young.iter_mut().flatten() {
             if *due <= now {
@@ -138,7 +138,7 @@ impl Finder {
             return;
         }
         let is_end = matches!(event.change, ProcessChange::Ended { .. });
-        self.note_run(event, changes);
+        self.track_run(event, changes);
         let is_of_interest = (is_end || !has_ended) && self.processes.apply(event);
         let Some(events) = &self.events else { return };
         if let ProcessChange::Executed { cgroup, .. } | ProcessChange::Moved { cgroup } = event.change
@@ -175,14 +175,14 @@ impl Finder {
         } else {
             let is_held = *ticket > 0;
             changes.executed.push(Executed { pid, key: *file, time: *time, is_held, has_ended });
-            if !self.tells_mappings() {
+            if !self.reports_mappings() {
                 self.read_soon(pid);
             }
         }
     }
 
     /// Tracks what processes run, because it cannot be determined after they have ended.
-    fn note_run(&mut self, event: &ProcessEvent, changes: &mut ProcessChanges) {
+    fn track_run(&mut self, event: &ProcessEvent, changes: &mut ProcessChanges) {
         match event.change {
             ProcessChange::Executed { file, .. } => drop(self.running.insert(event.pid, file)),
             ProcessChange::Forked { parent } => {
@@ -231,7 +231,7 @@ impl Finder {
     /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
     /// Where semaphores have to be raised, all such processes are told, and otherwise those that another target may mean which does not
     /// have the file yet. So are all of a file that waits to be attached to: the next one may come when it can be.
-    pub fn note_executed(
+    pub fn update_known_files(
         &mut self,
         changes: &ProcessChanges,
         is_waiting: impl Fn(Identity) -> bool,
@@ -241,7 +241,7 @@ impl Finder {
         for executed in &changes.executed {
             let Some(identity) = self.file_of(executed).filter(|of| !is_waiting(*of)) else { continue };
             let Some(events) = &self.events else { return };
-            if self.executed.len() >= KNOWN {
+            if self.executed.len() >= CACHE_SIZE {
                 self.executed.drain().for_each(|(key, _)| events.forget_file(key));
             }
             let known = (identity, unless(identity));

@@ -2,7 +2,7 @@
 //!
 //! Setting a breakpoint takes longer than starting a program. A dedicated thread marks a file as soon as it is written
 //! beside a target's file or renamed over it. A process that executes a marked file waits until all managers have
-//! handled what was reported before, but never longer than [`LONGEST`]; the marks are removed a moment later. The
+//! handled what was reported before, but never longer than [`MAX_HOLD`]; the marks are removed a moment later. The
 //! thread waits for nothing else; if it fails or the exporter ends, all waiting programs continue. Where the kernel
 //! makes programs wait by itself (`kernel::can_make_wait`), there is no gate.
 
@@ -19,13 +19,13 @@ use super::path_watcher::{PathChange, PathWatcher, Sibling};
 use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_ordinary, be_prompt};
 
 /// How long a program is held back at most.
-const LONGEST: Duration = Duration::from_millis(500);
+const MAX_HOLD: Duration = Duration::from_millis(500);
 
-/// How long a file stays marked after the last change.
-const MARKED: Duration = Duration::from_secs(1);
+/// How long a file stays marked after the last work on it.
+const MARK_TIME: Duration = Duration::from_secs(1);
 
 /// Files that are marked at a time, at most.
-const MARKS: usize = 64;
+const MAX_MARKS: usize = 64;
 
 const NOT_HELD: &str = "programs that start while their file is replaced are not held back";
 
@@ -231,7 +231,7 @@ impl GateThread {
                 }
             }
             moved.iter().for_each(|(_, path)| self.mark(path, true));
-            self.ask();
+            self.ask_clients();
             self.admit();
             if !moved.is_empty() {
                 // They may lead through other directories now, where something happened before these were watched.
@@ -244,7 +244,7 @@ impl GateThread {
     /// Waits for an event, or until a limit is reached.
     fn wait(&mut self) {
         let due = match (&self.held, self.marked) {
-            (Some(held), _) => Some(held.since + LONGEST),
+            (Some(held), _) => Some(held.since + MAX_HOLD),
             (None, Some((_, until))) => Some(until),
             (None, None) => None,
         };
@@ -286,18 +286,18 @@ impl GateThread {
 
     fn mark(&mut self, path: &Path, follow: bool) {
         let marks = self.marked.map_or(0, |(marks, _)| marks);
-        if marks >= MARKS {
+        if marks >= MAX_MARKS {
             return;
         }
         match self.gate.close(path, follow) {
-            Ok(()) => self.marked = Some((marks + 1, Instant::now() + MARKED)),
+            Ok(()) => self.marked = Some((marks + 1, Instant::now() + MARK_TIME)),
             // It no longer exists, or is not executable.
             Err(err) => log::trace!("{}: not held back: {err}", path.display()),
         }
     }
 
     /// Asks all clients to handle their events if a program waits.
-    fn ask(&mut self) {
+    fn ask_clients(&mut self) {
         let programs = if self.held.is_none() { self.gate.waiting() } else { 0 };
         if programs > 0 {
             self.held = Some(Held { since: Instant::now(), programs });
@@ -319,11 +319,11 @@ impl GateThread {
         let waited = held.since.elapsed();
         let admitted = if lock(&self.state).clients.iter().all(|client| client.answered == client.asked) {
             log::debug!("held back {} programs for {} us", held.programs, waited.as_micros());
-            self.gate.let_in(held.programs)
-        } else if waited >= LONGEST {
+            self.gate.release(held.programs)
+        } else if waited >= MAX_HOLD {
             self.open();
             log::info!("A program was started before its file could be attached to; its first hits are lost");
-            self.gate.let_in(usize::MAX)
+            self.gate.release(usize::MAX)
         } else {
             return;
         };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::file::{CopiedUp, Identity, Stamp, TargetFile, key};
-use super::find::{Finder, KNOWN};
+use super::find::{CACHE_SIZE, Finder};
 use crate::kernel::MappedPart;
 use crate::procfs::{is_denied, living_thread, text};
 use crate::regular;
@@ -16,8 +16,8 @@ use crate::regular;
 /// The width of the minor number in the kernel's own device numbers.
 const KERNEL_MINOR_BITS: u32 = 20;
 
-/// How long it is not looked up again whether a file is in use.
-const USED: Duration = Duration::from_secs(1);
+/// How long the answer to whether a file is in use stays valid.
+const USE_VALID_FOR: Duration = Duration::from_secs(1);
 
 /// What a process runs, for people to read. A file that was mounted by itself, and whose mount is gone, has no path left but
 /// that of the mount's root: so do `runc`'s own helpers in each container that they start.
@@ -42,7 +42,7 @@ impl Finder {
         let identity = match self.known.get(&key(&meta)) {
             Some((stamp, identity)) if *stamp == Stamp::of(&meta) => *identity,
             _ => {
-                if self.known.len() >= KNOWN {
+                if self.known.len() >= CACHE_SIZE {
                     self.known.clear();
                 }
                 let file = regular::open(path);
@@ -95,7 +95,7 @@ impl Finder {
         };
         let maps: Vec<_> = mapped.into_iter().map(|(_, inode)| inode).collect();
         if maps.contains(&found.identity) {
-            if self.checked.len() >= KNOWN {
+            if self.checked.len() >= CACHE_SIZE {
                 self.checked.clear();
             }
             self.checked.insert(pid, found.identity);
@@ -166,7 +166,7 @@ impl Finder {
     pub fn in_use(&mut self, identity: Identity) -> bool {
         if let Some((of, at, used)) = self.used
             && of == identity
-            && at.elapsed() < USED
+            && at.elapsed() < USE_VALID_FOR
         {
             return used;
         }

@@ -19,13 +19,13 @@ use super::worker::Worker;
 use crate::kernel::{PinnableLink, Refusal, RefusalKind, release};
 use crate::plan::SavedPlan;
 
-/// How long numbers may wait that are no reason of their own to write.
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long changes that are not urgent may wait to be written.
+const WRITE_DELAY: Duration = Duration::from_secs(1);
 
 impl Worker {
     /// As [`Worker::keep`], if anything may have changed.
-    pub(super) fn keep_if_changed(&mut self) {
-        let is_due = self.last_kept.elapsed() >= PAUSE;
+    pub(super) fn record_if_changed(&mut self) {
+        let is_due = self.last_kept.elapsed() >= WRITE_DELAY;
         if self.kernel.pins().is_some() && (is_due || self.signature() != self.signature) {
             self.keep();
         }
@@ -100,7 +100,7 @@ impl Worker {
                 let ahead = file.ahead.as_ref().map(PathBuf::from);
                 let mut file = AttachedFile::take_over(file, links);
                 if matches!(role, Role::Candidate | Role::Replaced)
-                    && let Err(reason) = self.guard_again(&mut file, ahead.as_deref())
+                    && let Err(reason) = self.retake_lease(&mut file, ahead.as_deref())
                 {
                     let reason = reason.unwrap_or_else(|| format!("{} was written meanwhile", file.display));
                     log::info!("Target {name}: detached: {reason}");
@@ -129,7 +129,7 @@ impl Worker {
     ///
     /// # Errors
     /// Those of [`guard`].
-    fn guard_again(&mut self, file: &mut AttachedFile, ahead: Option<&Path>) -> Result<(), Option<String>> {
+    fn retake_lease(&mut self, file: &mut AttachedFile, ahead: Option<&Path>) -> Result<(), Option<String>> {
         let path = ahead.unwrap_or(Path::new(&file.display));
         let found = self.finder.look_at(path, file.display.clone());
         match found.ok().filter(|found| found.identity == file.identity) {

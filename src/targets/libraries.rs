@@ -17,8 +17,8 @@ use crate::procfs::{Mapping, living_thread, text};
 use crate::regular;
 use crate::selectors::{FileSelector, Pattern, Selector};
 
-/// What is remembered of so many files; then it is found out anew.
-const KNOWN: usize = 4096;
+/// Cached files; when full, the cache is cleared.
+const CACHE_SIZE: usize = 4096;
 
 /// Maximum length of a soname.
 const SONAME_BYTES: u64 = 256;
@@ -74,7 +74,7 @@ fn is_called(path: &str, soname: Option<&str>, name: &Pattern) -> bool {
 
 impl Libraries {
     /// Files of this name are relevant, whether they have probes or not.
-    pub fn want(&mut self, selector: &Selector) {
+    pub fn select(&mut self, selector: &Selector) {
         if let FileSelector::Library(name) = &selector.file {
             self.wanted.push(name.clone());
         }
@@ -125,7 +125,7 @@ impl Libraries {
         let (mut file, path) = opened.next()?;
         let meta = file.metadata().ok()?;
         let times = (meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec());
-        let (probes, soname) = self.known(&mut file, times);
+        let (probes, soname) = self.names_of(&mut file, times);
         Some(Library { path, display: (*display).to_string(), file: times, probes, soname })
     }
 
@@ -133,8 +133,8 @@ impl Libraries {
         self.wanted.iter().any(|name| library.is_called(name))
     }
 
-    fn known(&mut self, file: &mut File, times: FileTimes) -> LibraryNames {
-        if self.files.len() >= KNOWN {
+    fn names_of(&mut self, file: &mut File, times: FileTimes) -> LibraryNames {
+        if self.files.len() >= CACHE_SIZE {
             self.files.clear();
         }
         let wants_soname = !self.wanted.is_empty();

@@ -47,7 +47,7 @@ impl Worker {
 
     /// Adds descendants of selected processes, as found by scans of /proc, to the kernel's filter; later ones are added
     /// by the kernel at fork.
-    fn note_family(&mut self, target: usize, planned: &TargetPlan) {
+    fn add_family(&mut self, target: usize, planned: &TargetPlan) {
         if !planned.selector.processes.children || self.targets[target].family_walk == Some(self.finder.walks)
         {
             return;
@@ -152,7 +152,7 @@ impl Worker {
             return;
         }
         self.set_filter(target, planned);
-        self.note_family(target, planned);
+        self.add_family(target, planned);
         let files = self.find(target, planned);
         let state = &mut self.targets[target];
         let files = match files {
@@ -234,7 +234,7 @@ impl Worker {
                 continue;
             }
             if let Some(new_file) = state.admit(&self.kernel, file) {
-                state.note_attached(&new_file, target, &self.status);
+                state.count_attached(&new_file, target, &self.status);
                 announce(&self.plan, planned, file, &new_file, elsewhere);
                 state.current.push(new_file);
                 changed = true;
@@ -257,7 +257,7 @@ impl Worker {
             }
             // Before it is attached: a process that executes it meanwhile waits.
             if planned.selector.path().is_some() {
-                self.finder.note_name(target, &file.path);
+                self.finder.add_name(target, &file.path);
             }
             let lease = match lease(&self.watch.breaks, &mut self.finder, file) {
                 Ok(lease) => lease,
@@ -267,7 +267,7 @@ impl Worker {
                 }
             };
             let new_file = AttachedFile::attach(context, file, lease, &mut self.cookies, &mut self.finder);
-            state.note_attached(&new_file, target, &self.status);
+            state.count_attached(&new_file, target, &self.status);
             announce(&self.plan, planned, file, &new_file, elsewhere);
             state.current.push(new_file);
             changed = true;
@@ -277,7 +277,7 @@ impl Worker {
         for of in &mut state.current {
             let file = files.iter().find(|file| file.identity == of.identity);
             if let Some(file) =
-                file.filter(|file| of.put_back(context, file, &mut self.cookies, &mut self.finder))
+                file.filter(|file| of.restore(context, file, &mut self.cookies, &mut self.finder))
             {
                 announce(&self.plan, planned, file, of, false);
                 changed = true;
@@ -291,7 +291,7 @@ impl Worker {
             self.count_early(target);
             self.publish(target, planned);
         }
-        self.wait_for_writer(target, planned, written);
+        self.note_writer(target, planned, written);
     }
 
     /// Publishes why no file is attached, if that is so.
@@ -310,8 +310,7 @@ impl Worker {
     /// Detaches from replaced files that no process runs any more.
     pub(super) fn drop_unused(&mut self, target: usize, planned: &TargetPlan) {
         let state = &mut self.targets[target];
-        let is_unused =
-            |old: &mut AttachedFile| old.wants_check_of_use() && !self.finder.in_use(old.identity);
+        let is_unused = |old: &mut AttachedFile| old.is_use_check_due() && !self.finder.in_use(old.identity);
         let unused: Vec<_> = state.replaced.extract_if(.., is_unused).collect();
         for old in &unused {
             log::info!("Target {}: no process runs {} any more; detaching", planned.name, old.display);

@@ -16,7 +16,7 @@ use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, TargetsStatus};
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::kernel::{Attach, Guard, KernelError, KnownUnless, LONGEST_HOLD, Shared};
+use crate::kernel::{Attach, Guard, KernelError, KnownUnless, MAX_HOLD, Shared};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::selectors::{FileSelector, ProcessSelector, Selector};
@@ -89,7 +89,7 @@ impl ProbeManager {
                 }
                 Ok(mut worker) => {
                     worker.look(true);
-                    worker.tell_readers();
+                    worker.update_readers();
                     // The guard holds the leases from now on.
                     worker.guard.iter().for_each(Guard::take_charge);
                     worker.keep();
@@ -156,9 +156,9 @@ impl Worker {
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
             let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
-            self.is_disturbed |= wakeup.is_told() || self.finder.due_in().is_some();
+            self.is_disturbed |= wakeup.has_event() || self.finder.due_in().is_some();
             // First: a writer waits.
-            self.give_way(&wakeup.breaks);
+            self.release_for_writers(&wakeup.breaks);
             self.detacher.give_back(&mut self.cookies);
             self.end_shedding();
             if wakeup.is_over {
@@ -170,11 +170,11 @@ impl Worker {
                     Task::Retire(probes) => {
                         let lot = self.retire(&probes);
                         self.keep();
-                        self.detacher.detach_and_tell(lot, done);
+                        self.detacher.detach_and_signal(lot, done);
                     }
-                    Task::Shed(probes) => self.take_out(probes, done),
+                    Task::Shed(probes) => self.shed(probes, done),
                     Task::Restore(probes) => {
-                        self.put_back(&probes);
+                        self.restore(&probes);
                         let _ = done.try_send(());
                     }
                 }
@@ -203,12 +203,12 @@ impl Worker {
                 self.last_look = Instant::now();
                 self.is_disturbed |= self.measure_usage();
                 if self.last_walk.elapsed() >= REST_INTERVAL || !self.is_at_rest() {
-                    self.look_around();
+                    self.run_periodic_check();
                 }
             }
-            self.tell_readers();
+            self.update_readers();
             self.watch.answer(&wakeup);
-            self.keep_if_changed();
+            self.record_if_changed();
         }
         self.detacher.end();
         // It is added to those of the managers that continue.
@@ -263,7 +263,7 @@ impl Worker {
                 self.is_behind = true;
             }
         }
-        self.finder.let_run();
+        self.finder.release_waiting();
     }
 
     fn follow_changes(&mut self, changes: &ProcessChanges) {
@@ -294,12 +294,12 @@ impl Worker {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             if !executed.has_ended {
                 self.raise_semaphores(executed.pid, identity);
-                self.note_fresh(executed.pid, identity);
+                self.queue_code_check(executed.pid, identity);
             }
             for (target, state) in self.targets.iter().enumerate() {
                 let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
                 let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));
-                let is_held = executed.is_held && Duration::from_nanos(late) < LONGEST_HOLD;
+                let is_held = executed.is_held && Duration::from_nanos(late) < MAX_HOLD;
                 if late > 0 && !is_held {
                     self.status.add_unprobed(target, late);
                 }
@@ -309,8 +309,8 @@ impl Worker {
         for (pid, inode) in &changes.loaded {
             self.raise_loaded(*pid, *inode);
         }
-        self.give_up_what_kills(changes);
-        self.note_mapped(&changes.mapped);
+        self.detach_killing_probes(changes);
+        self.update_known_mappings(&changes.mapped);
         let states = &self.targets;
         let needs_semaphores = |identity| {
             let files = states.iter().flat_map(|state| &state.current);
@@ -329,12 +329,12 @@ impl Worker {
             }
         };
         let is_waiting = |identity| self.detacher.is_busy_with(identity);
-        self.finder.note_executed(changes, is_waiting, needs_semaphores, unless);
+        self.finder.update_known_files(changes, is_waiting, needs_semaphores, unless);
     }
 
     /// The periodic check, parts of which are done less often.
-    fn look_around(&mut self) {
-        self.note_lost_children();
+    fn run_periodic_check(&mut self) {
+        self.log_lost_children();
         let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
         if walk || self.status.ticks().is_none() {
             self.measure_ticks();
@@ -343,7 +343,7 @@ impl Worker {
             self.last_walk = Instant::now();
             self.is_disturbed = false;
         }
-        if walk || self.found_no_room() {
+        if walk || self.had_no_room() {
             self.sweep_starts();
         }
         self.look(walk);
@@ -363,7 +363,7 @@ impl Worker {
             let is_told = planned.selector.is_by_process() && self.finder.has_events();
             let may_differ = if is_told {
                 state.written.is_some()
-                    || state.current.iter().any(|of| of.wants_retry() || of.can_be_put_back(&self.shed))
+                    || state.current.iter().any(|of| of.wants_retry() || of.can_be_restored(&self.shed))
             } else {
                 walk || !planned.selector.is_by_process()
             };
@@ -378,7 +378,7 @@ impl Worker {
             self.raise_all_semaphores();
             self.drop_candidates();
             self.finder.forget_runs();
-            self.tell_of_moved_code();
+            self.report_moved_code();
             self.follow();
         }
     }
@@ -389,16 +389,16 @@ impl Worker {
         }
         if !self.finder.has_events() || self.last_names.elapsed() >= NAME_INTERVAL {
             self.last_names = Instant::now();
-            self.finder.name_containers();
+            self.finder.refresh_container_names();
         }
         let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| of.is_by_process());
         let by_process: Vec<&TargetState> = by_process.map(|(_, state)| state).collect();
         let is_library = |of: &Selector| matches!(of.file, FileSelector::Library(_));
         if self.selectors.iter().any(is_library) || by_process.iter().any(|state| !state.usdt.is_empty()) {
-            self.finder.read_mappings_again();
+            self.finder.reread_mappings();
         }
         let files = by_process.iter().flat_map(|state| &state.current);
         let unsure: Vec<_> = files.filter(|g| !g.is_as_it_was()).map(|g| g.identity).collect();
-        self.finder.check_again(&unsure);
+        self.finder.recheck(&unsure);
     }
 }

@@ -7,12 +7,12 @@ use super::worker::Worker;
 use crate::selectors::{FileSelector, Selector};
 
 /// Files that are remembered; when full, all are reported again.
-const FILES: usize = 4096;
+const MAX_FILES: usize = 4096;
 
 impl Worker {
     /// After all targets that select these processes have been handled: files that are relevant to no target, or known
     /// to all that select them, need not be reported again.
-    pub(super) fn note_mapped(&mut self, mapped: &[MappedFile]) {
+    pub(super) fn update_known_mappings(&mut self, mapped: &[MappedFile]) {
         for MappedFile { pid, file, address } in mapped {
             // It may have been unmapped since.
             let Some(library) = self.finder.libraries.at(*pid, *address) else { continue };
@@ -47,7 +47,7 @@ impl super::find::Finder {
     fn set_mapped(&mut self, file: crate::kernel::NamedFile, identity: Option<Identity>) {
         let Some(events) = &self.events else { return };
         events.set_library_known(file);
-        if self.mapped.len() >= FILES {
+        if self.mapped.len() >= MAX_FILES {
             self.mapped.drain().for_each(|(file, _)| events.forget_library(file));
         }
         self.mapped.extend(identity.map(|identity| (file, identity)));

@@ -9,8 +9,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The share of the time, as one of so many, that may go into reading the table where mounts come and go all the time.
-const SHARE: u32 = 20;
+/// The share of the time, as one part in so many, that may be spent on reading the mount table where mounts come and
+/// go all the time.
+const MAX_SHARE: u32 = 20;
 
 /// The mount table.
 #[derive(Debug)]
@@ -45,7 +46,7 @@ impl Mounts {
     pub fn changed(&mut self) -> Vec<PathBuf> {
         let began = Instant::now();
         let Ok(now) = self.read() else { return Vec::new() };
-        self.due = Instant::now() + began.elapsed() * SHARE;
+        self.due = Instant::now() + began.elapsed() * MAX_SHARE;
         let changed = now.symmetric_difference(&self.known).map(|(_, point)| point.clone()).collect();
         self.known = now;
         changed

@@ -22,19 +22,19 @@ use super::worker::Worker;
 use crate::kernel::{BREAKPOINT, Rearmed, Refusal};
 use crate::procfs::{Mapping, living_thread, text};
 
-/// So many processes that run a file are ended by `SIGTRAP` within this time before it is not traced any more: one
-/// may have ended itself so.
-const DEATHS: usize = 2;
-const WITHIN: Duration = Duration::from_secs(600);
+/// Processes of one file that may be ended by `SIGTRAP` within this time before the file is no longer traced: one may
+/// have raised it itself.
+const MAX_DEATHS: usize = 2;
+const DEATH_WINDOW: Duration = Duration::from_secs(600);
 
-/// Processes of which it is looked up in a while whether they have replaced their code.
-const FRESH: usize = 256;
+/// Processes that are queued for a check whether they have replaced their code.
+const MAX_PENDING: usize = 256;
 
-/// Processes that are looked at without a pause.
-const AT_ONCE: usize = 16;
+/// Processes that are checked without a pause.
+const BATCH: usize = 16;
 
-/// So many traced places of a process are looked at, if there are more.
-const LOOKED_AT: usize = 256;
+/// Traced sites of one process that are checked at most.
+const MAX_SITES: usize = 256;
 
 /// Bytes of the longest instruction.
 const LONGEST: usize = 15;
@@ -105,7 +105,7 @@ impl Code {
 
 impl Worker {
     /// Detaches from files whose processes were killed by breakpoints unknown to the kernel.
-    pub(super) fn give_up_what_kills(&mut self, changes: &ProcessChanges) {
+    pub(super) fn detach_killing_probes(&mut self, changes: &ProcessChanges) {
         let plan = self.plan.clone();
         for (pid, identity) in &changes.trapped {
             for (target, planned) in plan.targets.iter().enumerate() {
@@ -117,18 +117,18 @@ impl Worker {
                 };
                 let name = &planned.name;
                 log::warn!("Target {name}: process {pid}, which ran {}, was killed by SIGTRAP", file.display);
-                state.trapped.retain(|(_, at)| at.elapsed() < WITHIN);
+                state.trapped.retain(|(_, at)| at.elapsed() < DEATH_WINDOW);
                 state.trapped.push((*identity, Instant::now()));
-                if state.trapped.iter().filter(|(of, _)| of == identity).count() < DEATHS {
+                if state.trapped.iter().filter(|(of, _)| of == identity).count() < MAX_DEATHS {
                     continue;
                 }
                 let reason = format!(
-                    "{DEATHS} processes that ran {} were ended by SIGTRAP: a program that copies its code, as into huge \
+                    "{MAX_DEATHS} processes that ran {} were ended by SIGTRAP: a program that copies its code, as into huge \
                      pages, copies the breakpoints in it. It is traced again when its file is replaced or the exporter \
                      restarts; turn that off in the program before",
                     file.display
                 );
-                let leaving = file.give_up(&reason);
+                let leaving = file.abandon(&reason);
                 // Logged afterwards: a process that is started because of the message copies no breakpoint any more.
                 let told = format!("Target {name}: not traced any more: {reason}");
                 self.detacher.detach_then(vec![leaving], move || log::error!("{told}"));
@@ -137,15 +137,15 @@ impl Worker {
         }
     }
 
-    pub(super) fn note_fresh(&mut self, pid: u32, identity: Identity) {
-        if self.fresh.len() < FRESH {
+    pub(super) fn queue_code_check(&mut self, pid: u32, identity: Identity) {
+        if self.fresh.len() < MAX_PENDING {
             self.fresh.push((pid, identity));
         }
     }
 
     /// Reports processes that have replaced traced code: those that ran a file when it was attached, and those that
     /// executed one since the previous call.
-    pub(super) fn tell_of_moved_code(&mut self) {
+    pub(super) fn report_moved_code(&mut self) {
         let mut asked = std::mem::take(&mut self.fresh);
         for file in self.targets.iter_mut().flat_map(|state| &mut state.current) {
             if file.is_attached() && !std::mem::replace(&mut file.is_code_checked, true) {
@@ -155,7 +155,7 @@ impl Worker {
         asked.sort_unstable_by_key(|(pid, of)| (*pid, of.address, of.number));
         asked.dedup();
         for (pid, identity) in asked {
-            self.tell_if_moved(pid, identity);
+            self.report_if_moved(pid, identity);
         }
         self.check_code_in_turn();
     }
@@ -174,14 +174,14 @@ impl Worker {
             processes.remove(&std::process::id());
             self.code_checks.begin(next, processes);
         }
-        for _ in 0..AT_ONCE {
+        for _ in 0..BATCH {
             let Some((pid, identity)) = self.code_checks.next_process() else { break };
-            self.tell_if_moved(pid, identity);
+            self.report_if_moved(pid, identity);
         }
         self.code_checks.rest(begun.elapsed());
     }
 
-    fn tell_if_moved(&mut self, pid: u32, identity: Identity) {
+    fn report_if_moved(&mut self, pid: u32, identity: Identity) {
         let Ok(starts) = self.finder.starts_of_mappings(pid, identity) else { return };
         let thread = living_thread(pid);
         let Ok(maps) = text(format!("/proc/{thread}/maps")) else { return };
@@ -217,7 +217,7 @@ impl Worker {
                     file.display
                 );
             }
-            let step = (offsets.len() / LOOKED_AT).max(1);
+            let step = (offsets.len() / MAX_SITES).max(1);
             let looked_at: Vec<u64> = offsets.iter().copied().step_by(step).collect();
             let changed = memory.as_ref().zip(own_file.as_ref());
             let changed = changed.map_or(0, |(memory, file)| code.changed(&looked_at, memory, file));

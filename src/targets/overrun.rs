@@ -15,8 +15,8 @@ use super::file::Stamp;
 use crate::mapping::PAGE;
 use crate::procfs::{Mapping, living_thread, processes, text};
 
-/// Processes that are named.
-const NAMED: usize = 16;
+/// Processes that one message names.
+const MAX_NAMED: usize = 16;
 
 /// A file whose contents are not those that its breakpoints were set for.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Overrun {
                 Err(err) => log::debug!("process {pid}: {err}"),
             }
         }
-        let named: Vec<String> = running.iter().take(NAMED).map(u32::to_string).collect();
+        let named: Vec<String> = running.iter().take(MAX_NAMED).map(u32::to_string).collect();
         let others = running.len() - named.len();
         log::error!(
             "Target {}: {} was written over while breakpoints of its old code were in it: the exporter was stopped for longer than \

@@ -16,11 +16,11 @@ use crate::kernel::{BREAKPOINT, MappedPart};
 use crate::mapping::PAGE;
 use crate::procfs::{self, Mapping, living_thread};
 
-/// So many bytes before a place are compared: a jump that is longer by one would reach into it.
-const BEFORE: u64 = 4;
+/// Bytes before a site that are compared: a longer jump that starts there would reach into it.
+const BYTES_BEFORE: u64 = 4;
 
-/// And so many from there on: the longest instruction.
-const AFTER: u64 = 15;
+/// Bytes from the site on that are compared: the longest instruction.
+const BYTES_AFTER: u64 = 15;
 
 /// What the kernel turns a hit five-byte NOP into (Linux 6.18): a call into a page with this name.
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
@@ -89,7 +89,7 @@ fn patched_by(
         let Range { start, end } = map.memory;
         for place in places.range(map.offset..map.offset + (end - start)) {
             let at = start + (place - map.offset);
-            let (first, end) = ((at - BEFORE).max(start), (at + AFTER).min(end));
+            let (first, end) = ((at - BYTES_BEFORE).max(start), (at + BYTES_AFTER).min(end));
             let is_private = |address: u64| private[((address - start) / PAGE) as usize];
             if !is_private(first) && !is_private(end - 1) {
                 continue;

@@ -9,7 +9,7 @@ use super::worker::Worker;
 
 impl Worker {
     /// Sheds the probes with their whole units. `done` is signaled afterwards.
-    pub(super) fn take_out(&mut self, probes: Shed, done: SyncSender<()>) {
+    pub(super) fn shed(&mut self, probes: Shed, done: SyncSender<()>) {
         // Otherwise the kernel could not lower them.
         self.raise_all_semaphores();
         let plan = self.plan.clone();
@@ -30,7 +30,7 @@ impl Worker {
         let targets = probes.keys().map(|probe| of(probe).target).collect();
         let (tell, out) = sync_channel(1);
         self.shedding.push(Shedding { out, targets, spans, done });
-        self.detacher.detach_and_tell(lot, tell);
+        self.detacher.detach_and_signal(lot, tell);
         self.shed.extend(probes);
     }
 
@@ -49,7 +49,7 @@ impl Worker {
     }
 
     /// Restores shed probes.
-    pub(super) fn put_back(&mut self, probes: &BTreeSet<usize>) {
+    pub(super) fn restore(&mut self, probes: &BTreeSet<usize>) {
         let plan = self.plan.clone();
         self.shed.retain(|probe, _| !probes.contains(probe));
         let touched: BTreeSet<usize> = probes.iter().map(|probe| plan.probes[*probe].target).collect();

@@ -46,11 +46,11 @@ pub(super) struct TargetState {
     pub(super) meter: Meter,
 }
 
-/// Files without probes that are remembered of one target.
-const WITHOUT_PROBES: usize = 64;
+/// Files without probes that are remembered for one target.
+const MAX_WITHOUT_PROBES: usize = 64;
 
-/// Names of files that are remembered of one target.
-const NAMES_OF_FILES: usize = 1024;
+/// File names that are remembered for one target.
+const MAX_FILE_NAMES: usize = 1024;
 
 /// Paths of a target's executables of which nothing runs that are remembered: programs may be built and run in ever new directories.
 const IDLE_PATHS: usize = 64;
@@ -75,11 +75,11 @@ impl TargetState {
 
     /// Counts a file that is attached to in place of another, or again. In another container a file of the same name is
     /// another one, and takes nobody's place.
-    pub(super) fn note_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
+    pub(super) fn count_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
         if !new_file.is_attached() {
             return;
         }
-        if self.identities.len() >= NAMES_OF_FILES {
+        if self.identities.len() >= MAX_FILE_NAMES {
             self.identities.clear();
         }
         match self.identities.insert(new_file.display.clone(), new_file.identity) {
@@ -99,7 +99,7 @@ impl TargetState {
             old.leave(is_replaced);
             self.replaced.push(old);
         } else if !old.wants_retry() {
-            if self.without_probes.len() >= WITHOUT_PROBES {
+            if self.without_probes.len() >= MAX_WITHOUT_PROBES {
                 self.without_probes.remove(0);
             }
             // A file without probes may be overwritten.

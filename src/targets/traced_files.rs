@@ -5,7 +5,7 @@ use super::worker::Worker;
 
 impl Worker {
     /// Reports the traced files to the thread, if they may have changed.
-    pub(super) fn tell_readers(&mut self) {
+    pub(super) fn update_readers(&mut self) {
         let now = (self.signature(), self.detacher.changes());
         let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != now) else { return };
         readers.told = now;

@@ -20,11 +20,11 @@ use super::worker::Worker;
 use crate::kernel::{Filter, Lease, LeaseBreak, LeaseBreaks, NoLease};
 use crate::plan::TargetPlan;
 
-/// How long a file may lie beside the target's before it takes its place.
-const CANDIDACY: Duration = Duration::from_secs(60);
+/// How long a file may lie beside the target's file before it replaces it.
+const CANDIDATE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Files of one target that may take the place of its file. One more takes that of the oldest.
-const CANDIDATES: usize = 4;
+const MAX_CANDIDATES: usize = 4;
 
 /// A file that is being written is checked this often, for this long; then with all others.
 const WRITER_PAUSE: Duration = Duration::from_millis(20);
@@ -32,8 +32,8 @@ const WRITER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Some programs, such as truncate(1), do not wait for the lease but fail at once. If one tries again within this time,
 /// it finds the file without a lease for a while.
-const AGAIN: Duration = Duration::from_secs(10);
-const FREE: Duration = Duration::from_secs(2);
+const RETRY_WINDOW: Duration = Duration::from_secs(10);
+const FREE_TIME: Duration = Duration::from_secs(2);
 
 /// Takes the lease on a file that is about to be attached; none if the file system does not support it.
 ///
@@ -71,7 +71,7 @@ fn being_written(file: &str) -> String {
 
 impl Worker {
     /// Detaches from files that are about to be written, and lets the writers continue.
-    pub(super) fn give_way(&mut self, breaks: &[LeaseBreak]) {
+    pub(super) fn release_for_writers(&mut self, breaks: &[LeaseBreak]) {
         if breaks.is_empty() {
             return;
         }
@@ -101,11 +101,11 @@ impl Worker {
                 broken.first().filter(|_| is_current).map(|attached| being_written(&attached.display));
             if reason.is_some() {
                 let mut written = Written::now();
-                if state.broken.is_some_and(|before| before.elapsed() < AGAIN) {
-                    written.free_until += FREE;
+                if state.broken.is_some_and(|before| before.elapsed() < RETRY_WINDOW) {
+                    written.free_until += FREE_TIME;
                 }
                 (state.written, state.broken) = (Some(written), Some(written.since));
-                self.wait_for_writer(target, planned, reason);
+                self.note_writer(target, planned, reason);
             }
             let paths = broken.iter().map(|attached| Path::new(&attached.display));
             let is_path = |path: &&Path| {
@@ -119,7 +119,7 @@ impl Worker {
     }
 
     /// Records why a target has to wait, or that it need not.
-    pub(super) fn wait_for_writer(&mut self, target: usize, planned: &TargetPlan, reason: Option<String>) {
+    pub(super) fn note_writer(&mut self, target: usize, planned: &TargetPlan, reason: Option<String>) {
         let state = &mut self.targets[target];
         let Some(reason) = reason else {
             state.written = None;
@@ -144,7 +144,7 @@ impl Worker {
     }
 
     /// Sets the file names that the kernel reports as possible targets.
-    pub(super) fn name_candidates(&self) {
+    pub(super) fn set_candidate_names(&self) {
         for (target, planned) in self.plan.targets.iter().enumerate() {
             let Some(path) = planned.selector.path() else { continue };
             let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -182,7 +182,7 @@ impl Worker {
             let candidates = &mut self.targets[*target].candidates;
             let mut beside = candidates.iter().enumerate().filter(|(_, candidate)| candidate.path.is_none());
             let oldest = beside.next().map(|(at, _)| at);
-            if let Some(oldest) = oldest.filter(|_| beside.count() + 1 == CANDIDATES) {
+            if let Some(oldest) = oldest.filter(|_| beside.count() + 1 == MAX_CANDIDATES) {
                 self.detacher.detach(vec![candidates.remove(oldest).attached.into_leaving()]);
             }
             candidates.push(Candidate { attached, since: Instant::now(), path: None });
@@ -219,7 +219,8 @@ impl Worker {
                     candidate.since = Instant::now();
                 }
             }
-            let old = state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDACY);
+            let old =
+                state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDATE_TIMEOUT);
             self.detacher.detach(old.map(|candidate| candidate.attached.into_leaving()).collect());
         }
     }

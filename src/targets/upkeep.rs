@@ -12,7 +12,7 @@ use super::usage::{CpuTime, Measured};
 use super::worker::Worker;
 use crate::abi::accounting_slot;
 use crate::clock::unix_now;
-use crate::costs::until_now;
+use crate::costs::so_far;
 use crate::plan::Pairing;
 use crate::selectors::Selector;
 
@@ -21,7 +21,7 @@ const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
 
 impl Worker {
     /// Whether a start found no room since the last sweep.
-    pub(super) fn found_no_room(&mut self) -> bool {
+    pub(super) fn had_no_room(&mut self) -> bool {
         let store = self.kernel.shared().store;
         let full = |probe| store.accounting(probe, accounting_slot::ACCT_LOST_STARTS_FULL);
         let starts = self.plan.probes.iter().enumerate().filter(|(_, probe)| probe.span.is_some());
@@ -49,12 +49,12 @@ impl Worker {
             let may_change = |file: &AttachedFile| {
                 file.wants_retry()
                     || file.is_attached() && !file.is_as_it_was()
-                    || file.can_be_put_back(&self.shed)
+                    || file.can_be_restored(&self.shed)
             };
             !is_pending && !state.current.iter().any(may_change)
         };
         let is_still = !self.is_disturbed && !self.is_behind && self.fresh.is_empty();
-        is_still && self.finder.is_told_of_all() && self.targets.iter().all(is_settled)
+        is_still && self.finder.sees_all_changes() && self.targets.iter().all(is_settled)
     }
 
     /// Notes that a process runs the file for which targets wait until its former probes are out.
@@ -80,7 +80,7 @@ impl Worker {
     }
 
     /// Logs once that descendants did not fit into the kernel's table.
-    pub(super) fn note_lost_children(&self) {
+    pub(super) fn log_lost_children(&self) {
         let lost = self.kernel.lost_children();
         if lost > 0 && self.status.targets().lost_children == 0 {
             log::warn!(
@@ -107,11 +107,11 @@ impl Worker {
 /// Processes of a target whose time without probes is counted when its file is attached to.
 const EARLY: usize = 1024;
 
-/// A process more is so much longer until the next measurement: reading of it takes some 20 us.
-const FOR_EACH_PROCESS: Duration = Duration::from_millis(10);
+/// The interval grows by this with each process: reading one takes some 20 us.
+const INTERVAL_PER_PROCESS: Duration = Duration::from_millis(10);
 
-/// How long it is not looked up again who maps a library, which takes a look at all processes.
-const MAPPING: Duration = Duration::from_secs(30);
+/// How often it is determined who maps a library, which reads the mappings of all processes.
+const MAPPING_INTERVAL: Duration = Duration::from_secs(30);
 
 impl Worker {
     /// Measures targets whose probes were hit since the last time; without hits nothing is read. Returns whether there were any.
@@ -120,8 +120,7 @@ impl Worker {
         let (shared, prices) = (self.kernel.shared(), self.prices.get());
         let mut any = false;
         for (target, planned) in plan.targets.iter().enumerate() {
-            let cost: f64 =
-                planned.probes.iter().map(|probe| until_now(&plan, &shared, &prices, *probe)).sum();
+            let cost: f64 = planned.probes.iter().map(|probe| so_far(&plan, &shared, &prices, *probe)).sum();
             let state = &mut self.targets[target];
             let files: Vec<Identity> =
                 state.current.iter().chain(&state.replaced).map(|file| file.identity).collect();
@@ -129,7 +128,7 @@ impl Worker {
             // Prices are measured after the first hits.
             let is_hit = (cost - meter.cost).abs() > 0.0 || meter.last.is_none();
             any |= is_hit && !files.is_empty();
-            let pause = FOR_EACH_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
+            let pause = INTERVAL_PER_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
             if files.is_empty() || !is_hit {
                 if !meter.lately.is_empty() {
                     let (share, is_doubtful) = (meter.share(), meter.has_missed());
@@ -176,7 +175,7 @@ impl Finder {
         if !running.is_empty() {
             return running;
         }
-        if let Some((_, known)) = mapping.as_ref().filter(|(at, _)| at.elapsed() < MAPPING) {
+        if let Some((_, known)) = mapping.as_ref().filter(|(at, _)| at.elapsed() < MAPPING_INTERVAL) {
             return known.clone();
         }
         let own = std::process::id();

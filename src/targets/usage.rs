@@ -38,13 +38,13 @@ pub(super) struct CpuTime {
     pub has_missed: bool,
 }
 
-/// How long "lately" is: a tick of processor time is 10 ms.
-const LATELY: Duration = Duration::from_secs(10);
+/// The window of recent usage: a tick of processor time is 10 ms.
+const WINDOW: Duration = Duration::from_secs(10);
 
 impl Meter {
     /// The recent share of CPU time that tracing took.
     pub fn share(&mut self) -> Option<f64> {
-        self.lately.retain(|of| of.at.elapsed() < LATELY);
+        self.lately.retain(|of| of.at.elapsed() < WINDOW);
         share(self.lately.iter().map(|of| (of.cpu, of.tracing)))
     }
 
@@ -81,11 +81,11 @@ impl Meter {
 /// Tracing is part of the measured CPU time: if it seems to be more, processes were missed, and the share is unknown.
 fn share(measured: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
     let (cpu, tracing) = measured.fold((0.0, 0.0), |(cpu, tracing), of| (cpu + of.0, tracing + of.1));
-    (cpu > 0.0 && tracing <= cpu * MOST_SHARE).then(|| (tracing / cpu).min(1.0))
+    (cpu > 0.0 && tracing <= cpu * MAX_SHARE).then(|| (tracing / cpu).min(1.0))
 }
 
 /// Prices are those of an idle machine, and CPU time is counted in ticks.
-const MOST_SHARE: f64 = 2.0;
+const MAX_SHARE: f64 = 2.0;
 
 #[cfg(test)]
 mod tests {

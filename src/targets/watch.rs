@@ -34,7 +34,7 @@ pub struct Wakeup {
 
 impl Wakeup {
     /// Whether there is any event, not only a timeout.
-    pub fn is_told(&self) -> bool {
+    pub fn has_event(&self) -> bool {
         let Self { is_over, is_asked, breaks, targets, sibling, processes, asked } = self;
         let is_told = *is_over || *is_asked || *processes || asked.is_some();
         is_told || !breaks.is_empty() || !targets.is_empty() || !sibling.is_empty()

@@ -179,7 +179,7 @@ impl Worker {
             signature: Signature::new(),
             kept: None,
         };
-        worker.name_candidates();
+        worker.set_candidate_names();
         if let Some(record) = beginning.record {
             worker.take_over(record);
         }

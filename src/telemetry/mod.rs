@@ -56,7 +56,7 @@ impl Reloads {
     }
 
     /// Records the outcome.
-    pub fn note(&self, is_successful: bool) {
+    pub fn record(&self, is_successful: bool) {
         self.successful.store(is_successful, Ordering::Relaxed);
         if is_successful {
             self.success.store(unix_now().to_bits(), Ordering::Relaxed);

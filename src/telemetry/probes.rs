@@ -196,7 +196,7 @@ impl Telemetry {
     }
 
     /// Takes over how many label values of each metric were beyond their limit; the first time for a metric is logged.
-    pub fn note_overflows(&self, overflows: Vec<u64>) {
+    pub fn update_overflows(&self, overflows: Vec<u64>) {
         let mut known = self.overflows.lock().unwrap_or_else(PoisonError::into_inner);
         for (number, now) in overflows.iter().enumerate() {
             if *now > 0 && known.get(number).is_none_or(|before| *before == 0) {

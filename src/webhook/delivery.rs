@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::outbox::Outbox;
-use super::receiver::{ATTEMPT, Failure};
+use super::receiver::{ATTEMPT_TIMEOUT, Failure};
 
 /// Timeouts and delays.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +27,7 @@ pub(super) struct Pace {
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            attempt: ATTEMPT,
+            attempt: ATTEMPT_TIMEOUT,
             first: Duration::from_secs(1),
             longest: Duration::from_secs(60),
             asked: Duration::from_secs(600),
@@ -116,7 +116,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
             }
         }
     }
-    let left = outbox.give_up();
+    let left = outbox.drop_all();
     if left > 0 {
         log::error!(
             "{left} slow events could not be sent to the webhook before the exporter ended; the file has them"

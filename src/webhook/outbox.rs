@@ -10,11 +10,11 @@ use tokio::sync::{Notify, watch};
 
 use super::receiver::Receiver;
 
-/// The capacity of the queue, in events and in bytes.
-const EVENTS: usize = 1024;
-const BYTES: usize = 4 << 20;
+/// Events that may be queued, and their bytes.
+const MAX_EVENTS: usize = 1024;
+const MAX_BYTES: usize = 4 << 20;
 
-/// The maximum size of a batch. A single event is sent whatever its size.
+/// Of these, how many are sent at once, and their bytes. A single event is sent whatever its size.
 const BATCH_EVENTS: usize = 64;
 const BATCH_BYTES: usize = 256 << 10;
 
@@ -105,7 +105,7 @@ impl Outbox {
         }
         let text = event();
         self.counts.events.fetch_add(1, Ordering::Relaxed);
-        if state.queue.len() >= EVENTS || state.bytes + text.len() > BYTES {
+        if state.queue.len() >= MAX_EVENTS || state.bytes + text.len() > MAX_BYTES {
             self.counts.dropped[Reason::QueueFull as usize].fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -180,7 +180,7 @@ impl Outbox {
     }
 
     /// Drops all events and returns their number.
-    pub(super) fn give_up(&self) -> usize {
+    pub(super) fn drop_all(&self) -> usize {
         self.take(&mut self.lock(), |_| true, Some(Reason::Stopped))
     }
 

@@ -14,11 +14,11 @@ use crate::clock::wall_seconds;
 use crate::http::{ClientTls, HttpError, JSON};
 use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
 
-/// The timeout of a request, from the name lookup to the end of the response.
-pub(super) const ATTEMPT: Duration = Duration::from_secs(10);
+/// How long a request may take, from the name look-up to the end of the response.
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The maximum size of a response, whose body is ignored.
-const ANSWER: usize = 1 << 20;
+/// Bytes of a response, whose body is ignored.
+const MAX_RESPONSE: usize = 1 << 20;
 
 const TIME: HeaderName = HeaderName::from_static("x-exporter-timestamp");
 const SIGNATURE: HeaderName = HeaderName::from_static("x-exporter-signature");
@@ -56,7 +56,12 @@ impl Receiver {
         if url.is_secure() {
             ClientTls::new(authority.clone(), None).current()?;
         }
-        let client = Client::new(ClientOptions { authority, identity: None, timeout: ATTEMPT, most: ANSWER });
+        let client = Client::new(ClientOptions {
+            authority,
+            identity: None,
+            timeout: ATTEMPT_TIMEOUT,
+            most: MAX_RESPONSE,
+        });
         Ok(Self { url, secret: hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes()), client })
     }
 

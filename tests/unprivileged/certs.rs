@@ -221,8 +221,8 @@ fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
         assert!(directory.verifies(&directory.certs().join("ca.crt"), node, node), "{node}");
     }
     assert!(said.contains("kept certs/good/node.crt"), "{said}");
-    let all_kept = directory.generated(&["cut", "missing", "swapped", "ending", "copied"]);
-    assert!(all_kept.lines().all(|line| line.starts_with("kept ")), "{all_kept}");
+    let stored_entries = directory.generated(&["cut", "missing", "swapped", "ending", "copied"]);
+    assert!(stored_entries.lines().all(|line| line.starts_with("kept ")), "{stored_entries}");
 }
 
 /// Replaces the node's certificate with one for the same key that expires in ten days.

@@ -6,10 +6,10 @@ use super::{Rule, quoted};
 use crate::net::{BlockConfig, CROWDSEC, NetworkConfig};
 
 /// The share of DNS queries that may fail before the alert fires.
-const MOST_FAILING: f64 = 0.2;
+const MAX_FAILING: f64 = 0.2;
 
 /// Refresh intervals of a blocklist source that may be missed before the alert fires, and the least time.
-const MISSED: u32 = 4;
+const MAX_MISSED: u32 = 4;
 const MIN_AGE: Duration = Duration::from_secs(900);
 
 /// Rules for packets that are not counted, and for failures of the blocklist.
@@ -72,7 +72,7 @@ pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> V
             Rule::new(
                 "ExporterDnsFailing",
                 "warning",
-                ours(&format!("({failing} / {} > {MOST_FAILING} and {failing} > 0.05)", rate(""))),
+                ours(&format!("({failing} / {} > {MAX_FAILING} and {failing} > 0.05)", rate(""))),
                 "{{ $value | humanizePercentage }} of the DNS queries of {{ $labels.instance }} to {{ $labels.server }} servers fail.",
                 "They time out, or the answer is SERVFAIL or REFUSED.",
             )
@@ -91,7 +91,7 @@ fn source_rules(block: &BlockConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule>
         return Vec::new();
     }
     let old = sources.iter().map(|(source, interval)| {
-        let most = (*interval * MISSED).max(MIN_AGE).as_secs();
+        let most = (*interval * MAX_MISSED).max(MIN_AGE).as_secs();
         format!("xdp_blocklist_source_age_seconds{{source={}}} > {most}", quoted(source))
     });
     vec![

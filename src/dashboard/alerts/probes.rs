@@ -4,10 +4,10 @@ use super::{Rule, absence_matters, metrics_with_free_labels, one_of};
 use crate::plan::Plan;
 
 /// The share of a program's CPU time that tracing may take before the alert fires.
-const MOST_OVERHEAD: f64 = 0.05;
+const MAX_OVERHEAD: f64 = 0.05;
 
 /// Overhead below this share of a core never fires it: in a program that hardly runs, a few hits are a large share.
-const LEAST_OVERHEAD: f64 = 0.005;
+const MIN_OVERHEAD: f64 = 0.005;
 
 /// Probes in such a state, without the words that tell why: those change while the state lasts, as with the number of processes that
 /// were looked at, and a series that changes its labels begins to wait anew.
@@ -65,7 +65,7 @@ pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
             "ExporterTracingOverhead",
             "warning",
             ours(&format!(
-                "({tracing} / {} > {MOST_OVERHEAD} and {tracing} > {LEAST_OVERHEAD})",
+                "({tracing} / {} > {MAX_OVERHEAD} and {tracing} > {MIN_OVERHEAD})",
                 rate("cpu"),
                 tracing = rate("tracing")
             )),

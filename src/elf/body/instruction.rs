@@ -4,7 +4,7 @@ use iced_x86::{
     Code, ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::{Condition, JumpTable, LOOKED_BACK};
+use super::{Condition, JumpTable, MAX_LOOKBACK};
 use crate::elf::{Form, Reg};
 
 pub(super) fn condition_of(jump: &Instruction) -> Condition {
@@ -185,7 +185,7 @@ pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<Jum
         let vaddr = jump.memory_displacement64();
         return is_table.then_some(JumpTable { vaddr, relative: false, from: jump.ip() });
     }
-    let mut before = before.iter().rev().take(LOOKED_BACK);
+    let mut before = before.iter().rev().take(MAX_LOOKBACK);
     let is_register = |now: &Instruction, register| {
         now.op_count() > 0
             && now.op0_kind() == OpKind::Register

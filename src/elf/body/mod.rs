@@ -15,8 +15,8 @@ use instruction::{
 };
 pub(super) use instruction::{is_write, register, writes};
 
-/// The longest stretch that is decoded.
-const LONGEST: u64 = 4 << 20;
+/// Bytes of one range that are decoded at most.
+const MAX_CODE: u64 = 4 << 20;
 
 /// A stretch of code that consists entirely of instructions.
 #[derive(Debug)]
@@ -103,14 +103,14 @@ impl JumpTable {
 /// The lock prefix, which makes an instruction's memory access atomic.
 const LOCK: u8 = 0xf0;
 
-/// How many instructions before a jump are searched for its table.
-const LOOKED_BACK: usize = 8;
+/// Instructions before a jump that are searched for its table.
+const MAX_LOOKBACK: usize = 8;
 
 impl Body {
     /// Decodes the range. `Err` is the reason why it is not all code, phrased to follow a colon.
     pub fn decode(image: &Image<'_>, range: Range<u64>) -> Result<Body, String> {
         let length = range.end.saturating_sub(range.start);
-        if length == 0 || length > LONGEST {
+        if length == 0 || length > MAX_CODE {
             return Err(format!("its code is {length} bytes long"));
         }
         let code = image.code_at(range.start, length as usize).filter(|code| code.len() as u64 == length);
@@ -133,14 +133,14 @@ impl Body {
         };
         let is_fixed = !image.is_pie();
         let mut decoder = Decoder::with_ip(64, code, range.start, DecoderOptions::NONE);
-        let mut before: Vec<Instruction> = Vec::with_capacity(2 * LOOKED_BACK);
+        let mut before: Vec<Instruction> = Vec::with_capacity(2 * MAX_LOOKBACK);
         while decoder.can_decode() {
             let instruction = decoder.decode();
             let from = (instruction.ip() - range.start) as usize;
             body.take(&instruction, &code[from..], &before, is_fixed)
                 .map_err(|err| format!("{err} at +{:#x}", instruction.ip() - range.start))?;
-            if before.len() == 2 * LOOKED_BACK {
-                before.drain(..LOOKED_BACK);
+            if before.len() == 2 * MAX_LOOKBACK {
+                before.drain(..MAX_LOOKBACK);
             }
             before.push(instruction);
         }
@@ -187,7 +187,7 @@ impl Body {
     }
 
     /// Reclassifies a jump to a fixed address as one to the address in a register.
-    pub fn goes_by_register(&mut self, jump: Jump, register: Reg) {
+    pub fn jumps_by_register(&mut self, jump: Jump, register: Reg) {
         self.jumps.retain(|known| *known != jump);
         self.indirect.push(IndirectJump { at: jump.at, target: Form::Reg(register), table: None });
     }

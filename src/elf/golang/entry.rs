@@ -21,14 +21,14 @@ pub(in crate::elf) struct Entry {
 }
 
 /// The maximum length of a stack check in instructions, generously.
-const CHECK_MAX: usize = 12;
+const MAX_CHECK: usize = 12;
 /// The maximum number of instructions on the way to the call that grows the stack and back: each argument register is
 /// stored and reloaded.
-const GROW_MAX: usize = 64;
+const MAX_GROW: usize = 64;
 /// How many of a function's first instructions are examined to recognize an ABI wrapper.
-const WRAPPER_MAX: usize = 64;
+const MAX_WRAPPER: usize = 64;
 /// The maximum number of a function's bytes that are decoded.
-const CODE_MAX: usize = 16 << 20;
+const MAX_CODE: usize = 16 << 20;
 
 /// The stack limits in `runtime.g`: for Go code, and for the runtime's own code on the system stack.
 const LIMITS: [u64; 2] = [0x10, 0x18];
@@ -71,7 +71,7 @@ pub(in crate::elf) fn entry(
 }
 
 fn code_of<'a>(image: &Image<'a>, function: &Function<'_>) -> &'a [u8] {
-    let size = usize::try_from(function.end - function.entry).unwrap_or(usize::MAX).min(CODE_MAX);
+    let size = usize::try_from(function.end - function.entry).unwrap_or(usize::MAX).min(MAX_CODE);
     image.code_at(function.entry, size).unwrap_or_default()
 }
 
@@ -88,7 +88,7 @@ pub(in crate::elf) fn wrappers(image: &Image<'_>, table: &Pclntab<'_>, alike: &[
         .collect();
     let is_wrapper = |(function, convention): &(Function<'_>, Convention)| {
         let code = Decoder::with_ip(64, code_of(image, function), function.entry, DecoderOptions::NONE);
-        code.into_iter().take(WRAPPER_MAX).any(|instruction| {
+        code.into_iter().take(MAX_WRAPPER).any(|instruction| {
             let goes =
                 matches!(instruction.flow_control(), FlowControl::Call | FlowControl::UnconditionalBranch);
             let other = known.get(&instruction.near_branch_target()).filter(|_| goes);
@@ -110,7 +110,7 @@ struct Check {
 fn check(code: &[u8], entry: u64) -> Result<Option<Check>, &'static str> {
     let mut decoder = Decoder::with_ip(64, code, entry, DecoderOptions::NONE);
     let (mut in_thread, mut compared, mut after) = (false, None, None);
-    for _ in 0..CHECK_MAX {
+    for _ in 0..MAX_CHECK {
         let instruction = decoder.decode();
         if instruction.flow_control() == FlowControl::ConditionalBranch {
             if !grows_stack(code, entry, instruction.near_branch_target()) {
@@ -168,7 +168,7 @@ fn grows_stack(code: &[u8], entry: u64, at: u64) -> bool {
         return false;
     };
     let mut called = false;
-    for instruction in Decoder::with_ip(64, code, at, DecoderOptions::NONE).into_iter().take(GROW_MAX) {
+    for instruction in Decoder::with_ip(64, code, at, DecoderOptions::NONE).into_iter().take(MAX_GROW) {
         match instruction.flow_control() {
             FlowControl::Next => {}
             FlowControl::Call => called = true,
@@ -196,7 +196,7 @@ fn returns_to_entry(code: &[u8], entry: u64) -> bool {
 /// Returns whether the function loads the goroutine into R14 before it calls anything. Only functions with arguments on
 /// the stack do so, because their callers have not.
 fn sets_goroutine(code: &[u8], entry: u64) -> bool {
-    let instructions = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter().take(WRAPPER_MAX);
+    let instructions = Decoder::with_ip(64, code, entry, DecoderOptions::NONE).into_iter().take(MAX_WRAPPER);
     instructions
         .take_while(|instruction| {
             !matches!(instruction.flow_control(), FlowControl::Call | FlowControl::Return)

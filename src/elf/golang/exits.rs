@@ -12,10 +12,10 @@ use crate::elf::exit::{Exit, ExitKind, Exits};
 use crate::elf::pclntab::{Function, Pclntab};
 use crate::elf::{Convention, Form, Image};
 
-/// The maximum number of tail-called functions that are followed.
-const FOLLOWED_MAX: usize = 8;
+/// Tail calls that are followed one after another.
+const MAX_TAIL_CALLS: usize = 8;
 /// The maximum number of exits of one function.
-const EXITS_MAX: usize = 512;
+const MAX_EXITS: usize = 512;
 
 /// Finds the exits of a function. `Err` is the reason why they are not known, phrased to follow a colon.
 pub(in crate::elf) fn exits(
@@ -43,7 +43,7 @@ pub(in crate::elf) fn exits(
                 _ if when != Condition::Always => {
                     return Err(format!("a conditional jump leads out of it at {at:#x}"));
                 }
-                Some(body) if bodies.len() + followed.len() <= FOLLOWED_MAX => followed.push(body),
+                Some(body) if bodies.len() + followed.len() <= MAX_TAIL_CALLS => followed.push(body),
                 _ => drop(exit(at, ExitKind::TailCall)),
             }
         }
@@ -52,13 +52,13 @@ pub(in crate::elf) fn exits(
     }
     match exits.len() {
         0 => Err("it never returns".to_string()),
-        1..=EXITS_MAX => Ok(Exits {
+        1..=MAX_EXITS => Ok(Exits {
             followed: bodies[1..].iter().map(|body| body.range.start).collect(),
             exits: exits.into_values().collect(),
             passages: Vec::new(),
             has_handler: false,
         }),
-        many => Err(format!("it has {many} exits; the limit is {EXITS_MAX}")),
+        many => Err(format!("it has {many} exits; the limit is {MAX_EXITS}")),
     }
 }
 

@@ -1,7 +1,7 @@
 //! User-defined literals of C++ (`operator"" _km`), which the demangler does not support.
 
-/// The prefix of an identifier that stands in for a literal operator.
-const STAND_IN: &str = "__operator_of_literal__";
+/// Prefix of the identifier that replaces a literal's operator while a name is parsed.
+const PLACEHOLDER: &str = "__operator_of_literal__";
 
 /// Returns a mangled name in which an ordinary identifier replaces the name of a literal operator; `None` for any other
 /// function. Both count alike in substitutions.
@@ -18,12 +18,12 @@ pub(super) fn as_plain_name(symbol: &str) -> Option<String> {
     }
     let before = &symbol[..symbol.len() - rest.len()];
     let (suffix, after) = source_name(rest.strip_prefix("li")?)?;
-    Some(format!("{before}{}{STAND_IN}{suffix}{after}", STAND_IN.len() + suffix.len()))
+    Some(format!("{before}{}{PLACEHOLDER}{suffix}{after}", PLACEHOLDER.len() + suffix.len()))
 }
 
 /// Converts the demangled form of a name from [`as_plain_name`] to what `nm -C` writes.
 pub(super) fn as_operator(name: &str) -> String {
-    name.replacen(STAND_IN, "operator\"\" ", 1)
+    name.replacen(PLACEHOLDER, "operator\"\" ", 1)
 }
 
 /// Splits a mangled name into its leading identifier and the rest.

@@ -14,8 +14,8 @@ pub(super) use words::{RequiredWords, has_abbreviated_path, identifiers, literal
 
 /// Longer symbols are not demangled, and longer demangled names are not produced: with substitutions, a short symbol
 /// can stand for an enormous name.
-const MANGLED_MAX: usize = 4096;
-const DEMANGLED_MAX: usize = 16 << 10;
+const MAX_MANGLED: usize = 4096;
+const MAX_DEMANGLED: usize = 16 << 10;
 
 /// How much of a function's signature a demangled name includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub(super) enum Signature {
 /// symbol of a copy are omitted.
 pub(super) fn demangle(name: &str, signature: Signature) -> Option<String> {
     let name = clone_of(name).map_or(name, |clone| clone.base);
-    if name.len() > MANGLED_MAX || !name.starts_with("_Z") && !name.starts_with("_R") {
+    if name.len() > MAX_MANGLED || !name.starts_with("_Z") && !name.starts_with("_R") {
         return None;
     }
     let mut out = Bounded(String::new());
@@ -170,12 +170,12 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
-/// A string that refuses to grow past [`DEMANGLED_MAX`].
+/// A string that refuses to grow past [`MAX_DEMANGLED`].
 struct Bounded(String);
 
 impl fmt::Write for Bounded {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        if self.0.len() + s.len() > DEMANGLED_MAX {
+        if self.0.len() + s.len() > MAX_DEMANGLED {
             return Err(fmt::Error);
         }
         self.0.push_str(s);
@@ -311,10 +311,10 @@ mod tests {
         };
         for (parameters, is_made) in [(5, true), (9, true), (16, false), (20, false)] {
             let name = growing(parameters);
-            assert!(name.len() < MANGLED_MAX);
+            assert!(name.len() < MAX_MANGLED);
             let symbol = cpp_demangle::Symbol::new(&name).unwrap();
             let whole = symbol.demangle_with_options(&cpp_demangle::DemangleOptions::new()).unwrap();
-            assert_eq!(whole.len() <= DEMANGLED_MAX, is_made, "{name}: {} bytes", whole.len());
+            assert_eq!(whole.len() <= MAX_DEMANGLED, is_made, "{name}: {} bytes", whole.len());
             assert_eq!(demangle(&name, Signature::Whole), is_made.then_some(whole), "{name}");
         }
     }
@@ -323,6 +323,6 @@ mod tests {
     fn a_symbol_of_any_length_is_not_demangled() {
         let named = |length: usize| format!("_Z{length}{}v", "x".repeat(length));
         assert_eq!(demangle(&named(4000), Signature::Name), Some("x".repeat(4000)));
-        assert_eq!(demangle(&named(MANGLED_MAX), Signature::Name), None);
+        assert_eq!(demangle(&named(MAX_MANGLED), Signature::Name), None);
     }
 }

@@ -3,7 +3,7 @@
 use super::{is_word, without_tags};
 
 /// Identifiers are compared only up to this length.
-const IDENTIFIER_MAX: usize = 255;
+const MAX_IDENTIFIER: usize = 255;
 
 /// The identifiers of a pattern that every symbol with a matching demangled name must contain verbatim.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(in crate::elf) fn literal_words(pattern: &str) -> RequiredWords {
         .collect();
     let is_begun = end.is_some_and(|end| name[..end].bytes().next_back().is_some_and(is_word));
     let begun = if is_begun { whole.pop() } else { None };
-    whole.retain(|word| word != "std" && word.len() <= IDENTIFIER_MAX);
+    whole.retain(|word| word != "std" && word.len() <= MAX_IDENTIFIER);
     RequiredWords { whole, begun: begun.filter(|word| !"std".starts_with(word.as_str())) }
 }
 
@@ -88,10 +88,10 @@ pub(in crate::elf) fn identifiers(mangled: &str) -> impl Iterator<Item = &[u8]> 
         let starts = [Some(at), (is_v0 && bytes.get(at) == Some(&b'_')).then_some(at + 1)];
         starts.into_iter().flatten().filter_map(move |at| {
             let identifier = bytes.get(at..at.checked_add(length)?)?;
-            let begin = &identifier[..length.min(IDENTIFIER_MAX)];
+            let begin = &identifier[..length.min(MAX_IDENTIFIER)];
             // Of a longer identifier, the name before its template arguments.
             let word = begin.iter().take_while(|byte| is_word(**byte)).count();
-            Some(if length > IDENTIFIER_MAX { &begin[..word] } else { begin })
+            Some(if length > MAX_IDENTIFIER { &begin[..word] } else { begin })
         })
     });
     found.flat_map(pieces)

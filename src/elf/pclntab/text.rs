@@ -13,9 +13,8 @@ const NAMES: u64 = 8;
 const LOWEST: u64 = 160;
 const TEXT: u64 = 176;
 
-/// The maximum number of references to the table that are followed: there is one in `moduledata`, and hardly any
-/// elsewhere.
-const FOLLOWED: usize = 64;
+/// Candidate addresses of the table that are followed: besides `moduledata`, hardly anything holds it.
+const MAX_CANDIDATES: usize = 64;
 
 /// Returns the address, if one is found with which the table is plausible.
 pub(super) fn text_start(
@@ -34,5 +33,5 @@ pub(super) fn text_start(
         let text = field(TEXT)?;
         (field(NAMES) == Some(names) && field(LOWEST)? >= text && fits(text)).then_some(text)
     };
-    image.pointers_to(table).take(FOLLOWED).find_map(by_module)
+    image.pointers_to(table).take(MAX_CANDIDATES).find_map(by_module)
 }

@@ -12,16 +12,16 @@ use super::names::{is_callable_fragment, is_fragment};
 use super::runtimes::Runtime;
 use super::thunks::jumps_by;
 
-/// The maximum number of tail-called functions that are followed.
-const FOLLOWED_MAX: usize = 8;
-/// The maximum number of stretches of code in one function: there are many if each basic block is one.
-const PARTS_MAX: usize = 512;
-/// The maximum number of them that may be separate functions.
-const UNCLEAR_MAX: usize = 64;
+/// Tail calls that are followed one after another.
+const MAX_TAIL_CALLS: usize = 8;
+/// Ranges of code of one function at most: some compilers emit each basic block as one.
+const MAX_PARTS: usize = 512;
+/// Of these, ranges that may be functions of their own.
+const MAX_UNCLEAR: usize = 64;
 /// The maximum number of exits of one function.
-const EXITS_MAX: usize = 512;
+const MAX_EXITS: usize = 512;
 /// The maximum number of a jump table's entries that are read.
-const ENTRIES_MAX: u64 = 512;
+const MAX_ENTRIES: u64 = 512;
 
 struct Part {
     body: Body,
@@ -74,7 +74,7 @@ impl<'s, 'a> Search<'s, 'a> {
             if jump.when != Condition::Always {
                 return Err(format!("it has a conditional jump through a retpoline at {:#x}", jump.at));
             }
-            body.goes_by_register(jump, register);
+            body.jumps_by_register(jump, register);
         }
         self.check(&body).map(|()| body)
     }
@@ -151,7 +151,7 @@ impl<'s, 'a> Search<'s, 'a> {
             .collect();
         for (jump, table) in jumps {
             // The table ends at the first entry that does not lead to such code.
-            let entries = (0..ENTRIES_MAX).map_while(|n| table.entry(&self.code.image, n));
+            let entries = (0..MAX_ENTRIES).map_while(|n| table.entry(&self.code.image, n));
             let (mut first, mut leads_inside) = (None, false);
             for to in entries.collect::<Vec<_>>() {
                 if of == self.entry && self.code.is_first(to, self.entry) {
@@ -247,7 +247,7 @@ impl<'s, 'a> Search<'s, 'a> {
         }
         if !inherits && !is_fragment(name) {
             let exits = self.parts.iter().map(|part| part.body.returns.len()).sum::<usize>();
-            if self.followed.len() >= FOLLOWED_MAX || exits + body.returns.len() > EXITS_MAX / 4 {
+            if self.followed.len() >= MAX_TAIL_CALLS || exits + body.returns.len() > MAX_EXITS / 4 {
                 return self.leave(jump);
             }
         }
@@ -265,7 +265,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     fn take(&mut self, body: Body, of: u64, passed: Option<u64>, unclear: bool) -> Result<(), NoExits> {
         let alike = self.parts.iter().filter(|part| part.unclear == unclear).count();
-        let most = if unclear { UNCLEAR_MAX } else { PARTS_MAX };
+        let most = if unclear { MAX_UNCLEAR } else { MAX_PARTS };
         if alike >= most {
             return Err(format!("its code is split into more than {most} parts"));
         }

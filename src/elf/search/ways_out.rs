@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{ENTRIES_MAX, EXITS_MAX, Part, Search};
+use super::{MAX_ENTRIES, MAX_EXITS, Part, Search};
 use crate::elf::Form;
 use crate::elf::approach::Code;
 use crate::elf::body::{Body, Condition, IndirectJump, Jump};
 use crate::elf::exit::{Exit, ExitKind, Exits, NoExits};
 use crate::elf::names::is_fragment;
 
-/// The maximum number of one function's jumps that are decided at run time: each costs the program a trap.
-const DECIDED_MAX: usize = 16;
+/// Jumps of one function that are evaluated at run time: each hit costs the program a trap.
+const MAX_CONDITIONAL_EXITS: usize = 16;
 
 impl Search<'_, '_> {
     pub fn exits(mut self) -> Result<Exits, NoExits> {
@@ -56,11 +56,11 @@ impl Search<'_, '_> {
                         which of them are its"
                 .to_string());
         }
-        if decided > DECIDED_MAX {
+        if decided > MAX_CONDITIONAL_EXITS {
             return Err(format!("it has {decided} indirect jumps with unknown targets"));
         }
-        if exits.len() > EXITS_MAX {
-            return Err(format!("it has {} exits; the limit is {EXITS_MAX}", exits.len()));
+        if exits.len() > MAX_EXITS {
+            return Err(format!("it has {} exits; the limit is {MAX_EXITS}", exits.len()));
         }
         if exits.is_empty() {
             return Err("it never returns".to_string());
@@ -233,7 +233,7 @@ impl Search<'_, '_> {
     /// back to the function's first instruction (a loop).
     fn is_switch(&self, jump: &IndirectJump, of: u64) -> bool {
         let Some(table) = jump.table else { return false };
-        let mut entries = (0..ENTRIES_MAX).map_while(|n| table.entry(&self.code.image, n));
+        let mut entries = (0..MAX_ENTRIES).map_while(|n| table.entry(&self.code.image, n));
         let first = entries.find(|to| !self.code.is_first(*to, self.entry));
         let holds = |to: u64| {
             self.of(of).any(|part| {

@@ -5,7 +5,7 @@ use super::{DEPTH, bytes, encoding, is_address, is_function, is_structure, plain
 use crate::elf::debug_info::{Finder, Node};
 
 /// Structures larger than this are passed in memory.
-const REGISTERS_MAX: u64 = 16;
+const MAX_REGISTER_BYTES: u64 = 16;
 
 /// Where an argument is passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +160,7 @@ fn passed_structure<'d>(finder: &Finder<'d>, node: &Node<'d>, is_cpp: bool) -> P
     let words = usize::try_from(size.div_ceil(8)).unwrap_or(usize::MAX / 16);
     let room =
         StackSpace { words, alignment: usize::try_from(alignment / 8).map_or(1, |words| words.max(1)) };
-    let is_small = size <= REGISTERS_MAX && !parts.is_misaligned;
+    let is_small = size <= MAX_REGISTER_BYTES && !parts.is_misaligned;
     if !is_small || parts.has_x87 {
         let in_x87 = is_small && !parts.has_others;
         return if is_known { Passed::Stack { room, in_x87 } } else { Passed::Unknown };
@@ -223,7 +223,7 @@ impl Parts {
                 let each = element.number(gimli::DW_AT_byte_size).or(is_address(&element).then_some(8))?;
                 let count = elements(finder, node)?;
                 // Anything beyond the second word is passed in memory, whatever it is.
-                for number in 0..count.min(REGISTERS_MAX) {
+                for number in 0..count.min(MAX_REGISTER_BYTES) {
                     self.add(finder, &element, offset.checked_add(number.checked_mul(each)?)?, depth)?;
                 }
                 self.end = self.end.max(offset.checked_add(count.checked_mul(each)?)?);

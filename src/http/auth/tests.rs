@@ -113,7 +113,7 @@ fn memory_is_bounded() {
     for guess in 0..10_000u32 {
         results.remember(&guess.to_be_bytes());
     }
-    assert_eq!(results.known.len(), REMEMBERED);
+    assert_eq!(results.known.len(), CACHE_SIZE);
     assert!(results.has(&9_999u32.to_be_bytes()) && !results.has(&0u32.to_be_bytes()));
 }
 

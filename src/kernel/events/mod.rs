@@ -81,7 +81,7 @@ pub struct ProcessEvents {
     ring: EventRing<ProcessEvent>,
     epoll: OwnedFd,
     lost: u64,
-    tells_mappings: bool,
+    reports_mappings: bool,
     /// The tickets of waiting processes that were reported.
     unanswered: Vec<u64>,
     links: Vec<Link>,
@@ -95,7 +95,7 @@ impl fmt::Debug for ProcessEvents {
 
 /// How long a program waits in execve(2), or a loader in mmap(2), at most, until the file has been examined. It waits
 /// this long only while the exporter is stopped or busy.
-pub const LONGEST_HOLD: Duration = Duration::from_millis(500);
+pub const MAX_HOLD: Duration = Duration::from_millis(500);
 
 /// Of the log.
 const NO_MAPPINGS: &str =
@@ -121,7 +121,7 @@ impl ProcessEvents {
         let load = |wanted: &Wanted| {
             let load =
                 |hold| LoadedEvents::try_new(new_storage(), |storage| load(storage, wanted, namespace, hold));
-            load_waiting(LONGEST_HOLD, load)
+            load_waiting(MAX_HOLD, load)
         };
         let loaded = match load(wanted) {
             // The kernel uses other registers.
@@ -150,17 +150,17 @@ impl ProcessEvents {
         let mapped =
             mapped.autoload().then(|| mapped.attach().inspect_err(|err| log::debug!("{NO_MAPPINGS}: {err}")));
         let mapped = mapped.and_then(Result::ok);
-        let tells_mappings = mapped.is_some();
+        let reports_mappings = mapped.is_some();
         links.extend(mapped);
         let map = MapHandle::try_from(&skel.maps.ring).map_err(loading)?;
         let ring = EventRing::new(&map, process_event).map_err(loading)?;
         let epoll = watch(map.as_fd()).map_err(|err| loading(err.into()))?;
-        Ok(Self { loaded, ring, epoll, lost: 0, tells_mappings, unanswered: Vec::new(), links })
+        Ok(Self { loaded, ring, epoll, lost: 0, reports_mappings, unanswered: Vec::new(), links })
     }
 
     /// Whether mappings are reported.
-    pub fn tells_mappings(&self) -> bool {
-        self.tells_mappings
+    pub fn reports_mappings(&self) -> bool {
+        self.reports_mappings
     }
 
     /// Who loads the file, of which a loader runs the code at this offset first, is told as long as the link is kept. `inode` is
@@ -168,7 +168,7 @@ impl ProcessEvents {
     ///
     /// # Errors
     /// What the kernel refuses.
-    pub fn tell_loading(
+    pub fn report_loading(
         &self,
         file: &File,
         inode: u64,
@@ -212,7 +212,7 @@ impl ProcessEvents {
     }
 
     /// Reports processes of this name, too.
-    pub fn want(&self, name: &str) {
+    pub fn add_name(&self, name: &str) {
         let names = &self.loaded.borrow_dependent().maps.names;
         keys_of(name).iter().flatten().for_each(|key| self.set(names, key, 1));
     }

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use super::push::{AT_ONCE, Alert};
+use super::push::{Alert, MAX_ALERTS_PER_REQUEST};
 
-/// Alerts that wait.
-const MOST: usize = 4096;
+/// Alerts that may be queued.
+const MAX_QUEUED: usize = 4096;
 
 /// Counts of alerts by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +31,7 @@ pub(super) struct Alerts {
 
 impl Alerts {
     pub fn add(&mut self, alert: Alert) {
-        if self.waiting.len() + self.sending < MOST {
+        if self.waiting.len() + self.sending < MAX_QUEUED {
             self.waiting.push_back(alert);
         } else {
             self.numbers.full += 1;
@@ -41,7 +41,7 @@ impl Alerts {
     /// Takes the next batch. Batches of two senders (an old one that is ending after a reload and its successor) never
     /// overlap. The sender must report the outcome.
     pub fn next(&mut self) -> Vec<Alert> {
-        let next: Vec<Alert> = self.waiting.drain(..AT_ONCE.min(self.waiting.len())).collect();
+        let next: Vec<Alert> = self.waiting.drain(..MAX_ALERTS_PER_REQUEST.min(self.waiting.len())).collect();
         self.sending += next.len();
         next
     }
@@ -79,20 +79,24 @@ mod tests {
     fn none_goes_uncounted() {
         let mut alerts = Alerts::default();
         let prefix = Prefix::parse("192.0.2.7").unwrap();
-        for deadline in 0..MOST as u64 + 10 {
+        for deadline in 0..MAX_QUEUED as u64 + 10 {
             alerts.add(Alert { prefix, kind: String::new(), count: 1.0, time: 0, deadline });
         }
         let next = alerts.next();
-        assert_eq!((next.len(), next[0].deadline), (AT_ONCE, 0));
-        alerts.sent(AT_ONCE, AT_ONCE - 3);
-        assert_eq!(alerts.next()[0].deadline, AT_ONCE as u64);
+        assert_eq!((next.len(), next[0].deadline), (MAX_ALERTS_PER_REQUEST, 0));
+        alerts.sent(MAX_ALERTS_PER_REQUEST, MAX_ALERTS_PER_REQUEST - 3);
+        assert_eq!(alerts.next()[0].deadline, MAX_ALERTS_PER_REQUEST as u64);
         alerts.refused(2);
         let (third, fourth) = (alerts.next(), alerts.next());
-        assert_eq!(fourth[0].deadline, 3 * AT_ONCE as u64, "nobody takes what another one is sending");
+        assert_eq!(
+            fourth[0].deadline,
+            3 * MAX_ALERTS_PER_REQUEST as u64,
+            "nobody takes what another one is sending"
+        );
         alerts.again(third);
-        assert_eq!(alerts.next()[0].deadline, 2 * AT_ONCE as u64);
+        assert_eq!(alerts.next()[0].deadline, 2 * MAX_ALERTS_PER_REQUEST as u64);
         let AlertNumbers { sent, refused, late, full, waiting } = alerts.numbers();
-        assert_eq!((sent, refused, late, full), (AT_ONCE as u64 - 3, 2, 3, 10));
-        assert_eq!(sent + refused + late + full + waiting, MOST as u64 + 10);
+        assert_eq!((sent, refused, late, full), (MAX_ALERTS_PER_REQUEST as u64 - 3, 2, 3, 10));
+        assert_eq!(sent + refused + late + full + waiting, MAX_QUEUED as u64 + 10);
     }
 }

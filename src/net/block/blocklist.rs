@@ -16,20 +16,20 @@ use super::config::{BlockConfig, BlockEntry, BlockMode};
 use super::entry::{Asker, BlockError, BlockRow, Blocked, Source};
 use super::file::{Read, WatchedFile};
 use super::followed::{Followers, fetched};
-use super::kept::{EntryStore, Kept, PastBan};
+use super::kept::{EntryStore, PastBan, StoredEntry};
 use super::maps::BlockMaps;
 use super::protect::Protected;
 use super::rules::RuleTables;
 use super::sources::Sources;
-use super::state::{Asked, ListState, Origin, deadline, is_over, kernel_rule};
+use super::state::{ListState, Origin, Requested, deadline, has_expired, kernel_rule};
 use super::summary::Summary;
 
-/// How often what is protected is looked for, and how long ago that may have been when something is to be blocked.
-const LOOK: Duration = Duration::from_secs(5);
-pub(super) const LOOK_FIRST: Duration = Duration::from_secs(1);
+/// How often the protected addresses are determined, and how old they may be when something is to be blocked.
+const PROTECTED_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const PROTECTED_MAX_AGE: Duration = Duration::from_secs(1);
 
-/// Entries that can be asked for at run time; lists of more are files.
-const MOST_ASKED: usize = 1 << 16;
+/// Entries that can be added at run time; longer lists belong into files.
+const MAX_REQUESTED: usize = 1 << 16;
 
 /// The blocklist of a running exporter.
 #[derive(Debug)]
@@ -44,11 +44,11 @@ pub struct Blocklist {
     /// Bans to be reported to CrowdSec.
     alerts: Mutex<Alerts>,
     /// Whether saving decisions failed the last time.
-    pub(super) unkept: Mutex<bool>,
+    pub(super) has_unsaved_decisions: Mutex<bool>,
 }
 
 /// Opens the file of entries, if one is configured, and reads it.
-fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<Kept>) {
+fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<StoredEntry>) {
     let Some(path) = path else { return (None, Vec::new()) };
     let read = EntryStore::open(path).map_err(|err| err.to_string());
     let read = read.and_then(|store| {
@@ -80,9 +80,9 @@ impl Blocklist {
         let tables = RuleTables::new(&maps)?;
         let (store, kept) = opened(config.file.as_deref());
         let now = monotonic();
-        let asked = kept.into_iter().map(|Kept { prefix, by, rule }| {
+        let asked = kept.into_iter().map(|StoredEntry { prefix, by, rule }| {
             let deadline = deadline(&rule, now);
-            (prefix, Asked { rule, by, deadline, confirm_by: None })
+            (prefix, Requested { rule, by, deadline, confirm_by: None })
         });
         let mut state = ListState {
             config: BlockConfig::default(),
@@ -98,13 +98,13 @@ impl Blocklist {
             sources: Sources::new(),
             by_source: Vec::new(),
             allowed: BTreeSet::new(),
-            met: BTreeMap::new(),
+            carried_hits: BTreeMap::new(),
             marks_stale: false,
-            looked: None,
+            protected_at: None,
             errors: 0,
             unread: 0,
         };
-        state.take_left(config, now);
+        state.restore_decisions(config, now);
         let summary =
             Summary { is_kept: config.file.as_ref().map(|_| store.is_some()), ..Summary::default() };
         let list = Self {
@@ -114,7 +114,7 @@ impl Blocklist {
             summary: Mutex::new(summary),
             followers: Mutex::default(),
             alerts: Mutex::default(),
-            unkept: Mutex::default(),
+            has_unsaved_decisions: Mutex::default(),
         };
         list.change(config)?;
         Ok(list)
@@ -194,7 +194,7 @@ impl Blocklist {
             std::mem::replace(&mut state.file_sources, file_sources),
             std::mem::replace(&mut state.decided, decided),
         );
-        state.looked = Some(now);
+        state.protected_at = Some(now);
         let wanted = state.wanted(now);
         let done =
             state.protect(&self.maps, protected).and_then(|()| state.replace_all(&self.maps, wanted, now));
@@ -202,27 +202,27 @@ impl Blocklist {
             (state.deadlines, state.config, state.files, state.file_sources, state.decided) = before;
             return Err(error);
         }
-        state.keep_feeds(config, ages, now);
+        state.retain_feeds(config, ages, now);
         self.maps.set_enforce(config.mode == BlockMode::Enforce);
-        self.say(&state);
-        self.note(&state);
+        self.log(&state);
+        self.publish(&state);
         Ok(())
     }
 
-    fn say(&self, state: &ListState) {
+    fn log(&self, state: &ListState) {
         let config = &state.config;
         let what = match config.mode {
             BlockMode::Enforce => "packets of its sources are dropped",
             BlockMode::Observe => "nothing is dropped (mode: observe)",
         };
         log::info!("blocklist: {} entries; {what}", state.held.len());
-        state.protected.say(&config.own_ports);
+        state.protected.log(&config.own_ports);
     }
 
     /// Determines the protected addresses if they were last determined longer ago than `oldest`. It reads files and
     /// kernel tables, so no lock is held meanwhile.
-    pub(super) fn look(&self, now: u64, oldest: Duration) -> Option<Protected> {
-        let is_due = self.lock().is_look_due(now, oldest);
+    pub(super) fn find_protected(&self, now: u64, oldest: Duration) -> Option<Protected> {
+        let is_due = self.lock().is_update_due(now, oldest);
         is_due.then(Protected::find)
     }
 
@@ -231,7 +231,7 @@ impl Blocklist {
     /// # Errors
     /// If it is protected, or the kernel refuses.
     pub fn block(&self, entry: &BlockEntry, by: Asker) -> Result<Blocked, BlockError> {
-        self.ask(entry, by, None)
+        self.add(entry, by, None)
     }
 
     /// Blocks a prefix that is not blocked yet, and unblocks it unless it is confirmed in time by [`Self::block`].
@@ -244,12 +244,12 @@ impl Blocklist {
         by: Asker,
         within: Duration,
     ) -> Result<Blocked, BlockError> {
-        self.ask(entry, by, Some(within))
+        self.add(entry, by, Some(within))
     }
 
-    fn ask(&self, entry: &BlockEntry, by: Asker, confirm: Option<Duration>) -> Result<Blocked, BlockError> {
+    fn add(&self, entry: &BlockEntry, by: Asker, confirm: Option<Duration>) -> Result<Blocked, BlockError> {
         let now = monotonic();
-        let found = self.look(now, LOOK_FIRST);
+        let found = self.find_protected(now, PROTECTED_MAX_AGE);
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         if let Some(found) = found {
@@ -260,14 +260,14 @@ impl Blocklist {
             return Err(BlockError::Protected(prefix, format!("{by} is {why}")));
         }
         let except = state.reasons_to_pass().filter(|(by, _)| prefix.contains(*by)).collect();
-        let before = state.asked.get(&prefix).filter(|asked| !is_over(asked.until(), now));
+        let before = state.asked.get(&prefix).filter(|asked| !has_expired(asked.until(), now));
         if confirm.is_some() && before.is_some_and(|asked| asked.confirm_by.is_none()) {
             return Err(BlockError::Settled(prefix));
         }
-        if before.is_none() && state.asked.len() >= MOST_ASKED {
-            return Err(BlockError::Full(MOST_ASKED));
+        if before.is_none() && state.asked.len() >= MAX_REQUESTED {
+            return Err(BlockError::Full(MAX_REQUESTED));
         }
-        let asked = Asked {
+        let asked = Requested {
             rule: entry.rule.clone(),
             by,
             deadline: deadline(&entry.rule, now),
@@ -277,30 +277,30 @@ impl Blocklist {
         let rule = kernel_rule(prefix, direction, entry.rule.scope, asked.until(), Sources::of_asker(by));
         let (is_new, is_ours) = match state.held.get(&prefix) {
             None => (true, true),
-            Some(Origin::Asked(_)) => (before.is_none(), true),
+            Some(Origin::Requested(_)) => (before.is_none(), true),
             Some(_) => (false, false),
         };
         if is_ours {
-            let done = state.set(&self.maps, prefix, Origin::Asked(by), rule, now);
+            let done = state.set(&self.maps, prefix, Origin::Requested(by), rule, now);
             if let Err(error) = done {
                 state.errors += 1;
-                self.note(&state);
+                self.publish(&state);
                 return Err(BlockError::Kernel(format!("{error:#}")));
             }
         }
         let kept = asked.kept(prefix, now);
         state.asked.insert(prefix, asked);
-        self.go_on_beside(&mut state, prefix, now);
-        self.note(&state);
+        self.update_beside_decision(&mut state, prefix, now);
+        self.publish(&state);
         drop(state);
         if let (Some(store), Some(kept)) = (&mut *store, kept) {
-            self.note_kept(store.put(&kept, || self.all_kept()));
+            self.record_stored(store.put(&kept, || self.stored_entries()));
         }
         Ok(Blocked { is_new, except })
     }
 
     /// If a decision blocks the prefix too, updates when its rule expires.
-    fn go_on_beside(&self, state: &mut ListState, prefix: Prefix, now: u64) {
+    fn update_beside_decision(&self, state: &mut ListState, prefix: Prefix, now: u64) {
         if let Some(Origin::Decision(_)) = state.held.get(&prefix)
             && let Err(error) = state.refresh(&self.maps, &BTreeSet::from([prefix]), now)
         {
@@ -317,10 +317,10 @@ impl Blocklist {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let was_asked = state.asked.remove(&prefix).is_some();
-        self.go_on_beside(&mut state, prefix, monotonic());
+        self.update_beside_decision(&mut state, prefix, monotonic());
         let done = match state.held.get(&prefix).copied() {
             None => Err(BlockError::Absent(prefix)),
-            Some(Origin::Asked(_)) => {
+            Some(Origin::Requested(_)) => {
                 state.unset(&self.maps, prefix).map_err(|error| BlockError::Kernel(format!("{error:#}")))
             }
             Some(origin) => {
@@ -329,16 +329,16 @@ impl Blocklist {
                 Err(BlockError::Elsewhere(prefix, place))
             }
         };
-        self.note(&state);
+        self.publish(&state);
         drop(state);
         if let (Some(store), true) = (&mut *store, was_asked) {
-            self.note_kept(store.remove(&[prefix], || self.all_kept()));
+            self.record_stored(store.remove(&[prefix], || self.stored_entries()));
         }
         done
     }
 
     /// The entries that the file must contain.
-    pub(super) fn all_kept(&self) -> Vec<Kept> {
+    pub(super) fn stored_entries(&self) -> Vec<StoredEntry> {
         let (now, state) = (monotonic(), self.lock());
         state.asked.iter().filter_map(|(prefix, asked)| asked.kept(*prefix, now)).collect()
     }
@@ -357,12 +357,12 @@ impl Blocklist {
     pub(in super::super) fn remember(&self, ban: &PastBan) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = &mut *store {
-            self.note_kept(store.remember(ban, || self.all_kept()));
+            self.record_stored(store.remember(ban, || self.stored_entries()));
         }
     }
 
     /// Records whether a change was stored.
-    pub(super) fn note_kept(&self, done: Result<(), String>) {
+    pub(super) fn record_stored(&self, done: Result<(), String>) {
         if let Err(error) = &done {
             log::error!(
                 "blocklist: a change is in effect, but was not stored and is lost at the next restart: {error}"
@@ -373,28 +373,29 @@ impl Blocklist {
 
     /// Determines the protected addresses now, because something changed that they depend on. In the calling thread's
     /// network namespace.
-    pub fn look_again(&self) {
+    pub fn update_protected(&self) {
         let (now, found) = (monotonic(), Protected::find());
         let mut state = self.lock();
         state.protect_found(&self.maps, found, now);
-        self.note(&state);
+        self.publish(&state);
     }
 
     /// Periodic maintenance: removes expired entries, reads files that have changed, and determines the protected
     /// addresses. In the calling thread's network namespace.
-    pub fn attend(&self) {
+    pub fn maintain(&self) {
         let now = monotonic();
         // Files are read without holding the lock.
         let mut looks: Vec<(usize, WatchedFile, Read)> = Vec::new();
         let files: Vec<WatchedFile> = self.lock().files.iter().map(WatchedFile::without_entries).collect();
         for (number, mut file) in files.into_iter().enumerate() {
-            let read = file.look();
+            let read = file.check();
             if read != Read::Same {
                 looks.push((number, file, read));
             }
         }
         // Protected addresses must be current before anything else is blocked.
-        let found = self.look(now, if looks.is_empty() { LOOK } else { LOOK_FIRST });
+        let found =
+            self.find_protected(now, if looks.is_empty() { PROTECTED_INTERVAL } else { PROTECTED_MAX_AGE });
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let (mut changed, mut is_news) = (false, !looks.is_empty() || found.is_some());
@@ -407,16 +408,16 @@ impl Blocklist {
         if let Some(found) = found {
             state.protect_found(&self.maps, found, now);
         }
-        let over = state.asked.iter().filter(|(_, asked)| is_over(asked.until(), now));
+        let over = state.asked.iter().filter(|(_, asked)| has_expired(asked.until(), now));
         let over: Vec<Prefix> = over.map(|(prefix, _)| *prefix).collect();
-        state.asked.retain(|_, asked| !is_over(asked.until(), now));
+        state.asked.retain(|_, asked| !has_expired(asked.until(), now));
         let mut touched = state.over(now);
         touched.extend(over.iter().copied());
         if changed || !touched.is_empty() {
             is_news = true;
             let done = if changed {
                 let wanted = state.wanted(now);
-                state.fit(&self.maps, wanted, now)
+                state.apply(&self.maps, wanted, now)
             } else {
                 state.refresh(&self.maps, &touched, now)
             };
@@ -429,16 +430,16 @@ impl Blocklist {
             self.maps.set_marks(&state.marks());
         }
         if is_news {
-            self.note(&state);
+            self.publish(&state);
         }
         drop(state);
         if let (Some(store), false) = (&mut *store, over.is_empty()) {
-            self.note_kept(store.remove(&over, || self.all_kept()));
+            self.record_stored(store.remove(&over, || self.stored_entries()));
         }
     }
 
     /// Updates the summary that a scrape reads.
-    pub(super) fn note(&self, state: &ListState) {
+    pub(super) fn publish(&self, state: &ListState) {
         let mut summary = self.summary.lock().unwrap_or_else(PoisonError::into_inner);
         *summary = Summary::of(state, summary.is_kept);
     }

@@ -103,8 +103,8 @@ pub struct BlockFile {
     pub reason: String,
 }
 
-/// The longest time that an entry can have: the kernel's side counts ticks in 32 bits.
-pub const LONGEST_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The longest time to live of an entry: the kernel's side counts ticks in 32 bits.
+pub const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl BlockScope {
     /// The range of all ports.
@@ -178,7 +178,7 @@ pub fn parse_ttl(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("{text:?} is not a duration: write 90s, 15m, 12h or 7d")),
     };
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    let ttl = seconds.map(Duration::from_secs).filter(|ttl| !ttl.is_zero() && *ttl <= LONGEST_TTL);
+    let ttl = seconds.map(Duration::from_secs).filter(|ttl| !ttl.is_zero() && *ttl <= MAX_TTL);
     ttl.ok_or_else(|| format!("{text:?}: a time from 1s to 365d is possible; without one an entry stays"))
 }
 

@@ -14,15 +14,15 @@ use crate::http_client::{Client, ClientOptions, Request, Url};
 /// Its name in messages and metrics.
 pub(crate) const NAME: &str = "crowdsec";
 
-/// How often all decisions are asked for though changes would do: what got lost on the way, or was told to another bouncer with
-/// the same key, is made up for.
-const ALL: Duration = Duration::from_secs(3600);
+/// How often all decisions are requested instead of changes. It corrects for changes that were lost, or sent to
+/// another bouncer with the same key.
+const FULL_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// The timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes of an answer: about a million decisions.
-const MOST: usize = 256 << 20;
+/// Bytes of a response at most: about a million decisions.
+const MAX_RESPONSE: usize = 256 << 20;
 
 /// `network.block.crowdsec`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(super) fn client(config: &CrowdsecConfig) -> Client {
         authority: config.ca.clone(),
         identity: config.identity.clone(),
         timeout: TIMEOUT,
-        most: MOST,
+        most: MAX_RESPONSE,
     })
 }
 
@@ -86,9 +86,9 @@ impl Crowdsec {
     ///
     /// # Errors
     /// Why it failed. The next request asks for the full list, because the server considers the lost changes delivered.
-    pub fn ask(&mut self) -> Result<(Answered, bool), String> {
+    pub fn poll(&mut self) -> Result<(Answered, bool), String> {
         let begun = Instant::now();
-        let asked_all = self.asked_all.take().filter(|then| begun - *then < ALL);
+        let asked_all = self.asked_all.take().filter(|then| begun - *then < FULL_INTERVAL);
         let is_whole = asked_all.is_none();
         let answer = self.client.send(self.request(is_whole)?).map_err(|err| err.to_string())?;
         if answer.status != StatusCode::OK {

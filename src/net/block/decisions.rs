@@ -10,7 +10,7 @@ use super::list::lenient;
 use crate::config::go_duration;
 
 /// Characters of an origin, a scenario, and of quotations in messages.
-const LETTERS: usize = 100;
+const MAX_CHARACTERS: usize = 100;
 
 /// The scope of a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -89,7 +89,7 @@ fn nullable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Wire>, D::
 }
 
 fn short(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LETTERS).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_CHARACTERS).collect()
 }
 
 impl Wire {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Distinct reasons for ignoring decisions that are reported.
-const REASONS: usize = 16;
+const MAX_REASONS: usize = 16;
 
 /// A remote source, as a scrape shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,7 +39,7 @@ impl Feed {
 
     /// Counts what is not applied; returns whether the reason is new and should be logged.
     pub fn ignore(&mut self, reason: &str, count: u64) -> bool {
-        let is_told = self.ignored.contains_key(reason) || self.ignored.len() < REASONS;
+        let is_told = self.ignored.contains_key(reason) || self.ignored.len() < MAX_REASONS;
         let reason = if is_told { reason } else { "other" };
         let is_new = !self.ignored.contains_key(reason);
         *self.ignored.entry(reason.to_string()).or_default() += count;
@@ -56,7 +56,7 @@ mod tests {
         let mut feed = Feed { answered: Some(-1_000_000_000), ..Feed::default() };
         assert_eq!((feed.age(500_000_000), Feed::default().age(1)), (Some(1.5), None));
         for reason in 0..100 {
-            assert_eq!(feed.ignore(&reason.to_string(), 2), reason <= REASONS);
+            assert_eq!(feed.ignore(&reason.to_string(), 2), reason <= MAX_REASONS);
         }
         assert!(!feed.ignore("0", 1));
         assert_eq!((feed.ignored.len(), feed.ignored["0"], feed.ignored["other"]), (17, 3, 168));

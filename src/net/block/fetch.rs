@@ -22,8 +22,8 @@ use crate::pins::fingerprint;
 /// The timeout of a download.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How often a request may be sent elsewhere.
-const REDIRECTS: usize = 5;
+/// Redirects that are followed.
+const MAX_REDIRECTS: usize = 5;
 
 /// An entry of `network.block.blocklist_url`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,7 +122,7 @@ fn meta_of(path: &Path) -> PathBuf {
 }
 
 /// The description of the cached list, if the file still has the verified content and the verification configured now.
-fn kept(config: &UrlConfig, path: &Path) -> Option<Meta> {
+fn cached(config: &UrlConfig, path: &Path) -> Option<Meta> {
     let meta: Meta = serde_json::from_slice(&fs::read(meta_of(path)).ok()?).ok()?;
     let is_it = meta.url == config.url.text() && meta.checked == config.check.to_string();
     let content = fs::read(path).ok().filter(|_| is_it)?;
@@ -131,8 +131,8 @@ fn kept(config: &UrlConfig, path: &Path) -> Option<Meta> {
 
 /// Removes the cached list if it must not be used: wrong digest, or another verification is configured. Otherwise
 /// returns its age in seconds.
-pub(super) fn age_of_kept(config: &UrlConfig, path: &Path) -> Option<i64> {
-    if kept(config, path).is_none() {
+pub(super) fn age_of_cached(config: &UrlConfig, path: &Path) -> Option<i64> {
+    if cached(config, path).is_none() {
         for path in [path, &meta_of(path)] {
             if fs::remove_file(path).is_ok() {
                 log::warn!(
@@ -182,7 +182,7 @@ impl Fetcher {
     /// # Errors
     /// Why it failed. The cached list stays.
     pub fn fetch(&self) -> Result<Fetched, String> {
-        let known = kept(&self.config, &self.path);
+        let known = cached(&self.config, &self.path);
         let mut headers = Vec::new();
         let mut add = |name: HeaderName, value: Option<&String>| {
             headers.extend(value.and_then(|value| Some((name, HeaderValue::try_from(value).ok()?))));
@@ -219,7 +219,7 @@ impl Fetcher {
             return Err("the response is empty; an empty list must contain a comment".to_string());
         }
         let is_same = known.is_some_and(|known| known.sha256 == meta.sha256);
-        self.keep(&answer.body, &meta, is_same).map_err(|err| self.unwritten(&err))?;
+        self.store(&answer.body, &meta, is_same).map_err(|err| self.unwritten(&err))?;
         Ok(if is_same { Fetched::Same } else { Fetched::New(list.prefixes.len()) })
     }
 
@@ -228,7 +228,7 @@ impl Fetcher {
     }
 
     /// If the exporter is killed between the two writes, the digest does not match and the list is downloaded again.
-    fn keep(&self, body: &[u8], meta: &Meta, is_same: bool) -> io::Result<()> {
+    fn store(&self, body: &[u8], meta: &Meta, is_same: bool) -> io::Result<()> {
         if !is_same {
             replace(&self.path, body)?;
         }
@@ -265,7 +265,7 @@ impl Fetcher {
     /// Sends a request and follows redirects.
     fn get(&self, url: &Url, headers: &[(HeaderName, HeaderValue)]) -> Result<Answer, String> {
         let mut url = url.clone();
-        for _ in 0..=REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let request = Request { headers: headers.to_vec(), ..Request::get(url.clone()) };
             let answer = self.client.send(request).map_err(|err| err.to_string())?;
             let location = answer.header(LOCATION).filter(|_| answer.status.is_redirection());
@@ -351,15 +351,15 @@ mod tests {
             assert!(error.contains(said), "{error}");
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "192.0.2.1\n");
-        assert!(age_of_kept(&config, &path).is_some());
+        assert!(age_of_cached(&config, &path).is_some());
         assert_eq!(fetcher.fetch(), Ok(Fetched::New(0)));
         assert!(asked.iter().last().unwrap().contains("if-none-match: \"b\""));
 
         // A modified file is not used, nor one that was verified in another way.
         let other = UrlConfig { check: ContentCheck::Sha256([0; 32]), ..config.clone() };
-        assert!(kept(&config, &path).is_some() && kept(&other, &path).is_none());
+        assert!(cached(&config, &path).is_some() && cached(&other, &path).is_none());
         fs::write(&path, "192.0.2.2\n").unwrap();
-        assert!(age_of_kept(&config, &path).is_none() && !path.exists());
+        assert!(age_of_cached(&config, &path).is_none() && !path.exists());
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
         let list = "192.0.2.1\n";
         let mut answers =
             vec![ok("", list), moved("/there"), ok("", "192.0.2.2\n"), moved("http://192.0.2.1/")];
-        answers.extend((0..=REDIRECTS).map(|_| moved("/round")));
+        answers.extend((0..=MAX_REDIRECTS).map(|_| moved("/round")));
         let (url, asked) = server(answers);
         let wanted = digest(&SHA256, list.as_bytes()).as_ref().try_into().unwrap();
         let fetcher = Fetcher::new(&config(&url, ContentCheck::Sha256(wanted)), &path);

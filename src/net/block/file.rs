@@ -9,8 +9,8 @@ use super::config::BlockFile;
 use super::fetch::UrlConfig;
 use super::list::ListFile;
 
-/// Larger ones are not read.
-const LARGEST: u64 = 256 << 20;
+/// Larger files are not read.
+const MAX_FILE: u64 = 256 << 20;
 
 /// A file and the result of the last successful reading.
 #[derive(Debug, Clone, Default)]
@@ -59,8 +59,8 @@ impl Stamp {
 
     /// Reads the file, if it still has this stamp.
     fn read(self, path: &Path) -> Result<ListFile, String> {
-        if self.size > LARGEST {
-            return Err(format!("it has {} bytes; at most {LARGEST} are read", self.size));
+        if self.size > MAX_FILE {
+            return Err(format!("it has {} bytes; at most {MAX_FILE} are read", self.size));
         }
         fs::read(path).map(|content| ListFile::parse(&content)).map_err(|error| error.to_string())
     }
@@ -134,7 +134,7 @@ impl WatchedFile {
     }
 
     /// Reads the file if it has changed and was the same at the previous check.
-    pub fn look(&mut self) -> Read {
+    pub fn check(&mut self) -> Read {
         let now = match Stamp::of(&self.path) {
             Ok(now) => now,
             Err(error) => return self.fail(error),
@@ -205,19 +205,19 @@ mod tests {
         file.read_first();
         assert!(file.error.is_some() && file.prefixes.is_empty());
         fs::write(&path, "192.0.2.1\n").unwrap();
-        assert_eq!((file.look(), file.look(), file.look()), (Read::Kept, Read::New, Read::Same));
+        assert_eq!((file.check(), file.check(), file.check()), (Read::Kept, Read::New, Read::Same));
         assert_eq!((file.prefixes.len(), &file.error), (1, &None));
         fs::write(&path, "192.0.2.1\n192.0.2.3\n").unwrap();
-        assert_eq!(file.look(), Read::Kept);
+        assert_eq!(file.check(), Read::Kept);
         fs::write(&path, "192.0.2.1\n192.0.2.3\n192.0.2.5\n").unwrap();
-        assert_eq!((file.look(), file.look()), (Read::Kept, Read::New));
+        assert_eq!((file.check(), file.check()), (Read::Kept, Read::New));
         assert_eq!(file.prefixes.len(), 3);
         fs::write(&path, "<html>\n<head>\n<title>\nNot found\n").unwrap();
-        assert_eq!((file.look(), file.look(), file.look()), (Read::Kept, Read::Kept, Read::Same));
+        assert_eq!((file.check(), file.check(), file.check()), (Read::Kept, Read::Kept, Read::Same));
         assert!(file.error.is_some());
         assert_eq!((file.prefixes.len(), file.invalid), (3, 4));
         fs::remove_file(&path).unwrap();
-        assert_eq!((file.look(), file.look()), (Read::Kept, Read::Same));
+        assert_eq!((file.check(), file.check()), (Read::Kept, Read::Same));
         assert_eq!(file.prefixes.len(), 3);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::super::sys::monotonic;
-use super::blocklist::{Blocklist, LOOK_FIRST};
+use super::blocklist::{Blocklist, PROTECTED_MAX_AGE};
 use super::crowdsec::{Crowdsec, CrowdsecConfig, NAME};
 use super::decisions::{Answered, Saved};
 use super::fetch::{Fetched, Fetcher, UrlConfig};
@@ -15,8 +15,8 @@ use super::push::{Alert, PushError, Pusher};
 use super::replace::{replace, touch};
 use crate::clock::wall_seconds;
 
-/// How soon a list is asked for again that could not be fetched.
-const AGAIN: Duration = Duration::from_secs(60);
+/// How soon a failed download is retried.
+const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Blocklist {
     /// Starts and stops threads so that exactly the configured sources are requested. The threads end with the list.
@@ -32,8 +32,8 @@ impl Blocklist {
             let (list, asked) = (Arc::downgrade(self), followed.clone());
             let thread = std::thread::Builder::new().name("blocklist-feed".to_string());
             let started = thread.spawn(move || match asked {
-                Followed::Crowdsec(config) => ask_crowdsec(&list, &config, &stopped),
-                Followed::Told(config) => tell_crowdsec(&list, &config, &stopped),
+                Followed::Crowdsec(config) => poll_crowdsec(&list, &config, &stopped),
+                Followed::Told(config) => report_bans(&list, &config, &stopped),
                 Followed::Url(config, path) => fetch_list(&list, &config, &path, &stopped),
             });
             match started {
@@ -53,7 +53,7 @@ impl Blocklist {
         is_whole: bool,
     ) -> Result<Option<usize>, String> {
         let now = monotonic();
-        let found = self.look(now, LOOK_FIRST);
+        let found = self.find_protected(now, PROTECTED_MAX_AGE);
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         if let Some(found) = found {
@@ -76,7 +76,7 @@ impl Blocklist {
         if done.is_err() {
             state.errors += 1;
         }
-        self.note(&state);
+        self.publish(&state);
         let saved = kept_in(&state.config).map(|path| {
             let bytes = (!touched.is_empty() || !path.exists()).then(|| {
                 let bans = state.decided.iter().map(|(about, by)| {
@@ -91,7 +91,7 @@ impl Blocklist {
         let count = state.decided.len();
         drop(state);
         if let (Some(store), false) = (&mut *store, released.is_empty()) {
-            self.note_kept(store.remove(&released, || self.all_kept()));
+            self.record_stored(store.remove(&released, || self.stored_entries()));
         }
         drop(store);
         done.map_err(|err| format!("the kernel refused the change: {err:#}"))?;
@@ -100,13 +100,13 @@ impl Blocklist {
                 Some(bytes) => replace(&path, &bytes),
                 None => touch(&path),
             };
-            self.note_decisions_kept(&path, kept);
+            self.record_decisions_stored(&path, kept);
         }
         Ok(Some(count))
     }
 
-    fn note_decisions_kept(&self, path: &Path, kept: std::io::Result<()>) {
-        let mut failed = self.unkept.lock().unwrap_or_else(PoisonError::into_inner);
+    fn record_decisions_stored(&self, path: &Path, kept: std::io::Result<()>) {
+        let mut failed = self.has_unsaved_decisions.lock().unwrap_or_else(PoisonError::into_inner);
         match kept {
             Ok(()) => *failed = false,
             Err(err) => {
@@ -121,7 +121,7 @@ impl Blocklist {
     }
 
     /// Queues a report of a ban to CrowdSec, if that is configured and packets are dropped. Never blocks.
-    pub(in super::super) fn tell(&self, alert: Alert) {
+    pub(in super::super) fn report(&self, alert: Alert) {
         if !self.is_enforced() {
             return;
         }
@@ -143,7 +143,7 @@ impl Blocklist {
         if is_up {
             feed.answered = i64::try_from(monotonic()).ok();
         }
-        self.note(&state);
+        self.publish(&state);
     }
 }
 
@@ -170,7 +170,7 @@ fn fetch_list(list: &Weak<Blocklist>, config: &UrlConfig, path: &Path, stopped: 
                     log::warn!("blocklist: failed to fetch {name}: {error}; the previous list stays in use");
                 }
                 failing = Some(error);
-                config.interval.min(AGAIN)
+                config.interval.min(RETRY_INTERVAL)
             }
         };
         drop(list);
@@ -181,12 +181,12 @@ fn fetch_list(list: &Weak<Blocklist>, config: &UrlConfig, path: &Path, stopped: 
 }
 
 /// The thread that requests CrowdSec's decisions.
-fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Receiver<()>) {
+fn poll_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Receiver<()>) {
     let mut crowdsec = Crowdsec::new(config);
     let mut failing: Option<String> = None;
     let mut is_first = true;
     loop {
-        let asked = crowdsec.ask();
+        let asked = crowdsec.poll();
         let Some(list) = list.upgrade() else { return };
         let done = asked.and_then(|(answered, is_whole)| list.decided(config, answered, is_whole));
         match done {
@@ -218,7 +218,7 @@ fn ask_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Recei
 }
 
 /// The thread that reports bans to CrowdSec: when it is woken, and again after a pause what was not accepted.
-fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiver<()>) {
+fn report_bans(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiver<()>) {
     let Some(mut pusher) = Pusher::new(config) else { return };
     let mut failing: Option<String> = None;
     let mut pause = Duration::ZERO;
@@ -262,7 +262,7 @@ fn tell_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiv
                         config.url
                     );
                 }
-                pause = (pause * 2).clamp(Duration::from_secs(1), AGAIN);
+                pause = (pause * 2).clamp(Duration::from_secs(1), RETRY_INTERVAL);
             }
         }
         failing = failed;

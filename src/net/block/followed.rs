@@ -7,12 +7,12 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::super::cidr::Prefix;
-use super::config::{BlockConfig, LONGEST_TTL};
+use super::config::{BlockConfig, MAX_TTL};
 use super::crowdsec::{CrowdsecConfig, NAME};
 use super::decisions::{About, Answered, Ban, Saved};
 use super::entry::{Asker, Source};
 use super::feed::Feed;
-use super::fetch::{UrlConfig, age_of_kept};
+use super::fetch::{UrlConfig, age_of_cached};
 use super::file::WatchedFile;
 use super::push::ORIGIN;
 use super::replace::age;
@@ -20,8 +20,8 @@ use super::sources::Sources;
 use super::state::{Decision, ListState, Origin};
 use crate::clock::wall_seconds;
 
-/// A decision whose end moves by less than this is the same.
-const SAME: u64 = 2_000_000_000;
+/// A decision whose expiry changes by less than this many nanoseconds is unchanged.
+const SAME_EXPIRY: u64 = 2_000_000_000;
 
 /// The running threads. Each ends when its sender is dropped.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec
     }
     for followed in Followed::all(config) {
         let Followed::Url(list, path) = &followed else { continue };
-        ages.extend(age_of_kept(list, path).map(|age| (followed.name(), age)));
+        ages.extend(age_of_cached(list, path).map(|age| (followed.name(), age)));
         files.push(WatchedFile::fetched(list, path.clone()));
     }
     ages
@@ -94,7 +94,7 @@ fn left(config: &BlockConfig) -> Option<(BTreeMap<About, Ban>, i64)> {
 
 fn decisions(bans: BTreeMap<About, Ban>, sources: &mut Sources, now: u64) -> BTreeMap<About, Decision> {
     let decision = |(about, ban): (About, Ban)| {
-        let time = Duration::from_secs_f64(ban.seconds.clamp(0.0, LONGEST_TTL.as_secs_f64()));
+        let time = Duration::from_secs_f64(ban.seconds.clamp(0.0, MAX_TTL.as_secs_f64()));
         let source = sources.number(Source { name: NAME.to_string(), origin: Some(ban.origin.to_string()) });
         let deadline = now.saturating_add(time.as_nanos() as u64);
         (about, Decision { deadline, source, scenario: ban.scenario })
@@ -104,7 +104,7 @@ fn decisions(bans: BTreeMap<About, Ban>, sources: &mut Sources, now: u64) -> BTr
 
 impl ListState {
     /// Applies the stored decisions of an earlier run.
-    pub fn take_left(&mut self, config: &BlockConfig, now: u64) {
+    pub fn restore_decisions(&mut self, config: &BlockConfig, now: u64) {
         let Some((bans, age)) = left(config) else { return };
         if !bans.is_empty() {
             log::info!(
@@ -117,7 +117,7 @@ impl ListState {
     }
 
     /// Keeps state for the sources of this configuration, and no others. `ages` are those of cached lists.
-    pub fn keep_feeds(&mut self, config: &BlockConfig, ages: Vec<(String, i64)>, now: u64) {
+    pub fn retain_feeds(&mut self, config: &BlockConfig, ages: Vec<(String, i64)>, now: u64) {
         let names: BTreeSet<String> = Followed::all(config).iter().map(Followed::name).collect();
         self.feeds.retain(|name, _| names.contains(name));
         for name in names {
@@ -159,8 +159,9 @@ impl ListState {
             }
         }
         new.retain(|about, by| {
-            let is_same =
-                |known: &Decision| known.source == by.source && known.deadline.abs_diff(by.deadline) < SAME;
+            let is_same = |known: &Decision| {
+                known.source == by.source && known.deadline.abs_diff(by.deadline) < SAME_EXPIRY
+            };
             !self.decided.get(about).is_some_and(is_same)
         });
         touched.extend(new.keys().map(|(prefix, ..)| *prefix));
@@ -177,6 +178,6 @@ impl ListState {
     /// Whether a decision made by an exporter was deleted before its expiry.
     fn is_released(&self, by: &Decision, now: u64) -> bool {
         let origin = self.sources.of(by.source).and_then(|source| source.origin.as_deref());
-        by.deadline > now.saturating_add(SAME) && origin == Some(ORIGIN)
+        by.deadline > now.saturating_add(SAME_EXPIRY) && origin == Some(ORIGIN)
     }
 }

@@ -44,8 +44,8 @@ const BANS: &str = "
     CREATE INDEX IF NOT EXISTS bans_forgotten ON bans (forgotten);
 ";
 
-/// Addresses of which that is kept.
-const MOST_BANS: i64 = 1 << 16;
+/// Addresses whose past bans are stored.
+const MAX_PAST_BANS: i64 = 1 << 16;
 
 /// The past bans of an address. Times are in seconds from now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(in super::super) struct PastBan {
 
 /// An entry with its remaining time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(super) struct StoredEntry {
     pub prefix: Prefix,
     pub by: Asker,
     pub rule: BlockRule,
@@ -90,11 +90,11 @@ impl EntryStore {
     }
 
     /// The entries that have not expired.
-    pub fn load(&self) -> rusqlite::Result<Vec<Kept>> {
+    pub fn load(&self) -> rusqlite::Result<Vec<StoredEntry>> {
         self.load_at(wall_seconds())
     }
 
-    fn load_at(&self, now: i64) -> rusqlite::Result<Vec<Kept>> {
+    fn load_at(&self, now: i64) -> rusqlite::Result<Vec<StoredEntry>> {
         self.db.execute("DELETE FROM entries WHERE until <= ?", [now])?;
         let columns = "prefix, source, reason, protocol, ports, since, until, direction";
         let mut select = self.db.prepare(&format!("SELECT {columns} FROM entries"))?;
@@ -117,22 +117,22 @@ impl EntryStore {
                 direction: direction.as_deref().and_then(BlockDirection::of),
                 scope: protocol.map(|protocol| BlockScope::new(protocol, ports)),
             };
-            kept.push(Kept { prefix, by, rule });
+            kept.push(StoredEntry { prefix, by, rule });
         }
         Ok(kept)
     }
 
     /// Stores an entry. `all` returns all entries, for a file that was deleted.
-    pub fn put(&mut self, entry: &Kept, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
+    pub fn put(&mut self, entry: &StoredEntry, all: impl FnOnce() -> Vec<StoredEntry>) -> Result<(), String> {
         let renewed = self.renew()?;
         let done = if renewed { self.put_at(&all(), wall_seconds()) } else { Ok(()) };
         done.and_then(|()| self.put_at(std::slice::from_ref(entry), wall_seconds()))
             .map_err(|err| err.to_string())
     }
 
-    fn put_at(&mut self, entries: &[Kept], now: i64) -> rusqlite::Result<()> {
+    fn put_at(&mut self, entries: &[StoredEntry], now: i64) -> rusqlite::Result<()> {
         let begun = self.db.transaction()?;
-        for Kept { prefix, by, rule } in entries {
+        for StoredEntry { prefix, by, rule } in entries {
             let until = rule.ttl.map(|ttl| now.saturating_add(ttl.as_secs() as i64));
             let protocol = rule.scope.map(|scope| scope.protocol.word());
             let ports = rule.scope.and_then(|scope| scope.port_range());
@@ -146,7 +146,11 @@ impl EntryStore {
     }
 
     /// Removes entries.
-    pub fn remove(&mut self, prefixes: &[Prefix], all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
+    pub fn remove(
+        &mut self,
+        prefixes: &[Prefix],
+        all: impl FnOnce() -> Vec<StoredEntry>,
+    ) -> Result<(), String> {
         if self.renew()? {
             return self.put_at(&all(), wall_seconds()).map_err(|err| err.to_string());
         }
@@ -184,7 +188,7 @@ impl EntryStore {
     }
 
     /// Stores the past bans of an address.
-    pub fn remember(&mut self, ban: &PastBan, all: impl FnOnce() -> Vec<Kept>) -> Result<(), String> {
+    pub fn remember(&mut self, ban: &PastBan, all: impl FnOnce() -> Vec<StoredEntry>) -> Result<(), String> {
         let renewed = self.renew()?;
         let done = if renewed { self.put_at(&all(), wall_seconds()) } else { Ok(()) };
         done.and_then(|()| self.remember_at(ban, wall_seconds())).map_err(|err| err.to_string())
@@ -208,7 +212,7 @@ impl EntryStore {
         begun.execute(
             "DELETE FROM bans WHERE (SELECT count(*) FROM bans) > ? \
              AND prefix = (SELECT prefix FROM bans ORDER BY forgotten LIMIT 1)",
-            [MOST_BANS],
+            [MAX_PAST_BANS],
         )?;
         begun.commit()
     }
@@ -260,11 +264,11 @@ mod tests {
         assert_eq!((store.load_at(1000).unwrap().len(), store.past_bans_at(1000).unwrap().len()), (1, 0));
     }
 
-    fn kept(prefix: &str, ttl: Option<u64>) -> Kept {
+    fn kept(prefix: &str, ttl: Option<u64>) -> StoredEntry {
         let scope = Some(BlockScope { protocol: BlockProtocol::Tcp, ports: (22, 23) });
         let direction = ttl.map(|_| BlockDirection::Egress);
         let rule = BlockRule { reason: "a\"b".into(), ttl: ttl.map(Duration::from_secs), direction, scope };
-        Kept { prefix: Prefix::parse(prefix).unwrap(), by: Asker::Detection, rule }
+        StoredEntry { prefix: Prefix::parse(prefix).unwrap(), by: Asker::Detection, rule }
     }
 
     #[test]

@@ -7,11 +7,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::cidr::Prefix;
 
-/// Mistakes that are told one by one.
-const TOLD: usize = 10;
+/// Invalid lines that are reported one by one.
+const MAX_REPORTED: usize = 10;
 
-/// Below so many mistakes a file is taken whatever the share of them is.
-const FEW: usize = 3;
+/// With this many invalid lines or fewer, a file is accepted whatever their share is.
+const TOLERATED: usize = 3;
 
 /// A parsed file.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -39,10 +39,10 @@ impl ListFile {
             }
             match entry(text, &mut file.prefixes) {
                 Ok(None) => {}
-                Ok(Some(warning)) => file.tell(number + 1, warning),
+                Ok(Some(warning)) => file.warn(number + 1, warning),
                 Err(error) => {
                     file.invalid += 1;
-                    file.tell(number + 1, error);
+                    file.warn(number + 1, error);
                 }
             }
         }
@@ -53,12 +53,12 @@ impl ListFile {
 
     /// Whether the content is not a list, but an HTML page, for example.
     pub fn is_none(&self) -> bool {
-        self.invalid > FEW && self.invalid > self.prefixes.len()
+        self.invalid > TOLERATED && self.invalid > self.prefixes.len()
     }
 
-    fn tell(&mut self, line: usize, text: String) {
+    fn warn(&mut self, line: usize, text: String) {
         self.warnings += 1;
-        if self.told.len() < TOLD {
+        if self.told.len() < MAX_REPORTED {
             self.told.push((line, text));
         }
     }

@@ -15,7 +15,7 @@ pub(crate) const ALLOWED_WORDS: usize = ALLOWED_BYTES / 8;
 const ALLOWED_BITS: u32 = (ALLOWED_BYTES * 8) as u32;
 
 /// Shorter IPv6 prefixes set all bits: they would set most of them one by one.
-const SHORTEST_6: u8 = 12;
+const MIN_PREFIX_6: u8 = 12;
 
 /// The bitmaps. Bit `n` is bit `n % 64` of word `n / 64`, which is where programs expect it when they address bytes.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ fn each_allowed(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
         IpAddr::V4(address) => {
             set(Bitmap::Allowed, address.to_bits() >> 16, 1 << 16u8.saturating_sub(prefix.bits()));
         }
-        IpAddr::V6(_) if prefix.bits() < SHORTEST_6 => set(Bitmap::Allowed, 0, ALLOWED_BITS),
+        IpAddr::V6(_) if prefix.bits() < MIN_PREFIX_6 => set(Bitmap::Allowed, 0, ALLOWED_BITS),
         IpAddr::V6(address) => {
             let first = (address.to_bits() >> 96) as u32;
             // The upper bits of the index used for the blocklist.
@@ -93,7 +93,7 @@ fn each_blocked(prefix: Prefix, mut set: impl FnMut(Bitmap, u32, u32)) {
             let count = 1 << 24u8.saturating_sub(prefix.bits());
             set(Bitmap::V4, address.to_bits() >> 8, count);
         }
-        IpAddr::V6(_) if prefix.bits() < SHORTEST_6 => set(Bitmap::V6, 0, BITS),
+        IpAddr::V6(_) if prefix.bits() < MIN_PREFIX_6 => set(Bitmap::V6, 0, BITS),
         IpAddr::V6(address) => {
             let first = (address.to_bits() >> 96) as u32;
             for more in 0..1u32 << 32u8.saturating_sub(prefix.bits()) {

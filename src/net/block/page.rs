@@ -9,8 +9,8 @@ use super::blocklist::Blocklist;
 use super::entry::BlockRow;
 
 /// Entries per page by default and at most.
-const PER_PAGE: u32 = 100;
-const MOST: u32 = 10_000;
+const DEFAULT_PER_PAGE: u32 = 100;
+const MAX_PER_PAGE: u32 = 10_000;
 
 /// An entry in JSON.
 #[derive(Serialize)]
@@ -51,7 +51,7 @@ struct Page {
 /// # Errors
 /// What is wrong with the query.
 pub(in super::super) fn page(list: &Blocklist, query: &str) -> Result<String, QueryError> {
-    let mut paging = Paging::new(PER_PAGE, MOST);
+    let mut paging = Paging::new(DEFAULT_PER_PAGE, MAX_PER_PAGE);
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let (key, value) = part.split_once('=').unwrap_or((part, ""));
         if !paging.take(key, value).map_err(QueryError)? {

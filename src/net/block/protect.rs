@@ -52,7 +52,7 @@ impl Protected {
     }
 
     /// Logs what was not in `before`.
-    pub fn say_new(&self, before: &Self) {
+    pub fn log_new(&self, before: &Self) {
         for (prefix, why) in &self.prefixes {
             if !before.prefixes.contains_key(prefix) {
                 log::info!("blocklist: from now on never dropped: {prefix} ({why})");
@@ -61,7 +61,7 @@ impl Protected {
     }
 
     /// Logs everything.
-    pub fn say(&self, own_ports: &[u16]) {
+    pub fn log(&self, own_ports: &[u16]) {
         let ports: Vec<String> = own_ports.iter().map(ToString::to_string).collect();
         if !ports.is_empty() {
             log::info!("blocklist: never dropped: TCP to the exporter's own ports {}", ports.join(", "));

@@ -17,11 +17,11 @@ use crate::http_client::{Answer, Client, Request};
 /// The origin of decisions made by exporters.
 pub(super) const ORIGIN: &str = "fibre-exporter";
 
-/// Alerts of a request.
-pub(super) const AT_ONCE: usize = 100;
+/// Alerts in one request.
+pub(super) const MAX_ALERTS_PER_REQUEST: usize = 100;
 
-/// A token is good for an hour.
-const TOKEN: Duration = Duration::from_secs(1800);
+/// A token is valid for an hour; it is renewed earlier.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(1800);
 
 /// A ban to report.
 #[derive(Debug, Clone, PartialEq)]
@@ -179,7 +179,7 @@ impl Pusher {
     /// The access token, requested if there is none yet.
     fn token(&mut self) -> Result<HeaderValue, PushError> {
         if let Some((token, since)) = &self.token
-            && since.elapsed() < TOKEN
+            && since.elapsed() < TOKEN_LIFETIME
         {
             return Ok(token.clone());
         }

@@ -13,11 +13,11 @@ use super::super::cidr::Prefix;
 use super::maps::{BlockMaps, Connection, Hits, Rule, rule_map};
 use super::marks::Marks;
 
-/// Rules that are given to the kernel at once.
-const BATCH: usize = 8192;
+/// Rules in one batched update.
+const BATCH_RULES: usize = 8192;
 
-/// The least that a table has room for.
-const SMALLEST: u32 = 1024;
+/// The smallest capacity of a table.
+const MIN_CAPACITY: u32 = 1024;
 
 /// The table of one list and address family.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl RuleTable {
     fn new(is_v4: bool, rules: &[(Prefix, Rule)]) -> libbpf_rs::Result<Self> {
         let rules = rules.iter().copied().filter(|(prefix, _)| prefix.address().is_ipv4() == is_v4);
         let count = rules.clone().count() as u32;
-        let capacity = (count + count / 4).max(SMALLEST);
+        let capacity = (count + count / 4).max(MIN_CAPACITY);
         let map = rule_map(is_v4, capacity)?;
         let mut table = Self { map, capacity, count: 0, lengths: [0; 129] };
         table.fill(rules)?;
@@ -66,7 +66,7 @@ impl RuleTable {
             self.lengths[usize::from(prefix.bits())] += 1;
             self.count += 1;
             count += 1;
-            if count as usize == BATCH || rules.peek().is_none() {
+            if count as usize == BATCH_RULES || rules.peek().is_none() {
                 self.map.update_batch(&keys, &values, count, MapFlags::ANY, MapFlags::ANY)?;
                 keys.clear();
                 values.clear();
@@ -231,7 +231,7 @@ fn met(tables: impl Iterator<Item = libbpf_rs::Result<Vec<(Prefix, Hits)>>>) -> 
 /// The hits of all rules of a map that have any.
 fn hits_of(map: &MapHandle) -> libbpf_rs::Result<Vec<(Prefix, Hits)>> {
     let mut found = Vec::new();
-    for (key, value) in map.lookup_batch(BATCH as u32, MapFlags::ANY, MapFlags::ANY)? {
+    for (key, value) in map.lookup_batch(BATCH_RULES as u32, MapFlags::ANY, MapFlags::ANY)? {
         let hits = hits(&value);
         let bits = value.get(offset_of!(net_rule, length)).copied().unwrap_or(0);
         let address: Option<IpAddr> = match key.len() {

@@ -12,8 +12,8 @@ pub(super) struct Sources {
 /// The first numbers are reserved: the configuration's own entries, and each kind of [`Asker`].
 pub(super) const FIXED: usize = 1 + Asker::ALL.len();
 
-/// What the last number is for when there are more sources than numbers.
-const OTHERS: &str = "other";
+/// The name of the last number, which is shared once there are more sources than numbers.
+const OVERFLOW: &str = "other";
 
 impl Sources {
     /// The number of the configuration's own entries.
@@ -34,7 +34,7 @@ impl Sources {
         let at = self.known.iter().position(|known| *known == source).unwrap_or_else(|| {
             if self.known.len() < SOURCES {
                 let is_last = self.known.len() == SOURCES - 1;
-                self.known.push(if is_last { Source::named(OTHERS) } else { source });
+                self.known.push(if is_last { Source::named(OVERFLOW) } else { source });
             }
             self.known.len() - 1
         });

@@ -11,15 +11,15 @@ use super::decisions::{About, DecisionScope};
 use super::entry::{Asker, BlockRow, Source};
 use super::feed::Feed;
 use super::file::WatchedFile;
-use super::kept::Kept;
+use super::kept::StoredEntry;
 use super::maps::{BOTH, BlockMaps, Hits, Rule};
 use super::marks::Marks;
 use super::protect::Protected;
 use super::rules::RuleTables;
 use super::sources::Sources;
 
-/// Changes that are made one by one; with more, the tables are made anew.
-pub(super) const FEW: usize = 1024;
+/// More changes than this rebuild the tables instead of being applied one by one.
+pub(super) const MAX_SINGLE_CHANGES: usize = 1024;
 
 /// The list's state, behind its lock.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct ListState {
     pub decided: BTreeMap<About, Decision>,
     /// The state of remote sources by name.
     pub feeds: BTreeMap<String, Feed>,
-    pub asked: BTreeMap<Prefix, Asked>,
+    pub asked: BTreeMap<Prefix, Requested>,
     pub protected: Protected,
     pub tables: RuleTables,
     pub held: BTreeMap<Prefix, Origin>,
@@ -42,10 +42,10 @@ pub(super) struct ListState {
     pub by_source: Vec<u64>,
     pub allowed: BTreeSet<Prefix>,
     /// Hits of rules that are no longer in the kernel although their prefix is still listed.
-    pub met: BTreeMap<Prefix, Hits>,
+    pub carried_hits: BTreeMap<Prefix, Hits>,
     /// Whether the bitmaps have bits that no entry needs.
     pub marks_stale: bool,
-    pub looked: Option<u64>,
+    pub protected_at: Option<u64>,
     pub errors: u64,
     /// Replaced tables whose hits could not be read.
     pub unread: u64,
@@ -61,7 +61,7 @@ pub(super) struct Decision {
 
 /// An entry added at run time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct Requested {
     pub rule: BlockRule,
     pub by: Asker,
     pub deadline: Option<u64>,
@@ -69,12 +69,12 @@ pub(super) struct Asked {
     pub confirm_by: Option<u64>,
 }
 
-impl Asked {
+impl Requested {
     /// As it is stored in the file. An unconfirmed entry is not stored.
-    pub fn kept(&self, prefix: Prefix, now: u64) -> Option<Kept> {
+    pub fn kept(&self, prefix: Prefix, now: u64) -> Option<StoredEntry> {
         let ttl = self.deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
         let rule = BlockRule { ttl, ..self.rule.clone() };
-        self.confirm_by.is_none().then_some(Kept { prefix, by: self.by, rule })
+        self.confirm_by.is_none().then_some(StoredEntry { prefix, by: self.by, rule })
     }
 
     /// When it expires.
@@ -90,7 +90,7 @@ pub(super) enum Origin {
     File(u32),
     /// By source number.
     Decision(u16),
-    Asked(Asker),
+    Requested(Asker),
 }
 
 fn tick(nanoseconds: u64) -> u32 {
@@ -102,7 +102,7 @@ pub(super) fn deadline(rule: &BlockRule, now: u64) -> Option<u64> {
     rule.ttl.map(|ttl| now.saturating_add(ttl.as_nanos() as u64))
 }
 
-pub(super) fn is_over(deadline: Option<u64>, now: u64) -> bool {
+pub(super) fn has_expired(deadline: Option<u64>, now: u64) -> bool {
     deadline.is_some_and(|deadline| deadline <= now)
 }
 
@@ -135,8 +135,8 @@ impl ListState {
     /// The entries of all sources, merged.
     pub fn wanted(&self, now: u64) -> BTreeMap<Prefix, Origin> {
         let mut wanted: BTreeMap<Prefix, Origin> = BTreeMap::new();
-        let asked = self.asked.iter().filter(|(_, asked)| !is_over(asked.until(), now));
-        wanted.extend(asked.map(|(prefix, asked)| (*prefix, Origin::Asked(asked.by))));
+        let asked = self.asked.iter().filter(|(_, asked)| !has_expired(asked.until(), now));
+        wanted.extend(asked.map(|(prefix, asked)| (*prefix, Origin::Requested(asked.by))));
         for (prefix, ..) in self.decided.keys() {
             wanted.extend(self.decision(*prefix, now).map(|by| (*prefix, Origin::Decision(by.source))));
         }
@@ -150,7 +150,7 @@ impl ListState {
             }
         }
         for (number, (entry, deadline)) in self.config.entries.iter().zip(&self.deadlines).enumerate().rev() {
-            if !is_over(*deadline, now) {
+            if !has_expired(*deadline, now) {
                 wanted.insert(entry.prefix, Origin::Config(number as u32));
             }
         }
@@ -161,7 +161,7 @@ impl ListState {
     fn wanted_for(&self, prefix: Prefix, now: u64) -> Option<Origin> {
         let mut config = self.config.entries.iter().zip(&self.deadlines);
         let is_it = |(entry, deadline): (&BlockEntry, &Option<u64>)| {
-            entry.prefix == prefix && !is_over(*deadline, now)
+            entry.prefix == prefix && !has_expired(*deadline, now)
         };
         if let Some(number) = config.position(is_it) {
             return Some(Origin::Config(number as u32));
@@ -173,8 +173,8 @@ impl ListState {
         if let Some(by) = self.decision(prefix, now) {
             return Some(Origin::Decision(by.source));
         }
-        let asked = self.asked.get(&prefix).filter(|asked| !is_over(asked.until(), now));
-        asked.map(|asked| Origin::Asked(asked.by))
+        let asked = self.asked.get(&prefix).filter(|asked| !has_expired(asked.until(), now));
+        asked.map(|asked| Origin::Requested(asked.by))
     }
 
     /// The decision that blocks a prefix: of several, the longest.
@@ -189,7 +189,7 @@ impl ListState {
         let config = self.config.entries.iter().zip(&self.deadlines).zip(0..);
         let mut over: BTreeSet<Prefix> = config
             .filter(|((entry, deadline), number)| {
-                is_over(**deadline, now) && self.held.get(&entry.prefix) == Some(&Origin::Config(*number))
+                has_expired(**deadline, now) && self.held.get(&entry.prefix) == Some(&Origin::Config(*number))
             })
             .map(|((entry, _), _)| entry.prefix)
             .collect();
@@ -207,7 +207,7 @@ impl ListState {
     fn source(&self, origin: Origin) -> u16 {
         match origin {
             Origin::Config(_) => Sources::CONFIG,
-            Origin::Asked(by) => Sources::of_asker(by),
+            Origin::Requested(by) => Sources::of_asker(by),
             Origin::File(number) => self.file_sources[number as usize],
             Origin::Decision(source) => source,
         }
@@ -245,7 +245,7 @@ impl ListState {
                 };
                 rule(None, deadline)
             }
-            Origin::Asked(_) => rule(asked.map(|asked| &asked.rule), asked.and_then(Asked::until)),
+            Origin::Requested(_) => rule(asked.map(|asked| &asked.rule), asked.and_then(Requested::until)),
         }
     }
 
@@ -257,7 +257,7 @@ impl ListState {
                 let origin = self.sources.of(source).and_then(|source| source.origin.clone());
                 format!("CrowdSec's decisions (origin {})", origin.unwrap_or_default())
             }
-            Origin::Asked(by) => by.word().to_string(),
+            Origin::Requested(by) => by.word().to_string(),
         }
     }
 
@@ -266,20 +266,25 @@ impl ListState {
     }
 
     /// Makes these the active entries, with as few changes as possible.
-    pub fn fit(
+    pub fn apply(
         &mut self,
         maps: &BlockMaps,
         wanted: BTreeMap<Prefix, Origin>,
         now: u64,
     ) -> libbpf_rs::Result<()> {
-        let gone: Vec<Prefix> =
-            self.held.keys().filter(|prefix| !wanted.contains_key(prefix)).take(FEW + 1).copied().collect();
+        let gone: Vec<Prefix> = self
+            .held
+            .keys()
+            .filter(|prefix| !wanted.contains_key(prefix))
+            .take(MAX_SINGLE_CHANGES + 1)
+            .copied()
+            .collect();
         let new: Vec<(Prefix, Origin)> = (wanted.iter())
             .filter(|(prefix, origin)| self.held.get(prefix) != Some(origin))
-            .take(FEW + 1)
+            .take(MAX_SINGLE_CHANGES + 1)
             .map(|(prefix, origin)| (*prefix, *origin))
             .collect();
-        if gone.len() + new.len() > FEW || !self.tables.has_room(List::Blocked, new.len()) {
+        if gone.len() + new.len() > MAX_SINGLE_CHANGES || !self.tables.has_room(List::Blocked, new.len()) {
             return self.replace_all(maps, wanted, now);
         }
         for (prefix, origin) in new {
@@ -296,7 +301,7 @@ impl ListState {
         prefixes: &BTreeSet<Prefix>,
         now: u64,
     ) -> libbpf_rs::Result<()> {
-        if prefixes.len() > FEW {
+        if prefixes.len() > MAX_SINGLE_CHANGES {
             let wanted = self.wanted(now);
             return self.replace_all(maps, wanted, now);
         }
@@ -339,7 +344,7 @@ impl ListState {
         if let Some(before) = self.held.remove(&prefix) {
             *self.count(before) -= 1;
         }
-        self.met.remove(&prefix);
+        self.carried_hits.remove(&prefix);
         self.marks_stale = true;
         Ok(())
     }
@@ -356,9 +361,9 @@ impl ListState {
         let met = self.tables.replace(maps, List::Blocked, &rules, &marks)?;
         self.unread += u64::from(!met.is_whole);
         for (prefix, hits) in met.hits {
-            self.met.entry(prefix).or_default().add(hits);
+            self.carried_hits.entry(prefix).or_default().add(hits);
         }
-        self.met.retain(|prefix, _| wanted.contains_key(prefix));
+        self.carried_hits.retain(|prefix, _| wanted.contains_key(prefix));
         self.by_source.clear();
         wanted.values().for_each(|origin| *self.count(*origin) += 1);
         self.held = wanted;
@@ -375,19 +380,19 @@ impl ListState {
     }
 
     /// Whether the protected addresses were determined longer ago than `oldest`.
-    pub fn is_look_due(&self, now: u64, oldest: Duration) -> bool {
-        let age = self.looked.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
+    pub fn is_update_due(&self, now: u64, oldest: Duration) -> bool {
+        let age = self.protected_at.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
         age.is_none_or(|age| age >= oldest)
     }
 
     /// Applies the addresses that were found at this time.
     pub fn protect_found(&mut self, maps: &BlockMaps, found: Protected, now: u64) {
-        if self.looked.is_some_and(|looked| looked > now) {
+        if self.protected_at.is_some_and(|looked| looked > now) {
             // A newer result has been applied meanwhile.
             return;
         }
-        self.looked = Some(now);
-        found.say_new(&self.protected);
+        self.protected_at = Some(now);
+        found.log_new(&self.protected);
         if let Err(error) = self.protect(maps, found) {
             self.errors += 1;
             log::error!("blocklist: failed to protect addresses: {error:#}");
@@ -399,7 +404,7 @@ impl ListState {
             self.config.allow.iter().copied().chain(protected.prefixes.keys().copied()).collect();
         let new: Vec<Prefix> = allowed.difference(&self.allowed).copied().collect();
         let gone: Vec<Prefix> = self.allowed.difference(&allowed).copied().collect();
-        if new.len() > FEW || !self.tables.has_room(List::Allowed, new.len()) {
+        if new.len() > MAX_SINGLE_CHANGES || !self.tables.has_room(List::Allowed, new.len()) {
             let rules: Vec<_> = allowed.iter().map(|prefix| (*prefix, Rule::ALWAYS)).collect();
             self.tables.replace(maps, List::Allowed, &rules, &marks(self.held.keys(), &allowed))?;
         } else {
@@ -418,9 +423,9 @@ impl ListState {
     }
 
     pub fn row(&self, prefix: Prefix, origin: Origin, now: u64) -> BlockRow {
-        let mut hits = self.met.get(&prefix).copied().unwrap_or_default();
+        let mut hits = self.carried_hits.get(&prefix).copied().unwrap_or_default();
         hits.add(self.tables.hits(List::Blocked, prefix).unwrap_or_default());
-        let asked = self.asked.get(&prefix).filter(|_| matches!(origin, Origin::Asked(_)));
+        let asked = self.asked.get(&prefix).filter(|_| matches!(origin, Origin::Requested(_)));
         let (rule, deadline) = match origin {
             Origin::Config(number) => {
                 (self.config.entries[number as usize].rule.clone(), self.deadlines[number as usize])
@@ -434,7 +439,9 @@ impl ListState {
                 let reason = by.map(|by| by.scenario.to_string()).unwrap_or_default();
                 (BlockRule { reason, ..BlockRule::default() }, by.map(|by| by.deadline))
             }
-            Origin::Asked(_) => asked.map(|asked| (asked.rule.clone(), asked.until())).unwrap_or_default(),
+            Origin::Requested(_) => {
+                asked.map(|asked| (asked.rule.clone(), asked.until())).unwrap_or_default()
+            }
         };
         let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
         let age = u64::from(tick(now).wrapping_sub(hits.last)) * TICK_NANOSECONDS;

@@ -7,8 +7,8 @@ use super::super::abi::{ACK, FIN, PSH, RST, SYN, TICK_NANOSECONDS, URG};
 use super::super::tables::{Flow, FlowKey};
 use super::snapshot::Snapshot;
 
-/// How old a flow is before it is judged: an answer, and the answer to that, may still be under way.
-const GRACE: u64 = 1_000_000_000;
+/// The age in nanoseconds at which a flow is judged: before, answers may still be under way.
+const MIN_AGE: u64 = 1_000_000_000;
 
 /// The kind of a received flow that led to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +23,9 @@ pub(super) enum Attempt {
     Unanswered,
 }
 
-/// Packets of UDP to a port that are still an attempt. What sends more is sent to somebody who only listens: media, logs, measurements.
-const ATTEMPTS: u64 = 8;
+/// UDP packets to a port that still count as an attempt. Longer flows go to receivers that never answer: media, logs,
+/// measurements.
+const MAX_ATTEMPT_PACKETS: u64 = 8;
 
 /// Names of anomalies.
 pub(super) const ANOMALIES: [&str; 5] = ["null", "fin", "xmas", "syn_fin", "no_ack"];
@@ -48,7 +49,7 @@ pub(super) struct Attempts {
 
 impl Attempts {
     /// Failed attempts with new packets.
-    pub fn look(&mut self, at: &Snapshot) -> Vec<Step> {
+    pub fn evaluate(&mut self, at: &Snapshot) -> Vec<Step> {
         let began = *self.began.get_or_insert(at.now);
         // While the table is full, the other direction of a flow may be missing from it.
         let is_whole = std::mem::replace(&mut self.untracked, at.untracked) == at.untracked;
@@ -56,7 +57,7 @@ impl Attempts {
         let mut steps = Vec::new();
         for (key, flow) in &at.flows {
             let first = u64::from(flow.first) * TICK_NANOSECONDS;
-            if key.egress || at.now.saturating_sub(first) < GRACE {
+            if key.egress || at.now.saturating_sub(first) < MIN_AGE {
                 continue;
             }
             let Some(attempt) = attempt(key, flow, &at.flows, is_whole) else { continue };
@@ -91,7 +92,8 @@ fn attempt(key: &FlowKey, flow: &Flow, flows: &HashMap<FlowKey, Flow>, is_whole:
             IpAddr::V6(address) => !address.is_multicast(),
         };
         // Later fragments have no ports.
-        let is_meant = is_whole && to_one && key.destination_port != 0 && flow.sum.packets <= ATTEMPTS;
+        let is_meant =
+            is_whole && to_one && key.destination_port != 0 && flow.sum.packets <= MAX_ATTEMPT_PACKETS;
         return (is_meant && answer(key, flows).is_none()).then_some(Attempt::Unanswered);
     }
     if i32::from(key.protocol) != libc::IPPROTO_TCP || key.destination_port == 0 {
@@ -211,7 +213,7 @@ pub(super) mod tests {
         flows.insert(back(asked), flow(4, 1, 0));
         assert_eq!(attempt(&asked, &flows[&asked], &flows, true), None);
         flows.clear();
-        let stream = flow(5, ATTEMPTS + 1, 0);
+        let stream = flow(5, MAX_ATTEMPT_PACKETS + 1, 0);
         assert_eq!(attempt(&asked, &stream, &flows, true), None, "nobody answers a stream of media");
         let group = FlowKey { destination: [224, 0, 0, 251].into(), ..asked };
         assert_eq!(attempt(&group, &flow(5, 1, 0), &flows, true), None);
@@ -221,19 +223,19 @@ pub(super) mod tests {
     fn what_is_new_is_counted_once() {
         let one = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 4000, 22);
         let mut attempts = Attempts::default();
-        let mut look = |second: u64, flows: &[(FlowKey, Flow)]| -> Vec<u64> {
+        let mut evaluate = |second: u64, flows: &[(FlowKey, Flow)]| -> Vec<u64> {
             let flows = flows.iter().copied().collect();
             let at = Snapshot { now: second * SECOND, flows, ..Snapshot::default() };
-            attempts.look(&at).iter().map(|step| step.packets).collect()
+            attempts.evaluate(&at).iter().map(|step| step.packets).collect()
         };
-        assert!(look(100, &[(one, flow(90, 7, SYN))]).is_empty(), "it was there before");
-        assert_eq!(look(101, &[(one, flow(90, 9, SYN))]), [2]);
+        assert!(evaluate(100, &[(one, flow(90, 7, SYN))]).is_empty(), "it was there before");
+        assert_eq!(evaluate(101, &[(one, flow(90, 9, SYN))]), [2]);
         let other = FlowKey { source_port: 4001, ..one };
         assert!(
-            look(102, &[(one, flow(90, 9, SYN)), (other, flow(102, 3, SYN))]).is_empty(),
+            evaluate(102, &[(one, flow(90, 9, SYN)), (other, flow(102, 3, SYN))]).is_empty(),
             "it is too young"
         );
-        assert_eq!(look(104, &[(one, flow(90, 9, SYN)), (other, flow(102, 4, SYN))]), [4]);
+        assert_eq!(evaluate(104, &[(one, flow(90, 9, SYN)), (other, flow(102, 4, SYN))]), [4]);
     }
 
     #[test]

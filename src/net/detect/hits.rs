@@ -8,11 +8,11 @@ use std::time::Duration;
 use super::super::thresholds::BanRule;
 use super::bounded::Bounded;
 
-/// Times that a rule's table has at most, of all addresses together: 32 MiB of them.
-const MOST_TIMES: usize = 1 << 22;
+/// Times in the table of one rule, of all addresses together: 32 MiB.
+const MAX_TIMES: usize = 1 << 22;
 
-/// Addresses that it has at most.
-const MOST_ADDRESSES: usize = 1 << 16;
+/// Addresses in the table of one rule.
+const MAX_ADDRESSES: usize = 1 << 16;
 
 /// The latest hits of each address, by rule.
 #[derive(Debug, Default)]
@@ -23,9 +23,9 @@ pub(super) struct Hits {
 impl Hits {
     /// Records a hit at this time in nanoseconds; returns whether the rule's threshold is reached, in which case the
     /// address starts again from zero.
-    pub fn note(&mut self, rule: &Arc<BanRule>, address: IpAddr, time: u64) -> bool {
+    pub fn record(&mut self, rule: &Arc<BanRule>, address: IpAddr, time: u64) -> bool {
         let after = rule.after.max(1) as usize;
-        let most = (MOST_TIMES / after).min(MOST_ADDRESSES);
+        let most = (MAX_TIMES / after).min(MAX_ADDRESSES);
         let table = self.by_rule.entry(rule.clone()).or_insert_with(|| Bounded::new(most));
         let within = nanoseconds(rule.within);
         let is_live =
@@ -70,7 +70,7 @@ mod tests {
     fn so_many_within_the_time_and_then_anew() {
         let (mut hits, rule) = (Hits::default(), rule(3, 60));
         let (one, other) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
-        let mut over = |address, second: u64| hits.note(&rule, address, 1000 * SECOND + second * SECOND);
+        let mut over = |address, second: u64| hits.record(&rule, address, 1000 * SECOND + second * SECOND);
         assert_eq!([0, 30, 60].map(|at| over(one, at)), [false, false, true]);
         assert_eq!([61, 62].map(|at| over(one, at)), [false, false], "they count anew");
         assert!(!over(other, 62), "each address for itself");
@@ -83,14 +83,14 @@ mod tests {
     #[test]
     fn one_hit_is_enough_where_one_is_allowed() {
         let mut hits = Hits::default();
-        assert!((0..3).all(|n| hits.note(&rule(1, 60), "192.0.2.1".parse().unwrap(), n)));
+        assert!((0..3).all(|n| hits.record(&rule(1, 60), "192.0.2.1".parse().unwrap(), n)));
     }
 
     #[test]
     fn many_addresses_take_bounded_memory() {
         let (mut hits, rule) = (Hits::default(), rule(1000, 60));
         for number in 0..100_000u32 {
-            hits.note(&rule, std::net::Ipv4Addr::from_bits(number).into(), SECOND);
+            hits.record(&rule, std::net::Ipv4Addr::from_bits(number).into(), SECOND);
         }
         assert!(hits.evicted() > 90_000, "{}", hits.evicted());
     }

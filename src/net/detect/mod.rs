@@ -36,8 +36,8 @@ pub(super) use metrics::every_family;
 pub use sentence::Outcome;
 pub(super) use snapshot::Snapshot;
 
-/// Hits that can wait for the thread that decides.
-const QUEUE: usize = 4096;
+/// Hits that may be queued for the detection thread.
+const QUEUE_HITS: usize = 4096;
 
 /// Kinds of events by module.
 const MODULE_KINDS: [(&str, &[&str]); 4] = [
@@ -105,7 +105,7 @@ impl fmt::Debug for Detections {
 
 impl Default for Detections {
     fn default() -> Self {
-        let (queue, messages) = sync_channel(QUEUE);
+        let (queue, messages) = sync_channel(QUEUE_HITS);
         let work = Work { messages: Some(messages), context: None, is_wanted: false, thread: None };
         Self { queue: Mutex::new(Some(queue)), numbers: Arc::default(), work: Mutex::new(work) }
     }
@@ -152,7 +152,7 @@ impl Detections {
         }
         let mut work = lock(&self.work);
         work.is_wanted |= is_wanted;
-        self.start_if_wanted(&mut work);
+        self.start_if_enabled(&mut work);
     }
 
     /// Starts the thread; hits that arrived before are queued. Bans go to this list, all detections to `report`.
@@ -174,10 +174,10 @@ impl Detections {
     fn start_with(&self, output: Output) {
         let mut work = lock(&self.work);
         work.context = Some(output);
-        self.start_if_wanted(&mut work);
+        self.start_if_enabled(&mut work);
     }
 
-    fn start_if_wanted(&self, work: &mut Work) {
+    fn start_if_enabled(&self, work: &mut Work) {
         if !work.is_wanted || work.context.is_none() {
             return;
         }
@@ -191,7 +191,7 @@ impl Detections {
     }
 
     /// Queues a hit of a probe, or counts it as lost if the queue is full. Never blocks.
-    pub fn saw(&self, sighting: Sighting) {
+    pub fn submit(&self, sighting: Sighting) {
         let kind = sighting.rule.clone();
         let queue = lock(&self.queue);
         let is_taken =

@@ -9,8 +9,8 @@ use super::super::thresholds::Rates;
 use super::hits::nanoseconds;
 use super::window::Sums;
 
-/// Sources and prefixes that are remembered.
-const MOST: usize = 1 << 16;
+/// Sources and prefixes that are tracked.
+const MAX_SOURCES: usize = 1 << 16;
 
 /// A source above its limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +35,17 @@ impl RateSums {
     pub fn new(config: Rates) -> Self {
         let within = nanoseconds(config.within);
         let (before, has_begun) = (HashMap::new(), false);
-        Self { packets: Sums::new(MOST, within), bytes: Sums::new(MOST, within), config, before, has_begun }
+        Self {
+            packets: Sums::new(MAX_SOURCES, within),
+            bytes: Sums::new(MAX_SOURCES, within),
+            config,
+            before,
+            has_begun,
+        }
     }
 
     /// The sources above their limits.
-    pub fn look(&mut self, talkers: &HashMap<TalkerKey, Talker>, now: u64) -> Vec<Excess> {
+    pub fn evaluate(&mut self, talkers: &HashMap<TalkerKey, Talker>, now: u64) -> Vec<Excess> {
         let mut new: HashMap<IpAddr, (u64, u64)> = HashMap::new();
         let mut seen = HashMap::new();
         for (key, Talker { received, .. }) in talkers {
@@ -130,13 +136,13 @@ mod tests {
             ipv6_prefix: 64,
             within: seconds(2),
         });
-        assert_eq!(rates.look(&talkers(&[(1, 100_000)]), SECOND), [], "it came before");
-        assert_eq!(rates.look(&talkers(&[(1, 100_199)]), 2 * SECOND), []);
-        assert_eq!(rates.look(&talkers(&[(1, 100_200)]), 3 * SECOND).len(), 1);
-        assert_eq!(rates.look(&talkers(&[(1, 100_200)]), 9 * SECOND), []);
+        assert_eq!(rates.evaluate(&talkers(&[(1, 100_000)]), SECOND), [], "it came before");
+        assert_eq!(rates.evaluate(&talkers(&[(1, 100_199)]), 2 * SECOND), []);
+        assert_eq!(rates.evaluate(&talkers(&[(1, 100_200)]), 3 * SECOND).len(), 1);
+        assert_eq!(rates.evaluate(&talkers(&[(1, 100_200)]), 9 * SECOND), []);
         // Each below its own limit, together above the prefix's.
         let all: Vec<_> = (2..=10).map(|last| (last, 60)).collect();
-        let found = rates.look(&talkers(&all), 10 * SECOND);
+        let found = rates.evaluate(&talkers(&all), 10 * SECOND);
         let prefix = Prefix::parse("192.0.2.0/24").unwrap();
         assert_eq!(found, [Excess { source: prefix, unit: "packets", rate: 270, allowed: 250 }]);
     }

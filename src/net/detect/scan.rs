@@ -8,8 +8,8 @@ use super::bounded::Bounded;
 use super::flows::Step;
 use super::hits::nanoseconds;
 
-/// Sources that are remembered.
-const MOST: usize = 1 << 16;
+/// Sources that are tracked.
+const MAX_SOURCES: usize = 1 << 16;
 
 /// When each port was last tried, by protocol and number.
 type Ports = HashMap<(u8, u16), u64>;
@@ -32,11 +32,11 @@ pub(super) struct Scan {
 
 impl Scans {
     pub fn new(config: PortScan) -> Self {
-        Self { config, of: Bounded::new(MOST) }
+        Self { config, of: Bounded::new(MAX_SOURCES) }
     }
 
     /// Records new attempts; returns sources above a threshold, which start again from zero.
-    pub fn look(&mut self, steps: &[Step], now: u64) -> Vec<Scan> {
+    pub fn evaluate(&mut self, steps: &[Step], now: u64) -> Vec<Scan> {
         let PortScan { ports: fast, within, slow_ports: slow, slow_within, .. } = self.config;
         let (within, longest) = (nanoseconds(within), nanoseconds(slow_within.max(within)));
         let is_within = |time: u64, last: u64| now.saturating_sub(last) <= time;
@@ -105,23 +105,23 @@ mod tests {
     fn fast_and_slow_scans_are_found() {
         let mut all = scans();
         let steps: Vec<_> = (1..=19).map(|port| step(1, port)).collect();
-        assert_eq!(all.look(&steps, 100 * SECOND), []);
-        assert_eq!(all.look(&steps, 101 * SECOND), [], "the same ports again");
-        assert_eq!(all.look(&[step(2, 20)], 101 * SECOND), [], "somebody else");
-        let found = all.look(&[step(1, 20)], 161 * SECOND);
+        assert_eq!(all.evaluate(&steps, 100 * SECOND), []);
+        assert_eq!(all.evaluate(&steps, 101 * SECOND), [], "the same ports again");
+        assert_eq!(all.evaluate(&[step(2, 20)], 101 * SECOND), [], "somebody else");
+        let found = all.evaluate(&[step(1, 20)], 161 * SECOND);
         let source = "192.0.2.1".parse().unwrap();
         assert_eq!(found, [Scan { source, ports: 20, allowed: 20, is_slow: false }]);
-        assert_eq!(all.look(&[step(1, 21)], 162 * SECOND), [], "it counts anew");
+        assert_eq!(all.evaluate(&[step(1, 21)], 162 * SECOND), [], "it counts anew");
 
         // One port a minute.
         let mut all = scans();
         let found: Vec<_> =
-            (1..=60).map(|n| all.look(&[step(1, n)], (1000 + 59 * u64::from(n)) * SECOND)).collect();
+            (1..=60).map(|n| all.evaluate(&[step(1, n)], (1000 + 59 * u64::from(n)) * SECOND)).collect();
         assert!(found[..59].iter().all(Vec::is_empty), "{found:?}");
         assert_eq!(found[59], [Scan { source, ports: 60, allowed: 60, is_slow: true }]);
         // Anything slower is not detected.
         let mut all = scans();
-        assert!((1..=500).all(|n| all.look(&[step(1, n)], 62 * u64::from(n) * SECOND).is_empty()));
+        assert!((1..=500).all(|n| all.evaluate(&[step(1, n)], 62 * u64::from(n) * SECOND).is_empty()));
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
         let mut all = scans();
         for second in 0..60 {
             let steps: Vec<_> = (0..=255).flat_map(|source| [step(source, 80), step(source, 443)]).collect();
-            assert_eq!(all.look(&steps, second * SECOND), []);
+            assert_eq!(all.evaluate(&steps, second * SECOND), []);
         }
     }
 
@@ -137,7 +137,7 @@ mod tests {
     fn a_scan_of_all_ports_takes_little_memory() {
         let mut all = scans();
         let steps: Vec<_> = (1..=u16::MAX).map(|port| step(1, port)).collect();
-        let found = all.look(&steps, SECOND);
+        let found = all.evaluate(&steps, SECOND);
         assert!(found.len() == 1 && found[0].ports >= 60, "{found:?}");
     }
 }

@@ -7,8 +7,8 @@ use super::super::thresholds::BanTerms;
 use super::bounded::Bounded;
 use super::hits::nanoseconds;
 
-/// Addresses that are remembered.
-const MOST: usize = 1 << 16;
+/// Addresses that are tracked.
+const MAX_ADDRESSES: usize = 1 << 16;
 
 /// The outcome of a detection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ enum State {
 
 impl Sentences {
     pub fn new() -> Self {
-        Self { of: Bounded::new(MOST) }
+        Self { of: Bounded::new(MAX_ADDRESSES) }
     }
 
     /// Bans a source that crossed a threshold, if the terms say so. `None` if it is banned or was reported already.

@@ -12,8 +12,8 @@ use super::scan::Scans;
 use super::snapshot::Snapshot;
 use super::window::Sums;
 
-/// Sources that are remembered by each module.
-const MOST: usize = 1 << 16;
+/// Sources that are tracked by each module.
+const MAX_SOURCES: usize = 1 << 16;
 
 /// A crossed threshold.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +66,7 @@ impl Traffic {
             flood: config.syn_flood.clone().map(Flood::new),
             scans: config.port_scan.clone().map(|scan| (scan.terms, Scans::new(scan))),
             anomalies: config.tcp_anomalies.clone().map(|config| {
-                let by_source = Sums::new(MOST, nanoseconds(config.within));
+                let by_source = Sums::new(MAX_SOURCES, nanoseconds(config.within));
                 Anomalies { config, by_source }
             }),
             rates: config.rates.clone().map(|rates| (rates.terms, RateSums::new(rates))),
@@ -75,8 +75,8 @@ impl Traffic {
     }
 
     /// Thresholds crossed since the previous evaluation.
-    pub fn look(&mut self, at: &Snapshot) -> Vec<Finding> {
-        let steps = self.attempts.look(at);
+    pub fn evaluate(&mut self, at: &Snapshot) -> Vec<Finding> {
+        let steps = self.attempts.evaluate(at);
         for Step { attempt, packets, .. } in &steps {
             if let Attempt::Anomaly(kind) = attempt {
                 *self.anomalous.entry(kind).or_default() += packets;
@@ -84,10 +84,10 @@ impl Traffic {
         }
         let mut found = Vec::new();
         if let Some(flood) = &mut self.flood {
-            flood.look(at, &steps, &mut found);
+            flood.evaluate(at, &steps, &mut found);
         }
         if let Some((terms, scans)) = &mut self.scans {
-            found.extend(scans.look(&steps, at.now).into_iter().map(|scan| Finding {
+            found.extend(scans.evaluate(&steps, at.now).into_iter().map(|scan| Finding {
                 kind: "port_scan",
                 source: Some(Prefix::new(scan.source, 128)),
                 count: f64::from(scan.ports),
@@ -98,10 +98,10 @@ impl Traffic {
             }));
         }
         if let Some(anomalies) = &mut self.anomalies {
-            anomalies.look(at, &steps, &mut found);
+            anomalies.evaluate(at, &steps, &mut found);
         }
         if let Some((terms, rates)) = &mut self.rates {
-            found.extend(rates.look(&at.talkers, at.now).into_iter().map(|excess| Finding {
+            found.extend(rates.evaluate(&at.talkers, at.now).into_iter().map(|excess| Finding {
                 kind: "rate",
                 source: Some(excess.source),
                 count: excess.rate as f64,
@@ -128,10 +128,17 @@ impl Flood {
     fn new(config: SynFlood) -> Self {
         let within = nanoseconds(config.within);
         let (in_all, cookies) = (Sums::new(2, within), Sums::new(2, within));
-        Self { by_source: Sums::new(MOST, within), in_all, cookies, before: None, known_until: 0, config }
+        Self {
+            by_source: Sums::new(MAX_SOURCES, within),
+            in_all,
+            cookies,
+            before: None,
+            known_until: 0,
+            config,
+        }
     }
 
-    fn look(&mut self, at: &Snapshot, steps: &[Step], found: &mut Vec<Finding>) {
+    fn evaluate(&mut self, at: &Snapshot, steps: &[Step], found: &mut Vec<Finding>) {
         let SynFlood { terms, per_source, in_all, within } = self.config;
         let seconds = within.as_secs().max(1);
         let kernel = at.cookies.unwrap_or_default();
@@ -182,7 +189,7 @@ impl Flood {
 }
 
 impl Anomalies {
-    fn look(&mut self, at: &Snapshot, steps: &[Step], found: &mut Vec<Finding>) {
+    fn evaluate(&mut self, at: &Snapshot, steps: &[Step], found: &mut Vec<Finding>) {
         let TcpAnomalies { terms, packets: allowed, .. } = self.config;
         let mut over = BTreeMap::new();
         for Step { key, packets, attempt } in steps {

@@ -30,11 +30,11 @@ pub(super) struct Output {
     pub report: Report,
 }
 
-/// How often packets are looked at.
-const EVERY: Duration = Duration::from_secs(1);
+/// How often traffic is evaluated.
+const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Sources that are banned in a minute for a SYN flood: whoever invents addresses has no more banned.
-const MOST_FLOODERS: usize = 100;
+/// Sources that are banned for a SYN flood in one minute: spoofed sources must not fill the blocklist.
+const MAX_FLOOD_BANS: usize = 100;
 const MINUTE: u64 = 60_000_000_000;
 
 pub(super) struct Worker {
@@ -74,9 +74,9 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if self.packets.is_some() && next <= Instant::now() {
-                self.look_at_packets();
+                self.evaluate_traffic();
                 // A slow evaluation is followed by a full pause, too.
-                next = Instant::now() + EVERY;
+                next = Instant::now() + INTERVAL;
             }
         }
     }
@@ -87,10 +87,10 @@ impl Worker {
         }
     }
 
-    fn look_at_packets(&mut self) {
+    fn evaluate_traffic(&mut self) {
         let Some((config, traffic)) = &mut self.packets else { return };
         let Some(at) = (self.output.look)(config) else { return };
-        let found = traffic.look(&at);
+        let found = traffic.evaluate(&at);
         {
             let mut numbers = lock(&self.numbers);
             numbers.evicted.extend(traffic.evicted());
@@ -113,7 +113,7 @@ impl Worker {
             lock(&self.numbers).of(&rule.kind).unusable += 1;
             return;
         };
-        if self.hits.note(&rule, address, time) {
+        if self.hits.record(&rule, address, time) {
             let detection = Detection {
                 kind: rule.kind.clone(),
                 target,
@@ -141,7 +141,7 @@ impl Worker {
             let list = List {
                 list: self.output.list.as_deref(),
                 is_connected,
-                is_too_much: is_flood && self.flooders.len() >= MOST_FLOODERS,
+                is_too_much: is_flood && self.flooders.len() >= MAX_FLOOD_BANS,
             };
             let passed = self.sentences.pass(source, &detection.kind, terms, now, &list);
             let Some(outcome) = passed else { return };
@@ -157,7 +157,7 @@ impl Worker {
                     ends_in,
                     forgotten_in: ends_in.saturating_add(longest),
                 });
-                list.tell(Alert {
+                list.report(Alert {
                     prefix: source,
                     kind: detection.kind.clone(),
                     count: detection.count,
@@ -205,7 +205,7 @@ impl Ban for List<'_> {
         }
         if self.is_too_much {
             let why =
-                format!("{MOST_FLOODERS} sources were banned within a minute; the addresses may be spoofed");
+                format!("{MAX_FLOOD_BANS} sources were banned within a minute; the addresses may be spoofed");
             return Err(("too_many", why));
         }
         // Another source's entry may last longer than this ban.

@@ -14,9 +14,9 @@ use crate::config::{Fields, Node};
 const RATE: RangeInclusive<u32> = 1..=100_000_000;
 const PORTS: RangeInclusive<u32> = 2..=1000;
 
-/// Sums are kept for each second of it.
-const LONGEST_AVERAGE: Duration = Duration::from_secs(600);
-const LONGEST_SLOW: Duration = Duration::from_secs(24 * 3600);
+/// A sum is stored for each second of it.
+const MAX_AVERAGE: Duration = Duration::from_secs(600);
+const MAX_SLOW: Duration = Duration::from_secs(24 * 3600);
 
 /// A module: enabled with defaults, disabled, or configured.
 macro_rules! module {
@@ -131,15 +131,15 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
         let terms = module.terms();
         let per_source = module.integer("per_source", "a number of SYNs", RATE);
         let in_all = module.integer("in_all", "a number of SYNs", RATE);
-        let within = module.time("within", LONGEST_AVERAGE);
+        let within = module.time("within", MAX_AVERAGE);
         Some(SynFlood { terms: terms?, per_source: per_source?, in_all: in_all?, within: within? })
     });
     let port_scan = module("port_scan", &PORT_SCAN).map(|module| {
         let terms = module.terms();
         let ports = module.integer("ports", "a number of ports", PORTS);
-        let within = module.time("within", LONGEST_SLOW);
+        let within = module.time("within", MAX_SLOW);
         let slow_ports = module.integer("slow_ports", "a number of ports", PORTS);
-        let slow_within = module.time("slow_within", LONGEST_SLOW);
+        let slow_within = module.time("slow_within", MAX_SLOW);
         Some(PortScan {
             terms: terms?,
             ports: ports?,
@@ -151,7 +151,7 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
     let tcp_anomalies = module("tcp_anomalies", &TCP_ANOMALIES).map(|module| {
         let terms = module.terms();
         let packets = module.integer("packets", "a number of segments", RATE);
-        let within = module.time("within", LONGEST_AVERAGE);
+        let within = module.time("within", MAX_AVERAGE);
         Some(TcpAnomalies { terms: terms?, packets: packets?, within: within? })
     });
     let rates = module("rates", &RATES).map(|module| {
@@ -167,7 +167,7 @@ pub(in super::super) fn decode(node: &Node<'_>) -> Option<DetectConfig> {
         let prefix_bytes = limit("prefix_bytes");
         let ipv4_prefix = module.integer("ipv4_prefix", "a length", 8..=31);
         let ipv6_prefix = module.integer("ipv6_prefix", "a length", 16..=127);
-        let within = module.time("within", LONGEST_AVERAGE);
+        let within = module.time("within", MAX_AVERAGE);
         if [packets, bytes, prefix_packets, prefix_bytes] == [Some(0); 4] {
             module
                 .error("no limit is set", "write packets: 100000, or bytes, prefix_packets or prefix_bytes");

@@ -69,7 +69,7 @@ impl Builder<'_> {
 
     /// Two targets that feed one metric must not be added up by accident: unless their own labels differ, each series
     /// gets a label with its target.
-    pub(super) fn tell_targets_apart(&mut self, targets: &[Target]) {
+    pub(super) fn distinguish_targets(&mut self, targets: &[Target]) {
         for metric in 0..self.metrics.len() {
             let mut feeding: Vec<usize> = Vec::new();
             for probe in &self.probes {

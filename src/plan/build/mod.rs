@@ -66,7 +66,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
             probes,
         });
     }
-    builder.tell_targets_apart(&config.targets);
+    builder.distinguish_targets(&config.targets);
     builder.refuse_clashing_names();
     builder.refuse_unknown_slow();
     let (mut probes, metrics, spans) = (builder.probes, builder.metrics, builder.spans);

@@ -127,7 +127,7 @@ impl Store {
         // Free the space before using it, so that the file need not grow first.
         let wanted: u64 = events.iter().map(|event| room(event)).sum();
         let most = bounds.bytes.saturating_sub(wanted.min(bounds.bytes / 2));
-        take_oldest_until(most, &begun, &mut count)?;
+        evict_oldest_until(most, &begun, &mut count)?;
         let mut rows = Vec::with_capacity(events.len());
         {
             let mut insert = begun.prepare(
@@ -144,7 +144,7 @@ impl Store {
         }
         let most = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?";
         count = (count + rows.len()).saturating_sub(begun.execute(most, [bounds.rows])?);
-        take_oldest_until(bounds.bytes, &begun, &mut count)?;
+        evict_oldest_until(bounds.bytes, &begun, &mut count)?;
         begun.commit()?;
         self.counted = Some((version, count as u64));
         if pragma(&self.db, "freelist_count")? > 0 && self.file_bytes()? > bounds.bytes {
@@ -215,7 +215,7 @@ fn room(event: &Event) -> u64 {
 }
 
 /// Deletes the oldest of `count` events, a fraction at a time, until the rest takes no more than `bytes`.
-fn take_oldest_until(bytes: u64, db: &Transaction<'_>, count: &mut usize) -> rusqlite::Result<()> {
+fn evict_oldest_until(bytes: u64, db: &Transaction<'_>, count: &mut usize) -> rusqlite::Result<()> {
     while used_bytes(db)? > bytes {
         let some = "DELETE FROM events WHERE id IN (SELECT id FROM events ORDER BY id LIMIT ?)";
         let taken = db.execute(some, [(*count as i64 / 16).max(1)])?;

@@ -9,12 +9,12 @@ pub(super) struct RetrySchedule {
     pause: Duration,
 }
 
-const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(60);
 
 impl RetrySchedule {
     pub(super) fn new() -> Self {
-        Self { due: Instant::now() + SHORTEST_PAUSE, pause: SHORTEST_PAUSE }
+        Self { due: Instant::now() + MIN_PAUSE, pause: MIN_PAUSE }
     }
 
     /// Whether a retry is due; if so, the next pause is twice as long.
@@ -22,7 +22,7 @@ impl RetrySchedule {
         let now = Instant::now();
         let is_due = now >= self.due;
         if is_due {
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.pause = (self.pause * 2).min(MAX_PAUSE);
             self.due = now + self.pause;
         }
         is_due

@@ -76,7 +76,7 @@ pub(super) struct Unused {
 }
 
 /// How long a file that no process runs stays attached for the next one that does.
-const KEPT: Duration = Duration::from_secs(60);
+const UNUSED_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Probes that are shed, and why.
 pub type Shed = BTreeMap<usize, String>;
@@ -128,13 +128,13 @@ impl AttachedFile {
     }
 
     /// Whether a detached site belongs to a probe that is no longer shed.
-    pub fn can_be_put_back(&self, shed: &Shed) -> bool {
+    pub fn can_be_restored(&self, shed: &Shed) -> bool {
         self.shelved.iter().any(|(at, _)| !shed.contains_key(&self.probes[*at].probe))
     }
 
     /// Detaches the probes of these units because they are shed.
     pub fn shelve(&mut self, units: &BTreeSet<usize>, plan: &Plan) -> Leaving {
-        let leaving = self.take_out(units);
+        let leaving = self.detach_units(units);
         let unit = |at: usize| plan.probes[self.probes[at].probe].unit;
         let gone: Vec<_> = self.sites.extract_if(.., |(at, _)| units.contains(&unit(*at))).collect();
         // Another unit's probe may be at the same address.
@@ -146,14 +146,14 @@ impl AttachedFile {
     }
 
     /// Attaches sites of probes that are no longer shed; returns whether there were any.
-    pub fn put_back(
+    pub fn restore(
         &mut self,
         context: AttachContext<'_>,
         found: &TargetFile,
         cookies: &mut Cookies,
         finder: &mut Finder,
     ) -> bool {
-        if !self.can_be_put_back(context.shed) {
+        if !self.can_be_restored(context.shed) {
             return false;
         }
         let Ok(file) = found.open() else { return false };
@@ -164,7 +164,7 @@ impl AttachedFile {
         true
     }
 
-    fn take_out(&mut self, units: &BTreeSet<usize>) -> Leaving {
+    fn detach_units(&mut self, units: &BTreeSet<usize>) -> Leaving {
         let links = self.links.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, link)| link);
         let mut links: Vec<_> = links.collect();
         if self.links.is_empty() {
@@ -221,7 +221,7 @@ impl AttachedFile {
     }
 
     /// Detaches all probes until the file changes.
-    pub fn give_up(&mut self, reason: &str) -> Leaving {
+    pub fn abandon(&mut self, reason: &str) -> Leaving {
         let leaving = self.leave_all();
         for probe in &mut self.probes {
             (probe.sites, probe.state) = (0, ProbeState::Refused(reason.to_string()));
@@ -234,7 +234,7 @@ impl AttachedFile {
     /// Detaches the probes of these units for good and leaves the others alone. `is_left` says which probes remain, by
     /// index.
     pub fn retire(&mut self, units: &BTreeSet<usize>, is_left: &[bool]) -> Leaving {
-        let leaving = self.take_out(units);
+        let leaving = self.detach_units(units);
         // Indexes shift when probes are removed.
         let mut kept = 0;
         let positions: Vec<Option<usize>> = (0..self.probes.len())
@@ -269,9 +269,9 @@ impl AttachedFile {
     }
 
     /// Whether it is time to check if any process still runs an unused file.
-    pub fn wants_check_of_use(&mut self) -> bool {
+    pub fn is_use_check_due(&mut self) -> bool {
         self.unused.as_mut().is_some_and(|unused| {
-            (unused.is_replaced || unused.since.elapsed() > KEPT) && unused.check.is_due()
+            (unused.is_replaced || unused.since.elapsed() > UNUSED_TIMEOUT) && unused.check.is_due()
         })
     }
 
@@ -296,7 +296,7 @@ impl AttachedFile {
             return;
         }
         let again = !self.has_semaphores_on_shared_pages();
-        let told = events.tell_loading(&file, self.identity.address, first_code, again);
+        let told = events.report_loading(&file, self.identity.address, first_code, again);
         match &told {
             // Processes that copy the file through a mapping must not copy this breakpoint either.
             Ok(_) => drop(self.hidden.originals.insert(first_code, byte[0])),

@@ -17,7 +17,7 @@ impl Processes {
         let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
         let is_hidden = exe.as_ref().is_err_and(|err| is_denied(pid, err));
         let exe = exe.ok().and_then(|exe| Some(base_name(&exe.file_name()?.to_string_lossy()).to_string()));
-        let cmdline = if self.asks_for(ProcessSelector::asks_for_cmdline) {
+        let cmdline = if self.asks_for(ProcessSelector::uses_cmdline) {
             command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
         } else {
             String::new()

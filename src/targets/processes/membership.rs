@@ -25,12 +25,12 @@ impl Membership {
     }
 }
 
-/// Control groups that are remembered; then they are found out anew.
-const MEMBERSHIPS: usize = 4096;
+/// Cached cgroups; when full, the cache is cleared.
+const CACHE_SIZE: usize = 4096;
 
 impl Processes {
     /// Records which predicates match the members of a cgroup.
-    fn note_members(&mut self, belongs: &Belongs) {
+    fn add_members(&mut self, belongs: &Belongs) {
         for (target, filters) in self.filters.iter().enumerate() {
             let Some(selector) = filters.as_ref().map(ProcessFilter::selector) else { continue };
             for (known, predicate) in self.members[target].iter_mut().zip(&selector.predicates) {
@@ -45,7 +45,7 @@ impl Processes {
 
     /// Asks container engines again for the names of containers and pods. Returns whether any predicate matches
     /// differently.
-    pub fn name_again(&mut self) -> bool {
+    pub fn refresh_names(&mut self) -> bool {
         if !self.filters.iter().flatten().any(|filters| filters.selector().is_by_cgroup()) {
             return false;
         }
@@ -53,7 +53,7 @@ impl Processes {
         self.containers.forget();
         self.members.iter_mut().flatten().for_each(BTreeSet::clear);
         for belongs in self.containers.all() {
-            self.note_members(&belongs);
+            self.add_members(&belongs);
         }
         let (mut memberships, mut all) =
             (std::mem::take(&mut self.memberships), std::mem::take(&mut self.all));
@@ -76,7 +76,7 @@ impl Processes {
     pub fn name_cgroup(&self, pid: u32, cgroup: u64) {
         if self.are_cgroups_shown {
             let of_process = || text(format!("/proc/{pid}/cgroup")).ok();
-            cgroups::note(cgroup, || of_process().map(|cgroups| paths_of(&cgroups).0));
+            cgroups::resolve(cgroup, || of_process().map(|cgroups| paths_of(&cgroups).0));
         }
     }
 
@@ -93,7 +93,7 @@ impl Processes {
         let (new, old) = paths_of(&cgroups);
         let found = Arc::new(self.membership_at(&new, &old));
         if let Some(cgroup) = cgroup.filter(|_| found.old.containers.is_empty()) {
-            if self.memberships.len() >= MEMBERSHIPS {
+            if self.memberships.len() >= CACHE_SIZE {
                 self.memberships.clear();
             }
             self.memberships.insert(cgroup, found.clone());
@@ -105,7 +105,7 @@ impl Processes {
         let mut found = Membership { new: Belongs::parse(new), old: Belongs::parse(old) };
         self.containers.describe(&mut found.new);
         self.containers.describe(&mut found.old);
-        self.note_members(&found.new);
+        self.add_members(&found.new);
         found
     }
 }

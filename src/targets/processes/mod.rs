@@ -46,13 +46,13 @@ pub struct Processes {
     next: usize,
 }
 
-/// Maximum number of names of the files that one path leads to.
-const NAMES: usize = 8;
+/// Names of the files that one path leads to.
+const MAX_NAMES: usize = 8;
 
 /// Processes whose mappings are read again at a time, where the kernel does not tell of new ones; and where it does: of what is mapped
 /// at a place that the program has chosen it does not.
-const AGAIN: usize = 64;
-const AGAIN_IF_TOLD: usize = 4;
+const REREADS: usize = 64;
+const REREADS_WITH_EVENTS: usize = 4;
 
 impl ProcessFilter {
     fn selector(&self) -> &ProcessSelector {
@@ -142,7 +142,7 @@ impl Processes {
             if selector.may_fit(&process.facts()) || is_family(process) {
                 found.push(process.pid);
             } else {
-                version_1 |= fits_by_version_1(selector, process);
+                version_1 |= matches_by_v1(selector, process);
             }
         }
         let hidden = if selector.is_by_cgroup() { 0 } else { self.hidden };
@@ -210,17 +210,17 @@ impl Processes {
     fn replace(&mut self, pid: u32, process: Option<Process>) {
         let old = match process.filter(|process| self.is_of_interest(process)) {
             Some(process) => {
-                self.note(&process);
+                self.index_file(&process);
                 self.all.insert(pid, process)
             }
             None => self.all.remove(&pid),
         };
         if let Some(old) = old {
-            self.note(&old);
+            self.index_file(&old);
         }
     }
 
-    fn note(&mut self, process: &Process) {
+    fn index_file(&mut self, process: &Process) {
         self.changed.extend(self.meaning(process));
     }
 
@@ -250,7 +250,7 @@ impl Processes {
         let is_new = !names.iter().any(|known| known == name);
         if is_new {
             // The first one is the path's own.
-            if names.len() >= NAMES {
+            if names.len() >= MAX_NAMES {
                 names.remove(1);
             }
             names.push(name.to_string());
@@ -287,7 +287,7 @@ impl Processes {
     }
 
     fn is_of_interest(&self, process: &Process) -> bool {
-        let by_version_1 = |filters: &ProcessFilter| fits_by_version_1(filters.selector(), process);
+        let by_version_1 = |filters: &ProcessFilter| matches_by_v1(filters.selector(), process);
         self.filters.is_empty()
             || (0..self.filters.len()).any(|target| self.matches(target, process))
             || self.filters.iter().flatten().any(by_version_1)
@@ -304,7 +304,7 @@ impl Processes {
 
     /// Marks the mappings of some processes to be read again at the next use.
     pub fn forget_some_libraries(&mut self, are_told: bool) {
-        let most = if are_told { AGAIN_IF_TOLD } else { AGAIN };
+        let most = if are_told { REREADS_WITH_EVENTS } else { REREADS };
         let asked: Vec<u32> = self
             .all
             .values()
@@ -336,7 +336,7 @@ impl Processes {
 }
 
 /// Whether it would match if filters used cgroups v1: such processes are reported as not traced.
-fn fits_by_version_1(selector: &ProcessSelector, process: &Process) -> bool {
+fn matches_by_v1(selector: &ProcessSelector, process: &Process) -> bool {
     selector.is_by_cgroup()
         && selector.may_fit(&ProcessFacts { belongs: &process.membership.old, ..process.facts() })
 }
@@ -390,10 +390,10 @@ mod tests {
         assert!(!processes.call(0, "app") && !processes.call(1, "app-1"));
         assert!(processes.call(0, "app-1") && !processes.call(0, "app-1"));
         assert!(processes.matches(0, &of("app-1")) && !processes.matches(1, &of("app-1")));
-        for version in 2..=NAMES {
+        for version in 2..=MAX_NAMES {
             processes.call(0, &format!("app-{version}"));
         }
-        assert!(processes.matches(0, &of("app")) && processes.matches(0, &of(&format!("app-{NAMES}"))));
+        assert!(processes.matches(0, &of("app")) && processes.matches(0, &of(&format!("app-{MAX_NAMES}"))));
         assert!(!processes.matches(0, &of("app-1")));
     }
 

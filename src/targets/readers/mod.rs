@@ -23,7 +23,7 @@ use self::restore::{Memory, Part, Restored, executable_name, is_there};
 use super::file::Identity;
 use super::status::Foreign;
 use crate::clock::monotonic_now;
-use crate::kernel::{Files, LONGEST_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
+use crate::kernel::{Files, MAX_READER_WAIT, PidNamespace, ReaderChange, ReaderEvent, Readers, be_prompt};
 use crate::procfs::processes;
 
 /// Executables that translate other programs' code, and which of their mappings they translate: Valgrind's tools;
@@ -45,7 +45,7 @@ const TRANSLATORS: &[(&str, Part)] = &[
 ];
 
 /// How often it is checked whether a translator has ended.
-const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+const CHECK_INTERVAL: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Of the log.
 const NOT_TOLD: &str =
@@ -95,7 +95,7 @@ impl ReadersThread {
                 self.follow(&event);
             }
             self.forget_translators();
-            self.look_at_changed();
+            self.handle_changed();
         }
     }
 
@@ -103,7 +103,7 @@ impl ReadersThread {
     fn wait(&self) -> bool {
         let pause = match (self.changed.is_empty(), self.translators.is_empty()) {
             (false, _) => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
-            (true, false) => Some(LOOK),
+            (true, false) => Some(CHECK_INTERVAL),
             (true, true) => None,
         };
         let mut fds = [PollFd::new(&self.readers, PollFlags::IN), PollFd::new(&self.woken, PollFlags::IN)];
@@ -114,10 +114,10 @@ impl ReadersThread {
 
     /// Finds translators that run already.
     fn find_translators(&mut self) {
-        processes().for_each(|pid| self.note_translator(pid));
+        processes().for_each(|pid| self.add_translator_process(pid));
     }
 
-    fn note_translator(&mut self, pid: u32) {
+    fn add_translator_process(&mut self, pid: u32) {
         if part_of(pid).is_none() {
             return;
         }
@@ -127,7 +127,7 @@ impl ReadersThread {
         if let Err(err) = self.readers.follow_translators(true) {
             log::warn!("process {pid} translates code, and may be killed by a breakpoint in it: {err:#}");
         }
-        self.look_at_translator(pid);
+        self.handle_translator(pid);
     }
 
     fn forget_translators(&mut self) {
@@ -148,12 +148,12 @@ impl ReadersThread {
         };
         self.changed.extend(self.files.iter().filter(is_new).map(|(identity, _)| *identity));
         let translators: Vec<u32> = self.translators.keys().copied().collect();
-        translators.into_iter().for_each(|pid| self.look_at_translator(pid));
+        translators.into_iter().for_each(|pid| self.handle_translator(pid));
     }
 
     /// Handles processes that mapped a file before its breakpoints were set. That inspects all processes, so it is done
     /// for one file at a time, and waiting processes are handled first.
-    fn look_at_changed(&mut self) {
+    fn handle_changed(&mut self) {
         let Some(identity) = self.changed.pop_first() else { return };
         let all = self.kernel.mapping(identity).unwrap_or_default();
         for pid in all.into_iter().filter(|pid| !is_exporter(*pid)) {
@@ -167,16 +167,16 @@ impl ReadersThread {
         let ReaderEvent { pid, comm, change, ticket, time } = event;
         let late = || Duration::from_nanos(monotonic_now().saturating_sub(*time));
         match *change {
-            ReaderChange::Translates => self.note_translator(*pid),
-            ReaderChange::TranslatesMore => self.look_at_translator(*pid),
+            ReaderChange::Translates => self.add_translator_process(*pid),
+            ReaderChange::TranslatesMore => self.handle_translator(*pid),
             ReaderChange::Maps { inode, address } => {
                 let identity = self.files.keys().find(|identity| identity.address == inode).copied();
                 if let Some(identity) = identity.filter(|_| !is_exporter(*pid)) {
                     let restored = self.restore_read(*pid, Some(address), identity);
-                    let late = Some(late()).filter(|late| *ticket == 0 || *late >= LONGEST_WAIT);
+                    let late = Some(late()).filter(|late| *ticket == 0 || *late >= MAX_READER_WAIT);
                     if !restored.is_loading {
                         self.files[&identity].count(Foreign::Read);
-                        self.tell_of_reader(*pid, comm, identity, restored, late);
+                        self.log_reader(*pid, comm, identity, restored, late);
                     }
                 }
             }
@@ -197,14 +197,14 @@ impl ReadersThread {
             let is_mapped = |at: u64| restored.mapped.iter().any(|range| range.contains(&at));
             let is_done = at.is_none_or(is_mapped) || restored.failure.is_some();
             // It may also be unmapped again.
-            if is_done || began.elapsed() > LONGEST_WAIT / 10 {
+            if is_done || began.elapsed() > MAX_READER_WAIT / 10 {
                 return restored;
             }
             std::thread::sleep(Duration::from_micros(50));
         }
     }
 
-    fn tell_of_reader(
+    fn log_reader(
         &mut self,
         pid: u32,
         comm: &str,
@@ -235,7 +235,7 @@ impl ReadersThread {
         }
     }
 
-    fn look_at_translator(&mut self, pid: u32) {
+    fn handle_translator(&mut self, pid: u32) {
         let Some(part) = part_of(pid) else { return };
         let Ok(memory) = Memory::of(&mut self.kernel, pid) else { return };
         let mapped: HashSet<Identity> =

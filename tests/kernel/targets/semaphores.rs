@@ -9,7 +9,7 @@ use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 /// The maximum time for which a loader is held.
-const LONGEST_HOLD: Duration = Duration::from_millis(500);
+const MAX_HOLD: Duration = Duration::from_millis(500);
 
 /// Returns how often the program's semaphore is raised.
 fn raised(program: &mut Program) -> u32 {
@@ -117,7 +117,7 @@ fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
         let asked = Instant::now();
         program.tell(&format!("open {}\n10", library.display()));
         (0..2).for_each(|_| drop(program.answer()));
-        let is_late = asked.elapsed() >= LONGEST_HOLD;
+        let is_late = asked.elapsed() >= MAX_HOLD;
         let before = std::mem::replace(&mut counted, count(&tracer, "p_total"));
         if is_late {
             // Its wait timed out, and no process is held until this one has been handled.
