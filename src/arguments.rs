@@ -158,7 +158,7 @@ fn holds_word(parameters: &Parameters, word: usize) -> bool {
 /// The parameters with the positions that a configuration uses: a sentence without a period.
 pub(crate) fn listed(parameters: &Parameters) -> String {
     let one = |parameter: &Parameter| match &parameter.words {
-        None => format!("{} (where it is, is not known)", described(parameter)),
+        None => format!("{} (location unknown)", described(parameter)),
         Some(words) if words.is_empty() => format!("{} (in no general register)", described(parameter)),
         Some(words) if words.len() == 1 => format!("{}: {}", words.start, described(parameter)),
         Some(words) => format!("{}-{}: {}", words.start, words.end - 1, described(parameter)),
@@ -231,7 +231,7 @@ pub(crate) fn contradicted_result(value: &ValuePlan, result: &FunctionResult) ->
             Some("retval is not valid here: by debug information the function returns nothing".to_string())
         }
         _ if !result.in_register => Some(format!(
-            "retval is not valid here: by debug information the result is a `{declared}`, which is in no general register"
+            "retval is not valid here: by debug information the result is a `{declared}`, which is not in a general register"
         )),
         (_, ValueType::Other) => Some(format!(
             "retval is the first word in a general register, or the address, of what is `{declared}` by debug information"

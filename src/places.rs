@@ -11,8 +11,8 @@ use crate::unusable::{UnusableSite, unusable_reason};
 /// The x86 condition "above", as encoded for the kernel side.
 const CONDITION_ABOVE: u32 = 7 + 1;
 
-const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is still run where it lay before, which has no \
-                        names: calls of functions there are not counted";
+const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is still executed at its old \
+                        place, which has no names: calls of functions there are not counted";
 
 const OCAML: &str = "arguments are read from OCaml's registers, in the order of the source, without `float`s; a whole number n is \
                      2n + 1 in them, and in retval";

@@ -88,7 +88,7 @@ pub struct Costs {
 impl Costs {
     pub fn add(&mut self, name: &str, function: &FunctionSite, returns: &Returns) {
         self.besides = match function.convention {
-            Convention::GoRegisters => "; calls are told apart by goroutine",
+            Convention::GoRegisters => "; calls are paired by goroutine",
             Convention::SystemV if !function.is_go => {
                 "; if nothing unwinds through it, `returns_by: trampoline` costs about 1 us"
             }

@@ -178,11 +178,11 @@ fn costs(plan: &Plan, usage: &[Usage], prices: &Prices) -> String {
             Some(share) => {
                 format!("{}: tracing takes about {:.1} % of its CPU time", target.name, share * 100.0)
             }
-            None => format!("{}: its CPU time is not known (its processes end too soon)", target.name),
+            None => format!("{}: its CPU time is unknown (its processes end too soon)", target.name),
         });
     }
     if !prices.is_measured {
-        lines.push("The cost of a hit could not be measured, and is assumed.".to_string());
+        lines.push("The cost of a hit could not be measured; an estimate is used.".to_string());
     }
     lines.iter().map(|line| format!("  {line}\n")).collect()
 }

@@ -107,7 +107,7 @@ pub(crate) fn command(
             say(&described(&ask(socket, "POST", PATH, Some(&unconfirmed))?));
             say(&format!("Press Enter within {} to keep it.\n", shown_time(within.as_secs_f64())));
             if !is_confirmed(*within) {
-                let text = "Not confirmed: the entry is removed when this time is over, or at once by `exporter unblock`.\n";
+                let text = "Not confirmed: the entry is removed when this time has passed, or at once by `exporter unblock`.\n";
                 return Ok(text.to_string());
             }
             ask(socket, "POST", PATH, Some(&asked))?;
@@ -169,7 +169,7 @@ fn described(answer: &Value) -> String {
         _ => format!("{prefix} is blocked.\n"),
     };
     for (except, reason) in answer["except"].as_object().into_iter().flatten() {
-        text += &format!("  but for {except}, {}\n", reason.as_str().unwrap_or_default());
+        text += &format!("  except {except}, {}\n", reason.as_str().unwrap_or_default());
     }
     text
 }
@@ -231,11 +231,11 @@ fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<
     stream.read_to_end(&mut answer).map_err(unreachable)?;
     let wrong = |what: &str| ClientError::Answer(socket.to_owned(), what.to_string());
     let answer = String::from_utf8(answer).map_err(|_| wrong("its response is not text"))?;
-    let (status, body) = parsed(&answer).ok_or_else(|| wrong("its answer is not HTTP"))?;
+    let (status, body) = parsed(&answer).ok_or_else(|| wrong("its response is not HTTP"))?;
     if status != 200 {
         return Err(ClientError::Refused(status, body.trim_end().to_string()));
     }
-    serde_json::from_str(body).map_err(|err| wrong(&format!("its answer is not JSON: {err}")))
+    serde_json::from_str(body).map_err(|err| wrong(&format!("its response is not JSON: {err}")))
 }
 
 /// Status and body of a complete response.
@@ -278,7 +278,7 @@ mod tests {
         });
         assert_eq!(
             described(&answer),
-            "10.0.0.0/8 is blocked.\n  but for 10.0.0.1/32, protected (own address)\n"
+            "10.0.0.0/8 is blocked.\n  except 10.0.0.1/32, protected (own address)\n"
         );
         let entry = json!({ "prefix": "::1/128", "source": "api", "reason": "a\nb", "expires_in": null, "packets": 3 });
         let shown = table(std::slice::from_ref(&entry), None);

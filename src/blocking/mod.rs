@@ -208,7 +208,7 @@ fn described(entry: &BlockEntry) -> String {
     let BlockEntry { prefix, rule } = entry;
     let scope = rule.scope.map(|scope| format!(" {scope}")).unwrap_or_default();
     let direction = rule.direction.map(|of| format!(" {}", of.word())).unwrap_or_default();
-    let time = rule.ttl.map_or_else(|| "for good".to_string(), |ttl| format!("for {}s", ttl.as_secs()));
+    let time = rule.ttl.map_or_else(|| "permanently".to_string(), |ttl| format!("for {}s", ttl.as_secs()));
     let reason = if rule.reason.is_empty() { String::new() } else { format!(", reason {:?}", rule.reason) };
     format!("{prefix}{direction}{scope} {time}{reason}")
 }
@@ -258,7 +258,7 @@ mod tests {
             asked("ttl=1h&reason=port+scan%0a&direction=both&protocol=tcp&ports=1-9&confirm=60s").unwrap();
         assert_eq!(confirm, Some(Duration::from_secs(60)));
         assert_eq!(described(&entry), "192.0.2.7/32 both tcp 1-9 for 3600s, reason \"port scan\\n\"");
-        assert_eq!(described(&asked("").unwrap().0), "192.0.2.7/32 for good");
+        assert_eq!(described(&asked("").unwrap().0), "192.0.2.7/32 permanently");
         for (query, said) in [
             ("ttl=1w", "write 90s"),
             ("ttl=0", "from 1s"),

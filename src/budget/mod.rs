@@ -149,7 +149,7 @@ impl Controllers {
             for step in steps {
                 match step {
                     Step::Warn { within } => log::warn!(
-                        "{}: if that goes on, the most expensive probes are detached for a while in {within:.0} s; `keep: true` keeps a \
+                        "{}: if that continues, the most expensive probes are detached for a while in {within:.0} s; `keep: true` keeps a \
                          probe attached, `limits: {{ overhead: off }}` all",
                         too_much()
                     ),

@@ -23,7 +23,7 @@ pub fn command() -> Command {
         let file = path("file").required_unless_present("config").conflicts_with("config");
         [
             file.help("Configuration file, or - for standard input"),
-            config().help("The same, as the exporter itself takes it"),
+            config().help("The same, as an option of the exporter itself"),
         ]
     };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
@@ -186,7 +186,7 @@ pub fn command() -> Command {
                         .long("ttl")
                         .value_name("TIME")
                         .value_parser(parse_ttl)
-                        .help("For how long: 90s, 15m, 12h or 7d [default: for good]"),
+                        .help("For how long: 90s, 15m, 12h or 7d [default: permanently]"),
                 )
                 .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Shown with the entry"))
                 .arg(

@@ -195,7 +195,7 @@ fn arg(name: &str, node: &Node<'_>, is_span: bool, is_function: bool) -> Option<
     let at = fields.get("at");
     let at_return = at.as_ref().and_then(|n| n.one_of("time", WHEN)).unwrap_or(of == Some(ArgOf::Result));
     if let (Some(ArgOf::Result), false, Some(at)) = (of, at_return, at) {
-        at.error("the result is known at the return").help("leave out `at`");
+        at.error("the result is only known at the return").help("leave out `at`");
     }
     let offset = fields
         .get("offset")

@@ -33,7 +33,7 @@ pub const TTL: Key =
 pub const MAX_TTL: Key = Key::new(
     "max_ttl",
     Schema::LabelText,
-    "Each further ban is twice as long, up to this. After as long without a ban the address begins anew.",
+    "Each further ban is twice as long, up to this. After that long without a ban, the address starts again from the first.",
 )
 .or("24h");
 
@@ -41,7 +41,7 @@ pub const MAX_TTL: Key = Key::new(
 pub static BAN: Section = Section {
     name: "ban",
     what: "a ban",
-    about: "Bans the address that an argument tells after so many hits: it is put on the blocklist (`network.block`) for some time.",
+    about: "Bans the address in an argument after a number of hits: it is put on the blocklist (`network.block`) for some time.",
     keys: Cow::Borrowed(&[
         Key::new(
             "address",

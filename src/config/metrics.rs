@@ -113,7 +113,7 @@ const OPTIONS: &[(&str, &str)] = &[
     ("direction", "only up_down metrics have a direction"),
     ("buckets", "only histograms have buckets"),
     ("native", "only histograms have buckets"),
-    ("slow", "only events of histograms are kept"),
+    ("slow", "only events of histograms can be kept"),
 ];
 
 /// Whether the metric is decremented.

@@ -85,14 +85,14 @@ pub static TOP: LazyLock<Section> = LazyLock::new(|| {
         section::Key::new(
             "keep_privileges",
             Schema::Words(settings::kept_privileges),
-            "Capabilities to keep once all is attached: those that attaching again needs, or none.",
+            "Capabilities to keep once everything is attached: those that attaching again needs, or none.",
         )
         .or("needed"),
         section::Key::new(
             "state",
             Schema::Words(settings::states),
-            "What happens when the exporter ends. `volatile`: everything is detached. `pinned`: probes stay attached and go on \
-             counting, and the next start takes them over.",
+            "What happens when the exporter ends. `volatile`: everything is detached. `pinned`: probes stay \
+             attached and keep counting, and the next start takes them over.",
         )
         .or("volatile"),
         section::Key::new(

@@ -135,7 +135,7 @@ fn keep_privileges(file: Option<&Fields<'_>>) -> KeepPrivileges {
     }
     if keep == KeepPrivileges::None && is_pinned(file) {
         node.error("`none` is not possible with `state: pinned`")
-            .help("what is pinned is written down after every change, which needs CAP_BPF");
+            .help("pinned state is updated after every change, which needs CAP_BPF");
     }
     keep
 }

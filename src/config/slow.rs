@@ -34,7 +34,7 @@ pub static SLOW: Section = Section {
         Key::new(
             "worst",
             Schema::Integer(*SLOW_WORST.start() as i64, *SLOW_WORST.end() as i64),
-            "Keep so many events of each hour of the clock, those with the largest values; with `over`, of those above it.",
+            "Keep this many events of each hour of the clock: those with the largest values, with `over` only those above it.",
         ),
         Key::new(
             "fields",
@@ -44,7 +44,7 @@ pub static SLOW: Section = Section {
         Key::new(
             "key",
             Schema::Name,
-            "An argument by which events of other probes belong to a slow one, such as the height of a block.",
+            "An argument that relates events of other probes to a slow one, such as the height of a block.",
         ),
         Key::new(
             "with",
@@ -81,7 +81,7 @@ pub static SLOW_EVENTS: Section = Section {
             Schema::Map(&Schema::Either(&[BOUND, Schema::Section(|| &SLOW)])),
             "`slow:` of histograms by name, for those of profiles.",
         ),
-        Key::new("webhook", Schema::Section(|| &WEBHOOK), "Who is sent every slow event, too."),
+        Key::new("webhook", Schema::Section(|| &WEBHOOK), "Receiver of every slow event."),
     ]),
     one_of: &[],
 };
@@ -90,7 +90,7 @@ pub static SLOW_EVENTS: Section = Section {
 pub static WEBHOOK: Section = Section {
     name: "webhook",
     what: "a webhook",
-    about: "Who is sent every slow event by an HTTP request, signed with a secret; docs/slow.md describes it.",
+    about: "Receiver of every slow event, by signed HTTP requests; docs/slow.md describes them.",
     keys: Cow::Borrowed(&[
         Key::new(
             "url",
@@ -107,7 +107,7 @@ pub static WEBHOOK: Section = Section {
         Key::new(
             "ca_file",
             Schema::Path,
-            "Certificates of the authority that has issued the receiver's. Default: whom the system trusts.",
+            "Certificates of the authority that issued the receiver's. Default: those that the system trusts.",
         ),
         Key::new("plain_http", Schema::Boolean, "Events may be sent to another machine without encryption.")
             .or("false"),

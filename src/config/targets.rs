@@ -16,7 +16,7 @@ use crate::selectors::{FileSelector, KEYS, Pattern, Predicate, ProcessSelector, 
 pub static TARGET: Section = Section {
     name: "target",
     what: "a target",
-    about: "A program to trace. `binary` selects a file, whoever runs it. The other keys up to `children` select processes; \
+    about: "A program to trace. `binary` selects a file, whatever process runs it. The other keys up to `children` select processes; \
             if several are given, all must match. What these processes run is traced, or, with `binary` or `library`, only that \
             file. Names and command lines may be globs of `*`, `?` and `[...]`. `profile` and `probes` say what to trace.",
     keys: Cow::Borrowed(&[

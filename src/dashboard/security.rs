@@ -43,7 +43,7 @@ pub(super) fn blocklist(grid: &mut Grid, config: &BlockConfig) {
     }
     grid.time_series(
         "Blocklist files",
-        "Lines that were not understood; 1 for a file that cannot be read.",
+        "Invalid lines; 1 for a file that cannot be read.",
         "short",
         &[
             query(all("xdp_blocklist_file_invalid_lines"), "{{file}} invalid lines"),
@@ -66,14 +66,14 @@ pub(super) fn blocklist(grid: &mut Grid, config: &BlockConfig) {
 fn sources(grid: &mut Grid) {
     let all = |metric: &str| format!("{metric}{{{CHOSEN}}}");
     grid.time_series(
-        "Age of what others list",
-        "Time since the last good answer of each source on another machine.",
+        "Age of remote lists",
+        "Time since the last successful response of each remote source.",
         "s",
         &[query(all("xdp_blocklist_source_age_seconds"), "{{source}}")],
     );
     grid.time_series(
         "Sources that answer",
-        "1 for a source on another machine whose last request was answered; if 0, what it said before still holds.",
+        "1 for a remote source whose last request was answered; if 0, its last response stays in effect.",
         "short",
         &[query(all("xdp_blocklist_source_up"), "{{source}}")],
     );

@@ -146,16 +146,16 @@ fn vector(opcode: u8, rest: &[u8]) -> Verdict {
     }
     match opcode {
         0x8e if rest.first().is_some_and(|modrm| modrm >> 3 & 7 == 2) => {
-            Verdict::Refused("it is a vector instruction that the kernel takes for a load of %ss")
+            Verdict::Refused("it is a vector instruction that the kernel mistakes for a load of %ss")
         }
         0x70..=0x7f | 0x90 | 0xe8 | 0xe9 | 0xeb => Verdict::Harmful(
-            "it is a vector instruction that the kernel takes for a jump or a nop, and skips",
+            "it is a vector instruction that the kernel mistakes for a jump or a nop, and skips",
         ),
         0x9d => Verdict::Harmful(
-            "it is a vector instruction that the kernel takes for popf, which crashes the program",
+            "it is a vector instruction that the kernel mistakes for popf, which crashes the program",
         ),
         0xc2 | 0xc3 | 0xca | 0xcb | 0xff => {
-            Verdict::Harmful("it is a vector instruction that the kernel takes for a return or a jump")
+            Verdict::Harmful("it is a vector instruction that the kernel mistakes for a return or a jump")
         }
         _ => Verdict::SingleStepped,
     }

@@ -190,15 +190,15 @@ impl Answerer {
         let auth = &secured.auth;
         let is_of_page = request.headers.contains_key(header::ORIGIN);
         if route.access == Access::Writer && is_of_page {
-            let text = "no page of a browser may ask for this\n";
+            let text = "browsers may not request this\n";
             return Answer::text(route.path, StatusCode::FORBIDDEN, text);
         }
         if route.access == Access::Operator
             && (is_of_page
                 || (auth.is_none() && !watch.is_trusted() && !peer.address.to_canonical().is_loopback()))
         {
-            let text = "this is for the operator: with the metrics' user and password, or without these from this machine, \
-                        and from no page of a browser\n";
+            let text = "this is for the operator: with the metrics' user and password, or without these \
+                        from this machine, and not from a browser\n";
             return Answer::text(route.path, StatusCode::FORBIDDEN, text);
         }
         if route.access != Access::Open
@@ -226,8 +226,7 @@ impl Answerer {
             _ => Some(Bytes::new()),
         };
         let Some(body) = body else {
-            let text =
-                format!("the request's body has more than {MAX_BODY} bytes, or did not arrive whole\n");
+            let text = format!("the request's body has more than {MAX_BODY} bytes, or is incomplete\n");
             return Answer::text(route.path, StatusCode::BAD_REQUEST, text);
         };
         watch.enter_handling();

@@ -138,8 +138,8 @@ impl fmt::Display for ClientError {
                     None => Ok(()),
                 }
             }
-            Self::TooLarge(most) => write!(f, "the answer has more than {most} bytes"),
-            Self::Late(limit) => write!(f, "no whole answer within {} s", limit.as_secs_f64()),
+            Self::TooLarge(most) => write!(f, "the response has more than {most} bytes"),
+            Self::Late(limit) => write!(f, "no complete response within {} s", limit.as_secs_f64()),
         }
     }
 }

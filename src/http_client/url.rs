@@ -33,7 +33,7 @@ impl Url {
         };
         let authority = uri.authority().ok_or("not a URL: it has no host")?;
         if authority.as_str().contains('@') {
-            return Err("a user and a password are not possible in a URL".to_string());
+            return Err("a user and a password are not allowed in a URL".to_string());
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_string();
         if host.is_empty() || ServerName::try_from(host.as_str()).is_err() {
@@ -42,7 +42,7 @@ impl Url {
         let port = match (authority.port(), is_secure) {
             // There is a colon, but no number after it.
             (None, _) if authority.as_str().len() > authority.host().len() => {
-                return Err("not a URL: the port is wrong".to_string());
+                return Err("not a URL: invalid port".to_string());
             }
             (Some(port), _) => port.as_u16(),
             (None, true) => 443,

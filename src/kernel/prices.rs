@@ -106,7 +106,7 @@ fn measure(attach: Attach, sender: impl FnOnce(Prices)) -> libbpf_rs::Result<()>
         };
         // A missing breakpoint costs nothing.
         let is_hit = hits(&skel) - before >= (3 - u64::from(harms)) * u64::from(CALLS_PER_BATCH);
-        let not_hit = || io::Error::other("the kernel has taken the probes, and they are not hit");
+        let not_hit = || io::Error::other("the kernel accepted the probes, but they are not hit");
         if !is_hit {
             return Err(not_hit().into());
         }

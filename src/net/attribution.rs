@@ -200,7 +200,7 @@ fn families(all: &BTreeMap<Owner, Sums>, by_process: bool) -> [Family; 2] {
         (
             "network_process_packets_total",
             "network_process_bytes_total",
-            "IP packets of sockets, by the process that uses the socket and where it belongs.",
+            "IP packets of sockets, by process and its systemd unit, container and pod.",
         )
     } else {
         (

@@ -44,7 +44,7 @@ static SPACE: Section = Section {
     about: "Interfaces of another network namespace.",
     keys: Cow::Borrowed(&[
         Key::new("netns", Schema::Text, "Name (as in `ip netns`) or path of the network namespace."),
-        Key::new("container", Schema::Text, "Name or id of a container whose network namespace is meant."),
+        Key::new("container", Schema::Text, "Name or id of the container whose network namespace is used."),
         Key::new("interfaces", NAMES, "Interface names or globs. Default: all."),
     ]),
     one_of: &["netns", "container"],

@@ -319,7 +319,7 @@ fn take_over(
     match Attached::take_over(link, program.as_fd()) {
         Ok(attached) => Some((attached, program, hook)),
         Err(err) => {
-            log::warn!("failed to take over an earlier exporter's link, so it is attached again: {err}");
+            log::warn!("failed to take over a previous exporter's link, so it is attached again: {err}");
             None
         }
     }

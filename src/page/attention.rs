@@ -96,7 +96,7 @@ fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attentio
         let (severity, action) = match probe.state.as_str() {
             "waiting" => (
                 Severity::Error,
-                "It is attached as soon as the file or the process is there. If it should be there: look at the target's \
+                "It is attached as soon as the file or process exists. If it should exist: check the target's \
                  `binary:`, `process:` or `pid:`.",
             ),
             "absent" if !missing => (
@@ -106,7 +106,7 @@ fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attentio
             "absent" => (
                 Severity::Error,
                 "Check the name: `exporter probes FILE` lists what the file has. After an upgrade of the program, a \
-                 probe may have gone or have another name.",
+                 probe may have been removed or renamed.",
             ),
             "partly" => (
                 Severity::Warning,
@@ -115,12 +115,12 @@ fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attentio
             ),
             "shed" => (
                 Severity::Warning,
-                "Detached because of `limits.overhead`, and tried again by itself; its counts stand still. Raise the limit, \
+                "Detached because of `limits.overhead`, and retried automatically; its counts do not change meanwhile. Raise the limit, \
                  or set `keep: true` for what must be counted.",
             ),
             _ => (
                 Severity::Error,
-                "`exporter check --attach` shows each place; docs/costs.md tells what is refused and why.",
+                "`exporter check --attach` shows each place; docs/costs.md explains what is refused and why.",
             ),
         };
         all.push(item(severity, subject, probe.reason.clone(), action));
@@ -134,7 +134,7 @@ fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attentio
     if !silent.is_empty() && facts.time - facts.started > SCRAPE_TIMEOUT {
         all.push(note(
             format!("{}: {} never hit", target.name, list(&silent)),
-            "Attached, but no process has come by since the exporter started.",
+            "Attached, but not hit since the exporter started.",
             "Nothing to do if it is rare. Otherwise: does the process run this file, and was it started with what makes it \
              fire the probe?",
         ));
@@ -242,7 +242,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     if own.value("fibre_exporter_tls_certificate_last_reload_successful") == Some(0.0) {
         all.push(warning(
             "The certificate was not reloaded",
-            "The new pair cannot be used; the earlier one stays in use.",
+            "The new pair cannot be used; the previous one stays in use.",
             "The log says what is wrong with it.",
         ));
     }
@@ -253,7 +253,7 @@ fn exporter(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
             all.push(error("The TLS certificate has expired", "Prometheus refuses it.", renew))
         }
         Some(left) if left < CERTIFICATE => all.push(warning(
-            format!("The TLS certificate ends in {:.0} days", (left / DAY).floor()),
+            format!("The TLS certificate expires in {:.0} days", (left / DAY).floor()),
             "Prometheus refuses it then.",
             renew,
         )),
@@ -282,7 +282,7 @@ fn slow(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attenti
     if facts.own.value("fibre_exporter_slow_events_writable") == Some(0.0) {
         all.push(warning(
             "Slow events are not written",
-            "The last write to their file failed; they wait, and further ones are lost when too many do.",
+            "The last write to their file failed; they are queued, and further ones are lost when the queue is full.",
             "The log says why; is the disk full?",
         ));
     }
@@ -297,9 +297,9 @@ fn slow(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attenti
         let severity = if is_failing || waiting > 0.0 { Severity::Warning } else { Severity::Note };
         all.push(item(
             severity,
-            "The webhook does not take all slow events",
-            format!("{lost}{failed} requests failed, {waiting} events wait."),
-            "The log says what its receiver answered; `exporter events` has all events.",
+            "The webhook does not accept all slow events",
+            format!("{lost}{failed} requests failed, {waiting} events are queued."),
+            "The log has its receiver's response; `exporter events` has all events.",
         ));
     }
 }
@@ -308,13 +308,13 @@ fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
     for file in &list.unreadable_files {
         all.push(warning(
             format!("Blocklist: {file} cannot be read"),
-            "The entries that were read before still hold.",
+            "The entries read before stay in effect.",
             "The exporter reads it again when it changes; the log says what is wrong.",
         ));
     }
     for (file, lines) in &list.invalid_lines {
         all.push(note(
-            format!("Blocklist: {lines} lines of {file} are not understood"),
+            format!("Blocklist: {lines} lines of {file} are invalid"),
             "The others hold.",
             "`exporter check` lists them.",
         ));
@@ -332,13 +332,13 @@ fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
         all.push(warning(
             format!("Blocklist: {source} does not answer"),
             since,
-            "The exporter asks again; the log says why it fails.",
+            "The exporter retries; the log says why it fails.",
         ));
     }
     if list.is_stored == Some(false) {
         all.push(warning(
             "Blocklist: changes at run time are not stored",
-            "What is blocked by commands or over HTTP is gone after a restart.",
+            "Entries added by commands or over HTTP are lost at a restart.",
             "The log says why its file cannot be written: see `network.block.file`.",
         ));
     }
@@ -348,8 +348,8 @@ fn scrapes(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
     let latest = facts.scrapes.iter().max_by(|a, b| a.time.total_cmp(&b.time));
     match latest {
         None if facts.time - facts.started > SCRAPE_TIMEOUT => all.push(note(
-            "Nobody has scraped /metrics yet",
-            "Prometheus does not know of this exporter, or cannot reach it or its password.",
+            "/metrics has not been scraped yet",
+            "This exporter is not a target of Prometheus, or Prometheus cannot reach it or has the wrong password.",
             "Add it to Prometheus (see below), and look at its page Status > Targets.",
         )),
         Some(scrape) if facts.time - scrape.time > SCRAPE_TIMEOUT && scrape.scrapes > 10 => {

@@ -375,9 +375,9 @@ fn slow(events: &[SlowEvent], now: f64, to: &mut String) {
 
 fn scrapes(scrapes: &Scrapes, now: f64, to: &mut String) {
     let times = match scrapes.total {
-        0.0 => "not asked for yet".to_owned(),
-        1.0 => "asked for once".to_owned(),
-        total => format!("asked for {} times", number(total)),
+        0.0 => "not requested yet".to_owned(),
+        1.0 => "requested once".to_owned(),
+        total => format!("requested {} times", number(total)),
     };
     let mut content = format!("<p>/metrics was {times}.</p>\n");
     let mut rows = String::new();

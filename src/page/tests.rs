@@ -392,7 +392,7 @@ fn certificates_and_silence_are_told() {
         .number(&[], 100_000.0 + 3.5 * 86_400.0);
     let status = seen(all);
     let told = subjects(&status);
-    assert_eq!(told[0], (Severity::Warning, "The TLS certificate ends in 3 days"));
-    assert_eq!(told[1], (Severity::Note, "Nobody has scraped /metrics yet"));
+    assert_eq!(told[0], (Severity::Warning, "The TLS certificate expires in 3 days"));
+    assert_eq!(told[1], (Severity::Note, "/metrics has not been scraped yet"));
     assert_eq!(status.state, Health::Degraded);
 }

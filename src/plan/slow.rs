@@ -75,7 +75,7 @@ impl Scope<'_> {
             }
             self.diags.error(
                 &slow.at,
-                format!("{} is not a histogram: only events of histograms are kept", metric.name),
+                format!("{} is not a histogram: only events of histograms can be kept", metric.name),
             );
             return None;
         };

@@ -102,7 +102,7 @@ pub(crate) fn run(
         std::thread::Builder::new()
             .name("privileges".to_string())
             .spawn(move || drop_all_when_attached(&attached))
-            .map_err(failed_to("start the thread that gives up privileges"))?;
+            .map_err(failed_to("start the thread that drops privileges"))?;
     }
     let refreshed = running.clone();
     options.refresh = Some(Arc::new(move || refreshed.refresh_web()));
@@ -142,7 +142,7 @@ pub(crate) fn run(
     let budget = Budget::start(move |controllers| {
         looked_at.upgrade().map_or(Activity::AtRest, |running| running.check_costs(controllers))
     })
-    .map_err(failed_to("start the thread that looks at costs"))?;
+    .map_err(failed_to("start the thread that monitors costs"))?;
     let served = serve(endpoints, options, &address, &running);
     drop(budget);
     served?;
@@ -193,9 +193,7 @@ fn announce(settings: &Settings, plan: &Plan, listeners: &Listeners) {
     addresses.dedup();
     for address in addresses {
         if !http::has_address(address) {
-            log::warn!(
-                "no interface has the address {address} yet; the exporter serves nothing on it until one has"
-            );
+            log::warn!("no interface has the address {address} yet; nothing is served on it until one has");
         }
         let web = &settings.web;
         for warning in http::exposure_warnings(address, !web.users.is_empty(), web.tls.is_some()) {

@@ -77,7 +77,7 @@ impl Running {
         exposed.dedup();
         exposed.iter().for_each(|warning| log::warn!("{warning}"));
         if let (Some(network), Some(interfaces)) = (&self.network, interfaces) {
-            network.change(&interfaces).map_err(|err| format!("the blocklist stays as it was: {err:#}\n"))?;
+            network.change(&interfaces).map_err(|err| format!("the blocklist is unchanged: {err:#}\n"))?;
         }
         *self.web() = source;
         self.security.set(secured);
@@ -170,7 +170,8 @@ fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
 
 fn set_back<T: PartialEq + Clone>(name: &str, now: &mut T, started: &T, notices: &mut Vec<String>) {
     if now != started {
-        notices.push(format!("`{name}` takes effect with a restart; until then it stays as it was"));
+        notices
+            .push(format!("`{name}` takes effect at a restart; until then the previous value stays in use"));
         now.clone_from(started);
     }
 }

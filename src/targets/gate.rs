@@ -322,7 +322,7 @@ impl GateThread {
             self.gate.release(held.programs)
         } else if waited >= MAX_HOLD {
             self.open();
-            log::info!("A program was started before its file could be attached to; its first hits are lost");
+            log::info!("A program started before its file could be attached; its first hits are lost");
             self.gate.release(usize::MAX)
         } else {
             return;

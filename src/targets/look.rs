@@ -355,7 +355,7 @@ impl Worker {
 const LEFT_OUT: &str = "it was shed, and a file that was replaced and still runs is not traced any more";
 
 fn leaving(file: &str) -> String {
-    format!("the probes of what {file} was before are being removed; it is attached afterwards")
+    format!("the probes of the previous contents of {file} are being detached; it is attached afterwards")
 }
 
 /// Takes the lease on a file that a previous exporter attached.

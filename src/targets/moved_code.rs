@@ -209,9 +209,9 @@ impl Worker {
             let lacks = code.lacks(&offsets);
             if lacks > 0 && self.code_checks.is_new(pid, identity, Finding::Replaced) {
                 log::warn!(
-                    "Target {}: process {pid} has replaced the code at {lacks} of {} traced places of {} with memory of its \
-                     own, as programs do to have huge pages: no hits come from there, and what it copies while it is \
-                     traced ends it; turn that off in the program",
+                    "Target {}: process {pid} has replaced the code at {lacks} of {} traced sites of {} \
+                     with memory of its own, as programs do to use huge pages: hits there are not counted, \
+                     and code that it copies while it is traced would kill it; turn that off in the program",
                     planned.name,
                     offsets.len(),
                     file.display
@@ -277,7 +277,7 @@ impl Worker {
         let left = by_content(thread, &code.unarmed(&lost, &memory)).0.len();
         let is_new = self.code_checks.is_new(pid, identity, Finding::ThrownAway);
         let what = format!(
-            "Target {name}: process {pid} has thrown away the breakpoints at {} of {} traced places of {} with pages of its code, as by \
+            "Target {name}: process {pid} has discarded the breakpoints at {} of {} traced places of {} with pages of its code, as by \
              madvise(2) with MADV_DONTNEED: what it called there since was not counted",
             lost.len(),
             all.len(),

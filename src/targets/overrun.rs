@@ -59,9 +59,9 @@ impl Overrun {
         let named: Vec<String> = running.iter().take(MAX_NAMED).map(u32::to_string).collect();
         let others = running.len() - named.len();
         log::error!(
-            "Target {}: {} was written over while breakpoints of its old code were in it: the exporter was stopped for longer than \
-             the writer waits (fs.lease-break-time). Who was started before the exporter went on may have executed wrong instructions: \
-             restart processes {}{}; the probes are out, and {mended} bytes were put right",
+            "Target {}: {} was written over while breakpoints of its old code were in it: the exporter was \
+             stopped for longer than a writer waits (fs.lease-break-time). Processes started before the exporter continued may \
+             have executed wrong instructions: restart processes {}{}; the probes are detached, and {mended} bytes were repaired",
             self.target,
             self.display,
             if named.is_empty() { "that still run it (none was found)".to_owned() } else { named.join(", ") },

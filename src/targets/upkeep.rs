@@ -84,7 +84,7 @@ impl Worker {
         let lost = self.kernel.lost_children();
         if lost > 0 && self.status.targets().lost_children == 0 {
             log::warn!(
-                "More processes were started by those that targets with `children: true` mean than can be remembered at once: hits of \
+                "Targets with `children: true` have more descendants than can be tracked at once: hits of \
                  the others are not counted (fibre_exporter_errors_total{{error_type=\"child_lost\"}})"
             );
         }

@@ -98,8 +98,8 @@ impl Worker {
         }
         if !files.sees_all() {
             log::warn!(
-                "/proc is that of an outer pid namespace: processes outside of the exporter's own are counted, but the kernel tells \
-                 nothing of what they map (breakpoints in copies, semaphores of lld's libraries): run in the pid namespace of \
+                "/proc is that of an outer pid namespace: processes outside of the exporter's own are counted, but \
+                 the kernel does not report what they map (breakpoints in copies, semaphores of lld's libraries): run in the pid namespace of \
                  /proc (`--pid=host`), or mount the /proc of this one"
             );
         }

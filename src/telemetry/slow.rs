@@ -49,7 +49,7 @@ impl Telemetry {
             .number(&[], numbers.waiting);
         to.counter(
             "fibre_exporter_slow_events_related_lost_total",
-            "Events of other probes that could not be looked at for slow events, because there were too many at once.",
+            "Events of other probes that were not considered for slow events, because there were too many at once.",
         )
         .number(&[], numbers.related_lost);
         to.gauge("fibre_exporter_slow_events_stored", "Events in the file.").number(&[], numbers.rows);

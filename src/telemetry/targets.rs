@@ -37,8 +37,8 @@ impl Telemetry {
         }
         let rows = to.counter(
             "fibre_exporter_breakpoints_thrown_away_total",
-            "Breakpoints that processes threw away with pages of their code (madvise with MADV_DONTNEED), found by a look \
-             now and then; they are set again, and hits in between are not counted.",
+            "Breakpoints that processes discarded with pages of their code (madvise with MADV_DONTNEED), found \
+             by periodic checks; they are set again, and hits in between are not counted.",
         );
         for (name, thrown_away) in names().zip(&counts.thrown_away) {
             rows.number(&[("target", name)], *thrown_away);

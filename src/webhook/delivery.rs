@@ -105,7 +105,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
                 not_before = Instant::now() + pause;
                 if told != reason {
                     log::warn!(
-                        "Slow events were not sent to the webhook {}: {reason}; it is tried again",
+                        "Slow events were not sent to the webhook {}: {reason}; retrying",
                         batch.receiver
                     );
                     told = reason;

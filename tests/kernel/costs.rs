@@ -236,7 +236,7 @@ fn by_default_only_what_lasts_is_detached_and_that_is_told_before() {
     exporter.scrape_until("it is counted", |metrics| metrics.sum("cheap_total", &[]) > 0.0);
     send_signal(moody.0.id(), "USR1");
     let shed = "fibre_exporter_probe_shed_seconds_total";
-    exporter.wait_for_log("if that goes on, the most expensive probes are detached for a while");
+    exporter.wait_for_log("if that continues, the most expensive probes are detached for a while");
     assert_eq!(exporter.scrape().sum(shed, &[]), 0.0);
     exporter.wait_for_log("more than limits.overhead (2%): cheap is detached for 10 s");
     exporter.scrape_until("that is told", |metrics| metrics.sum(shed, &[]) > 0.0);

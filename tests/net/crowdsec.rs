@@ -334,7 +334,7 @@ fn the_last_good_list_holds_while_crowdsec_is_away() {
     };
     engine.stop();
     up(&running, 0.0);
-    running.wait_for_log("failed to ask CrowdSec");
+    running.wait_for_log("failed to request decisions from CrowdSec");
     let age = |exporter: &Exporter| exporter.scrape().value("xdp_blocklist_source_age_seconds", &labels);
     let before = age(&running);
     until("the age grows", || age(&running) > before + 1.0);

@@ -176,7 +176,7 @@ fn commands_go_to_the_running_exporter() {
     assert_eq!((&one["source"], &one["ports"]), (&"command".into(), &"22".into()), "{one}");
     // The output names the exceptions.
     let wide = run(&["block", "192.0.0.0/8"]);
-    assert!(wide.contains("but for 192.0.2.0/28, in network.block.allow"), "{wide}");
+    assert!(wide.contains("except 192.0.2.0/28, in network.block.allow"), "{wide}");
     assert!(run(&["unblock", "192.0.0.0/8"]).contains("not blocked any more"));
     assert!(run(&["unblock", "192.0.0.0/8"]).contains("was not blocked"));
 
@@ -266,7 +266,7 @@ fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
     };
     let (status, text) = change("POST", "198.51.100.7");
     assert!(status == 507 && text.contains("65536 entries"), "{status} {text}");
-    exporter.wait_for_log("block 198.51.100.7/32 for good: by user \"writer\" from 127.0.0.1: refused");
+    exporter.wait_for_log("block 198.51.100.7/32 permanently: by user \"writer\" from 127.0.0.1: refused");
     // An existing entry can be changed, and unblocking makes room.
     assert_eq!(change("POST", "198.18.0.7").0, 200);
     assert_eq!(change("DELETE", "198.18.0.7").0, 200);

@@ -192,7 +192,7 @@ fn children_that_the_table_has_no_room_for_are_told() {
     let scrape = exporter.scrape_until("the loss to be told", |scrape| told(scrape) > 0.0);
     assert_eq!((told(&scrape), scrape.value("calls_total", &[])), (1.0, 100.0));
     assert_eq!(scrape.sum("fibre_exporter_probe_filtered_total", &[]), 7.0);
-    exporter.wait_for_log("More processes were started by those that targets with `children: true` mean");
+    exporter.wait_for_log("Targets with `children: true` have more descendants than can be tracked");
     children.delete(&[u32::MAX, u32::MAX].map(u32::to_ne_bytes).concat()).expect("make room");
     start("30");
     assert_eq!(exporter.scrape().value("calls_total", &[]), 130.0);

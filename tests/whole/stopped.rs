@@ -145,7 +145,7 @@ fn who_may_have_executed_what_was_written_over_is_named_and_put_right() {
     ends(Command::new("cp").args([&new, &binary]));
     let mut running =
         Command::new(&binary).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start it");
-    let is_mended = || exporter.log().contains("the probes are out, and 1 bytes were put right");
+    let is_mended = || exporter.log().contains("the probes are detached, and 1 bytes were repaired");
     let mapped = || fs::read_to_string(format!("/proc/{}/maps", running.id())).unwrap_or_default();
     wait_for("it to run", || mapped().contains("libc.so.6"));
     drop(stopped);

@@ -26,7 +26,7 @@ pub(in crate::config) fn listen(layers: &Layers<'_>, health_port: u16) -> Listen
             layers
                 .diags
                 .error(&addresses.at, "web_listen_address and web_systemd_socket are mutually exclusive")
-                .help("with web_systemd_socket the addresses stand in the socket unit");
+                .help("with web_systemd_socket the addresses are set in the socket unit");
             Listen::Inherited
         }
         (Some(addresses), None) => {

@@ -9,8 +9,8 @@ use crate::http::Demand;
 pub static WEB: Section = Section {
     name: "web",
     what: "a web configuration",
-    about: "How the endpoints are secured, in the words of Prometheus's exporters (exporter-toolkit). A file \
-            of this form can be given with `web_config_file` instead. It is read anew when it changes.",
+    about: "How the endpoints are secured, in the format of Prometheus's exporters (exporter-toolkit). A file \
+            of this form can be given with `web_config_file` instead. It is read again when it changes.",
     keys: Cow::Borrowed(&[
         Key::new("tls_server_config", Schema::Section(|| &TLS), "Certificates and TLS."),
         Key::new("http_server_config", Schema::Section(|| &HTTP), "HTTP."),
@@ -37,7 +37,7 @@ pub static TLS: Section = Section {
         Key::new(
             "client_auth_type",
             Schema::Words(client_auth_types),
-            "What is asked of a client's certificate.",
+            "Requirements for client certificates.",
         )
         .or("NoClientCert"),
         Key::new(
@@ -55,8 +55,12 @@ pub static TLS: Section = Section {
             Schema::List(&Schema::Text),
             "Subject alternative names (DNS, IP, email or URI), one of which a client's certificate must have.",
         ),
-        Key::new("min_version", Schema::Words(versions), "Oldest version of TLS; none below 1.2 is spoken.")
-            .or("TLS12"),
+        Key::new(
+            "min_version",
+            Schema::Words(versions),
+            "Oldest version of TLS; versions below 1.2 are not supported.",
+        )
+        .or("TLS12"),
         Key::new("max_version", Schema::Words(versions), "Newest version of TLS.").or("TLS13"),
         Key::new(
             "cipher_suites",
@@ -66,7 +70,7 @@ pub static TLS: Section = Section {
         Key::new(
             "prefer_server_cipher_suites",
             Schema::Boolean,
-            "Whether the order of the server's cipher suites decides, not that of the client's.",
+            "Whether the server's order of cipher suites takes precedence over the client's.",
         )
         .or("true"),
         Key::new(
@@ -128,7 +132,7 @@ pub static RATE_LIMIT: Section = Section {
         Key::new(
             "burst",
             Schema::Integer(0, 1_000_000),
-            "Requests that may come at once; with 0 none is served.",
+            "Burst of requests that is allowed at once; with 0, none is served.",
         )
         .or("0"),
     ]),

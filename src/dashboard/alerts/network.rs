@@ -34,7 +34,7 @@ pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> V
                 "warning",
                 ours("xdp_blocklist_file_readable == 0"),
                 "The blocklist file {{ $labels.file }} on {{ $labels.instance }} cannot be read.",
-                "The entries read before still hold, and become old. The exporter's log has the reason.",
+                "The entries read before stay in effect, and become stale. The exporter's log has the reason.",
             )
             .lasting("10m"),
         );
@@ -43,7 +43,7 @@ pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> V
             "warning",
             ours("xdp_blocklist_stored == 0"),
             "Entries added to the blocklist of {{ $labels.instance }} are not stored.",
-            "They hold now, and are gone after a restart. The disk is full or the file cannot be written; see the log.",
+            "They are in effect now, and lost at a restart. The disk is full or the file cannot be written; see the log.",
         ));
         rules.extend(source_rules(block, ours));
         rules.push(Rule::new(
@@ -99,16 +99,16 @@ fn source_rules(block: &BlockConfig, ours: &dyn Fn(&str) -> String) -> Vec<Rule>
             "ExporterBlocklistSourceFailing",
             "warning",
             ours("xdp_blocklist_source_up == 0"),
-            "{{ $labels.source }} does not give the exporter on {{ $labels.instance }} what is to be blocked.",
-            "What it said before still holds, and becomes old. The exporter's log has the reason.",
+            "{{ $labels.source }} does not respond to the exporter on {{ $labels.instance }}.",
+            "Its last response stays in effect, and becomes stale. The exporter's log has the reason.",
         )
         .lasting("15m"),
         Rule::new(
             "ExporterBlocklistSourceOld",
             "warning",
             ours(&format!("({})", old.collect::<Vec<_>>().join(" or "))),
-            "What {{ $labels.source }} has told the exporter on {{ $labels.instance }} to block is {{ $value | humanizeDuration }} old.",
-            "Who attacks now is not blocked, and who was blocked by mistake still is. The exporter's log has the reason.",
+            "The last response of {{ $labels.source }} to the exporter on {{ $labels.instance }} is {{ $value | humanizeDuration }} old.",
+            "Current attackers are not blocked, and addresses blocked by mistake still are. The exporter's log has the reason.",
         )
         .lasting("5m"),
     ]
@@ -122,7 +122,7 @@ pub(super) fn detection_rules(ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
             "warning",
             ours("increase(security_bans_refused_total{cause=~\"full|kernel|too_many\"}[10m]) > 0"),
             "Addresses that crossed the threshold of {{ $labels.kind }} on {{ $labels.instance }} were not banned: {{ $labels.cause }}.",
-            "They were found and go on. The blocklist is full, the kernel refused the change, or there were too many at once.",
+            "They were detected and continue. The blocklist is full, the kernel refused the change, or there were too many at once.",
         ),
         Rule::new(
             "ExporterDetectionIncomplete",

@@ -41,19 +41,21 @@ impl Search<'_, '_> {
         let decided = exits.values().filter(|exit| exit.is_costly()).count();
         let functions = || std::iter::once(&self.entry).chain(&self.followed);
         if functions().any(|of| self.has_jump_without_table(*of) && self.may_have_unseen_blocks(*of)) {
-            return Err("an indirect jump may lead to a block in a place of its own, and nothing tells which of them are \
-                        this function's"
-                .to_string());
+            return Err(
+                "an indirect jump may lead to a block in a place of its own, and nothing shows which \
+                        of them are this function's"
+                    .to_string(),
+            );
         }
         if self.code.runs_old_code() && functions().any(|of| self.has_jump_without_table(*of)) {
             return Err(
-                "an indirect jump may lead to where its code lay before BOLT moved it, which is still run"
+                "an indirect jump may lead to where its code was before BOLT moved it, which is still executed"
                     .to_string(),
             );
         }
         if self.code.is_stripped() && functions().any(|of| self.is_in_blocks(*of)) {
-            return Err("its basic blocks lie in places of their own, and the file is stripped of the symbols that tell \
-                        which of them are its"
+            return Err("its basic blocks are in separate places, and the file is stripped of the symbols \
+                        that show which of them belong to it"
                 .to_string());
         }
         if decided > MAX_CONDITIONAL_EXITS {

@@ -94,7 +94,7 @@ impl Crowdsec {
         if answer.status != StatusCode::OK {
             let hint = match answer.status {
                 StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
-                    "; the key is not known there: `cscli bouncers add NAME` makes one"
+                    "; the key is not known there: `cscli bouncers add NAME` creates one"
                 }
                 StatusCode::NOT_FOUND => "; is this the URL of CrowdSec's Local API?",
                 _ => "",

@@ -27,12 +27,8 @@ pub(in super::super) static BLOCK: Section = Section {
             "`enforce` drops packets, `observe` counts what would be dropped.",
         )
         .or("observe"),
-        Key::new(
-            "direction",
-            DIRECTION,
-            "Of entries that do not say it themselves, files, lists and CrowdSec.",
-        )
-        .or("ingress"),
+        Key::new("direction", DIRECTION, "Default direction of entries, files, lists and CrowdSec.")
+            .or("ingress"),
         Key::new(
             "entries",
             Schema::OneOrList(&Schema::Either(&[Schema::Text, Schema::Section(|| &ENTRY)])),
@@ -49,7 +45,7 @@ pub(in super::super) static BLOCK: Section = Section {
                 Schema::Text,
                 Schema::Section(|| &decode_feeds::BLOCKLIST_URL),
             ])),
-            "Lists to fetch, as `files` has them.",
+            "Lists to download, in the format of `files`.",
         ),
         Key::new(
             "crowdsec",
@@ -83,7 +79,7 @@ static ENTRY: Section = Section {
         Key::new(
             "ttl",
             Schema::LabelText,
-            "How long it holds, from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: no limit.",
+            "How long it stays in effect, from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: no limit.",
         ),
         Key::new(
             "direction",

@@ -23,7 +23,7 @@ pub(super) static CROWDSEC: Section = Section {
     keys: Cow::Borrowed(&[
         Key::new("url", Schema::Text, "URL of the Local API, such as `http://127.0.0.1:8080/`.").required(),
         Key::new("api_key_file", Schema::Path, "File with the key that `cscli bouncers add` prints."),
-        Key::new("interval", Schema::LabelText, "How often it is asked for changes: `10s`, `1m`.").or("10s"),
+        Key::new("interval", Schema::LabelText, "How often changes are requested: `10s`, `1m`.").or("10s"),
         Key::new(
             "scopes",
             Schema::OneOrList(&Schema::Words(|| words(DecisionScope::WORDS))),
@@ -34,7 +34,7 @@ pub(super) static CROWDSEC: Section = Section {
             Schema::OneOrList(&Schema::Text),
             "Only decisions of these origins, such as `crowdsec`, `cscli`, `CAPI`, `lists`. Default: all.",
         ),
-        Key::new("push", Schema::Section(|| &PUSH), "Tell it of bans by detection."),
+        Key::new("push", Schema::Section(|| &PUSH), "Report bans by detection to it."),
         CA,
         CERTIFICATE,
         KEY,
@@ -47,7 +47,7 @@ pub(super) static CROWDSEC: Section = Section {
 static PUSH: Section = Section {
     name: "push",
     what: "the settings of alerts",
-    about: "Bans by this exporter's detection become alerts with a decision in CrowdSec, so that all who ask it block the source.",
+    about: "Bans by this exporter's detection become alerts with a decision in CrowdSec, so that all its bouncers block the source.",
     keys: Cow::Borrowed(&[
         Key::new("machine", Schema::Text, "Name that `cscli machines add NAME --password ...` was given.")
             .required(),
@@ -59,15 +59,14 @@ static PUSH: Section = Section {
 const CA: Key = Key::new(
     "ca",
     Schema::Path,
-    "Certificates (PEM) of who must have issued the server's. Default: those that the system trusts.",
+    "Certificates (PEM) of the authorities that may have issued the server's. Default: those that the system trusts.",
 );
-const CERTIFICATE: Key =
-    Key::new("certificate", Schema::Path, "Client certificate to show (PEM); needs `key`.");
+const CERTIFICATE: Key = Key::new("certificate", Schema::Path, "Client certificate (PEM); needs `key`.");
 const KEY: Key = Key::new("key", Schema::Path, "Private key of `certificate` (PEM).");
 const INSECURE: Key = Key::new(
     "insecure_http",
     Schema::Boolean,
-    "Allow `http://` to another machine, where anybody on the way can read and change what is sent.",
+    "Allow `http://` to another machine, where anyone on the network path can read and change what is sent.",
 )
 .or("false");
 
@@ -79,8 +78,8 @@ pub(super) static BLOCKLIST_URL: Section = Section {
     keys: Cow::Borrowed(&[
         Key::new("url", Schema::Text, "URL of the list.").required(),
         Key::new("reason", Schema::Text, "Shown with its entries. Default: the URL."),
-        Key::new("interval", Schema::LabelText, "How often it is asked for: `5m`, `1h`.").or("1h"),
-        Key::new("sha256", Schema::Text, "Digest that the list must have: a list that never changes."),
+        Key::new("interval", Schema::LabelText, "How often the list is requested: `5m`, `1h`.").or("1h"),
+        Key::new("sha256", Schema::Text, "Digest that the list must have, for a list that never changes."),
         Key::new(
             "minisign",
             Schema::Text,
@@ -242,8 +241,10 @@ fn parsed_url(node: &Node<'_>, is_insecure_allowed: bool) -> Option<Url> {
         }
     };
     if !url.is_private() && !is_insecure_allowed {
-        node.error("plain http to another machine: anybody on the way can read and change what is sent")
-            .help("use https://, or allow it by insecure_http: true");
+        node.error(
+            "plain http to another machine: anyone on the network path can read and change what is sent",
+        )
+        .help("use https://, or allow it by insecure_http: true");
     }
     Some(url)
 }

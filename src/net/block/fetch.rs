@@ -156,10 +156,10 @@ fn signed_at(comment: &str) -> Option<u64> {
 fn is_no_older(signed: Option<u64>, kept: Option<u64>) -> Result<(), String> {
     match (signed, kept) {
         (Some(signed), Some(kept)) if signed < kept => {
-            Err(format!("it was signed {} s before the list that is kept; older lists are rejected", kept - signed))
+            Err(format!("it was signed {} s before the cached list; older lists are rejected", kept - signed))
         }
         (None, Some(_)) => Err(
-            "its signature does not say when it was signed (no timestamp in the trusted comment), unlike that of the list that is kept"
+            "its signature does not say when it was signed (no timestamp in the trusted comment), unlike that of the cached list"
                 .to_string(),
         ),
         _ => Ok(()),

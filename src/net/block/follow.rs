@@ -39,7 +39,10 @@ impl Blocklist {
             match started {
                 Ok(_) => followers.0.push((followed, sender)),
                 Err(err) => {
-                    log::error!("blocklist: failed to start a thread that asks {}: {err}", followed.name())
+                    log::error!(
+                        "blocklist: failed to start a thread that requests {}: {err}",
+                        followed.name()
+                    )
                 }
             }
         }
@@ -112,7 +115,7 @@ impl Blocklist {
             Err(err) => {
                 if !std::mem::replace(&mut *failed, true) {
                     log::error!(
-                        "blocklist: CrowdSec's decisions hold, but are not kept for after a restart: failed to write {}: {err}",
+                        "blocklist: CrowdSec's decisions are in effect, but not stored for a restart: failed to write {}: {err}",
                         path.display()
                     );
                 }
@@ -202,7 +205,7 @@ fn poll_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Rece
                 list.answered(NAME, false);
                 if failing.as_ref() != Some(&error) {
                     log::warn!(
-                        "blocklist: failed to ask CrowdSec at {}: {error}; what it has decided before holds for its time",
+                        "blocklist: failed to request decisions from CrowdSec at {}: {error}; earlier ones stay in effect until they expire",
                         config.url
                     );
                 }
@@ -258,7 +261,7 @@ fn report_bans(list: &Weak<Blocklist>, config: &CrowdsecConfig, woken: &Receiver
             Some(error) => {
                 if failing.as_ref() != Some(error) {
                     log::warn!(
-                        "blocklist: failed to report bans to CrowdSec at {}: {error}; they hold here and will be reported later",
+                        "blocklist: failed to report bans to CrowdSec at {}: {error}; they are in effect here and will be reported later",
                         config.url
                     );
                 }

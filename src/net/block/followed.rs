@@ -60,7 +60,7 @@ impl Followed {
 pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec<(String, i64)> {
     let mut ages = Vec::new();
     if config.file.is_none() && !config.urls.is_empty() {
-        log::error!("blocklist: lists are not fetched: they are kept beside `file`, which is not set");
+        log::error!("blocklist: lists are not downloaded: they are cached beside `file`, which is not set");
     }
     for followed in Followed::all(config) {
         let Followed::Url(list, path) = &followed else { continue };
@@ -108,7 +108,7 @@ impl ListState {
         let Some((bans, age)) = left(config) else { return };
         if !bans.is_empty() {
             log::info!(
-                "blocklist: {} decisions of CrowdSec go on, {age} s after its last answer",
+                "blocklist: {} decisions of CrowdSec, received {age} s ago, stay in effect",
                 bans.len()
             );
         }

@@ -76,7 +76,7 @@ fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
             (first, Some(*last))
         }
         (None, others) if numbers(others) => (first, None),
-        _ => return Err(format!("{text:?}: unexpected text behind the address")),
+        _ => return Err(format!("{text:?}: unexpected text after the address")),
     };
     if let Some(last) = last {
         let ends = address(first).zip(address(last));
@@ -116,7 +116,7 @@ pub(crate) fn lenient(text: &str) -> Result<(Prefix, Option<String>), String> {
             .filter(|(address, bits)| *bits <= if address.is_ipv4() { 32 } else { 128 })
             .map(|(address, bits)| Prefix::new(address, bits))
             .map(|prefix| {
-                (prefix, Some(format!("{text:?} has bits set behind its prefix length; taken as {prefix}")))
+                (prefix, Some(format!("{text:?} has bits set after its prefix length; read as {prefix}")))
             })
             .ok_or(error),
     };
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(file.invalid, 6);
         let lines: Vec<usize> = file.told.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [1, 2, 4, 5, 6, 7, 8]);
-        assert!(file.told[0].1.contains("taken as 192.0.2.0/24"), "{:?}", file.told);
+        assert!(file.told[0].1.contains("read as 192.0.2.0/24"), "{:?}", file.told);
         assert!(file.is_none());
         assert!(ListFile::parse(b"<html>\n<body>\nNot found\n</body>\n</html>\n").is_none());
         assert!(!ListFile::parse(b"").is_none() && !ListFile::parse(b"x\n").is_none());

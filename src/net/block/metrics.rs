@@ -43,12 +43,12 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     let mut up = family(
         "xdp_blocklist_source_up",
         Kind::Gauge,
-        "1 if the last request to a source on another machine was answered; if 0, what it said before still holds.",
+        "1 if the last request to a remote source was answered; if 0, its last response stays in effect.",
     );
     let mut age = family(
         "xdp_blocklist_source_age_seconds",
         Kind::Gauge,
-        "Time since the last good answer of a source on another machine.",
+        "Time since the last successful response of a remote source.",
     );
     let mut ignored = family(
         "xdp_blocklist_ignored_decisions_total",
@@ -81,12 +81,12 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     let mut invalid = family(
         "xdp_blocklist_file_invalid_lines",
         Kind::Gauge,
-        "Lines of a blocklist file that were not understood when it was last read.",
+        "Invalid lines of a blocklist file when it was last read.",
     );
     let mut readable = family(
         "xdp_blocklist_file_readable",
         Kind::Gauge,
-        "1 if the blocklist file was read; if 0, the entries read before still hold.",
+        "1 if the blocklist file was read; if 0, the entries read before stay in effect.",
     );
     for (path, lines, is_read) in &summary.files {
         invalid.number(&[("file", path)], *lines);
@@ -115,11 +115,14 @@ pub(in super::super) fn families(summary: &Summary) -> Vec<Family> {
     let mut alerts = family(
         "xdp_blocklist_alerts_total",
         Kind::Counter,
-        "Bans by detection that CrowdSec was to be told of: sent; not sent because it refused them, because they were over before it answered \
-         (late), or because too many waited (full).",
+        "Bans by detection to be reported to CrowdSec: sent; not sent because it rejected them (refused), \
+         because they expired first (late), or because the queue was full (full).",
     );
-    let mut waiting =
-        family("xdp_blocklist_alerts_waiting", Kind::Gauge, "Bans that CrowdSec is yet to be told of.");
+    let mut waiting = family(
+        "xdp_blocklist_alerts_waiting",
+        Kind::Gauge,
+        "Bans that are still to be reported to CrowdSec.",
+    );
     if let Some(numbers) = &summary.alerts {
         for (result, count) in [
             ("sent", numbers.sent),

@@ -22,7 +22,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
         let origins =
             if crowdsec.origins.is_empty() { "all".to_string() } else { crowdsec.origins.join(", ") };
         lines.push(format!(
-            "  decisions of CrowdSec at {}, asked for every {} s (scopes: {}; origins: {origins})",
+            "  decisions of CrowdSec at {}, requested every {} s (scopes: {}; origins: {origins})",
             crowdsec.url,
             crowdsec.interval.as_secs(),
             scopes.join(", ")
@@ -37,7 +37,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
             check => check.to_string(),
         };
         lines.push(format!(
-            "  the list at {}, asked for every {} s ({check})",
+            "  the list at {}, downloaded every {} s ({check})",
             list.url,
             list.interval.as_secs()
         ));

@@ -55,7 +55,7 @@ impl Protected {
     pub fn log_new(&self, before: &Self) {
         for (prefix, why) in &self.prefixes {
             if !before.prefixes.contains_key(prefix) {
-                log::info!("blocklist: from now on never dropped: {prefix} ({why})");
+                log::info!("blocklist: now protected, never dropped: {prefix} ({why})");
             }
         }
     }

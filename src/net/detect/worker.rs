@@ -200,7 +200,7 @@ impl Ban for List<'_> {
             return Err(("no_blocklist", "network.block is not configured".to_string()));
         };
         if self.is_connected {
-            let why = "connections of it work, so it may be another's who uses its address, or many users behind one";
+            let why = "it has working connections, so its address may be spoofed, or shared by many users";
             return Err(("connected", why.to_string()));
         }
         if self.is_too_much {

@@ -38,7 +38,7 @@ fn families(counted: &[Counted<'_>]) -> Vec<Family> {
 
 /// Sent packets that the blocklist drops or would drop.
 pub(crate) fn sent_drops(counted: &[Counted<'_>]) -> [Family; 2] {
-    let dropped = "Frames that were to be sent and were dropped, by reason as in xdp_drops_total.";
+    let dropped = "Sent frames that were dropped, by reason as in xdp_drops_total.";
     let would = "Frames that were sent and would be dropped if network.block enforced, by reason.";
     let family = |name, help, number| by_reason(name, help, Direction::Egress, counted, number);
     [

@@ -29,16 +29,16 @@ macro_rules! module {
 pub(in super::super) static DETECT: Section = Section {
     name: "detect",
     what: "the detection",
-    about: "Detection of attacks by the tables of talkers and flows, once a second. It turns these tables on. `true` turns a module on with \
-            its defaults.",
+    about: "Detection of attacks from the tables of talkers and flows, once a second. It enables these tables. `true` \
+            enables a module with its defaults.",
     keys: Cow::Borrowed(&[
         Key::new(
             "syn_flood",
             module!(SYN_FLOOD),
-            "TCP SYN without a connection, by source; and in all, which bans nobody.",
+            "TCP SYNs without a connection: per source, and in total, which leads to no ban.",
         )
         .or("false"),
-        Key::new("port_scan", module!(PORT_SCAN), "Different destination ports of a source that no connection came of.")
+        Key::new("port_scan", module!(PORT_SCAN), "Distinct destination ports that a source tried without a connection.")
             .or("false"),
         Key::new(
             "tcp_anomalies",
@@ -62,12 +62,12 @@ const fn ports(name: &'static str, about: &'static str) -> Key {
 static SYN_FLOOD: Section = Section {
     name: "syn_flood",
     what: "the detection of SYN floods",
-    about: "A source whose connections work is not banned for a SYN flood: it may be another's who uses its address.",
+    about: "A source with working connections is not banned for a SYN flood: its address may be spoofed.",
     keys: Cow::Borrowed(&[
         MODE,
-        rate("per_source", "SYNs per second from a source that no connection came of.").or("100"),
-        rate("in_all", "SYNs per second from all sources, those of real connections included.").or("5000"),
-        Key::new("within", Schema::LabelText, "The time that this is the average of, up to `10m`.").or("10s"),
+        rate("per_source", "SYNs per second from one source that led to no connection.").or("100"),
+        rate("in_all", "SYNs per second from all sources, including those of real connections.").or("5000"),
+        Key::new("within", Schema::LabelText, "The time that is averaged over, up to `10m`.").or("10s"),
         TTL,
         MAX_TTL,
     ]),
@@ -77,7 +77,7 @@ static SYN_FLOOD: Section = Section {
 static PORT_SCAN: Section = Section {
     name: "port_scan",
     what: "the detection of port scans",
-    about: "Ports to which a connection came about, or where UDP was answered, do not count.",
+    about: "Ports with a successful connection, or with answered UDP, do not count.",
     keys: Cow::Borrowed(&[
         MODE,
         ports("ports", "Different destination ports within a short time.").or("20"),
@@ -96,7 +96,7 @@ static TCP_ANOMALIES: Section = Section {
     about: "TCP segments with flags that no connection has.",
     keys: Cow::Borrowed(&[
         MODE,
-        rate("packets", "Such segments of a source within this time.").or("5"),
+        rate("packets", "Such segments from one source within this time.").or("5"),
         Key::new("within", Schema::LabelText, "The time, up to `10m`.").or("60s"),
         TTL,
         MAX_TTL,
@@ -112,11 +112,11 @@ static RATES: Section = Section {
         MODE,
         rate("packets", "Packets per second of a source."),
         Key::new("bytes", Schema::Integer(1, i64::MAX), "Bytes per second of a source."),
-        rate("prefix_packets", "Packets per second of a prefix, all of which is banned."),
+        rate("prefix_packets", "Packets per second of a prefix, which is banned as a whole."),
         Key::new("prefix_bytes", Schema::Integer(1, i64::MAX), "Bytes per second of a prefix."),
         Key::new("ipv4_prefix", Schema::Integer(8, 31), "Length of IPv4 prefixes.").or("24"),
         Key::new("ipv6_prefix", Schema::Integer(16, 127), "Length of IPv6 prefixes.").or("64"),
-        Key::new("within", Schema::LabelText, "The time that this is the average of, up to `10m`.").or("10s"),
+        Key::new("within", Schema::LabelText, "The time that is averaged over, up to `10m`.").or("10s"),
         TTL,
         MAX_TTL,
     ]),

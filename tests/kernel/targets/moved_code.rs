@@ -207,8 +207,7 @@ fn breakpoints_that_a_process_throws_away_are_set_again() {
             });
             expected = counted(&exporter);
         }
-        let told =
-            format!("process {} has thrown away the breakpoints at 1 of 1 traced places", program.pid());
+        let told = format!("process {} has discarded the breakpoints at 1 of 1 traced places", program.pid());
         exporter.wait_for_log(&told);
         assert_eq!(exporter.log().matches(&told).count(), 1, "{}", exporter.log());
         other.fire(10);
