@@ -200,7 +200,7 @@ mod tests {
 
     /// Fails under Miri if a structure has padding.
     #[test]
-    fn plain_structures_have_no_byte_that_is_not_theirs() {
+    fn plain_structs_have_no_padding() {
         fn sum<T: Plain>() -> u64 {
             bytes_of(&T::default()).iter().map(|byte| u64::from(*byte)).sum()
         }
@@ -238,7 +238,7 @@ mod tests {
 
     /// `tests/unprivileged/numbers.rs` does the same with the kernel's own source, in every order.
     #[test]
-    fn numbers_that_are_given_back_while_others_take_them_stay_apart() {
+    fn concurrently_released_numbers_stay_unique() {
         const NUMBERS: u32 = 5;
         let rounds = if cfg!(miri) { 30 } else { 20_000 };
         let interners = Mapped::<InternerView>::zeros(1);

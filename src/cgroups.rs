@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_cgroup_is_called() {
+    fn cgroup_display_names() {
         let id = "0123456789abcdef".repeat(4);
         let of = |path: &str, what| display(&Belongs::parse(path), what);
         let path = |text: &str| of(text, CgroupName::Path);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn cgroups_that_come_and_go_are_not_remembered_for_ever() {
+    fn cgroup_cache_is_bounded() {
         let mut cgroups = Cgroups::default();
         cgroups.known.extend((0..CACHE_SIZE as u64).map(|n| (u64::MAX - n, None)));
         let (id, _) = super::cgroups(&cgroup_root().unwrap()).next().unwrap();
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_is_not_there_is_its_number() {
+    fn missing_cgroup_is_shown_by_id() {
         let mut text = String::new();
         assert!(!push(u64::MAX, CgroupName::Pod, &mut text));
         assert!(push(u64::MAX, CgroupName::Path, &mut text));

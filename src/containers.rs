@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_docker_and_of_podman() {
+    fn finds_docker_and_podman_names() {
         let directory = tempfile::tempdir().unwrap();
         let (first, second) = ("0123456789abcdef".repeat(4), "fedcba9876543210".repeat(4));
         let containers = Containers::below(directory.path());
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn engines_that_keep_their_data_elsewhere() {
+    fn finds_engines_with_other_data_directories() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let id = |digit: &str| digit.repeat(64);
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn who_watches_a_container_is_not_in_it() {
+    fn container_monitor_is_not_in_the_container() {
         let id = "0123456789abcdef".repeat(4);
         for inside in [
             format!("0::/machine.slice/libpod-{id}.scope/container\n"),
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_kubernetes() {
+    fn finds_kubernetes_names() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let (id, uid) = ("0123456789abcdef".repeat(4), "1b4e28ba-2fa1-11d2-883f-0016d3cca427");

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn every_stop_costs_whatever_became_of_the_hit() {
+    fn every_stop_costs_regardless_of_outcome() {
         let counted = &probes("      - on: usdt:p:a\n        metrics: [counter: a_total]\n")[0];
         for slot in [
             accounting_slot::ACCT_AGGREGATED,
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_by_trampoline_is_paid_for_once() {
+    fn trampoline_call_is_charged_once() {
         let by = "        returns_by: trampoline\n";
         let timed = probes(&format!(
             "      - function: f\n{by}        metrics: [{{ histogram: f_seconds, value: duration }}]\n"

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_is_that_of_the_process() {
+    fn root_follows_the_process() {
         assert_eq!(root_of(Path::new("/usr/bin/x")), Path::new("/"));
         assert_eq!(root_of(Path::new("/proc/12/exe")), Path::new("/proc/12/root"));
         assert_eq!(root_of(Path::new("/proc/12/root/usr/bin/x")), Path::new("/proc/12/root"));
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn links_do_not_lead_out_of_the_root() {
+    fn symlinks_cannot_escape_the_root() {
         let root = tempfile::tempdir().unwrap();
         let outside = tempfile::NamedTempFile::new().unwrap();
         fs::write(outside.path(), "outside").unwrap();

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_text_and_faults() {
+    fn decodes_integers_text_and_faults() {
         let bytes = record(2, &[u64::MAX, 3 << 32 | 4, 9], b"abcdefg", 256, 0b100);
         let event = Event::decode(&bytes).unwrap();
         assert_eq!(event.probe, 3);
@@ -138,13 +138,13 @@ mod tests {
     }
 
     #[test]
-    fn text_that_points_outside_is_unreadable() {
+    fn out_of_bounds_text_is_unreadable() {
         let bytes = record(2, &[250 << 32 | 250], b"abc", 256, 0);
         assert_eq!(Event::decode(&bytes).unwrap().value(0, true), EventValue::Unreadable);
     }
 
     #[test]
-    fn every_cut_is_refused_or_read_in_bounds() {
+    fn rejects_truncated_records() {
         let bytes = record(1, &[1; 12], b"", 0, 0);
         for len in 0..bytes.len() {
             assert!(Event::decode(&bytes[..len]).is_err(), "{len}");

@@ -254,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_apart_and_shared_by_threads() {
+    fn values_are_distinct_and_shared_between_threads() {
         let mapped = Mapped::<[AtomicU64; 3]>::zeros(4);
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "it maps files")]
-    fn a_map_that_cannot_be_mapped_is_an_error() {
+    fn unmappable_map_is_an_error() {
         let file = tempfile::tempfile().unwrap();
         for values in [0, usize::MAX / 4, usize::MAX] {
             assert!(Mapped::<AtomicU64>::new(file.as_fd(), values).is_err(), "{values}");
@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "it maps files")]
-    fn code_is_seen_by_file_offset_and_never_kills_the_reader() {
+    fn code_view_survives_truncation() {
         let mut file = tempfile::tempfile().unwrap();
         file.seek(SeekFrom::Start(3 * PAGE - 1)).unwrap();
         file.write_all(&[7, 8, 9]).unwrap();

@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_and_what_is_none() {
+    fn decodes_valid_text_only() {
         assert_eq!(decode("a%5Bb%5d+%C3%a9").as_deref(), Some("a[b] é"));
         for broken in ["%", "%5", "%zz", "%+5", "%ff"] {
             assert_eq!(decode(broken), None, "{broken}");
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_a_key() {
+    fn finds_all_values_of_a_key() {
         let of = |query| values(query, "name[]");
         assert_eq!(of("name[]=a&x=1&name%5B%5D=b%5fc&name%5b%5d=%"), ["a", "b_c", "%"]);
         assert!(of("").is_empty() && of("name[]").is_empty());

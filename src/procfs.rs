@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_maps() {
+    fn parses_maps_lines() {
         let line =
             "55d0a000-55d0b000 r-xp 00002000 fe:10 247003                     /usr/bin/a file (deleted)";
         let right = Mapping {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_stat_are_counted_from_the_end_of_the_name() {
+    fn stat_fields_follow_the_last_parenthesis() {
         let text = "77 (a) b (c)) S 1 2 3 4 5 6 7 8 9 10 150 33 11 12 20 0 5 0 9000 4096000 250 1844 1 1 0 0";
         let stat = Stat {
             parent: 1,

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_that_nobody_writes_to_is_refused_at_once() {
+    fn pipe_without_a_writer_is_rejected_immediately() {
         let directory = tempfile::tempdir().unwrap();
         let (pipe, file) = (directory.path().join("pipe"), directory.path().join("file"));
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn holes_are_zeros_and_take_up_no_memory() {
+    fn holes_read_as_zeros_without_using_memory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sparse");
         let file = File::create(&path).unwrap();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_any_size_is_an_error_and_not_the_end() {
+    fn oversized_file_is_an_error() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("huge");
         File::create(&path).unwrap().set_len(1 << 40).unwrap();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_whole_wherever_it_has_been_read_to() {
+    fn read_all_ignores_the_file_position() {
         use std::io::{Read, Write};
         let mut file = tempfile::tempfile().unwrap();
         let text: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_given_once_and_end_at_the_limit() {
+    fn numbers_are_unique_and_limited() {
         let store = store(2);
         assert_eq!(store.number(0, b"a"), Some(0));
         assert_eq!(store.number(0, b"b"), Some(1));
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_mean_the_same_to_the_next_exporter() {
+    fn numbers_survive_restart() {
         let kept = std::sync::Arc::new(KeptNames::default());
         let store = || {
             let numbers = Mapped::zeros(UserStore::numbers(4, 1));
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn sums_of_negative_numbers_wrap_to_the_right_total() {
+    fn negative_sums_wrap_correctly() {
         let store = store(0);
         store.add(1, (-5i64) as u64);
         store.add(1, 2);

@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_of_this_process_has_its_name() {
+    fn resolves_a_function_of_this_process() {
         let mut symbols = Symbols::new();
         let address = a_function_of_the_test as *const () as u64;
         for _ in 0..2 {
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stack_has_the_functions_as_far_as_there_are_some() {
+    fn stack_is_resolved_as_far_as_possible() {
         let mut symbols = Symbols::new();
         let address = a_function_of_the_test as *const () as u64;
         let me = std::process::id();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_too_large_to_be_read_has_names() {
+    fn resolves_names_in_a_large_mapped_file() {
         let me = std::process::id();
         let address = a_function_of_the_test as *const () as u64;
         let maps = text(format!("/proc/{me}/maps")).unwrap();
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn another_file_of_the_same_path_names_nothing() {
+    fn ignores_another_file_at_the_same_path() {
         let me = std::process::id();
         let exe = std::env::current_exe().unwrap();
         let meta = std::fs::metadata(&exe).unwrap();

@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wider_than_the_screen_becomes_blocks() {
+    fn wide_rows_become_blocks() {
         let mut table =
             TextTable::new(2, &["PROBE", "SITES", "ARGUMENTS", "METRIC", "IN"]).explained_unless("kernel");
         let row = |cells: [&str; 5]| cells.map(str::to_string);
@@ -238,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_is_longer_than_the_screen_stays_whole() {
+    fn overlong_word_is_not_split() {
         let mut text = String::new();
         wrap("a bbbbbbbbbb c", 1, 6, &mut text);
         assert_eq!(text, " a\n   bbbbbbbbbb\n   c\n");
     }
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_cell_and_nothing_trails() {
+    fn columns_fit_their_widest_cell_without_trailing_space() {
         let mut table = TextTable::new(2, &["NAME", "N"]);
         table.row(["é".to_string(), "10".to_string(), "last".to_string()]);
         table.line("about it");
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn one_very_long_cell_does_not_move_the_columns_of_the_others() {
+    fn overlong_cell_does_not_widen_its_column() {
         let mut table = TextTable::new(0, &["NAME", "N"]);
         let long = "x".repeat(MAX_CELL + 1);
         table.row([long.clone(), "1".to_string()]);

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn states_are_painted_and_words_of_a_sentence_are_not() {
+    fn only_states_are_colored() {
         assert_eq!(paint("  t  usdt:a:b  attached  1\n"), "  t  usdt:a:b  \x1b[32mattached\x1b[0m  1\n");
         assert_eq!(paint("    state refused, sites 0\n"), "    state \x1b[31mrefused\x1b[0m, sites 0\n");
         assert_eq!(paint("      warning: x"), "      \x1b[33mwarning:\x1b[0m x");

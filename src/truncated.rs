@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pages_that_vanish_are_zeros() {
+    fn truncated_pages_read_as_zeros() {
         let file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut &file, &[7; 3 * PAGE]).unwrap();
         // SAFETY: a new mapping of three pages.

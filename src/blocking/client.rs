@@ -255,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_short() {
+    fn durations_are_abbreviated() {
         for (seconds, text) in [(0.0, "0s"), (59.6, "1m"), (61.0, "1m1s"), (3600.0, "1h"), (90_061.0, "1d1h")]
         {
             assert_eq!(shown_time(seconds), text);
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_answer_is_one() {
+    fn incomplete_responses_are_not_parsed() {
         let whole = "HTTP/1.1 409 Conflict\r\nContent-Length: 3\r\n\r\nno\n";
         assert_eq!(parsed(whole), Some((409, "no\n")));
         for cut in 0..whole.len() {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spared_is_said() {
+    fn exceptions_are_reported() {
         let answer = json!({
             "prefix": "10.0.0.0/8", "changed": true, "enforced": true, "except": { "10.0.0.1/32": "protected (own address)" }
         });

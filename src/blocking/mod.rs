@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_changes_are_refused_and_others_are_not_hindered() {
+    fn changes_are_rate_limited_per_client() {
         let (limiter, now) = (Limiter::default(), Instant::now());
         let from = |address: [u8; 4]| Caller::Remote(Some("a".into()), address.into());
         let busy = from([127, 0, 0, 1]);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_understood_or_explained() {
+    fn parses_requests_and_explains_errors() {
         let (entry, confirm) =
             asked("ttl=1h&reason=port+scan%0a&direction=both&protocol=tcp&ports=1-9&confirm=60s").unwrap();
         assert_eq!(confirm, Some(Duration::from_secs(60)));

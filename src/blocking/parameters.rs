@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_is_named_in_the_path_the_query_or_the_body() {
+    fn prefix_may_come_from_path_query_or_body() {
         for (below, query, body, expected) in [
             ("192.0.2.0/24", "", "", "192.0.2.0/24"),
             ("192.0.2.0%2F24", "", "", "192.0.2.0/24"),
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_explained() {
+    fn invalid_parameters_are_explained() {
         for (below, query, body, said) in [
             ("", "", "", "name a prefix"),
             ("::1", "prefix=::1", "", "both"),

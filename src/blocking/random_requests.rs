@@ -178,7 +178,7 @@ fn network() -> Network {
 }
 
 #[test]
-fn random_requests_leave_what_a_model_has_as_root() {
+fn random_requests_match_the_model_as_root() {
     let network = network();
     let list = network.blocklist().unwrap();
     let mut model: BTreeMap<String, Entry> = BTreeMap::new();
@@ -242,7 +242,7 @@ fn random_requests_leave_what_a_model_has_as_root() {
 }
 
 #[test]
-fn who_change_the_same_at_once_leave_one_list_as_root() {
+fn concurrent_changes_leave_a_consistent_list_as_root() {
     let network = network();
     let list = network.blocklist().unwrap();
     // At the end, a listed address has been added once more than it was removed.

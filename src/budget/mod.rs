@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_that_have_left_are_forgotten() {
+    fn removed_targets_are_forgotten() {
         let mut all = Controllers::new();
         for name in ["a", "b"] {
             all.targets.insert(name.to_string(), Controller::default());

@@ -195,12 +195,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn command_definition_is_valid() {
         command().debug_assert();
     }
 
     #[test]
-    fn every_flag_of_the_table() {
+    fn every_table_flag_is_accepted() {
         for key in KEYS {
             let long = format!("--{}", key.flag);
             let mut forms = vec![long.clone()];
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn command_lines_of_the_python_exporter() {
+    fn accepts_python_exporter_command_lines() {
         let all = run(&[
             "-b",
             "/usr/bin/bitcoind",
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn commands() {
+    fn parses_subcommands() {
         let parsed = |args: &[&str]| parse([&["exporter"], args].concat()).unwrap();
         let file = PathBuf::from("c.yaml");
         assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: None });
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_and_flag_has_its_man_page() {
+    fn every_command_and_flag_is_in_the_man_pages() {
         let page = |of: Option<&str>| String::from_utf8(man_page(of).unwrap()).unwrap();
         let whole = page(None).replace("\\-", "-");
         for flag in command().get_opts().filter_map(clap::Arg::get_long) {
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_leaves_with_2() {
+    fn usage_errors_exit_with_2() {
         let wrong: &[&[&str]] = &[
             &["--prot", "1"],
             &["--port"],
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn help_and_version_are_no_errors() {
+    fn help_and_version_exit_with_0() {
         let version = refused(&["--version"]);
         assert_eq!((version.kind(), version.exit_code()), (ErrorKind::DisplayVersion, 0));
         assert_eq!(version.to_string(), format!("exporter {}\n", env!("CARGO_PKG_VERSION")));
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_flag_does_not_show_its_value() {
+    fn mistyped_flag_does_not_leak_its_value() {
         let found = refused(&["--metrics-auth-pasword=hunter2"]).to_string();
         assert!(!found.contains("hunter2"), "{found}");
     }

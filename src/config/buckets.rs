@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn three_forms() {
+    fn accepts_list_linear_and_exponential() {
         assert_eq!(read("[1ms, 5ms, 0.01, 1, 2.5]"), Ok(vec![0.001, 0.005, 0.01, 1.0, 2.5]));
         assert_eq!(read("[-1, 0, 1KiB]"), Ok(vec![-1.0, 0.0, 1024.0]));
         assert_eq!(read("linear: {start: 0, width: 2.5, count: 3}"), Ok(vec![0.0, 2.5, 5.0]));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn native_bounds_are_as_fine_as_there_is_room_for() {
+    fn native_bounds_use_the_finest_schema_that_fits() {
         for (first, last, factor) in [
             (1e-6, 100.0, 2f64.sqrt()),
             (1e-3, 10.0, 2f64.powf(0.25)),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn errors() {
+    fn rejects_invalid_buckets() {
         let many = format!("[{}]", (0..64).map(|n| n.to_string()).collect::<Vec<_>>().join(","));
         let cases = [
             ("5", "expected buckets, found"),

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn every_operator_and_operand() {
+    fn parses_every_operator_and_operand() {
         let int = |name: &str, op, n| (name.to_owned(), op, Operand::Int(n));
         let text = |name: &str, op, t: &str| (name.to_owned(), op, Operand::Str(t.to_owned()));
         assert_eq!(one("retval > 0"), int("retval", Op::Gt, 0));
@@ -195,13 +195,13 @@ mod tests {
     }
 
     #[test]
-    fn joined() {
+    fn parses_joined_conditions() {
         let parsed = parse("a > 1 and b == 'and' and c<2").unwrap();
         assert_eq!(parsed.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
     }
 
     #[test]
-    fn errors() {
+    fn rejects_invalid_conditions() {
         let cases = [
             ("a", "expected a comparison after `a`, found the end"),
             ("a 5", "expected a comparison after `a`, found \"5\""),

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shown_in_the_order_of_the_sources_and_lines() {
+    fn diagnostics_are_sorted_by_source_and_line() {
         let file = Place::top(ConfigSource::File("c.yaml".into()));
         let at = |place: Place, line, column| place.at(Some(Position { line, column }));
         let diags = Diagnostics::new();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_help_for_many_is_said_once() {
+    fn repeated_help_is_shown_once() {
         let file = Place::top(ConfigSource::File("c.yaml".into()));
         let diags = Diagnostics::new();
         for (line, help) in [(1, "one"), (2, "two"), (3, "two"), (4, "one")] {
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_a_flood_are_shown() {
+    fn long_diagnostics_are_truncated() {
         let file = Place::top(ConfigSource::File("c.yaml".into()));
         let diags = Diagnostics::new();
         for line in (0..MAX_SHOWN + 1).rev() {

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_exclude_each_other() {
+    fn conflicting_addresses_are_detected() {
         let all = ListenAddress::Tcp { host: None, port: 1 };
         let other_port = ListenAddress::Tcp { host: None, port: 2 };
         for (one, other, is_excluded) in [

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_by_their_form() {
+    fn pattern_kind_follows_from_the_text() {
         assert_eq!(text_pattern("abc"), Ok(Pattern::Exact("abc".into())));
         assert_eq!(text_pattern(""), Ok(Pattern::Exact("".into())));
         assert_eq!(text_pattern("F*"), Ok(Pattern::Prefix("F".into())));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_a_match_is_kept_and_numbers_are_numbers() {
+    fn match_preserves_order_and_integer_keys() {
         let labels = read("a: {value: x, match: {z*: 1, -5: b, '7': true, a: d}, default: e, limit: 9}");
         let label = labels.unwrap().remove(0);
         let text = |t: &str| t.to_owned();
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_taken() {
+    fn rejects_invalid_label_names() {
         for name in ["le", "node", "__x", "a-b", "9"] {
             assert!(read(&format!("{name}: x")).unwrap_err().contains("is not a valid label name"), "{name}");
         }

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_are_taken() {
+    fn reserved_metric_names_are_detected() {
         for name in
             ["up", "scrape_duration_seconds", "scrape_x", "ALERTS", "process_x", "fibre_exporter_info"]
         {

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_read_like_the_file() {
+    fn paths_follow_the_file_structure() {
         let at = Place::none().key("targets").index(0).key("probes").index(2).key("metrics").index(0);
         assert_eq!(at.key("buckets").to_string(), "targets[0].probes[2].metrics[0].buckets");
         assert_eq!(Place::none().key("match").key("F*").to_string(), "match[\"F*\"]");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn files_start_paths_in_their_own_directory() {
+    fn relative_paths_start_at_the_file_directory() {
         let source = |path: &str| ConfigSource::File(path.into());
         assert_eq!(source("/etc/e/c.yaml").dir(), Some(Path::new("/etc/e")));
         assert_eq!(source("c.yaml").dir(), Some(Path::new("")));

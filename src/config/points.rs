@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn points() {
+    fn parses_probe_points() {
         let usdt = |provider: &str, name: &str| {
             Ok(Point::Usdt { provider: provider.to_owned(), name: name.to_owned() })
         };
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn points_that_are_none() {
+    fn invalid_points_suggest_a_fix() {
         let cases = [
             ("ustd:a:b", "unknown probe source \"ustd:a:b\"", "did you mean \"usdt:a:b\"?"),
             ("USDT:a:b", "unknown probe source", "did you mean \"usdt:a:b\"?"),

@@ -230,7 +230,7 @@ fn check_template(text: &str) -> Result<(), String> {
 mod tests {
     use super::*;
     #[test]
-    fn templates() {
+    fn templates_are_validated() {
         for good in ["", "plain", "h={height} {{x}} {a}{b}", "é {a} é"] {
             assert_eq!(check_template(good), Ok(()), "{good}");
         }

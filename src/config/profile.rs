@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_profile() {
+    fn parses_a_profile() {
         let text = "profile: demo\ndescription: >\n  What the\n  demo does.\nbinaries: [/usr/bin/demo]\n\
                     probes:\n  - on: usdt:demo:hit\n";
         let profile = parse_profile("demo", text).unwrap();
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_have_places_in_the_profile() {
+    fn errors_are_located_in_the_profile() {
         let text = "profile: demo\ndescription: d\nprobes:\n  - on: a:b\n";
         let found = parse_profile("other", text).unwrap_err().render();
         assert!(found.starts_with("profile other:1:10: profile: the profile is named \"demo\""), "{found}");

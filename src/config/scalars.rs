@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
+    fn parses_durations() {
         let good = [
             ("100us", 0.0001),
             ("100µs", 0.0001),
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_of_go() {
+    fn parses_go_durations() {
         for (text, seconds) in [
             ("1h0m0s", 3600.0),
             ("1m30s", 90.0),
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes() {
+    fn parses_sizes() {
         let good = [("4MiB", 4 << 20), ("1 KiB", 1024), ("1.5KiB", 1536), ("10B", 10), ("2MB", 2_000_000)];
         for (text, bytes) in good {
             assert_eq!(size(text), Some(bytes), "{text}");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn names() {
+    fn validates_names() {
         assert!(is_metric_name("a:b_total") && is_metric_name("_a") && is_metric_name("A9"));
         assert!(!is_metric_name("") && !is_metric_name("9a") && !is_metric_name("a-b"));
         assert!(is_name("peer_2") && !is_name("a:b") && !is_name("é"));

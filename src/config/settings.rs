@@ -280,7 +280,7 @@ mod tests {
     use crate::config::limits;
 
     #[test]
-    fn documented_defaults_and_limits_are_those_that_hold() {
+    fn documented_defaults_and_limits_match_the_code() {
         let default = |section: &Section, name: &str| {
             let key = section.keys.iter().find(|key| key.name == name);
             key.and_then(|key| key.default).unwrap_or_else(|| panic!("{name}"))

@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documented_defaults_and_limits_are_those_that_hold() {
+    fn documented_defaults_and_limits_match_the_code() {
         let key = |name: &str| SLOW_EVENTS.keys.iter().find(|key| key.name == name).unwrap();
         assert_eq!(key("rows").default, Some(DEFAULT_SLOW_ROWS.to_string().as_str()));
         assert_eq!(key("size").default.and_then(scalars::size), Some(DEFAULT_SLOW_BYTES));

@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_scalars_mean_what_yaml_1_2_says() {
+    fn plain_scalars_follow_yaml_1_2() {
         use Meaning::*;
         let cases = [
             ("", Null),
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_content_is_not_printed() {
+    fn debug_output_hides_content() {
         let tree = Tree::text("hunter2");
         assert!(!format!("{tree:?}").contains("hunter2"));
     }

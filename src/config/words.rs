@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances() {
+    fn edit_distances() {
         let of = |a: &str, b: &str| distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>());
         assert_eq!(of("", ""), 0);
         assert_eq!(of("", "abc"), 3);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn near_names() {
+    fn suggests_the_nearest_name() {
         let keys = ["probes", "profile", "binary", "name"];
         assert_eq!(nearest("probs", keys), Some("probes"));
         assert_eq!(nearest("Binray", keys), Some("binary"));
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn quoting_cuts_and_escapes() {
+    fn quoting_truncates_and_escapes() {
         assert_eq!(quote("a\nb"), "\"a\\nb\"");
         assert_eq!(quote(&"é".repeat(61)), format!("\"{}\"...", "é".repeat(60)));
     }

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_matched_as_they_are() {
+    fn names_are_matched_literally() {
         assert_eq!(one_of(["a.b", "udp:x", "a.b"].into_iter()), r#""a\\.b|udp:x""#);
         assert_eq!(one_of(["f(int*)+0x10"].into_iter()), r#""f\\(int\\*\\)\\+0x10""#);
     }

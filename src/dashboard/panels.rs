@@ -320,13 +320,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_and_exporters_are_kept_apart() {
+    fn series_are_grouped_by_instance_and_labels() {
         assert_eq!(by(&["node", "peer"]), "instance, node, peer");
         assert_eq!(legend(&["node", "peer"]), "{{node}} {{peer}} {{instance}}");
     }
 
     #[test]
-    fn a_collapsed_row_holds_its_panels_and_takes_one_line() {
+    fn collapsed_row_nests_its_panels() {
         let mut grid = Grid::default();
         grid.row("One", false);
         grid.time_series("a", "A.", "short", &[]);

@@ -359,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns() {
+    fn parses_function_patterns() {
         assert_eq!(parse("SSL_write"), Ok(Pattern::Name("SSL_write", 0)));
         assert_eq!(parse("SSL_write+0x10"), Ok(Pattern::Name("SSL_write", 16)));
         assert_eq!(parse("a::b + 12"), Ok(Pattern::Name("a::b + 12", 0)), "an offset follows its + at once");

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_xz_unpacks_to_is_told_by_its_chunks() {
+    fn unpacked_xz_size_is_known_beforehand() {
         use std::io::Cursor;
         for length in [0_usize, 1, 100, 200_000] {
             let text: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances() {
+    fn edit_distances() {
         for (a, b, d) in [("", "abc", 3), ("kitten", "sitting", 3), ("same", "same", 0), ("ab", "ba", 2)] {
             assert_eq!(distance(a.as_bytes(), b.as_bytes()), d, "{a} {b}");
             assert_eq!(distance(b.as_bytes(), a.as_bytes()), d, "{b} {a}");
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_come_first_and_strangers_not_at_all() {
+    fn nearest_names_come_first_and_unrelated_are_omitted() {
         let names = || {
             ["query__start", "query__done", "query__parse", "lock__wait", "QUERY__STARTS"].map(String::from)
         };
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_three_and_none_twice() {
+    fn returns_at_most_three_without_duplicates() {
         let names = (0..9).map(|i| format!("probe{i}")).chain((0..9).map(|i| format!("probe{i}")));
         assert_eq!(nearest("probe", names), ["probe0", "probe1", "probe2"]);
     }

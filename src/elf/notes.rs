@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_is_three_addresses_and_three_strings() {
+    fn parses_a_note_description() {
         let bytes = desc(0x1010, 0x2000, 0x3000, b"net\0inbound_message\08@%rax -4@$5\0");
         let read = note(&bytes, None).unwrap();
         assert_eq!(
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_base_moves_both_addresses_but_not_an_absent_semaphore() {
+    fn base_shift_adjusts_location_and_existing_semaphore() {
         let with = note(&desc(0x1010, 0x2000, 0x3000, b"p\0n\0\0"), Some(0x7000)).unwrap();
         assert_eq!((with.location, with.semaphore), (0x6010, 0x8000));
         let down = note(&desc(0x7010, 0x8000, 0, b"p\0n\0\0"), Some(0x2000)).unwrap();
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_description_and_an_unclosed_string_are_named() {
+    fn rejects_truncated_descriptions() {
         assert_eq!(note(&[0; 23], None), Err("shorter than its three addresses"));
         assert_eq!(note(&desc(0, 0, 0, b"p\0n"), None), Err("no arguments after the name"));
         assert_eq!(note(&desc(0, 0, 0, b"p\0n\08@%rax"), None), Err("the arguments are not NUL-terminated"));

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_compilers_write() {
+    fn compiler_output_is_probeable() {
         use Verdict::{Emulated, SingleStepped};
         for (code, expected) in [
             (&[0x90, 0xc3][..], Emulated),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_or_harmful() {
+    fn rejects_unprobeable_and_harmful_instructions() {
         let refused = |code: &[u8]| matches!(verdict(code), Verdict::Refused(_));
         let harmful = |code: &[u8]| matches!(verdict(code), Verdict::Harmful(_));
         // lock addq, notrack jmp *%rax, the ten-byte nop with %cs, hlt, int3, int $0x80, in, jmp with prefix 66, and
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_make_it_panic() {
+    fn arbitrary_bytes_never_panic() {
         for first in 0..=u16::MAX {
             let [a, b] = first.to_le_bytes();
             for rest in [&[][..], &[0xff; 14], &[0; 14], &[0xc0, 0x62, 0xc5, 0x90]] {

@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn walks_notes_of_any_owner_and_stops_at_a_malformed_one() {
+    fn walks_any_owner_and_stops_at_a_malformed_note() {
         let mut block = raw(b"GNU\0", 3, b"abcde");
         let second = block.len();
         block.extend(raw(b"stapsdt\0", 3, b"xy"));

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nops_are_told_apart() {
+    fn distinguishes_nops() {
         let nop5 = [0x0f, 0x1f, 0x44, 0, 0];
         let nop10 = [0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
         let of = |code: &[&[u8]]| x86_64(&code.concat());
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn first_instructions_of_functions() {
+    fn classifies_first_instructions() {
         for (code, shape) in [
             (&[0x55, 0x48][..], SiteShape::Push),
             (&[0x41, 0x57], SiteShape::Push),

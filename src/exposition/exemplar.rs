@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_those_that_there_is_room_for() {
+    fn labels_are_limited_to_the_available_space() {
         let long = "ü".repeat(120);
         let all =
             [("height", "871204"), ("hash", &long), ("peer", "[::1]:8333"), ("height", "5"), ("z", "\"")];
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_of_each_bucket_is_remembered_and_memory_is_bounded() {
+    fn keeps_the_latest_per_bucket_in_bounded_memory() {
         let mut all = Exemplars::default();
         let exemplar = |time: f64| Exemplar::new([("n", "1")].into_iter(), 0.5, time);
         all.record("m", "a=\"1\"".into(), (1, 3), exemplar(1.0));

@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_has_its_labels() {
+    fn key_contains_its_labels() {
         for kind in [Kind::Counter, Kind::Gauge, Kind::Histogram(vec![1.0])] {
             let head = Head::new("n", "", kind);
             for labels in ["", "a=\"x\"", "a=\"x\",b=\"}\""] {

@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_read_as_they_are_written() {
+    fn labels_round_trip() {
         let mut text = String::new();
         let all = [("a", "x\"y\\z\n"), ("b", ""), ("c", ",d=\"}größe"), ("e", "\\")];
         all.iter().for_each(|(name, value)| push_label(name, value, &mut text));

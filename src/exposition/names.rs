@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_are_found_by_their_names_and_those_of_their_series() {
+    fn families_match_by_family_or_series_name() {
         let counter = Head::new("c_total", "", Kind::Counter);
         let histogram = Head::new("h", "", Kind::Histogram(vec![1.0]));
         let wants = |names: &[&str]| {

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_are_those_of_a_schema_or_of_none() {
+    fn detects_the_schema_of_bounds() {
         let schema = |bounds: &[f64]| Native::of(bounds).map(|native| (native.schema, native.first));
         assert_eq!(schema(&[1.0, 2.0, 4.0]), Some((0, 0)));
         assert_eq!(schema(&[0.25, 0.5]), Some((0, -2)));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_are_runs_of_differences() {
+    fn counts_are_delta_encoded_spans() {
         let native = Native::of(&[1.0, 2.0, 4.0, 8.0]).unwrap();
         let read = |counts: &[u64]| {
             let NativeBuckets { zero_count, spans, deltas, .. } = native.read(counts);

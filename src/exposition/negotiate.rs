@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_get_what_they_like_best() {
+    fn clients_get_their_preferred_format() {
         let openmetrics = Format::OpenMetrics { created: 1.0 };
         let protobuf = Format::Protobuf { created: 1.0 };
         let prometheus_2 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;\

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_have_a_time_of_creation_and_the_name_of_their_series() {
+    fn counters_have_created_and_total_suffix() {
         let head = Head::new("cpu_seconds_total", "Of \"it\".", Kind::Counter);
         assert_eq!(
             written(&head, "a=\"x}\"", SampleValue::Number(7u64.into())),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn families_and_series_of_several_metrics_stay_apart() {
+    fn colliding_names_stay_distinct() {
         let taken = |name: &str| ["hits", "calls_created", "h_created"].contains(&name);
         let number = SampleValue::Number(7u64.into());
         let counter = |name: &'static str| Head::new(name, "", Kind::Counter).beside(taken);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_those_of_go() {
+    fn numbers_match_go_formatting() {
         for (number, text) in [
             (0.0, "0.0"),
             (1.0, "1.0"),

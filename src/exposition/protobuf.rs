@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_is_one_message_with_its_length() {
+    fn family_is_one_length_delimited_message() {
         let head = Head::new("g", "", Kind::Gauge);
         let (mut none, mut one) = (Vec::new(), Vec::new());
         write(&head, std::iter::empty(), 0.0, &mut none);

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_is_cumulative() {
+    fn histogram_is_cumulative() {
         let head = Head::new("h", "Help\nof \\ h.", Kind::Histogram(vec![0.001, 1.0]));
         let value = SampleValue::Histogram { counts: &[1, 2, 4], sum: Number::Real(0.5), exemplars: &[] };
         assert_eq!(
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_series_is_left_out() {
+    fn empty_family_is_omitted() {
         let mut to = Vec::new();
         write(&Head::new("g", "Help.", Kind::Gauge).text, std::iter::empty(), &mut to);
         assert!(to.is_empty());

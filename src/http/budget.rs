@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_that_are_not_read_make_room() {
+    async fn stalled_responses_are_evicted() {
         let budget = Budget::new(100);
         let stalled = writing(Duration::ZERO);
         let _stalled = budget.charge(&stalled, 60).unwrap();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_given_back() {
+    fn memory_is_released() {
         let budget = Budget::new(100);
         let watch = writing(Duration::from_secs(3600));
         for _ in 0..10 {

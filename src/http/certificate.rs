@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_that_it_is_valid_for_is_told() {
+    fn validity_period_is_reported() {
         let facts = facts(&["localhost"]);
         let begin = 1_704_067_200;
         assert_eq!((facts.not_before, facts.not_after), (begin, begin + 366 * DAY));
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn one_without_names_is_told() {
+    fn missing_subject_alternative_name_is_reported() {
         let facts = facts(&[]);
         let warnings = facts.warnings("node.crt", facts.not_before);
         assert!(warnings.len() == 1 && warnings[0].contains("no subject alternative name"), "{warnings:?}");
     }
 
     #[test]
-    fn what_is_no_certificate_has_no_facts() {
+    fn invalid_certificate_yields_no_info() {
         assert_eq!(CertificateInfo::of(b""), None);
         assert_eq!(CertificateInfo::of(&[0x30; 100]), None);
     }

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_authoritys_own_pass_where_they_are_verified() {
+    fn accepts_only_certificates_of_the_authority() {
         let (ours, theirs) = (authority(), authority());
         let good = client(&ours, |_| {});
         let strange = client(&theirs, |_| {});
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_self_signed_certificate_that_is_trusted_passes() {
+    fn accepts_a_trusted_self_signed_certificate() {
         let own = authority();
         assert!(passes(Demand::RequireAndVerify, &own.pem(), &[], own.der()));
         assert!(!passes(Demand::RequireAndVerify, &own.pem(), &[], authority().der()));
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_each_kind_are_compared_whole() {
+    fn subject_names_are_compared_in_full() {
         let ours = authority();
         let certificate = client(&ours, |params| {
             params.subject_alt_names.extend([
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_demanded_of_clients_without_a_certificate() {
+    fn client_auth_modes_map_to_the_verifier() {
         let provider = Arc::new(ring::default_provider());
         let authority = Some(Pem::Text { name: "ca".into(), text: authority().pem() });
         for (demand, mandatory) in [

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_decide() {
+    fn quality_values_decide() {
         for yes in
             ["gzip", "deflate, gzip;q=1.0, *;q=0.5", "GZIP", "*", "x-gzip", "gzip ; q = 0.001", "br,gzip"]
         {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn zstd_is_taken_where_it_is_liked_better() {
+    fn zstd_is_used_when_preferred() {
         for yes in ["zstd", "gzip;q=0.5, zstd", "ZSTD;q=0.1", "zstd, gzip;q=0"] {
             assert_eq!(preferred_of(&[yes]), Some(Coding::Zstd), "{yes}");
         }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_can_be_read_again() {
+    fn compression_round_trips() {
         let body: String =
             (0..20_000).map(|n| format!("some_metric_total{{label=\"{n}\"}} {}\n", n * 7 % 13)).collect();
         for coding in [Coding::Gzip, Coding::Zstd] {

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn binding_errors_name_the_address_and_the_next_step() {
+    fn bind_errors_name_the_address_and_a_remedy() {
         for (kind, hint) in [
             (io::ErrorKind::AddrInUse, "'sport = :9435'"),
             (io::ErrorKind::PermissionDenied, "CAP_NET_BIND_SERVICE"),

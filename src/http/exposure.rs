@@ -44,14 +44,14 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_quiet() {
+    fn loopback_raises_no_warning() {
         for bind in ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"] {
             assert!(warnings(bind, false, false).is_empty(), "{bind}");
         }
     }
 
     #[test]
-    fn each_missing_protection_is_named_once() {
+    fn each_missing_protection_is_reported_once() {
         assert!(warnings("10.0.0.1", true, true).is_empty());
         let bare = warnings("0.0.0.0", false, false);
         assert_eq!(bare.len(), 2);

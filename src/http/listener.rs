@@ -318,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_that_nobody_listens_on_is_replaced_and_others_are_not() {
+    fn only_stale_sockets_are_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("e.sock");
         let first = Listener::bind_unix(&path).unwrap();
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_else_opens_a_control_socket() {
+    fn control_socket_is_private_to_its_owner() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("run/control.sock");
         let _listener = Listener::bind_control(&path).unwrap();
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_on_ipv6_is_not_served_on_ipv4_alone() {
+    fn port_taken_on_ipv6_does_not_fall_back_to_ipv4() {
         // Another program may have the same port of IPv4, if only for a connection: of several, one is free.
         let is_of_ipv6_alone = || {
             let taken = Listener::bind_ipv6(0).unwrap();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_listens_is_inherited() {
+    fn only_listening_sockets_are_inherited() {
         let listening = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listening.local_addr().unwrap();
         let inherited = Listener::inherited(listening.into()).unwrap();
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_looked_up() {
+    fn host_name_is_resolved() {
         let local = Listener::bind_host(Some("localhost"), 0).unwrap();
         assert!(local.address().unwrap().is_loopback());
         assert!(Listener::bind_host(None, 0).unwrap().address().unwrap().is_unspecified());

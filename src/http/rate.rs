@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_and_then_one_each_interval() {
+    fn allows_a_burst_then_one_per_interval() {
         let limiter = Limiter::default();
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_do_not_use_up_the_requests_of_who_is_known() {
+    fn unauthenticated_requests_do_not_use_the_authenticated_quota() {
         let limiter = Limiter::default();
         let now = Instant::now();
         assert_eq!((0..10).filter(|_| limiter.allows(RATE, peer(1), false, now)).count(), 3);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_burst_nothing_passes() {
+    fn zero_burst_rejects_everything() {
         let none = Rate { burst: 0, ..RATE };
         let limiter = Limiter::default();
         let later = Instant::now() + Duration::from_secs(100);

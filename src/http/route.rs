@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_is_found_by_its_exact_path() {
+    fn routes_match_their_exact_path() {
         let router = router(&["/metrics", "/api/v1/flows"]);
         for route in &router.routes {
             assert!(
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_lists_the_table_unless_the_table_has_it() {
+    fn default_index_lists_the_routes() {
         let table = router(&["/health"]);
         let RouteMatch::Index(text) = table.find(&Method::GET, "/", false) else { panic!("no index") };
         assert_eq!(text, "title\n\n/health  about it\n");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_a_page_are_not_listed() {
+    fn page_assets_are_not_listed() {
         let mut routes = router(&["/metrics", "/page.css"]).routes;
         routes[1].about = "";
         let table = Router::new("title", routes);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_changes_something_takes_post_only() {
+    fn mutating_route_requires_post() {
         let mut table = router(&["/-/reload"]);
         table.routes[0].method = Method::POST;
         assert!(matches!(table.find(&Method::POST, "/-/reload", false), RouteMatch::Route(_)));
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_plain_text_whatever_the_route_serves() {
+    fn errors_are_plain_text_on_every_route() {
         let table = router(&["/a"]);
         let route = &table.routes[0];
         assert_eq!(route.content_type_of(&Reply::ok("{}")), "application/json");
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_can_go_on_and_have_several_methods() {
+    fn wildcard_paths_and_multiple_methods() {
         let mut table = router(&["/list", "/list", "/list/*", "/list/*"]);
         for number in [1, 3] {
             table.routes[number].method = Method::DELETE;
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_cannot_forge_lines_of_the_log() {
+    fn callers_cannot_forge_log_lines() {
         let caller =
             |name: &str| Caller::Remote(Some(name.into()), "::ffff:192.0.2.1".parse().unwrap()).to_string();
         assert_eq!(caller("alice"), "user \"alice\" from 192.0.2.1");

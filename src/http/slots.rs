@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_peer_pays_with_its_own_oldest() {
+    fn silent_peer_loses_its_own_oldest_connections() {
         let slots = slots(8, 3);
         let other = connect(&slots, "10.0.0.2").unwrap();
         let silent: Vec<_> = (0..20).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_listener_takes_from_the_peer_that_holds_the_most() {
+    fn full_listener_evicts_from_the_largest_peer() {
         let slots = slots(4, 3);
         let scraper = connect(&slots, "10.0.0.9").unwrap();
         let hog: Vec<_> = (0..3).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_served_stays_and_a_newcomer_is_refused() {
+    fn active_requests_are_never_evicted() {
         let slots = slots(2, 2);
         let busy: Vec<_> = (0..2).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
         busy.iter().for_each(|held| held.watch.enter_handling());
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn unproven_goes_before_resting_before_stalled() {
+    fn evicts_unproven_then_idle_then_stalled() {
         let limits = Limits {
             max_per_peer: 3,
             grace: Duration::ZERO,
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_never_take_the_place_of_who_has_authenticated() {
+    fn unauthenticated_never_evicts_authenticated() {
         let slots = slots(6, 4);
         let scraper = connect(&slots, "10.0.0.1").unwrap();
         scraper.watch.heard();
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_that_have_authenticated_come_after_the_others() {
+    fn authenticated_peers_are_evicted_last() {
         let slots = slots(3, 2);
         let before = connect(&slots, "10.0.0.1").unwrap();
         before.slot.remember_peer();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_is_silent_goes_before_one_that_speaks() {
+    fn silent_connections_are_evicted_first() {
         let slots = slots(9, 2);
         let speaks = connect(&slots, "10.0.0.1").unwrap();
         speaks.watch.heard();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flood_waits_until_those_before_it_have_had_their_moment() {
+    async fn flood_waits_for_the_grace_period() {
         let hour = Duration::from_secs(3600);
         let limits =
             Limits { max_connections: 2, max_per_peer: 2, grace: hour, admission: hour, ..Limits::default() };
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_wait_and_the_oldest_are_sent_away() {
+    async fn full_queue_drops_the_oldest_waiter() {
         let hour = Duration::from_secs(3600);
         let limits =
             Limits { max_connections: 1, max_waiting: 1, grace: hour, admission: hour, ..Limits::default() };

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_get_the_same_events_and_there_are_none_for_nobody() {
+    async fn subscribers_share_events_and_idle_streams_stop() {
         let (events, made) = counting(Duration::from_millis(5), 2, HOUR);
         let (mut one, mut other) = (events.listen().unwrap(), events.listen().unwrap());
         assert!(events.listen().is_none(), "only so many");
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_is_slow_gets_the_latest() {
+    async fn slow_subscriber_gets_the_latest_event() {
         let (events, made) = counting(Duration::from_millis(1), 1, HOUR);
         let mut stream = events.listen().unwrap();
         event(&mut stream).await.unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_ends_with_its_time_or_when_making_fails() {
+    async fn stream_ends_at_its_deadline_or_on_panic() {
         let (events, _) = counting(Duration::from_millis(1), 1, Duration::ZERO);
         assert_eq!(event(&mut events.listen().unwrap()).await, None);
         let failing = Broadcast::new(HOUR, 1, HOUR, Box::new(|| panic!("a test")));
@@ -205,7 +205,7 @@ mod tests {
 
     /// Uses a server whose clients time out after a few seconds without receiving anything.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn who_takes_nothing_is_closed_and_nobody_else() {
+    async fn only_the_stalled_subscriber_is_closed() {
         let make = || "x".repeat(1 << 20);
         let events = Broadcast::new(Duration::from_millis(50), 8, HOUR, Box::new(make));
         let route = Route {

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_pair_loads_in_silence_and_an_open_key_warns() {
+    fn readable_key_file_raises_a_warning() {
         let (certificate, key) = pair();
         let files = Files::new(&certificate, &key);
         assert_eq!(Tls::load(files.options()).unwrap().1, Vec::<String>::new());
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn each_error_is_named() {
+    fn each_error_has_a_message() {
         let (certificate, key) = pair();
         let (_, other_key) = pair();
         let cut = &key[..key.len() / 2];
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_and_a_directory_are_named() {
+    fn missing_file_and_directory_are_reported() {
         let (certificate, key) = pair();
         let files = Files::new(&certificate, &key);
         fs::remove_file(&files.key).unwrap();
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_pair_is_taken_and_a_bad_one_is_not() {
+    fn refresh_accepts_only_valid_pairs() {
         let (certificate, key) = pair();
         let files = Files::new(&certificate, &key);
         let (tls, _) = Tls::load(files.options()).unwrap();
@@ -373,7 +373,7 @@ mod tests {
 
     /// The new pair may come from other files, while the previous files remain invalid.
     #[tokio::test]
-    async fn a_pair_that_is_configured_after_a_bad_one_has_not_failed() {
+    async fn new_pair_clears_an_earlier_failure() {
         let (certificate, key) = pair();
         let load = |files: &Files| {
             let tls = Some(Arc::new(Tls::load(files.options()).unwrap().0));
@@ -406,7 +406,7 @@ mod tests {
 
     /// Everything that the configuration regards as supported is supported.
     #[test]
-    fn suites_and_groups_are_chosen_by_their_numbers() {
+    fn suites_and_groups_are_selected_by_number() {
         let (certificate, key) = pair();
         let text = |text: &str| Pem::Text { name: "text".into(), text: text.to_owned() };
         let options = |cipher_suites: &[u16], groups: &[u16]| TlsOptions {

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_with_one_connection_waits_as_long_as_one_with_many() {
+    fn turns_are_fair_across_peers() {
         let turns = Arc::<Turns>::default();
         let mut before = 0;
         for _ in 0..200 {
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn who_stopped_waiting_is_passed_over() {
+    fn cancelled_waiters_are_skipped() {
         let turns = Arc::<Turns>::default();
         let turn = now(turns.take(address(1))).flatten();
         let mut gone = Box::pin(turns.take(address(2)));

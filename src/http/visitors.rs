@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_request_of_each_is_kept() {
+    fn records_the_latest_request_per_client() {
         let visitors = Visitors::default();
         for (peer, agent) in
             [("192.0.2.1", "a"), ("192.0.2.2", "a"), ("::ffff:192.0.2.1", "a"), ("192.0.2.1", "b")]

@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_deadline_that_moves_nearer_is_noticed() {
+    async fn earlier_deadline_takes_effect() {
         let watch = watch(Limits { write: Duration::from_millis(1), ..Limits::default() });
         watch.enter_handling();
         let (over, _body) = tokio::join!(end(&watch), async {
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_answer_is_over_only_when_its_body_is_gone_and_flushed() {
+    async fn response_ends_when_its_body_is_flushed() {
         let watch = watch(Limits { stall: Duration::from_secs(3600), ..Limits::default() });
         assert_eq!(watch.standing(), EvictionClass::Silent);
         watch.heard();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_does_not_move_is_stalled() {
+    fn response_without_progress_is_stalled() {
         let watch = watch(Limits { stall: Duration::ZERO, ..Limits::default() });
         let _body = WatchedBody::whole(Bytes::new(), &watch);
         assert_eq!(watch.standing(), EvictionClass::Stalled);

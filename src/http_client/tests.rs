@@ -50,7 +50,7 @@ fn url(address: SocketAddr, rest: &str) -> Url {
 }
 
 #[test]
-fn a_request_is_answered() {
+fn sends_a_request_and_reads_the_response() {
     let (address, asked) = server("HTTP/1.1 201 Created\r\nETag: \"a\"\r\nContent-Length: 2\r\n\r\nok");
     let request = Request::post(url(address, "/hook?a=1"), "application/json", "{\"a\":1}")
         .with(header::AUTHORIZATION, HeaderValue::from_static("Bearer x"));
@@ -65,7 +65,7 @@ fn a_request_is_answered() {
 }
 
 #[test]
-fn what_is_too_large_late_cut_off_or_no_answer_is_told() {
+fn rejects_oversized_late_truncated_or_invalid_responses() {
     let long = "x".repeat(1001);
     for (answer, said) in [
         (format!("HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n{long}"), "more than 1000 bytes"),
@@ -136,7 +136,7 @@ fn tls_server(own: &Issued, clients: &str) -> (SocketAddr, JoinHandle<String>) {
 }
 
 #[test]
-fn by_tls_both_sides_say_who_they_are() {
+fn mutual_tls_authentication() {
     let ((authority, own), (other, client)) = (issued("localhost"), issued("client"));
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {

@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_read_and_shown_without_what_may_be_secret() {
+    fn urls_are_displayed_without_secrets() {
         for (text, port, private, shown) in [
             ("https://example.org/a?token=x", 443, true, "https://example.org/a"),
             ("http://127.0.0.1:8080", 8080, true, "http://127.0.0.1:8080/"),

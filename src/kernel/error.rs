@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_lack_of_rights_is_told_as_one() {
+    fn only_missing_privileges_are_reported_as_such() {
         let machine = |has_types, has_rights| Machine {
             release: "6.12.1".to_string(),
             has_types,
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn trampolines_that_seccomp_filters_refuse_are_those_of_some_kernels() {
+    fn detects_kernels_whose_trampolines_seccomp_blocks() {
         for (release, expected) in [
             ("6.10.14", false),
             ("6.11.0-8-generic", true),
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_of_distributions_are_understood() {
+    fn parses_distribution_kernel_releases() {
         for (release, expected) in [
             ("6.1.0-56-cloud-amd64", Some((6, 1))),
             ("6.12.117+deb12-amd64", Some((6, 12))),

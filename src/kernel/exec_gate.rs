@@ -264,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_waits_until_it_is_let_in_as_root() {
+    fn program_waits_until_released_as_root() {
         let directory = tempfile::tempdir().unwrap();
         let [program, link] = ["program", "link"].map(|name| directory.path().join(name));
         std::fs::copy("/bin/true", &program).unwrap();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_of_a_thread_apart_are_in_no_other_table() {
+    fn isolated_thread_has_its_own_descriptor_table() {
         let [given, kept] = [(); 2].map(|()| std::fs::File::open("/dev/null").unwrap());
         let fd = given.as_raw_fd();
         let (done, is_done) = std::sync::mpsc::channel();
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_does_not_wait_for_an_exporter_that_does_nothing_as_root() {
+    fn program_does_not_wait_for_a_hung_exporter_as_root() {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("program");
         assert!(Command::new("cp").arg("/bin/true").arg(&program).status().unwrap().success());

@@ -359,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_and_processes_as_the_kernel_knows_them_as_root() {
+    fn reads_kernel_inodes_and_processes_as_root() {
         let mut files = Files::load().expect("these tests need root and a kernel that takes probe programs");
         let exe = std::env::current_exe().unwrap();
         let known = files.inode(&File::open(&exe).unwrap()).unwrap();

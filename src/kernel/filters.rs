@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_that_is_cut_off_is_compared_as_far_as_it_goes() {
+    fn truncated_id_is_compared_as_a_prefix() {
         let row = container("0123456789");
         assert_eq!(row.name[ID_WORDS..ID_WORDS + 3], [u64::MAX, 0xffff, 0]);
         assert_eq!(row.length, 10);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_glob_is_as_the_kernel_has_it() {
+    fn glob_matches_the_kernel_layout() {
         let automaton = Automaton::of(&Pattern::new("a*").unwrap()).unwrap();
         let made = as_glob(&automaton);
         let bytes = bytes_of(&made);

@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_file_system_without_a_lease_does_not_say_that_the_file_is_written() {
+    fn lease_refused_by_network_file_system_is_not_a_writer() {
         let of = |number, file_system| refused(io::Error::from_raw_os_error(number), file_system);
         for network in NETWORKED {
             assert!(matches!(of(libc::EAGAIN, Some(network)), NoLease::Refused(_)));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_waits_until_the_lease_is_given_back() {
+    fn writer_waits_until_the_lease_is_released() {
         let breaks = LeaseBreaks::new().unwrap();
         let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let path = file.path().to_path_buf();

@@ -164,7 +164,7 @@ mod tests {
     use crate::config::model::AttachMode;
 
     #[test]
-    fn forms_are_measured_on_code_of_the_exporters_own_as_root() {
+    fn measures_probe_costs_on_own_code_as_root() {
         for mode in [AttachMode::Auto, AttachMode::Perf] {
             let mut receiver = None;
             measure(choose(mode), |prices| receiver = Some(prices)).unwrap();

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_apart_and_each_has_its_next_step() {
+    fn refusals_are_classified_with_a_remedy() {
         use RefusalKind::{Busy, Capabilities, Descriptors, File, Held, Instruction, Memory, Other};
         for (number, kind, of_site, passes, says) in [
             (ENOTSUPP, Instruction, true, false, "cannot probe its instruction"),
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_forbids_tracing_is_named() {
+    fn names_what_forbids_tracing() {
         let (perfmon, admin) = (Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN);
         let capabilities = |missing: &[Capability], given_up, lockdown, paranoid| CapabilityState {
             missing: missing.to_vec(),
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_is_found_under_what_was_being_done() {
+    fn error_number_is_found_below_its_context() {
         use libbpf_rs::ErrorExt as _;
         let err =
             libbpf_rs::Error::from(io::Error::from_raw_os_error(ENOTSUPP)).context("failed to attach (here)");

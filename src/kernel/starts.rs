@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn with_room_only_what_cannot_end_is_forgotten() {
+    fn evicts_only_dead_spans_while_there_is_room() {
         let young = NOW - 1;
         let of_gone_process = OpenSpan { tgid: GONE, ..call(ALIVE, 1, young) };
         let open = [call(ALIVE, 1, 0), call(GONE, 2, young), call(GONE, 3, 0), of_gone_process];
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn under_pressure_calls_that_a_later_one_lies_above_go_first() {
+    fn evicts_abandoned_frames_first_under_pressure() {
         // A call waiting at the bottom of the stack, frames that exceptions left, and the current call.
         let mut open = vec![call(ALIVE, 1000, NOW - 100)];
         open.extend((0..8u64).map(|n| call(ALIVE, 500 + n, NOW - 90 + n)));
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_a_goroutine_belong_to_no_thread() {
+    fn goroutine_calls_belong_to_no_thread() {
         let goroutine = |n: u64, tid, frame: i64, time| OpenSpan {
             key: 1 << goroutine_key::GOROUTINE_MARK.0 | n << 12,
             ..call(tid, frame as u64, time)
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_map_recovers_whatever_is_in_it() {
+    fn full_map_always_recovers() {
         let open: Vec<_> = (0..32u64).map(|n| call(ALIVE, 1000 - n, NOW - 100 + n)).collect();
         for pairing in [Pairing::Frame, Pairing::Thread, Pairing::Value] {
             let dead = chosen(&open, 32, pairing);

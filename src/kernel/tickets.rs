@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_turnstile_lets_all_through_up_to_its_latest_ticket() {
+    fn turnstile_releases_up_to_the_latest_ticket() {
         let mut answered = [0; 4];
         answer(&mut answered, []);
         assert_eq!(answered, [0; 4]);

@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_ordered_like_numbers_and_never_none() {
+    fn codes_preserve_order_and_are_never_zero() {
         let numbers = [i64::MIN, -5, -1, 0, 1, 7, i64::MAX];
         let codes = numbers.map(code_of);
         assert!(codes.is_sorted() && codes[0] > 0);

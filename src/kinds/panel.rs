@@ -103,7 +103,7 @@ mod tests {
     use crate::kinds::{GaugeKind, MetricKind, of};
 
     #[test]
-    fn units_follow_names() {
+    fn units_are_derived_from_names() {
         let unit = |name, kind: &MetricKind| {
             of(kind).panel(&Selection { name, matchers: "", by: "instance", legend: "", top: false }).unit
         };

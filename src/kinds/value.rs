@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bounds_in_seconds_are_whole_microseconds_and_nanoseconds() {
+    fn second_bounds_convert_exactly() {
         let us = Scale { mul: 1.0, div: 1e6 };
         let ns = Scale { mul: 1.0, div: 1e9 };
         for (seconds, micros) in
@@ -120,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn a_bound_between_integers_is_the_lower_one() {
+    fn fractional_bound_rounds_down() {
         assert_eq!(Scale::ONE.raw_bound(2.5), 2);
         assert_eq!(Scale::ONE.raw_bound(-2.5), -3);
     }
 
     #[test]
-    fn what_lowers_is_exact_too() {
+    fn decrements_are_exact() {
         let mut total = Total::default();
         total.add(i64::MAX, Scale::ONE);
         total.add(i64::MAX - 3, Scale::ONE.negated());

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_renamed_file_is_opened_again() {
+    fn renamed_file_is_reopened() {
         let directory = tempfile::tempdir().unwrap();
         let (path, old) = (directory.path().join("log"), directory.path().join("log.1"));
         let mut file = LogFile::open(&path).unwrap();
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn where_it_cannot_be_opened_again_the_log_goes_on_in_the_earlier_file() {
+    fn failed_reopen_keeps_the_previous_file() {
         let directory = tempfile::tempdir().unwrap();
         let inner = directory.path().join("inner");
         fs::create_dir(&inner).unwrap();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_an_error_and_no_end() {
+    fn full_disk_is_a_recoverable_error() {
         let mut file = LogFile::open("/dev/full").unwrap();
         for _ in 0..2 {
             assert_eq!(file.write("line\n").unwrap_err().kind(), io::ErrorKind::StorageFull);

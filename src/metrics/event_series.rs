@@ -49,7 +49,7 @@ mod tests {
     use crate::plan::plan_draft;
 
     #[test]
-    fn what_the_event_has_only_a_number_of_is_not_told_by_it() {
+    fn labels_that_need_a_name_lookup_are_omitted() {
         let of = |label: &str| {
             let text = format!(
                 "targets:\n- name: a\n  binary: x\n  probes:\n  - function: f\n    metrics:\n    - {{ histogram: h, value: pid, \

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_always_one_line_of_utf8() {
+    fn text_is_a_single_line_of_utf8() {
         let string = || ArgKind::Str { max: 64 };
         assert_eq!(display(string(), EventValue::Text(b"plain\0behind")), "plain");
         assert_eq!(display(string(), EventValue::Text(b"a\xffb\nc")), "a\u{fffd}b\u{fffd}c");
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_and_addresses() {
+    fn shows_bytes_and_addresses() {
         assert_eq!(
             display(ArgKind::Hex { len: 3, reverse: true }, EventValue::Text(&[1, 0xab, 0])),
             "00ab01"
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_without_a_sign_are_shown_without_one() {
+    fn unsigned_numbers_are_shown_unsigned() {
         let u64 = || ArgKind::Int(Some(IntType { bytes: 8, signed: false }));
         assert_eq!(display(u64(), EventValue::Int(-1)), "18446744073709551615");
         assert_eq!(display(ArgKind::Int(None), EventValue::Int(-1)), "-1");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_that_the_limit_cuts_is_left_out() {
+    fn character_cut_by_the_limit_is_dropped() {
         let string = |max| ArgKind::Str { max };
         // With its NUL, it has the maximum length.
         assert_eq!(display(string(4), EventValue::Text("aü".as_bytes())), "aü");
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn times_in_a_log_line_are_milliseconds() {
+    fn logged_durations_are_in_milliseconds() {
         let mut to = String::new();
         let kind = ValueKind::Arg(ArgKind::Int(None));
         show_with_unit(&kind, Unit::Nanoseconds, EventValue::Int(12_345_678), &mut to);

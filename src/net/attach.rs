@@ -269,7 +269,7 @@ mod tests {
 
     /// As root. Uses what kernels before 6.6 require; newer ones accept it, too.
     #[test]
-    fn a_filter_counts_replaces_its_own_and_goes_as_root() {
+    fn filter_attaches_replaces_its_own_and_detaches_as_root() {
         let inside = std::thread::spawn(|| {
             // SAFETY: a system call without pointers; the new namespace belongs to this thread and ends with it.
             #[allow(unsafe_code)]
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_to_do() {
+    fn refusals_suggest_a_remedy() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let on = Interface {
             name: "eth0".into(),

@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prefixes_are_read_as_they_are_written() {
+    fn prefixes_round_trip() {
         for text in ["10.0.0.0/8", "0.0.0.0/0", "192.0.2.7/32", "2001:db8::/32", "::/0", "fe80::1/128"] {
             assert_eq!(Prefix::parse(text).unwrap().to_string(), text);
         }
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_prefix_is_refused_with_the_reason() {
+    fn rejects_invalid_prefixes_with_a_reason() {
         for (text, expected) in [
             ("10.0.0.1/8", "did you mean \"10.0.0.0/8\"?"),
             ("2001:db8::1/32", "did you mean \"2001:db8::/32\"?"),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_of_one_family_is_none_of_the_other() {
+    fn address_families_have_distinct_keys() {
         let key = |text: &str| Prefix::parse(text).unwrap().key();
         let bits = |key: &[u8]| u32::from_ne_bytes(key[..4].try_into().unwrap());
         let (v4, v6) = (key("0.0.0.0/0"), key("::/0"));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_has_one_group() {
+    fn prefix_in_two_groups_is_detected() {
         let group = |name: &str, prefixes: &[&str]| CidrGroup {
             name: name.to_string(),
             prefixes: prefixes.iter().map(|text| Prefix::parse(text).unwrap()).collect(),

@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_attached_and_asked_for() {
+    fn collects_only_what_is_attached_and_enabled() {
         let reading = Reading {
             labels: vec![("interface", "eth0".into())],
             ingress: Some((Counters::default(), Hook::Generic)),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_has_one_bucket_more_than_bounds() {
+    fn histogram_has_one_more_bucket_than_bounds() {
         let reading = Reading {
             labels: vec![("interface", "eth0".into())],
             egress: Some(Counters::default()),

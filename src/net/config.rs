@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_globs() {
+    fn interfaces_match_by_name_and_glob() {
         let config = NetworkConfig {
             interfaces: vec!["eth0".into(), "veth*".into(), "wan".into()],
             exclude: vec!["veth9*".into()],

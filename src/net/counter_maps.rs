@@ -378,7 +378,7 @@ mod tests {
 
     /// As root.
     #[test]
-    fn slots_are_given_out_again_with_counters_that_are_zero_as_root() {
+    fn reused_slots_start_at_zero_as_root() {
         let counter_maps =
             CounterMaps::create(&Count::default(), None, PinDir::default()).expect("this test needs root");
         counter_maps.reserve(20).unwrap();

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_frames_are_put_into_rows_and_buckets() {
+    fn fast_path_frames_fill_rows_and_buckets() {
         // On the second CPU, in the third row (IPv6, TCP): five frames of 74 bytes, two of 128 bytes, one of 129 bytes.
         let mut words = vec![0; 2 * 4 * FAST_STEPS];
         let row = &mut words[6 * FAST_STEPS..][..FAST_STEPS];
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn short_values_are_zero() {
+    fn short_values_read_as_zero() {
         assert_eq!(Counters::sum(&[vec![1; 3]]), Counters::default());
         assert_eq!(Counters::sum(&[]).total_bytes(), 0);
     }

@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn short_and_long_forms() {
+    fn accepts_short_and_long_forms() {
         let short = read("interfaces: eth0").unwrap();
         assert_eq!(short.interfaces, ["eth0"]);
         assert_eq!((short.mode, short.count), (Mode::Auto, Count::default()));
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_named() {
+    fn rejects_invalid_config() {
         for (text, message) in [
             ("{ mode: auto }", "`interfaces` is missing"),
             ("{ interfaces: { netns: a, container: b } }", "either `netns` or `container`"),

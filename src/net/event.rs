@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_told_what_is_not_counted_without_counters() {
+    fn reports_interfaces_without_counters() {
         let text = |interface: Option<&str>| {
             let interface = interface.map(str::to_string);
             Event::NoCounters { interface, error: "out of memory".to_string() }.to_string()

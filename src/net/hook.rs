@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cheapest_hook_is_tried_first() {
+    fn cheapest_hook_is_tried_first() {
         for (kind, bus, link, first, expected) in [
             (None, Some("pci"), Link::Ethernet, Hook::Native, "hardware"),
             (None, Some("virtio"), Link::Ethernet, Hook::Tcx, "receive offloads"),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_hook_sees_is_refused() {
+    fn rejects_interfaces_no_hook_sees() {
         let vrf = interface(Some("vrf"), None, Link::Ethernet);
         assert!(choose(&vrf, Mode::Auto).unwrap_err().contains("member interfaces"));
         assert!(crosses_hooks(&vrf).is_err());

@@ -254,7 +254,7 @@ mod tests {
 
     /// As root: interfaces are created and deleted in a namespace of this thread's own.
     #[test]
-    fn lost_messages_are_told_as_root() {
+    fn lost_messages_are_reported_as_root() {
         let inside = std::thread::spawn(|| {
             // SAFETY: a system call without pointers; the new namespace belongs to this thread and ends with it.
             #[allow(unsafe_code)]
@@ -277,14 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_stay_apart() {
+    fn non_utf8_names_stay_distinct() {
         assert_eq!(text(b"wan\xfc0\0"), "wan\\xfc0");
         assert_eq!(text("büro0".as_bytes()), "büro0");
         assert_ne!(text(b"\xff"), text(b"\xfe"));
     }
 
     #[test]
-    fn a_message_without_a_name_is_no_interface() {
+    fn message_without_a_name_is_ignored() {
         assert_eq!(interface(&[0; INFO]), None);
         assert_eq!(interface(&[0; 3]), None);
     }

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_until_done_or_error() {
+    fn reads_messages_until_done_or_error() {
         let mut seen = Vec::new();
         let bytes =
             [message(20, b"abc"), message(21, b""), message(NLMSG_DONE, &[0; 4]), message(22, b"")].concat();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_end_where_they_lie() {
+    fn malformed_attributes_end_the_iteration() {
         let good = [&[6u8, 0, 3, 0][..], b"ab\0\0", &[4, 0, 9, 0]].concat();
         assert_eq!(attributes(&good).collect::<Vec<_>>(), [(3, &b"ab"[..]), (9, &b""[..])]);
         assert_eq!(attributes(&[200, 0, 3, 0, 1]).count(), 0);

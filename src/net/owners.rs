@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn owners_are_named_by_what_is_theirs_for_longest() {
+    fn owner_names_are_the_longest_lived() {
         let id = "0123456789abcdef".repeat(4);
         let of = |path: &str| Owner::of(&Belongs::parse(path));
         assert_eq!(of("/system.slice/nginx.service").unit, "nginx.service");
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_gone_is_counted_on_and_nothing_gets_lost() {
+    fn removed_owners_keep_their_counts() {
         let mut names = Names::default();
         let learn = |names: &mut Names, id, path: &str| names.learn(group(id), Some(&Belongs::parse(path)));
         let other = names.other();
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_a_unit_are_told_apart_and_add_up() {
+    fn unit_processes_are_distinguished_and_summed() {
         let mut names = Names::new(true);
         let of = |name: &[u8]| {
             let mut process = [0; 16];

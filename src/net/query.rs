@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn sorted_paged_and_chosen() {
+    fn sorts_pages_and_filters() {
         let rows = || vec![row("192.0.2.1", 10, 5), row("192.0.2.2", 30, 1), row("2001:db8::1", 20, 9)];
         let all = ["192.0.2.2", "2001:db8::1", "192.0.2.1"].map(String::from).to_vec();
         assert_eq!(addresses("", rows()), (3, all.clone()));
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_rows_have_one_order() {
+    fn equal_rows_have_a_stable_order() {
         let rows: Vec<_> = (0..100).map(|n| row(&format!("192.0.2.{n}"), 7, 7)).collect();
         let mut reversed = rows.clone();
         reversed.reverse();
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_was_expected() {
+    fn errors_state_the_expected_values() {
         for (query, text) in [
             ("sort=size", "sort: expected bytes, packets, first_seen or last_seen"),
             ("page=0", "page: expected a number from 1"),
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn states_of_one_direction() {
+    fn tcp_state_from_one_direction() {
         for (flags, data, state) in [
             (0x02, false, "syn_sent"),
             (0x12, false, "syn_received"),

@@ -91,7 +91,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
 
     #[test]
-    fn a_connection_is_counted_at_both_ends() {
+    fn connection_is_counted_at_both_ends() {
         let state = |name: &str| {
             let at = STATES.iter().position(|state| *state == name).unwrap();
             tcp_connections().unwrap()[at]

@@ -294,7 +294,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counter_is_found_by_its_name() {
+    fn finds_counters_by_name() {
         let text = "TcpExt: A ListenOverflows B\nTcpExt: 1 22 3\nIpExt: C D\nIpExt: 4 5\n";
         assert_eq!(netstat(text, "ListenOverflows"), Some(22));
         assert_eq!(netstat(text, "D"), Some(5));
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_have_the_names_of_this_kernel() {
+    fn drop_reasons_use_kernel_names() {
         let reasons = drop_reasons().expect("this kernel has type information");
         assert!(reasons.values().any(|name| name == "no_socket"), "{reasons:?}");
         assert!(reasons.values().any(|name| name == "not_specified"), "{reasons:?}");

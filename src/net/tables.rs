@@ -226,14 +226,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_become_sets_of_a_power_of_two() {
+    fn set_count_is_a_power_of_two() {
         for (entries, expected) in [(0, 2), (1, 2), (8, 2), (12, 4), (4096, 1024), (5000, 1024)] {
             assert_eq!(sets(entries), expected, "{entries}");
         }
     }
 
     #[test]
-    fn an_entry_is_read_by_the_layout_of_the_abi() {
+    fn entry_is_parsed_by_the_abi_layout() {
         let mut entry = vec![0u8; size_of::<net_flow>()];
         entry[offset_of!(net_flow_key, source)..][..16]
             .copy_from_slice(&"2001:db8::1".parse::<Ipv6Addr>().unwrap().octets());
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_become_time() {
+    fn ticks_convert_to_unix_time() {
         let now = 100 * TICK_NANOSECONDS;
         assert_eq!(unix_seconds(100, now, 1000.0), 1000.0);
         assert!(

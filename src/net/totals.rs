@@ -143,7 +143,7 @@ mod tests {
     use crate::net::hook::Hook;
 
     #[test]
-    fn interfaces_are_summed() {
+    fn sums_interfaces() {
         // One IPv4 TCP frame of the fast path's smallest size for each word.
         let counters = |frames: u64| Counters::default().with_fast([frames]);
         let reading = |name: &str, frames| Reading {

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sixty_four_who_ask_at_once_cost_one_look() {
+    fn concurrent_requests_share_one_snapshot() {
         let (cache, looks, together) = (StatusCache::default(), AtomicUsize::new(0), Barrier::new(64));
         std::thread::scope(|scope| {
             for _ in 0..64 {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn while_one_looks_the_others_have_what_there_was() {
+    fn stale_status_is_served_during_a_refresh() {
         let cache = StatusCache::default();
         let stale = Arc::new(Shown {
             at: Instant::now() - 2 * MAX_AGE,

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_yaml_whatever_names_there_are() {
+    fn scrape_config_is_valid_yaml_for_any_name() {
         let hostile = Access {
             node: "a\"]\nb: c",
             port: 9435,

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_needs_two_looks_and_follows_the_last_seconds() {
+    fn rate_needs_two_samples_and_follows_recent_seconds() {
         let (mut history, began) = (History::default(), Instant::now());
         assert_eq!(look(&mut history, began, 100.0), Trend::default());
         let at = |seconds: u64| began + Duration::from_secs(seconds);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_in_quick_succession_are_one_step() {
+    fn rapid_samples_share_one_step() {
         let (mut history, began) = (History::default(), Instant::now());
         for look_number in 0..100u32 {
             look(&mut history, began + Duration::from_millis(10) * look_number, 0.0);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_begins_anew_has_no_rate_and_one_that_is_gone_is_forgotten() {
+    fn reset_counter_has_no_rate_and_removed_one_is_forgotten() {
         let (mut history, began) = (History::default(), Instant::now());
         look(&mut history, began, 100.0);
         let later = began + Duration::from_secs(5);

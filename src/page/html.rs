@@ -441,14 +441,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_in_a_text_it_stays_text() {
+    fn text_is_escaped() {
         assert_eq!(escape("<a href='x\">&"), "&lt;a href=&#39;x&quot;&gt;&amp;");
         assert_eq!(escape("a\u{202e}b\u{2069}\u{5d0}"), "a\\u202eb\\u2069\u{5d0}");
         assert_eq!(prose("a `<b>` c`"), "a <code>&lt;b&gt;</code> c<code></code>");
     }
 
     #[test]
-    fn numbers_are_short_and_not_wrong() {
+    fn numbers_are_short_and_accurate() {
         let shown =
             [0.0, 12.0, 905_123.0, 0.123_456, 1234.5, 0.000_012_34, f64::INFINITY, -2.5, -0.0].map(number);
         assert_eq!(shown, ["0", "12", "905123", "0.123", "1234", "0.0000123", "inf", "-2.50", "0"]);

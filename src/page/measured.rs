@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_series_the_largest_are_shown() {
+    fn shows_only_the_largest_series() {
         let mut family = Family::new("a_total", Kind::Counter, "What it is.");
         for number in 0..1000u64 {
             family.number(&[("peer", &format!("p{number}")), ("node", "here")], number * 7919 % 1000);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_as_they_were_and_not_longer_than_can_be_shown() {
+    fn labels_are_unchanged_but_truncated() {
         let mut family = Family::new("a", Kind::Gauge, "");
         let hostile = "</script>\"\\\n<img src=x onerror=alert(1)>";
         family.number(&[("text", hostile), ("long", &"\u{e9}".repeat(5000))], 1u64);
@@ -138,14 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn units_follow_names() {
+    fn units_are_derived_from_names() {
         let unit = |name| shown(&Family::new(name, Kind::Gauge, "")).unit;
         let names = ["a_seconds_total", "a_bytes", "a_timestamp_seconds", "a_count"];
         assert_eq!(names.map(unit), ["seconds", "bytes", "timestamp", ""]);
     }
 
     #[test]
-    fn quantiles_are_those_of_prometheus() {
+    fn quantiles_match_prometheus() {
         let of = |counts: &[u64], bounds: &[f64]| {
             let made = distribution(counts, 10.0, bounds);
             made.quantiles.iter().map(|q| (q.value, q.is_beyond)).collect::<Vec<_>>()

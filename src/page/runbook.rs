@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_section_has_its_anchor_and_every_link_leads_to_one() {
+    fn sections_have_anchors_and_links_resolve() {
         let page = String::from_utf8(runbook().to_vec()).unwrap();
         let titles = TEXT.lines().filter_map(|line| line.strip_prefix("### "));
         assert!(titles.clone().count() > 20);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn paragraphs_are_shown_as_they_are_meant() {
+    fn renders_headings_paragraphs_and_code() {
         let shown = |text| {
             let mut to = String::new();
             show(text, &mut to);

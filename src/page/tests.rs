@@ -68,7 +68,7 @@ fn subjects(status: &Status) -> Vec<(Severity, &str)> {
 }
 
 #[test]
-fn what_is_missing_is_told_once_for_each_reason() {
+fn missing_probes_are_grouped_by_reason() {
     let status = seen(snapshot());
     assert_eq!(status.state, Health::NotReady);
     assert_eq!(status.summary, "Not ready: 1 of 4 probes is attached; 2 are missing, 1 is optional.");
@@ -80,7 +80,7 @@ fn what_is_missing_is_told_once_for_each_reason() {
 }
 
 #[test]
-fn what_is_optional_and_absent_does_not_matter() {
+fn absent_optional_probes_are_no_problem() {
     let mut all = snapshot_at(&PROBES[..2], Instant::now());
     all.missing.clear();
     let status = seen(all);
@@ -144,7 +144,7 @@ fn what_nothing_happens_to_is_folded_when_it_is_much() {
 }
 
 #[test]
-fn losses_are_told_with_what_to_do_and_calm_down() {
+fn losses_suggest_a_remedy_and_subside() {
     let began = Instant::now();
     let losing = |after: u64, lost: u64| {
         let mut all = snapshot_at(&PROBES[..1], began + Duration::from_secs(after));
@@ -168,7 +168,7 @@ fn losses_are_told_with_what_to_do_and_calm_down() {
 }
 
 #[test]
-fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
+fn blocklist_is_shown_with_its_problems() {
     let network = |enforced: u64, stored: u64| {
         let family = |name, kind, rows: &[(&[(&'static str, &str)], u64)]| {
             let mut family = Family::new(name, kind, "");
@@ -233,7 +233,7 @@ fn what_is_blocked_is_shown_with_what_is_wrong_with_it() {
 }
 
 #[test]
-fn slow_events_that_do_not_arrive_are_told() {
+fn undelivered_slow_events_are_reported() {
     let told = |writable: u64, failed: u64, dropped: u64, waiting: u64| {
         let mut all = snapshot_at(&PROBES[..1], Instant::now());
         all.missing.clear();
@@ -251,7 +251,7 @@ fn slow_events_that_do_not_arrive_are_told() {
 }
 
 #[test]
-fn every_way_to_lose_a_hit_has_words() {
+fn every_loss_reason_has_an_explanation() {
     for (reason, _) in crate::kernel::LOST {
         let mut all = snapshot_at(&PROBES[..1], Instant::now());
         let row = [("target", "bitcoind"), ("probe", "udp:block"), ("reason", reason)];
@@ -264,7 +264,7 @@ fn every_way_to_lose_a_hit_has_words() {
 }
 
 #[test]
-fn rates_come_with_the_second_look() {
+fn rates_appear_with_the_second_snapshot() {
     let (mut history, began) = (History::default(), Instant::now());
     let first = status(snapshot_at(&PROBES, began), &mut history);
     assert_eq!(first.totals.hits_per_second, None);
@@ -276,7 +276,7 @@ fn rates_come_with_the_second_look() {
 }
 
 #[test]
-fn the_status_is_bounded_and_what_is_missing_stays_in_it() {
+fn status_is_bounded_and_retains_missing_probes() {
     let mut many: Vec<Row> = (0..5000)
         .map(|number| {
             ("bitcoind", &*Box::leak(format!("p{number}").into_boxed_str()), "attached", "", number)
@@ -297,7 +297,7 @@ fn the_status_is_bounded_and_what_is_missing_stays_in_it() {
 }
 
 #[test]
-fn nothing_that_others_write_gets_into_the_page_as_it_is() {
+fn untrusted_text_is_escaped() {
     let hostile = "\"'><script>alert(1)</script>";
     let mut rows = PROBES;
     (rows[0].1, rows[2].3) = (hostile, hostile);
@@ -346,7 +346,7 @@ fn nothing_that_others_write_gets_into_the_page_as_it_is() {
 }
 
 #[test]
-fn interfaces_have_what_comes_and_what_goes() {
+fn interfaces_show_both_directions() {
     let began = Instant::now();
     let look = |after: u64, bytes: u64| {
         let mut packets = Family::new("xdp_bytes_total", Kind::Counter, "");
@@ -383,7 +383,7 @@ fn interfaces_have_what_comes_and_what_goes() {
 }
 
 #[test]
-fn certificates_and_silence_are_told() {
+fn expiring_certificate_and_missing_scrapes_are_reported() {
     let mut all = snapshot_at(&PROBES[..1], Instant::now());
     all.missing.clear();
     all.time = 100_000.0;

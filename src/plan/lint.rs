@@ -121,7 +121,7 @@ mod tests {
     use crate::plan::plan_draft;
 
     #[test]
-    fn rules_of_naming() {
+    fn naming_rules() {
         let counter = MetricKind::Counter;
         let histogram = MetricKind::Histogram(vec![1.0]);
         let microseconds = Some((Unit::Microseconds, ValueSource::Arg(0)));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn remarks_have_places_and_profiles_have_none() {
+    fn warnings_are_located_and_skip_profiles() {
         let text = "bitcoind_path: x\ntargets:\n  - name: a\n    binary: x\n    profile: postgresql\n    probes:\n      - on: usdt:a:b\n        \
                     metrics:\n          - counter: hits\n            labels: { job: comm }\n";
         let draft = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_openmetrics_needs_are_told() {
+    fn openmetrics_name_conflicts_are_reported() {
         let text = "targets:\n  - name: a\n    binary: x\n    probes:\n      - on: usdt:a:b\n        metrics:\n          \
                     - counter: calls_total\n          - { gauge: calls, value: pid }\n          - counter: others_total\n          \
                     - { gauge: others_created, value: pid }\n          - counter: plain\n          - { gauge: plain_created, value: pid }\n";

@@ -142,7 +142,7 @@ mod tests {
     const SLOW: &str = "      - function: g\n        metrics: [{ histogram: g_seconds, value: duration, buckets: [1, 2] }]\n";
 
     #[test]
-    fn probes_are_the_same_wherever_they_stand() {
+    fn probe_identity_is_independent_of_position() {
         let (before, after) =
             (planned(&[COUNTED, TIMED].concat()), planned(&[SLOW, TIMED, COUNTED].concat()));
         // A function's duration takes two probes.
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_counts_otherwise_is_another_probe() {
+    fn different_counting_makes_a_different_probe() {
         let before = planned(COUNTED);
         for (from, to) in [
             ("p:a", "p:b"),
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_has_numbers_of_its_own() {
+    fn part_has_its_own_numbering() {
         let whole = planned(&[COUNTED, TIMED, SLOW].concat());
         let part = whole.part(&[3, 4]);
         assert_eq!((part.probes.len(), part.spans, part.targets[0].probes.len()), (2, 1, 2));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_entries_a_change_touches_a_few() {
+    fn change_affects_only_a_few_of_many_entries() {
         let entry = |of: usize| {
             format!(
                 "      - function: f{of}\n        metrics: [{{ histogram: f{of}_seconds, value: duration }}]\n"

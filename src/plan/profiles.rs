@@ -44,7 +44,7 @@ mod tests {
     use crate::config::model::{ArgKind, LabelValue};
 
     #[test]
-    fn every_profile_is_right_and_documents_itself() {
+    fn every_profile_is_valid_and_documented() {
         for (name, text) in profiles() {
             let profile = profile(name).unwrap().unwrap_or_else(|wrong| panic!("{}", wrong.render()));
             assert!(!profile.binaries.is_empty() && text.starts_with("# "), "{name}");
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn every_label_of_every_profile_is_bounded() {
+    fn every_profile_label_is_bounded() {
         for (name, _) in profiles() {
             for probe in profile(name).unwrap().unwrap().probes {
                 let labels = probe.metrics.iter().flat_map(|metric| &metric.labels);

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_never_used_is_refused_before_anything_looks_at_its_arguments() {
+    fn unused_syscalls_are_denied_regardless_of_arguments() {
         let every: Vec<_> = NEVER.iter().map(|call| ("", *call, [-1; 4])).collect();
         for ((_, number), (_, call, _)) in try_in_a_thread(Needs::default(), &every).iter().zip(&every) {
             assert_eq!(*number, libc::EPERM, "call {call}");
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn of_some_calls_only_what_they_are_asked_for_is_refused() {
+    fn some_syscalls_are_denied_by_argument() {
         let own = c_long::from(std::process::id());
         let (anonymous, all) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_WRITE | libc::PROT_EXEC);
         let map = |protection: i32| [0, 4096, protection.into(), anonymous.into()];
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_network_part_has_its_own_sockets_and_namespaces() {
+    fn network_features_allow_netlink_and_setns() {
         let needs = Needs { network: true, namespaces: true, ..Needs::default() };
         let netlink = [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0];
         let namespace = [-1, libc::CLONE_NEWNET.into(), 0, 0];

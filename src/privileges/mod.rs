@@ -124,7 +124,7 @@ mod tests {
     use Capability::{CAP_BPF, CAP_CHOWN, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN, CAP_SYS_PTRACE};
 
     #[test]
-    fn what_stands_in_for_newer_capabilities_is_kept_where_they_are_missing() {
+    fn retains_fallbacks_for_missing_newer_capabilities() {
         let kept = |has: &[Capability], more: &[Capability]| {
             let mut kept: Vec<_> = kept(&has.iter().copied().collect(), more).into_iter().collect();
             kept.sort_by_key(|one| one.index());

@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interpreters() {
+    fn parses_interpreter_lines() {
         assert_eq!(interpreter(b"#!/usr/bin/env bash\nexit\n").as_deref(), Some("/usr/bin/env bash"));
         assert_eq!(interpreter(b"#! /bin/sh").as_deref(), Some("/bin/sh"));
         for none in [&b"#!"[..], b"", b"\x7fELF", b"#!\x01\n", b"#!\xff\n"] {
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_more_special_name_of_a_known_program_comes_first() {
+    fn more_specific_program_names_come_first() {
         let known =
             |name: &str| HINTS.iter().find(|(begin, _)| name.starts_with(begin)).map(|(begin, _)| *begin);
         assert_eq!(known("libpython3.11.so.1.0"), Some("libpython"));

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn sites_that_differ_are_shown_together() {
+    fn differing_sites_are_shown_together() {
         let args = arguments(&[site("-4@$-1 8@%rax"), site("4@$-1 8@%rax")]);
         assert_eq!(args[0].type_word(), "i32|u32");
         assert_eq!(args[0].forms, ["-4@$-1", "4@$-1"]);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_says_why_with_its_note() {
+    fn unreadable_arguments_quote_the_note() {
         let args = arguments(&[site("8f@%xmm0 4@%ah -8@nowhere(%rip)"), site("8@%rax")]);
         let reason = |index: usize| args[index].unreadable.clone().unwrap_or_default();
         assert_eq!(args[0].type_word(), "f64|u64");
@@ -165,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_unusable_only_if_all_its_sites_are() {
+    fn probe_is_unusable_only_if_all_sites_are() {
         let refused = Site { shape: SiteShape::Refused("it has a lock prefix"), ..site("") };
         assert_eq!(unusable(&[site(""), refused.clone()]), None);
         assert!(unusable(&[refused.clone(), refused]).is_some_and(|err| err.contains("0x10: ")));
     }
 
     #[test]
-    fn an_argument_that_one_site_lacks_cannot_be_used() {
+    fn argument_missing_at_one_site_is_unreadable() {
         let args = arguments(&[site("8@%rax"), site("")]);
         assert!(args[0].unreadable.as_deref().is_some_and(|err| err.contains("0x10 does not have it")));
     }

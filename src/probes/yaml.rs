@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metric_names_are_valid_and_differ() {
+    fn metric_names_are_valid_and_unique() {
         let mut writer = Writer::default();
         let mut name = |words: &[&str]| writer.metric(words, "total");
         assert_eq!(name(&["postgresql", "query__start"]), "postgresql_query_start_total");
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_read_back_as_they_were() {
+    fn strings_round_trip() {
         for text in
             ["/usr/bin/x", "yes", "null", "a: b", "it's \"x\"", "0x10", "~", "tab\t", "é", "a #b", "true"]
         {

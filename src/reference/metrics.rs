@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_labels_whatever_their_values() {
+    fn finds_label_names_despite_quoted_values() {
         assert_eq!(label_names(r#"a="x",b="y=\"z\",c=\"1\\",d="""#), ["a", "b", "d"]);
         assert!(label_names("").is_empty());
     }

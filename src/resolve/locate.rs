@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_argument_is_never_read_wider_than_its_note_says() {
+    fn argument_is_never_read_wider_than_its_note() {
         let int = |bytes, signed| Some(IntType { bytes, signed });
         for (note, asked, bytes, signed) in [
             ("-4@-20(%rbp)", int(8, true), 4, true),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_constant_has_the_width_that_is_asked_for() {
+    fn constant_has_the_requested_width() {
         let int = |bytes, signed| Some(IntType { bytes, signed });
         for (note, asked, number) in [
             ("-4@$-1", None, -1),

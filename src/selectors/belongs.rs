@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_cgroups_of_containers() {
+    fn recognizes_container_cgroups() {
         let id = "0123456789abcdef".repeat(4);
         let known =
             ["docker-{}.scope", "{}", "libpod-{}.scope", "cri-containerd-{}.scope", "system.slice:docker:{}"];
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_cgroups_of_pods() {
+    fn recognizes_pod_cgroups() {
         let uid = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
         let underscored = uid.replace('-', "_");
         for form in ["kubepods-burstable-pod{}.slice", "kubepods-pod{}.slice", "kubelet-kubepods-pod{}.slice"]
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn units_are_the_innermost_service_or_scope() {
+    fn unit_is_the_innermost_service_or_scope() {
         let unit = |path: &str| Belongs::parse(path).unit().map(str::to_owned);
         assert_eq!(unit("/system.slice/ssh.service").as_deref(), Some("ssh.service"));
         let user = "/user.slice/user-1000.slice/user@1000.service/app.slice/a.service/x";

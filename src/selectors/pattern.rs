@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_automaton_agrees_with_the_glob() {
+    fn automaton_agrees_with_the_glob() {
         let globs = [
             "*",
             "a*",
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern() {
+    fn rejects_invalid_patterns() {
         assert_eq!(Pattern::new(""), Err(PatternError::Empty));
         assert_eq!(Pattern::new(&"x".repeat(256)), Err(PatternError::TooLong));
         assert_eq!(Pattern::new(&format!("*{}", "x".repeat(128))), Err(PatternError::TooManyParts));

@@ -26,7 +26,7 @@ fn web() -> Belongs {
 }
 
 #[test]
-fn each_predicate_by_what_it_asks_for() {
+fn each_predicate_matches_its_own_facts() {
     let web = web();
     let yes = [
         ("process", "java"),
@@ -67,7 +67,7 @@ fn each_predicate_by_what_it_asks_for() {
 }
 
 #[test]
-fn all_predicates_must_hold_and_none_mean_nobody() {
+fn all_predicates_must_hold_and_none_match_nothing() {
     let web = web();
     let who = |predicates| ProcessSelector { predicates, children: false };
     assert!(who(vec![read("pod", "web-*"), read("process", "java")]).fits(&facts(&web)));
@@ -78,7 +78,7 @@ fn all_predicates_must_hold_and_none_mean_nobody() {
 }
 
 #[test]
-fn units_as_systemctl_has_them() {
+fn unit_names_follow_systemctl() {
     let unit = |text: &str| match read("unit", text) {
         Predicate::Unit(pattern) => pattern.text().to_owned(),
         other => panic!("{other}"),
@@ -91,7 +91,7 @@ fn units_as_systemctl_has_them() {
 }
 
 #[test]
-fn what_the_kernel_is_told_of_members() {
+fn cgroup_members_and_kernel_tests() {
     let web = web();
     let id = "0123456789abcdef".repeat(4);
     assert_eq!(read("image", "nginx").members(&web), [id]);
@@ -102,7 +102,7 @@ fn what_the_kernel_is_told_of_members() {
 }
 
 #[test]
-fn the_beginning_of_a_long_name_is_not_the_name() {
+fn truncated_name_does_not_match() {
     let belongs = Belongs::default();
     let is = |name: &str, comm, exe| {
         read("process", name).fits(&ProcessFacts { comm, exe: Some(exe), ..facts(&belongs) })
@@ -116,7 +116,7 @@ fn the_beginning_of_a_long_name_is_not_the_name() {
 }
 
 #[test]
-fn command_lines_are_words_with_one_space_between() {
+fn command_line_words_are_joined_by_single_spaces() {
     assert_eq!(command_line(b"java\0-jar\0\0a b.jar\0"), "java -jar a b.jar");
     assert_eq!(command_line(b"postgres: idle\0\0\0\0"), "postgres: idle");
     assert_eq!(command_line(b""), "");
@@ -125,7 +125,7 @@ fn command_lines_are_words_with_one_space_between() {
 }
 
 #[test]
-fn what_the_kernel_cannot_compare_is_refused_also_without_a_star() {
+fn rejects_overlong_patterns_even_without_wildcards() {
     let read = |key: &str, text: &str| KEYS.iter().find(|known| known.name == key).unwrap().read(text);
     let long = "x".repeat(128);
     for key in ["cmdline", "unit"] {

@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_keep_their_order_whatever_is_in_them() {
+    fn fields_round_trip_in_order() {
         let fields = Fields(vec![
             ("z".into(), "1".into()),
             ("a".into(), "\"\\\u{7}é\n".into()),

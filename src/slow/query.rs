@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_found_by_what_is_in_them() {
+    fn finds_events_by_content() {
         let directory = tempfile::tempdir().unwrap();
         // A name with characters that are special in a URI.
         let path = directory.path().join("a b?c#d%20.db");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_tells_what_happened() {
+    fn table_describes_the_events() {
         let row =
             |value| Row { id: 1, node: "n".into(), event: event(1_700_000_000_000_000_000, value, "x y") };
         assert_eq!(

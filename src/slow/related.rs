@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_belongs_has_process_key_and_probe_in_common() {
+    fn related_events_share_process_key_and_probe() {
         let second = 1_000_000_000;
         let time = 1000 * second;
         let mut memory = RecentEvents::default();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_are_remembered_and_the_latest_of_them_kept() {
+    fn keeps_the_latest_related_events() {
         let mut memory = RecentEvents::default();
         for n in 0..MAX_EVENTS as i64 + 10 {
             memory.add(related(n, "1", "a", if n < 20 { "7" } else { "8" }));

@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_of_each_hour_are_kept_whatever_their_order() {
+    fn keeps_the_largest_of_each_hour_in_any_order() {
         let values: Vec<i64> = (0..1000).map(|n| n * 619 % 1000 - 500).collect();
         let events: Vec<_> = values.iter().map(|value| (7, *value)).collect();
         let mut worst = Worst::new(5);
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_ones_the_first_stay() {
+    fn earlier_events_win_ties() {
         let mut worst = Worst::new(2);
         assert_eq!(kept(&mut worst, &[(1, 5), (2, 5), (3, 5)], 0), [5, 5]);
         let mut displaced = None;
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_cannot_be_kept_leaves_all_as_it_was() {
+    fn failed_insert_changes_nothing() {
         let mut worst = Worst::new(1);
         assert_eq!(kept(&mut worst, &[(1, 5)], 0), [5]);
         assert!(worst.offer(2, || 0, 9, 7, |_| false));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn hours_are_those_of_the_clock() {
+    fn hours_align_with_the_wall_clock() {
         assert_eq!(end_of_hour(1000, 0), 1000 + HOUR);
         assert_eq!(end_of_hour(1000, HOUR as i64 * 3 + 1), 1000 + HOUR - 1);
         assert_eq!(end_of_hour(1000, -1), 1001);

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_lead_to_where_they_lead_for_the_process() {
+    fn symlinks_resolve_inside_the_process_root() {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().canonicalize().unwrap();
         fs::create_dir_all(root.join("usr/lib")).unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_looks_beside_what_it_has_loaded() {
+    fn search_paths_include_directories_of_loaded_libraries() {
         let found = places(std::process::id(), BTreeSet::from(["/opt/app/modules".into(), "memfd:x".into()]));
         let own = std::env::current_dir().unwrap();
         for directory in

@@ -99,7 +99,7 @@ mod tests {
     use crate::selectors::{Pattern, Predicate, Selector};
 
     #[test]
-    fn a_helper_in_a_container_is_no_error() {
+    fn unprobed_helper_in_a_container_is_not_an_error() {
         let container = Predicate::Container(Pattern::literal("web"));
         let mut selector = Selector::of(container);
         assert!(selector.matches_any_program());
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn one_reason_is_told_once() {
+    fn shared_reason_is_reported_once() {
         let damaged = ProbeState::Refused("the file is damaged".to_string());
         let (no_a, no_b) = (ProbeState::Absent("no a".to_string()), ProbeState::Absent("no b".to_string()));
         let mut others = NotAttached::default();

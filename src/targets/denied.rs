@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_missing_right_is_only_named_where_it_is_missing() {
+    fn missing_capability_is_named_only_when_missing() {
         let (all, none) = ("Name:\tx\nCapEff:\t000001ffffffffff\n", "CapEff:\t00000000fff7ffff\n");
         let (first, other) = ("         0          0 4294967295\n", "         0       1000          1\n");
         assert_eq!(reason(none, first), "CAP_SYS_PTRACE is needed");

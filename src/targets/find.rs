@@ -314,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_is_found_by_pid_by_name_and_by_file() {
+    fn finds_this_process_by_pid_name_and_file() {
         let exe = std::env::current_exe().unwrap();
         let by_file = find(&Selector::binary(exe.clone())).unwrap();
         let by_pid = find(&Selector::pid(std::process::id())).unwrap();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_said() {
+    fn missing_targets_are_reported() {
         let missing = find(&Selector::binary("/nonexistent/x")).unwrap_err();
         assert!(missing.contains("/nonexistent/x") && missing.contains("No such file"), "{missing}");
         assert!(find(&Selector::binary("/")).unwrap_err().contains("not a regular file"));
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_not_opened_by_a_path_that_leads_to_another_by_now() {
+    fn replaced_file_is_not_opened() {
         let directory = tempfile::tempdir().unwrap();
         let [path, other] = ["file", "other"].map(|name| directory.path().join(name));
         fs::write(&path, "one").unwrap();

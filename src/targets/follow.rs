@@ -291,7 +291,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_those_run_of_whom_nothing_is_told_is_forgotten() {
+    fn files_of_untracked_processes_are_forgotten() {
         // Numbers that no process has.
         let [stranger, pinned] = [u32::MAX - 1, u32::MAX];
         let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };

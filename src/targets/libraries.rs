@@ -208,7 +208,7 @@ mod tests {
     use crate::mapping::CodeView;
 
     #[test]
-    fn mappings_of_a_file() {
+    fn parses_file_mappings() {
         let line = "7f10-7f20 r-xp 00001000 00:01 2053      /memfd:libprobe (deleted)";
         let found = of_file(line).unwrap();
         assert_eq!((found.entry(), found.name), ("7f10-7f20".to_string(), "/memfd:libprobe (deleted)"));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_process_is_about_to_load_is_found_by_its_address() {
+    fn finds_the_library_being_loaded_by_address() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().canonicalize().unwrap().join("libheld.so");
         fs::copy(std::env::current_exe().unwrap(), &path).unwrap();

@@ -100,14 +100,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_where_a_mount_is() {
+    fn parses_mountinfo_lines() {
         let line = b"36 35 98:0 /mnt1 /mnt/with\\040space\\134 rw,noatime master:1 - ext3 /dev/root rw";
         assert_eq!(parse(line), Some((36, PathBuf::from("/mnt/with space\\"))));
         assert_eq!(parse(b""), None);
     }
 
     #[test]
-    fn the_table_is_read_rarely_where_that_takes_long() {
+    fn slow_mount_table_is_read_less_often() {
         let mut mounts = Mounts::new().unwrap();
         assert!(mounts.known.iter().any(|(_, point)| point == Path::new("/proc")));
         assert!(mounts.pause().is_zero());

@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_that_is_mapped_from_the_file() {
+    fn finds_code_mapped_from_the_file() {
         let maps = "1000-3000 r-xp 00001000 fe:10 7 /bin/app\n3000-5000 r-xp 00000000 00:00 0 \n5000-6000 r-xp \
                     00005000 fe:10 7 /bin/app\n6000-7000 r--p 00006000 fe:10 7 /bin/app\n8000-9000 r-xp 00000000 fe:10 8 \
                     /lib/other\n";

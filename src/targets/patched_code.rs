@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_not_of_probes_differs() {
+    fn probe_instructions_do_not_count_as_patches() {
         let maps = "7000-8000 r-xp 00000000 00:00 0 [uprobes-trampoline]\n9000-a000 r-xp 00000000 00:00 0 \n";
         let maps: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
         let nop = [0x90, 0x0f, 0x1f, 0x44, 0, 0, 0xc3];

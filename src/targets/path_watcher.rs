@@ -216,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_way_to_a_file_goes_through_its_links() {
+    fn path_components_follow_symlinks() {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path().canonicalize().unwrap();
         fs::create_dir_all(at.join("v1/bin")).unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_files_that_will_be_renamed() {
+    fn recognizes_temporary_file_names() {
         let is = |written: &str, name: &str| is_called_like(written.as_ref(), name.as_ref());
         for written in ["app.new", "app.dpkg-new", ".app.a1B2c3", "app~", "new-app", "app;5f3759df"] {
             assert!(is(written, "app"), "{written}");
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rename_is_told() {
+    fn reports_renames() {
         let directory = tempfile::tempdir().unwrap();
         let mut watcher = PathWatcher::new().unwrap();
         let path = directory.path().join("app");

@@ -448,7 +448,7 @@ mod tests {
     use crate::config::{Environment, Overrides, load_bytes};
 
     #[test]
-    fn what_a_manager_measured_last_does_not_count_when_it_has_ended() {
+    fn usage_of_ended_managers_is_ignored() {
         let yaml = "targets: [{ name: t, binary: /bin/true, probes: [{ function: f, metrics: [counter: a_total] }] }]";
         let loaded = load_bytes("a.yaml", yaml.into(), &Overrides::default(), &Environment::new()).unwrap();
         let plan = Arc::new(crate::plan::plan(loaded.config, false).unwrap());

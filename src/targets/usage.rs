@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_that_cannot_be_is_not_known() {
+    fn impossible_share_is_unknown() {
         let of = |measured: &[(f64, f64)]| share(measured.iter().copied());
         assert_eq!(of(&[(1.0, 0.25), (3.0, 0.75)]), Some(0.25));
         assert_eq!(of(&[(1.0, 1.1)]), Some(1.0));
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_counts_from_when_it_was_seen_first_unless_it_began_after_that() {
+    fn cpu_time_counts_from_first_sight_or_start() {
         let mut meter = Meter::default();
         let own = [std::process::id()];
         assert_eq!(meter.read(&own), None);

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_appears_wakes_the_manager() {
+    fn new_file_wakes_the_manager() {
         let directory = tempfile::tempdir().unwrap();
         let (_keep, stop) = UnixStream::pair().unwrap();
         let mut watch = Watch::new(stop, None).unwrap();

@@ -55,7 +55,7 @@ mod tests {
     use crate::exposition::Format;
 
     #[test]
-    fn limits_and_the_boot_are_read() {
+    fn parses_limits_and_boot_time() {
         let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
                       Max open files            1024                 524288               files\n";
         assert_eq!(most_files(limits), Some(1024));
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_them_all_and_its_time_is_not_in_whole_seconds() {
+    fn exports_all_process_metrics_with_fractional_cpu_time() {
         let shown = || {
             let mut families = Families::default();
             collect(&mut families);

@@ -130,7 +130,7 @@ fn ids(body: &str) -> Vec<u64> {
 }
 
 #[test]
-fn a_receiver_that_is_down_silent_and_faulty_gets_all_in_the_end() {
+fn delivers_everything_despite_receiver_failures() {
     let fake = Fake::new();
     let webhook = sends_to(&fake.url(), pace());
     offer(&webhook, 0..3);
@@ -157,7 +157,7 @@ fn a_receiver_that_is_down_silent_and_faulty_gets_all_in_the_end() {
 }
 
 #[test]
-fn the_signature_is_that_of_time_and_body() {
+fn signature_covers_time_and_body() {
     let receiver = Receiver::new(Url::parse("http://localhost").unwrap(), "secret", None).unwrap();
     // Computed by Python's hmac for "1795703781.{}".
     let expected = "sha256=f06a03bb99184bd3193e1b54f95aa812880e5a86e1760d3a03b6e1f2f8781bdb";
@@ -166,7 +166,7 @@ fn the_signature_is_that_of_time_and_body() {
 }
 
 #[test]
-fn many_events_are_sent_together_in_their_order() {
+fn events_are_batched_in_order() {
     let fake = Fake::new();
     let webhook = sends_to(&fake.url(), pace());
     offer(&webhook, 0..500);
@@ -178,7 +178,7 @@ fn many_events_are_sent_together_in_their_order() {
 }
 
 #[test]
-fn what_there_is_no_room_for_is_dropped_and_counted() {
+fn overflowing_events_are_dropped_and_counted() {
     let fake = Fake::new();
     let webhook = sends_to(&fake.url(), pace());
     offer(&webhook, 0..2000);
@@ -192,7 +192,7 @@ fn what_there_is_no_room_for_is_dropped_and_counted() {
 }
 
 #[test]
-fn what_the_receiver_rejects_is_not_sent_again() {
+fn rejected_events_are_not_retried() {
     let fake = Fake::new();
     let webhook = sends_to(&fake.url(), pace());
     offer(&webhook, 0..1);
@@ -208,7 +208,7 @@ fn what_the_receiver_rejects_is_not_sent_again() {
 }
 
 #[test]
-fn what_has_waited_for_too_long_is_dropped() {
+fn expired_events_are_dropped() {
     let fake = Fake::new();
     let webhook = sends_to(&fake.url(), Pace { max_age: Duration::ZERO, ..pace() });
     offer(&webhook, 0..3);
@@ -216,7 +216,7 @@ fn what_has_waited_for_too_long_is_dropped() {
 }
 
 #[test]
-fn the_end_waits_a_moment_for_what_can_be_sent_and_for_nothing_else() {
+fn shutdown_makes_one_last_attempt() {
     let fake = Fake::new();
     // Leaves no time for a second attempt.
     let slow = Pace { first: 10 * TIMEOUT, longest: 10 * TIMEOUT, last: TIMEOUT, ..pace() };
@@ -245,7 +245,7 @@ fn the_end_waits_a_moment_for_what_can_be_sent_and_for_nothing_else() {
 }
 
 #[test]
-fn without_a_receiver_nothing_is_kept() {
+fn no_receiver_means_no_queue() {
     let webhook = Webhook::default();
     webhook.start().unwrap();
     webhook.outbox().offer(|| panic!("nobody wants it"));
@@ -258,7 +258,7 @@ fn without_a_receiver_nothing_is_kept() {
 }
 
 #[test]
-fn pauses_grow_up_to_the_longest() {
+fn retry_delays_grow_to_the_maximum() {
     let pace = Pace::default();
     for (failures, seconds) in [(1, 1.0), (2, 2.0), (5, 16.0), (7, 60.0), (1000, 60.0)] {
         let pause = pace.pause(failures).as_secs_f64();
@@ -298,7 +298,7 @@ fn secure(issuer: &Authority, name: &str) -> SocketAddr {
 }
 
 #[test]
-fn only_a_receiver_with_the_right_certificate_gets_anything() {
+fn sends_only_to_a_receiver_with_a_trusted_certificate() {
     let (ours, theirs) = (authority(), authority());
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("ca.crt");
@@ -321,7 +321,7 @@ fn only_a_receiver_with_the_right_certificate_gets_anything() {
 }
 
 #[test]
-fn the_path_of_a_url_is_not_shown() {
+fn url_path_is_not_shown() {
     for (url, expected) in [
         ("https://hooks.example.org/services/T0/B1/secret?x=y", "https://hooks.example.org"),
         ("http://[::1]:9000", "http://[::1]:9000"),

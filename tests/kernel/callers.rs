@@ -101,7 +101,7 @@ int main(void) {
 
 /// Also for programs with compressed debug information, and for those whose symbols are in a separate file.
 #[test]
-fn a_call_that_never_returns_is_made_by_the_function_that_it_is_in() {
+fn noreturn_call_is_attributed_to_its_function() {
     let directory = directory();
     let flags = ["-O2", "-fno-reorder-functions", "-falign-functions=1"];
     let built =

@@ -61,7 +61,7 @@ fn cost_of(metrics: &Metrics, probe: &str) -> f64 {
 }
 
 #[test]
-fn every_stop_of_a_program_is_charged_by_what_it_costs() {
+fn every_stop_is_charged_by_its_cost() {
     let directory = directory();
     let program = program(directory.path());
     let exporter = Exporter::tracing(&format!("  - name: hot\n    binary: {}\n{PROBES}", program.display()));
@@ -97,7 +97,7 @@ fn hits_of_other_processes_are_charged_too() {
 }
 
 #[test]
-fn tracings_share_of_a_targets_time_is_told_and_ends_with_its_hits() {
+fn tracing_ratio_is_reported_and_falls_with_the_hits() {
     let directory = directory();
     let program = program(directory.path());
     let exporter = Exporter::tracing(&format!("  - name: hot\n    binary: {}\n{PROBES}", program.display()));
@@ -156,7 +156,7 @@ fn calls(file: &Path, of: usize) -> u64 {
 }
 
 #[test]
-fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
+fn expensive_probe_is_shed_and_restored() {
     let directory = directory();
     let program = compile("gcc", "moody.c", MOODY, &["-O2"], directory.path());
     let place = Place::new();
@@ -223,7 +223,7 @@ fn what_is_too_dear_is_detached_and_attached_again_when_it_has_calmed_down() {
 }
 
 #[test]
-fn by_default_only_what_lasts_is_detached_and_that_is_told_before() {
+fn default_sheds_only_sustained_load_after_a_warning() {
     let directory = directory();
     let program = compile("gcc", "moody.c", MOODY, &["-O2"], directory.path());
     let exporter = Exporter::tracing(&format!(

@@ -110,14 +110,14 @@ fn durations(attach: &str) {
 }
 
 #[test]
-fn unusual_entries_by_one_link() {
+fn unusual_entries_with_uprobe_multi() {
     counts("auto");
     only_counts("auto");
     durations("auto");
 }
 
 #[test]
-fn unusual_entries_by_perf_events() {
+fn unusual_entries_with_perf_events() {
     counts("perf");
     only_counts("perf");
     durations("perf");
@@ -125,7 +125,7 @@ fn unusual_entries_by_perf_events() {
 
 /// The kernel's trampoline would replace a return address in each iteration.
 #[test]
-fn trampolines_are_refused_where_a_loop_begins() {
+fn rejects_trampoline_at_a_loop_head() {
     let directory = directory();
     let program = program(directory.path());
     let yaml = format!(

@@ -78,12 +78,12 @@ fn mib(bytes: u64) -> f64 {
 }
 
 #[test]
-fn ten_thousand_series_of_the_kernel_take_less_than_32_mib() {
+fn ten_thousand_kernel_series_fit_in_32_mib() {
     footprint("", "aggregated");
 }
 
 #[test]
-fn ten_thousand_series_of_events_take_less_than_32_mib() {
+fn ten_thousand_event_series_fit_in_32_mib() {
     // Too long for the kernel to compare.
     let long = "no peer is called so ".repeat(5);
     footprint(&format!(", when: 'text != \"{long}\"'"), "delivered");
@@ -107,7 +107,7 @@ fn verified(probe: &str) -> u64 {
 }
 
 #[test]
-fn what_a_configuration_does_not_use_is_not_verified() {
+fn unused_features_are_not_verified() {
     let plain = verified(
         "      metrics:\n      - { histogram: sizes, value: n, buckets: [1, 10], labels: { n: { value: n, limit: 5 } } }\n",
     );

@@ -121,7 +121,7 @@ fn integers_of_every_width_and_sign_are_exact() {
 
 /// Bytes beside an argument in memory, or above it in its register, are not part of the argument.
 #[test]
-fn an_argument_is_not_read_wider_than_its_note_says() {
+fn argument_is_never_read_wider_than_its_note() {
     const ROUNDS: u64 = 4;
     let narrow = &INTEGERS[..6];
     let probes: String = narrow.iter().map(|(form, _)| counted(form, "{ index: 0, type: i64 }")).collect();
@@ -136,7 +136,7 @@ fn an_argument_is_not_read_wider_than_its_note_says() {
 }
 
 #[test]
-fn least_and_greatest_of_the_last_two_windows() {
+fn min_and_max_of_the_last_two_windows() {
     let probes = "  - on: usdt:forms:i64\n    args: { v: 0 }\n    metrics:\n\
                   \x20   - { gauge: least, value: v, mode: min }\n    - { gauge: most, value: v, mode: max }\n";
     each_way(probes, |tracer, forms| {
@@ -165,7 +165,7 @@ fn booleans() {
 
 /// Compares with what the program itself prints, for every form that has a single value.
 #[test]
-fn strings_and_bytes_are_read_as_they_are() {
+fn strings_and_bytes_are_exact() {
     let forms: [(&str, &str, &str); 9] = [
         ("string", "{ index: 0, type: string }", "a string"),
         ("empty", "{ index: 0, type: string }", ""),
@@ -203,7 +203,7 @@ fn strings_and_bytes_are_read_as_they_are() {
 }
 
 #[test]
-fn long_strings_are_cut_and_short_bounds_hold() {
+fn long_strings_are_truncated() {
     // The last of the `max` bytes is the NUL. Texts longer than 64 bytes are not compared in the kernel but sent to
     // user space.
     for max in [1, 2, 8, 9, 63, 64, 65, 200, 256] {
@@ -242,7 +242,7 @@ fn many_arguments_of_mixed_kinds() {
 
 /// Memory at `symbol(%rip)`, several sites, a probe without a semaphore, and a child process that fires after a fork.
 #[test]
-fn places_of_values_and_of_probes() {
+fn value_and_probe_locations() {
     let mut probes = counted("global", "0");
     for form in ["sites", "plain", "forked"] {
         probes += &counted(form, "0");
@@ -261,7 +261,7 @@ fn places_of_values_and_of_probes() {
 }
 
 #[test]
-fn semaphores_are_raised_while_attached_and_only_of_those() {
+fn semaphores_are_raised_only_while_attached() {
     for (program, attach) in WAYS {
         let directory = directory();
         let binary = private_copy(program, directory.path());
@@ -287,7 +287,7 @@ fn semaphores_are_raised_while_attached_and_only_of_those() {
 /// The compiler puts nothing before the probe in `fire_null`: its first instruction is that of the probe, for which the
 /// kernel accepts one semaphore, that of the first to attach.
 #[test]
-fn a_function_that_begins_with_a_probe_shares_its_semaphore() {
+fn function_and_probe_at_one_address_share_a_semaphore() {
     let probe = "  - on: usdt:forms:null\n    metrics: [{ counter: probe_total }]\n";
     let function = "  - function: fire_null\n    returns: u8\n    metrics:\n    \
                     - { counter: calls_total }\n    - { counter: returned_total, value: retval }\n";
@@ -309,7 +309,7 @@ fn a_function_that_begins_with_a_probe_shares_its_semaphore() {
 }
 
 #[test]
-fn processes_are_told_apart() {
+fn distinguishes_processes() {
     let probes = "  - on: usdt:forms:i32\n    metrics:\n    - counter: by_pid_total\n      labels: { v: pid }\n\
                   \x20   - counter: by_name_total\n      labels: { v: comm }\n";
     for (program, attach) in WAYS {
@@ -327,7 +327,7 @@ fn processes_are_told_apart() {
 }
 
 #[test]
-fn a_process_filter_counts_the_others_as_filtered() {
+fn process_filter_counts_other_processes_as_filtered() {
     for (program, attach) in WAYS {
         let directory = directory();
         let binary = private_copy(program, directory.path());
@@ -351,7 +351,7 @@ fn a_process_filter_counts_the_others_as_filtered() {
 
 /// As many texts as fit into an event; the plan refuses more of them.
 #[test]
-fn several_long_texts_in_one_event() {
+fn several_long_strings_in_one_event() {
     let probes = |n: usize| {
         let args: String =
             (0..n).map(|i| format!("t{i}: {{ index: 0, type: string, max: 256 }}, ")).collect();

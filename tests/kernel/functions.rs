@@ -85,7 +85,7 @@ targets:
 /// If each call's start is stored, a return finds that of its own call, even if deeper calls never return, because the
 /// kernel follows no more than 64 or because of longjmp.
 #[test]
-fn a_return_finds_its_own_call_among_those_that_never_return() {
+fn return_matches_its_call_despite_abandoned_calls() {
     let source = r#"
 #include <setjmp.h>
 #include <stdlib.h>
@@ -140,7 +140,7 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]) ||
 
 /// A boolean is the low byte of its register: compilers may leave anything above it.
 #[test]
-fn truth_values_are_a_byte() {
+fn booleans_are_one_byte() {
     let source = r#"
 #include <stdbool.h>
 __attribute__((noinline)) void seen(bool on) { __asm__ volatile("" ::"r"(on)); }

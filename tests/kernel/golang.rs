@@ -432,7 +432,7 @@ func main() {
 "#;
 
 #[test]
-fn no_harm_in_many_calls() {
+fn many_calls_cause_no_harm() {
     let directory = directory();
     let binary = build(directory.path(), MILLION, &[]);
     let each: i64 = (1..=1000).map(|n| 12 * n + 4).sum();

@@ -112,28 +112,28 @@ fn usdt_probes() {
 }
 
 #[test]
-fn entries_by_one_link() {
+fn entries_with_uprobe_multi() {
     no_harm("auto", &functions(), ARGUMENT, SEEDS);
 }
 
 #[test]
-fn entries_by_perf_events() {
+fn entries_with_perf_events() {
     no_harm("perf", &functions(), ARGUMENT, SEEDS);
 }
 
 #[test]
-fn returns_by_one_link() {
+fn returns_with_uprobe_multi() {
     no_harm("auto", &functions(), RETURN, RETURNED);
 }
 
 #[test]
-fn returns_by_perf_events() {
+fn returns_with_perf_events() {
     no_harm("perf", &functions(), RETURN, RETURNED);
 }
 
 /// With one link, the entry stores the time for the return.
 #[test]
-fn durations_by_one_link() {
+fn durations_with_uprobe_multi() {
     no_harm("auto", &functions(), DURATION, TIMED);
 }
 
@@ -145,11 +145,11 @@ fn exits(attach: &str) {
 }
 
 #[test]
-fn exits_by_one_link() {
+fn exits_with_uprobe_multi() {
     exits("auto");
 }
 
 #[test]
-fn exits_by_perf_events() {
+fn exits_with_perf_events() {
     exits("perf");
 }

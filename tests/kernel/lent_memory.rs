@@ -55,7 +55,7 @@ int main(void)
 "#;
 
 #[test]
-fn memory_that_the_program_supplies_is_not_waited_for() {
+fn does_not_wait_for_userfaultfd_memory() {
     let directory = directory();
     let program = compile("gcc", "lent.c", SOURCE, &["-pthread"], directory.path());
     for (attach, kind) in [("auto", "string"), ("auto", "u64"), ("perf", "string")] {

@@ -23,7 +23,7 @@ SEC("syscall") int outer(void *ctx) { char text[] = "first"; print(text, sizeof(
 "#;
 
 #[test]
-fn what_the_kernel_kept_from_a_program_is_told() {
+fn missed_program_runs_are_reported() {
     let directory = directory();
     let (source, object) = (directory.path().join("recursive.c"), directory.path().join("recursive.o"));
     // Another run of this test may be in progress; its program has another name.
@@ -57,7 +57,7 @@ int main(int argc, char **argv) { return deep(atoi(argv[1])) != atoi(argv[1]); }
 "#;
 
 #[test]
-fn returns_deeper_than_the_kernel_follows_are_neither_hits_nor_misses() {
+fn returns_beyond_the_depth_limit_are_not_counted() {
     let directory = directory();
     let (source, binary) = (directory.path().join("deep.c"), directory.path().join("deep"));
     std::fs::write(&source, DEEP).unwrap();

@@ -122,7 +122,7 @@ fn source(operands: &[&str]) -> String {
 }
 
 #[test]
-fn every_operand_is_read_as_a_debugger_reads_it() {
+fn every_operand_matches_a_debugger() {
     let directory = directory();
     for (name, flags) in [("pie", &["-pie"][..]), ("fixed", &["-no-pie"])] {
         let mut operands: Vec<(&str, &str)> = OPERANDS.to_vec();

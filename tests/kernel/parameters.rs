@@ -36,7 +36,7 @@ int main(void) {
 "#;
 
 #[test]
-fn arguments_are_as_wide_as_debug_information_says() {
+fn argument_widths_follow_debug_info() {
     for (compiler, flags) in
         [("gcc", &["-O0"][..]), ("gcc", &["-O3"]), ("clang-14", &["-O0"]), ("clang-14", &["-O2"])]
     {
@@ -91,7 +91,7 @@ int main(int argc, char **) {
 /// Without optimization, Clang does not describe an unused parameter that is passed by address. Whatever else is at its
 /// position must not be taken for it.
 #[test]
-fn a_parameter_that_is_not_described_does_not_move_the_others() {
+fn undescribed_parameter_does_not_shift_the_others() {
     for (compiler, flags) in [("clang++-14", ["-O0", "-std=c++17"]), ("clang++-14", ["-O2", "-std=c++17"])] {
         let directory = directory();
         let flags = [&flags[..], &["-g"]].concat();
@@ -144,7 +144,7 @@ int main(void) {
 
 /// A result is as wide as the debug information says; if it is nowhere, that is reported.
 #[test]
-fn results_are_as_wide_as_debug_information_says() {
+fn result_widths_follow_debug_info() {
     for (compiler, flags) in [("gcc", "-O0"), ("gcc", "-O2"), ("clang-14", "-O2")] {
         let directory = directory();
         let binary = compile(compiler, "returning.c", RETURNING, &[flags, "-g"], directory.path());

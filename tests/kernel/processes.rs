@@ -50,12 +50,12 @@ fn one_after_the_other(all_to_ring: bool) {
 }
 
 #[test]
-fn series_of_ended_processes_go_away_in_the_kernel() {
+fn series_of_ended_processes_are_removed_in_the_kernel() {
     one_after_the_other(false);
 }
 
 #[test]
-fn series_of_ended_processes_go_away_in_user_space() {
+fn series_of_ended_processes_are_removed_in_user_space() {
     one_after_the_other(true);
 }
 
@@ -72,7 +72,7 @@ fn counting_by_process(binary: &Path) -> Tracer {
 /// Small process numbers have their own table in the kernel: a freed number must be removed from it too, or a later
 /// process with the same number would be counted as the one that has its slot now.
 #[test]
-fn a_small_process_number_comes_again() {
+fn small_pid_is_reused() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);
@@ -116,7 +116,7 @@ fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
 }
 
 #[test]
-fn places_of_ended_processes_are_given_back_at_once_when_they_are_needed() {
+fn slots_of_ended_processes_are_reused_on_demand() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);
@@ -139,7 +139,7 @@ fn places_of_ended_processes_are_given_back_at_once_when_they_are_needed() {
 }
 
 #[test]
-fn more_processes_than_the_limit_at_once_are_other() {
+fn processes_beyond_the_limit_count_as_other() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);

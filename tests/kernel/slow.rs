@@ -42,7 +42,7 @@ int main(void) {
 
 /// What is stored of two identical runs, whose worst events of the hour cannot be told apart.
 #[test]
-fn the_worst_of_an_hour_are_kept_and_what_is_outdone_is_not_sent() {
+fn keeps_the_worst_of_an_hour_and_skips_smaller_events() {
     let probes = r#"  - on: usdt:slow:call
     args:
       n: { index: 0 }
@@ -146,7 +146,7 @@ fn numbers(rows: &[Row], field: &str) -> Vec<i64> {
 }
 
 #[test]
-fn exactly_the_hits_above_the_bound_are_kept_with_their_arguments() {
+fn keeps_exactly_the_hits_above_the_threshold() {
     let probes = r#"  - on: usdt:slow:call
     args:
       n: { index: 0, unit: ms, type: u64 }
@@ -181,7 +181,7 @@ fn exactly_the_hits_above_the_bound_are_kept_with_their_arguments() {
 }
 
 #[test]
-fn what_the_call_had_is_kept_when_the_function_returns() {
+fn slow_return_includes_the_call_arguments() {
     let probes = "  - function: answer\n    args:\n      n: 0\n      name: { index: 1, type: string }\n    metrics:\n    - { histogram: answers, value: retval, buckets: [0, 1000], slow: { over: 1700, fields: [n, name, retval] } }\n";
     both_ways(probes, |rows| {
         assert_eq!(numbers(rows, "n"), (901..1000).collect::<Vec<_>>());
@@ -195,7 +195,7 @@ fn what_the_call_had_is_kept_when_the_function_returns() {
 }
 
 #[test]
-fn a_call_that_takes_long_is_kept() {
+fn slow_call_is_recorded() {
     let probes = "  - function: answer\n    args: { n: 0 }\n    metrics:\n    - { histogram: answer_seconds, value: duration, slow: 250ms }\n";
     both_ways(probes, |rows| {
         // A busy machine may delay other calls too.
@@ -207,7 +207,7 @@ fn a_call_that_takes_long_is_kept() {
 }
 
 #[test]
-fn conditions_hold_for_slow_events_too_and_several_metrics_keep_one_event() {
+fn conditions_apply_and_metrics_share_one_event() {
     let probes = r#"  - on: usdt:slow:call
     args:
       n: { index: 0 }
@@ -267,7 +267,7 @@ int main(void) {
 
 /// The functions that were active at a function's entry, at its return, and inside one.
 #[test]
-fn the_call_stack_is_kept_where_it_is_asked_for() {
+fn records_the_call_stack_on_request() {
     let probes = r#"  - function: answer
     args: { n: 0 }
     metrics:

@@ -82,7 +82,7 @@ int main(void) {
 "#;
 
 #[test]
-fn a_return_s_labels_are_what_the_function_was_called_with() {
+fn return_labels_come_from_the_call() {
     let probes = r#"
   - function: handle
     returns: i32
@@ -119,7 +119,7 @@ fn a_return_s_labels_are_what_the_function_was_called_with() {
 }
 
 #[test]
-fn a_span_s_labels_are_those_of_its_start() {
+fn span_labels_come_from_its_start() {
     let probes = r#"
   - span: by_thread_seconds
     from: usdt:test:start
@@ -149,7 +149,7 @@ fn a_span_s_labels_are_those_of_its_start() {
 
 /// An unreadable text is shown as such, and the other values are right.
 #[test]
-fn a_text_that_is_nowhere_is_unreadable_and_the_rest_is_not() {
+fn unreadable_text_does_not_affect_other_values() {
     let source = r#"
 __attribute__((noinline)) int handle(const char *text, int n) { __asm__ volatile(""); return n; }
 int main(void) {
@@ -174,7 +174,7 @@ int main(void) {
 
 /// Values that a call returns through its arguments.
 #[test]
-fn at_return_reads_what_the_call_has_written() {
+fn at_return_reads_output_arguments() {
     let source = r#"
 #include <string.h>
 struct answer { long id; const char *text; };
@@ -228,7 +228,7 @@ int main(void) {
 
 /// Abandoned calls that never return to their place in the stack fill the map; it must not stay full.
 #[test]
-fn a_map_full_of_calls_that_were_left_recovers() {
+fn map_full_of_abandoned_calls_recovers() {
     let source = r#"
 #include <setjmp.h>
 #include <stdio.h>

@@ -23,7 +23,7 @@ fn trace(source: &str, spans: &str, forgotten: f64) -> Metrics {
 }
 
 #[test]
-fn calls_left_by_longjmp_do_not_stand_in_the_way() {
+fn calls_abandoned_by_longjmp_do_not_interfere() {
     // Every second call is left without its end; the last ones nest four deep, each with its end.
     let source = r#"
 #include <setjmp.h>
@@ -58,7 +58,7 @@ int main(void) {
 /// Begin and end are functions of their own, so that nested starts have the same position on the stack; the inner span
 /// takes 1 ms, the outer one 30 ms. An outer span that is abandoned must not shift the pairs that follow.
 #[test]
-fn spans_nest_whose_ends_are_in_helpers() {
+fn spans_ended_in_helper_functions_nest() {
     let source = r#"
 #include <sys/sdt.h>
 #include <unistd.h>
@@ -84,7 +84,7 @@ int main(void) {
 }
 
 #[test]
-fn the_same_key_in_two_processes_is_two_keys() {
+fn same_key_in_two_processes_stays_separate() {
     // Both processes begin with key 7 before either ends.
     let source = r#"
 #include <sys/sdt.h>
@@ -121,7 +121,7 @@ int main(void) {
 /// After execve(2) the process and its thread and argument numbers stay the same, but the new program cannot end what
 /// the previous one has begun.
 #[test]
-fn starts_of_the_program_before_are_not_ended() {
+fn exec_discards_open_spans() {
     let source = r#"
 #include <stdlib.h>
 #include <sys/sdt.h>

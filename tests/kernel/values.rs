@@ -67,7 +67,7 @@ int main(void) {
 "#;
 
 #[test]
-fn a_socket_address_is_as_long_as_its_family_says() {
+fn socket_address_length_follows_its_family() {
     let probes = r#"
   - on: usdt:test:peer
     args: { peer: { index: 0, type: sockaddr } }
@@ -118,7 +118,7 @@ int main(void) {
 "#;
 
 #[test]
-fn a_text_ends_at_its_nul_and_needs_a_length_that_is_one() {
+fn text_ends_at_nul_and_needs_a_valid_length() {
     let probes = r#"
   - on: usdt:test:named
     args: { text: { index: 0, type: string_len, length: 1 } }
@@ -185,7 +185,7 @@ int main(void) {
 "#;
 
 #[test]
-fn a_result_is_read_through() {
+fn result_pointer_is_dereferenced() {
     let probes = r#"  - function: name_of
     args: { name: { index: retval, type: string }, n: { index: 0, type: i32 } }
     metrics:
@@ -248,7 +248,7 @@ int main(void) {
 "#;
 
 #[test]
-fn numbers_of_64_bits_without_a_sign_are_never_negative() {
+fn unsigned_64_bit_numbers_are_never_negative() {
     let metrics = |prefix: &str, value: &str| {
         format!(
             "    - {{ gauge: {prefix}_last, value: {value} }}
@@ -348,7 +348,7 @@ int main(void) {
 "#;
 
 #[test]
-fn a_span_does_not_go_on_in_another_process_with_the_same_number() {
+fn span_does_not_continue_after_pid_reuse() {
     let span = |by: &str| {
         format!(
             "  - span: {by}_seconds\n    from: usdt:test:begin\n    to: usdt:test:end\n    by: {by}\n    args: {{ key: {{ index: 0 }} }}\n    buckets: [10]\n"
@@ -413,7 +413,7 @@ int main(int argc, char **argv) {
 /// Each hit with an unreadable text counts as one, whatever the text is used for: labels, conditions, events, or values
 /// stored for the return.
 #[test]
-fn text_that_cannot_be_read_is_said_and_counted() {
+fn unreadable_text_is_reported_and_counted() {
     let probes = r#"
   - on: usdt:test:text
     args: { s: { index: 0, type: string, max: 32 }, kind: 1 }

@@ -62,7 +62,7 @@ while tcp.recv(4096):
 "#;
 
 #[test]
-fn packets_are_those_of_the_sockets_unit() {
+fn packets_are_attributed_to_the_unit_of_the_socket() {
     let unit = format!("extest-{}.service", std::process::id());
     let group = Group::new(&unit);
     let (here, there) = pair();
@@ -176,7 +176,7 @@ tcp.close()
 "#;
 
 #[test]
-fn packets_are_those_of_the_process_of_the_socket() {
+fn packets_are_attributed_to_the_process_of_the_socket() {
     let unit = format!("exproc-{}.service", std::process::id());
     let group = Group::new(&unit);
     let (here, there) = pair();
@@ -260,7 +260,7 @@ fn serve(socket: UdpSocket) -> std::thread::JoinHandle<()> {
 }
 
 #[test]
-fn dns_queries_have_results_and_times() {
+fn dns_queries_have_results_and_latencies() {
     let (here, there) = pair();
     let mut wanted = config(Mode::Auto);
     wanted.count.dns = true;

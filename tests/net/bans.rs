@@ -64,7 +64,7 @@ fn try_passwords(from: &Namespace, place: &Place) {
 }
 
 #[test]
-fn who_tries_passwords_is_banned_and_released() {
+fn password_guesser_is_banned_and_released() {
     let place = Place::new();
     let (here, there) = pair();
     up(&here, &there);

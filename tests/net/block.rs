@@ -147,7 +147,7 @@ fn sent_and_dropped(network: &Network, what: &str) -> u64 {
 
 /// Sent packets are dropped by their destination address; received packets from it pass.
 #[test]
-fn what_is_sent_is_dropped_too() {
+fn egress_packets_are_dropped() {
     let (here, there) = pair();
     let observing = BlockConfig { mode: BlockMode::Observe, ..BlockConfig::default() };
     let (network, events) = start(&here, blocking(Mode::Auto, observing));
@@ -211,7 +211,7 @@ fn what_is_sent_is_dropped_too() {
 /// Nothing is dropped unless the configuration says so; allowed addresses pass whatever is blocked; entries expire;
 /// files count.
 #[test]
-fn what_is_only_observed_allowed_or_over_passes() {
+fn observed_allowed_and_expired_entries_pass() {
     let (here, there) = pair();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("drop.txt");
@@ -255,7 +255,7 @@ fn what_is_only_observed_allowed_or_over_passes() {
 
 /// Users who lock themselves out are let in again, unless they confirm the entry.
 #[test]
-fn what_is_not_confirmed_is_taken_back() {
+fn unconfirmed_block_is_reverted() {
     let (here, there) = pair();
     let (network, events) = start(&here, blocking(Mode::Auto, enforcing()));
     attached(&events);
@@ -284,7 +284,7 @@ fn what_is_not_confirmed_is_taken_back() {
 
 /// An administrator's established connection survives, while new ones from the same address are blocked.
 #[test]
-fn an_established_ssh_connection_goes_on() {
+fn established_ssh_connection_survives_a_block() {
     let (here, there) = pair();
     let (network, events) =
         start(&here, blocking(Mode::Auto, BlockConfig { own_ports: vec![9999], ..enforcing() }));
@@ -486,7 +486,7 @@ const ROUNDS: u32 = 16;
 const PACKETS: u32 = 1_000_000 / ROUNDS;
 
 #[test]
-fn packets_by_random_lists_are_judged_as_the_model_does() {
+fn verdicts_of_random_lists_match_the_model() {
     let mut chance = Chance::new(0x5eed_b10c);
     let mut judgements = [[0u64; 2]; Direction::ALL.len()];
     for round in 0..ROUNDS {

@@ -188,7 +188,7 @@ fn rows_of(place: &Place, name: &str) -> Vec<(String, String)> {
 /// Whatever one exporter detects, all block, and `cscli` unblocks it everywhere; while CrowdSec is away, alerts are
 /// queued.
 #[test]
-fn a_ban_of_one_exporter_reaches_another() {
+fn ban_reaches_other_exporters() {
     let place = Place::new();
     let mut engine = Engine::start(&place);
     // The machine account that cscli itself uses.
@@ -235,7 +235,7 @@ fn a_ban_of_one_exporter_reaches_another() {
 
 /// Of several decisions on an address, each lasts for its own time, in whichever order they start and end.
 #[test]
-fn several_decisions_about_an_address_end_one_by_one() {
+fn overlapping_decisions_expire_independently() {
     let (place, cable) = (Place::new(), Cable::lay());
     let engine = Engine::start(&place);
     let _exporter = start(&place, &cable, &engine.block(""));
@@ -264,7 +264,7 @@ fn pings(cable: &Cable) -> bool {
 }
 
 #[test]
-fn what_crowdsec_decides_is_dropped_and_released() {
+fn crowdsec_decisions_block_and_release() {
     let (place, cable) = (Place::new(), Cable::lay());
     let engine = Engine::start(&place);
     let exporter = start(&place, &cable, &engine.block(", mode: enforce, allow: [192.0.2.9]"));
@@ -317,7 +317,7 @@ fn exporter_command(args: &[&str]) -> Command {
 /// Decisions stay in force while CrowdSec is unreachable, even for an exporter that starts in the meantime; missed
 /// changes are caught up on.
 #[test]
-fn the_last_good_list_holds_while_crowdsec_is_away() {
+fn decisions_persist_while_crowdsec_is_unreachable() {
     let (place, cable) = (Place::new(), Cable::lay());
     let mut engine = Engine::start(&place);
     let block = engine.block("");

@@ -105,7 +105,7 @@ fn attack(from: &Namespace, line: &str) {
 }
 
 #[test]
-fn scans_are_seen_banned_and_released() {
+fn scans_are_detected_banned_and_released() {
     let watched = watched(DetectConfig { port_scan: scan(true), ..DetectConfig::default() });
     let listener = watched.here.run(|| TcpListener::bind((HERE, 7000)).unwrap());
     until("it is reached", || watched.is_reached());
@@ -130,7 +130,7 @@ fn scans_are_seen_banned_and_released() {
 }
 
 #[test]
-fn a_flood_of_syn_is_seen_banned_and_released() {
+fn syn_flood_is_detected_banned_and_released() {
     let watched = watched(DetectConfig { syn_flood: flood(true), ..DetectConfig::default() });
     // Without an established connection: an address that has one is not banned, because the flood may be spoofed by
     // another.
@@ -164,7 +164,7 @@ fn a_flood_of_syn_is_seen_banned_and_released() {
 
 /// Spoofed addresses cause no bans and are reported together.
 #[test]
-fn a_flood_from_spoofed_addresses_is_reported_and_bans_nobody() {
+fn spoofed_flood_is_reported_without_bans() {
     let mut flood = flood(true).unwrap();
     (flood.in_all, flood.within) = (20, seconds(60));
     let watched = watched(DetectConfig { syn_flood: Some(flood), ..DetectConfig::default() });
@@ -177,7 +177,7 @@ fn a_flood_from_spoofed_addresses_is_reported_and_bans_nobody() {
 }
 
 #[test]
-fn segments_that_no_connection_has_are_counted_by_kind() {
+fn tcp_anomalies_are_counted_by_kind() {
     let watched = watched(DetectConfig { tcp_anomalies: anomalies(false), ..DetectConfig::default() });
     // Each kind goes to its own port: for a flow with several kinds, only the combined flags are known.
     for (port, flags, kind) in [
@@ -199,7 +199,7 @@ fn segments_that_no_connection_has_are_counted_by_kind() {
 }
 
 #[test]
-fn who_sends_too_much_is_banned() {
+fn excessive_sender_is_banned() {
     let rates = Rates {
         terms: terms(true),
         packets: 20,
@@ -219,7 +219,7 @@ fn who_sends_too_much_is_banned() {
 /// Answered traffic is no attack: many users behind one address, pages with many connections, connections to many
 /// ports, downloads, and responses to requests from here.
 #[test]
-fn ordinary_traffic_is_not_detected() {
+fn ordinary_traffic_raises_no_detection() {
     let watched = watched(DetectConfig {
         syn_flood: flood(true),
         port_scan: scan(true),
@@ -339,7 +339,7 @@ fn spoof(from: &Namespace, target: [u8; 6], sources: u16, ports: u16) {
 }
 
 #[test]
-fn ten_thousand_sources_are_bounded_balanced_and_hurt_nobody() {
+fn ten_thousand_sources_stay_bounded_and_balanced() {
     let detect = DetectConfig {
         syn_flood: Some(SynFlood { per_source: 1, within: seconds(5), ..flood(true).unwrap() }),
         port_scan: scan(true),

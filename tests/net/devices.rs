@@ -114,7 +114,7 @@ fn kernel(text: &str) -> BTreeMap<String, [f64; 4]> {
 }
 
 #[test]
-fn of_every_kind_are_counted_as_the_kernel_does() {
+fn every_device_kind_matches_kernel_counters() {
     let commands = COMMANDS.replace("$EXPORTER", EXPORTER);
     let output = Output::with_modules("6.12", MODULES, &commands, &["/usr/sbin/ip"]);
     let read = |when: &str| {

@@ -32,7 +32,7 @@ fn run(program: &ProgramMut<'_>, frame: &[u8], repeat: u32) {
 }
 
 #[test]
-fn spoofed_sources_neither_push_out_nor_keep_out() {
+fn spoofed_flood_neither_evicts_nor_excludes_real_hosts() {
     pin_to_one_cpu();
     let mut storage = MaybeUninit::uninit();
     let mut open = NetBenchSkelBuilder::default().open(&mut storage).expect("failed to open the programs");

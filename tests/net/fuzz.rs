@@ -205,7 +205,7 @@ fn find(
 }
 
 #[test]
-fn ingress_counts_what_the_model_does() {
+fn ingress_matches_the_model() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     compare(
@@ -220,7 +220,7 @@ fn ingress_counts_what_the_model_does() {
 /// Valid TCP segments and UDP datagrams of every size, beyond both limits of the fast path. Random frames are rarely
 /// long.
 #[test]
-fn every_size_is_counted_as_it_is() {
+fn every_frame_size_is_counted() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     let mut tcp = vec![0; 20];
@@ -269,7 +269,7 @@ fn every_size_is_counted_as_it_is() {
 }
 
 #[test]
-fn ingress_by_the_slow_path_counts_what_the_model_does() {
+fn slow_path_ingress_matches_the_model() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     compare(
@@ -282,7 +282,7 @@ fn ingress_by_the_slow_path_counts_what_the_model_does() {
 }
 
 #[test]
-fn ingress_in_pieces_counts_what_the_model_does() {
+fn multi_buffer_ingress_matches_the_model() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     compare(
@@ -295,7 +295,7 @@ fn ingress_in_pieces_counts_what_the_model_does() {
 }
 
 #[test]
-fn egress_counts_what_the_model_does() {
+fn egress_matches_the_model() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     // TC programs' test runs reject frames shorter than an Ethernet and an IP header.
@@ -303,7 +303,7 @@ fn egress_counts_what_the_model_does() {
 }
 
 #[test]
-fn tc_ingress_counts_what_the_model_does() {
+fn tc_ingress_matches_the_model() {
     let mut storage = MaybeUninit::uninit();
     let skel = load(open(&mut storage));
     let stats = (&skel.maps.strays, Direction::Ingress, None);
@@ -312,7 +312,7 @@ fn tc_ingress_counts_what_the_model_does() {
 
 /// Few hosts and ports, so that the tables have room for every valid packet.
 #[test]
-fn talkers_and_flows_are_what_the_model_says() {
+fn talkers_and_flows_match_the_model() {
     let mut storage = MaybeUninit::uninit();
     let mut open = open(&mut storage);
     let constants = open.maps.rodata_data.as_deref_mut().expect("constants");

@@ -46,7 +46,7 @@ fn packet(version: u8) -> Vec<u8> {
 /// Devices whose frames begin with the IP header are known; for all others, the packet type comes from the network
 /// stack.
 #[test]
-fn packets_are_known_whatever_the_link_is() {
+fn packets_are_parsed_on_every_link_type() {
     for (name, link) in [
         ("none", libc::ARPHRD_NONE),
         ("slip", libc::ARPHRD_SLIP),

@@ -39,7 +39,7 @@ fn are_gone(links: &BTreeSet<u32>) {
 }
 
 #[test]
-fn a_restart_loses_no_packet_and_no_link_in_any_mode() {
+fn restart_loses_no_packet_or_link_in_any_mode() {
     for mode in [
         ", count: { tcp: true, drop_reasons: true }",
         ", mode: generic",
@@ -82,7 +82,7 @@ fn a_restart_loses_no_packet_and_no_link_in_any_mode() {
 
 /// Not one packet passes while exporters end and start, and the next exporter's list replaces that of the previous one.
 #[test]
-fn what_is_blocked_stays_so_over_a_restart() {
+fn configured_blocks_survive_restart() {
     for mode in ["", ", mode: generic"] {
         let (cable, place) = (Cable::lay(), Place::new());
         let bpf = BpfFs::mount(&place);
@@ -115,7 +115,7 @@ fn what_is_blocked_stays_so_over_a_restart() {
 
 /// Addresses blocked at run time stay blocked by the next exporter, without interruption.
 #[test]
-fn what_a_command_blocked_stays_so_over_a_restart() {
+fn command_blocks_survive_restart() {
     let (cable, place) = (Cable::lay(), Place::new());
     let bpf = BpfFs::mount(&place);
     let (file, socket) = (place.path("blocklist.db"), place.path("control.sock"));
@@ -147,7 +147,7 @@ fn what_a_command_blocked_stays_so_over_a_restart() {
 }
 
 #[test]
-fn what_does_not_fit_or_is_not_wanted_any_more_is_detached() {
+fn incompatible_or_unwanted_links_are_detached() {
     let (cable, place) = (Cable::lay(), Place::new());
     let bpf = BpfFs::mount(&place);
     let mut exporter = cable.start(&place, &bpf, "");
@@ -201,7 +201,7 @@ fn what_does_not_fit_or_is_not_wanted_any_more_is_detached() {
 }
 
 #[test]
-fn unpin_refuses_while_an_exporter_counts() {
+fn unpin_is_rejected_while_an_exporter_runs() {
     let (cable, place) = (Cable::lay(), Place::new());
     let bpf = BpfFs::mount(&place);
     let mut counting = cable.start(&place, &bpf, "");

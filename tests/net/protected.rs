@@ -14,7 +14,7 @@ use crate::namespace::{pair, up};
 const ALL_CHANGES: Duration = Duration::from_secs(30);
 
 #[test]
-fn what_is_protected_is_found_as_soon_as_it_changes() {
+fn protected_addresses_follow_changes_immediately() {
     let (here, there) = pair();
     let entry = |text: &str| BlockEntry { prefix: Prefix::parse(text).unwrap(), rule: BlockRule::default() };
     let block = BlockConfig {

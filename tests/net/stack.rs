@@ -27,7 +27,7 @@ fn smoothed(stream: &TcpStream) -> u64 {
 }
 
 #[test]
-fn connections_are_told_as_the_kernel_counts_them() {
+fn connections_match_kernel_counters() {
     let (here, there) = pair();
     let mut wanted = config(Mode::Auto);
     wanted.count.tcp = true;
@@ -97,7 +97,7 @@ fn connections_are_told_as_the_kernel_counts_them() {
 }
 
 #[test]
-fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
+fn retransmissions_match_kernel_counters() {
     let (here, there) = pair();
     let mut wanted = config(Mode::Auto);
     wanted.count.tcp = true;
@@ -126,7 +126,7 @@ fn what_is_sent_again_is_counted_as_the_kernel_counts_it() {
 }
 
 #[test]
-fn drops_have_the_reasons_of_the_kernel() {
+fn drops_have_kernel_reasons() {
     let (here, there) = pair();
     let mut wanted = config(Mode::Auto);
     wanted.count.drop_reasons = true;

@@ -118,7 +118,7 @@ fn download(here: &Namespace, there: &Namespace, bytes: usize) -> usize {
 
 /// What one end counts as sent, including packets that are yet to be segmented, equals what the other end receives.
 #[test]
-fn segments_are_counted_as_they_are_on_the_wire() {
+fn segments_are_counted_as_on_the_wire() {
     const BYTES: usize = 8 << 20;
     let (here, there) = pair();
     let (sending, _) = start(&here, config(Mode::Generic));
@@ -229,7 +229,7 @@ fn resets_and_zero_windows() {
 
 /// The longest prefix counts, the prefixes of one family do not affect the other, and every IP packet is in one group.
 #[test]
-fn packets_by_group_of_prefixes() {
+fn packets_by_prefix_group() {
     for mode in [Mode::Auto, Mode::Generic, Mode::Native] {
         for talkers in [0, 1024] {
             let (here, there) = pair();
@@ -327,7 +327,7 @@ fn packets_by_group_of_prefixes() {
 }
 
 #[test]
-fn nothing_of_a_flood_is_lost() {
+fn flood_is_counted_without_loss() {
     const DATAGRAMS: u64 = 200_000;
     let (here, there) = pair();
     let mut wanted = config(Mode::Native);

@@ -16,7 +16,7 @@ const UDP_PROBES: [&str; 5] = [
 ];
 
 #[test]
-fn two_hundred_blocks_are_two_hundred_with_a_restart_in_between() {
+fn counts_two_hundred_blocks_across_a_node_restart() {
     let place = Place::new();
     let binary = place.copy_of(&bitcoind(), "bitcoind");
     let exporter = Setup::fibre(&place, &binary).arguments(&["--verbose"]).start();
@@ -101,7 +101,7 @@ fn messages(scrape: &Metrics, file: &str, direction: &str) -> [BTreeMap<String, 
 }
 
 #[test]
-fn what_one_node_sends_the_other_receives_by_type_and_to_the_byte() {
+fn sent_and_received_traffic_agree_by_type_and_bytes() {
     let place = Place::new();
     let exporter = bitcoin_core(&place, &["first", "second"]).start();
     exporter.wait_until_ready();
@@ -170,7 +170,7 @@ fn connections_open_and_close(exporter: &Exporter, first: &Node, second: &Node) 
 }
 
 #[test]
-fn the_mempool_is_what_was_sent() {
+fn mempool_metrics_match_the_transactions() {
     let place = Place::new();
     let exporter = bitcoin_core(&place, &["bitcoind"]).start();
     exporter.wait_until_ready();
@@ -254,6 +254,6 @@ fn utxo_cache(exporter: &Exporter, node: &mut Node) {
 }
 
 #[test]
-fn every_listed_name_of_bitcoind_is_accepted() {
+fn every_listed_bitcoind_name_is_accepted() {
     listed_names_are_accepted(&bitcoind(), 5000);
 }

@@ -8,7 +8,7 @@ use crate::support::bitcoin::{
 };
 
 #[test]
-fn the_build_has_all_probes_with_semaphores() {
+fn build_has_all_probes_with_semaphores() {
     let output = Command::new("readelf").arg("-n").arg(bitcoind()).output().expect("run readelf");
     let notes = String::from_utf8(output.stdout).expect("UTF-8");
     let fields = |name: &'static str| {
@@ -62,7 +62,7 @@ fn mined_blocks_survive_a_restart() {
 }
 
 #[test]
-fn a_dropped_node_leaves_nothing() {
+fn dropped_node_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("make a directory");
     let node = Node::start(&private_copy(directory.path()), &[]);
     assert_eq!(node.binary().parent(), Some(directory.path()));
@@ -73,7 +73,7 @@ fn a_dropped_node_leaves_nothing() {
 }
 
 #[test]
-fn two_nodes_agree_on_the_chain_and_on_their_traffic() {
+fn two_nodes_agree_on_chain_and_traffic() {
     // Unencrypted, so that the size of a message on the wire follows from its payload.
     let first = Node::start_listening(&bitcoind(), &["-v2transport=0"]);
     let second = Node::start(&bitcoind(), &["-v2transport=0"]);

@@ -83,7 +83,7 @@ fn probes(notes: &str) -> BTreeMap<String, Vec<i32>> {
 }
 
 #[test]
-fn arguments_of_php_are_what_a_debugger_reads() {
+fn php_arguments_match_a_debugger() {
     let directory = directory();
     let at = |name: &str| directory.path().join(name);
     let php = private("/usr/bin/php8.2", directory.path());

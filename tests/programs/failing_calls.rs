@@ -156,11 +156,11 @@ fn settled(exporter: &Exporter) -> [(u64, u64); 8] {
 }
 
 #[test]
-fn calls_that_fail_by_one_link() {
+fn failing_calls_with_uprobe_multi() {
     calls_that_fail("auto");
 }
 
 #[test]
-fn calls_that_fail_by_perf_events() {
+fn failing_calls_with_perf_events() {
     calls_that_fail("perf");
 }

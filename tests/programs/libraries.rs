@@ -45,7 +45,7 @@ int main() {
 }
 
 #[test]
-fn a_structure_whose_address_is_itself_in_memory_is_refused() {
+fn rejects_a_structure_behind_a_memory_operand() {
     let directory = directory();
     let file = directory.path().join("config.yaml");
     let text = format!(
@@ -92,7 +92,7 @@ int main(void) {
 }
 
 #[test]
-fn openssl_handshakes_and_bytes_of_curl() {
+fn openssl_handshakes_and_bytes_with_curl() {
     let directory = directory();
     let at = |name: &str| directory.path().join(name).display().to_string();
     fs::write(at("served"), "text\n".repeat(5000)).expect("write a file to serve");

@@ -121,7 +121,7 @@ fn number_after(text: &str, before: &str) -> f64 {
 }
 
 #[test]
-fn transactions_and_queries_of_pgbench() {
+fn pgbench_transactions_and_queries() {
     let cluster = Cluster::start(&["log_statement=all"]);
     run(cluster.client("pgbench").args(["-i", "-q", "-s", "1"]));
     let exporter = Exporter::with_profile(&cluster.file(), "postgresql");
@@ -177,7 +177,7 @@ fn transactions_and_queries_of_pgbench() {
 }
 
 #[test]
-fn queries_that_fail_do_not_disturb_the_durations_of_others() {
+fn failing_queries_do_not_affect_other_durations() {
     let cluster = Cluster::start(&[]);
     let exporter = Exporter::with_profile(&cluster.file(), "postgresql");
     // One session, with a failing statement before each valid one.

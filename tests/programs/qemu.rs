@@ -254,11 +254,11 @@ fn coroutines(attach: &str, commands: &[&str]) {
 }
 
 #[test]
-fn coroutines_by_one_link() {
+fn coroutines_with_uprobe_multi() {
     coroutines("auto", &BY_LINK);
 }
 
 #[test]
-fn coroutines_by_perf_events() {
+fn coroutines_with_perf_events() {
     coroutines("perf", &BY_EVENTS);
 }

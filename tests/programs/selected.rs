@@ -58,7 +58,7 @@ impl Drop for Told {
 
 /// A backend overwrites its command line, and another server runs the same file.
 #[test]
-fn backends_of_a_postmaster_are_its_children() {
+fn postgresql_backends_are_children_of_the_postmaster() {
     let cluster = Cluster::start(&[]);
     let other = Cluster::start_beside(&cluster);
     for cluster in [&cluster, &other] {
@@ -102,7 +102,7 @@ public class Shop {
 "#;
 
 #[test]
-fn a_jar_is_told_from_another_by_its_command_line() {
+fn distinguishes_jars_by_command_line() {
     let directory = directory();
     let jdk = private_jdk(directory.path());
     let at = |name: &str| directory.path().join(name);
@@ -152,7 +152,7 @@ for line in sys.stdin:
 ";
 
 #[test]
-fn a_script_is_told_from_another_by_its_command_line() {
+fn distinguishes_scripts_by_command_line() {
     let directory = directory();
     let python = private("/usr/bin/python3.11", directory.path());
     let script = |name: &str| {
@@ -263,7 +263,7 @@ impl Drop for Redis {
 }
 
 #[test]
-fn a_library_of_a_unit_counts_what_the_unit_does() {
+fn library_of_a_unit_counts_only_that_unit() {
     let directory = directory();
     // Debian's server is this program under another name, which selects what it does.
     run(Command::new("cp").arg("/usr/bin/redis-check-rdb").arg(directory.path().join("redis-server")));

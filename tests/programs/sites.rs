@@ -88,7 +88,7 @@ fn all_sites_of_cargo_nextest() {
 }
 
 #[test]
-fn cargo_nextest_starts_and_ends_as_many_tests_as_it_says() {
+fn cargo_nextest_test_counts_match_its_output() {
     let directory = directory();
     let copy = private(nextest(), directory.path());
     let project = directory.path().join("five");

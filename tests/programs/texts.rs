@@ -96,7 +96,7 @@ impl Drop for MariaDb {
 
 /// The server reads a query into a buffer that it reuses for the response.
 #[test]
-fn mariadb_s_queries_by_verb() {
+fn mariadb_queries_by_verb() {
     let server = MariaDb::start();
     let exporter = Exporter::tracing(&format!(
         r#"  - name: mariadb
@@ -136,7 +136,7 @@ fn mariadb_s_queries_by_verb() {
 
 /// memcached splits the command line into words in place, and reads the next command into the same buffer.
 #[test]
-fn memcached_s_commands_by_name() {
+fn memcached_commands_by_name() {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| Path::new(&std::env::var("HOME").expect("a home")).join(".cache"));
     let directory = directory();
@@ -217,7 +217,7 @@ fn build(project: &str, program: &str) -> PathBuf {
 
 /// The crate `usdt` serializes a string argument as JSON into memory that is freed after the probe.
 #[test]
-fn a_rust_program_s_strings_are_temporaries() {
+fn rust_usdt_strings_are_temporaries() {
     let directory = directory();
     let file = private(build("rust_usdt", "queries"), directory.path());
     // Rust's linker lets the read-only and the writable data share a page of the file; in a process that starts later,
@@ -249,7 +249,7 @@ fn a_rust_program_s_strings_are_temporaries() {
 /// The crate `diesel` builds each query's text anew, passes a copy of it to SQLite, and drops both. Its own
 /// instrumentation counts queries by verb.
 #[test]
-fn diesel_s_queries_by_verb() {
+fn diesel_queries_by_verb() {
     let directory = directory();
     let program = private(build("rust_diesel", "diesel_queries"), directory.path());
     let library = private("/usr/lib/x86_64-linux-gnu/libsqlite3.so.0", directory.path());

@@ -90,7 +90,7 @@ fn openssl(args: &[&str]) {
 }
 
 #[test]
-fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
+fn certificates_are_renewed_on_request_and_last_a_year() {
     let directory = StateDirectory::new();
     directory.generated(&["one.example", "two.example"]);
     let certificates =
@@ -118,7 +118,7 @@ fn certificates_are_renewed_when_that_is_asked_for_and_last_a_year() {
 }
 
 #[test]
-fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
+fn each_certificate_is_valid_for_its_name_and_localhost() {
     let directory = StateDirectory::new();
     let nodes = ["192.168.1.10", "node-1.example.org", "2001:db8::1", "localhost"];
     directory.generated(&nodes);
@@ -133,7 +133,7 @@ fn each_certificate_is_valid_for_its_name_and_for_this_machine() {
 }
 
 #[test]
-fn another_authority_does_not_vouch_for_it() {
+fn other_authority_is_not_trusted() {
     let (directory, other) = (StateDirectory::new(), StateDirectory::new());
     directory.generated(&["node"]);
     other.generated(&["node"]);
@@ -141,7 +141,7 @@ fn another_authority_does_not_vouch_for_it() {
 }
 
 #[test]
-fn keys_are_for_their_owner_and_certificates_for_all() {
+fn keys_are_private_and_certificates_are_public() {
     let directory = StateDirectory::new();
     directory.generated(&["node"]);
     let mut modes = directory.modes();
@@ -152,7 +152,7 @@ fn keys_are_for_their_owner_and_certificates_for_all() {
 
 /// A wrapper for openssl records the mode of every key after each call, before the script can change the mode.
 #[test]
-fn no_key_is_readable_by_others_in_between() {
+fn keys_are_never_temporarily_readable() {
     let directory = StateDirectory::new();
     let bin = directory.0.join("bin");
     fs::create_dir(&bin).unwrap();
@@ -183,7 +183,7 @@ fn no_key_is_readable_by_others_in_between() {
 }
 
 #[test]
-fn a_second_run_keeps_what_is_good() {
+fn second_run_keeps_valid_files() {
     let directory = StateDirectory::new();
     directory.generated(&["a", "10.0.0.1"]);
     let files = ["ca.crt", "ca.key", "a/node.crt", "a/node.key", "10.0.0.1/node.crt"];
@@ -196,7 +196,7 @@ fn a_second_run_keeps_what_is_good() {
 }
 
 #[test]
-fn what_is_no_longer_good_is_issued_anew_with_the_reason() {
+fn invalid_certificates_are_reissued_with_a_reason() {
     let directory = StateDirectory::new();
     directory.generated(&["cut", "missing", "swapped", "ending", "copied", "good"]);
     let cut = directory.read("cut/node.crt");
@@ -251,7 +251,7 @@ fn end_soon(directory: &StateDirectory, node: &str) {
 }
 
 #[test]
-fn a_damaged_authority_is_refused_and_left_as_it_is() {
+fn damaged_authority_is_rejected_and_left_unchanged() {
     let directory = StateDirectory::new();
     directory.generated(&["node"]);
     let certificate = directory.read("node/node.crt");
@@ -268,7 +268,7 @@ fn a_damaged_authority_is_refused_and_left_as_it_is() {
 }
 
 #[test]
-fn a_name_that_is_none_is_refused_before_anything_is_written() {
+fn invalid_name_is_rejected_before_writing() {
     let long = "a".repeat(64);
     for name in [
         ".",
@@ -295,7 +295,7 @@ fn a_name_that_is_none_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn the_directory_can_be_chosen() {
+fn output_directory_is_configurable() {
     let directory = StateDirectory::new();
     let chosen = directory.0.join("a directory");
     let output = script().arg("node").env("CERTS_DIR", &chosen).current_dir(&directory.0).output().unwrap();

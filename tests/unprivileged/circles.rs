@@ -309,7 +309,7 @@ fn roots() -> Vec<String> {
 }
 
 #[test]
-fn modules_depend_on_each_other_in_one_direction() {
+fn module_dependencies_are_acyclic() {
     let mut found = String::new();
     for root in roots() {
         for (members, way) in circles(&Tree::read(&root).edges()) {
@@ -323,7 +323,7 @@ fn modules_depend_on_each_other_in_one_direction() {
 const INDEPENDENT: &[&str] = &["elf", "exposition", "glob", "http", "mapping", "procfs", "regular", "table"];
 
 #[test]
-fn independent_parts_know_nothing_of_the_others() {
+fn independent_modules_have_no_dependencies() {
     let edges = Tree::read("src").edges();
     for part in INDEPENDENT {
         let others = edges.get(&vec![(*part).to_owned()]).into_iter().flatten();
@@ -334,7 +334,7 @@ fn independent_parts_know_nothing_of_the_others() {
 
 /// Tests the search itself on texts.
 #[test]
-fn a_circle_is_found_however_it_is_written() {
+fn finds_cycles_in_every_notation() {
     let circle = |files: &[(&str, &str)]| {
         let files = files.iter().map(|(module, text)| {
             let module =

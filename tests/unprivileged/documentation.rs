@@ -11,7 +11,7 @@ use exporter::plan::plan_draft;
 use crate::support::documentation::{fenced, pages, whole};
 
 #[test]
-fn every_configuration_is_accepted() {
+fn every_example_config_is_accepted() {
     let (mut seen, mut wrong) = (0, String::new());
     for (file, text) in pages() {
         for (line, block) in fenced(&text, "yaml") {
@@ -42,7 +42,7 @@ fn commands(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_is_one() {
+fn every_command_is_valid() {
     let (mut ours, mut scripts) = (0, 0);
     for (file, text) in pages() {
         for line in commands(&text) {
@@ -71,7 +71,7 @@ fn every_command_is_one() {
 }
 
 #[test]
-fn every_link_leads_to_a_file_and_every_page_is_in_the_book() {
+fn every_link_resolves_and_every_page_is_in_the_book() {
     let mut linked = BTreeSet::new();
     for (file, text) in pages() {
         for rest in text.split("](").skip(1) {
@@ -94,7 +94,7 @@ fn every_link_leads_to_a_file_and_every_page_is_in_the_book() {
 
 /// No text names a metric that was renamed or removed.
 #[test]
-fn every_metric_that_is_named_is_one() {
+fn every_mentioned_metric_exists() {
     let reference = fs::read_to_string("docs/metrics.md").unwrap();
     let mut known: BTreeSet<String> = BTreeSet::new();
     for row in reference.lines().filter_map(|line| line.strip_prefix("| `")) {
@@ -131,7 +131,7 @@ fn every_metric_that_is_named_is_one() {
 
 /// Descriptions of the source do not refer to files or directories that were moved or removed.
 #[test]
-fn every_file_that_developers_are_told_of_is_there() {
+fn every_file_in_the_developer_docs_exists() {
     let mut files = BTreeSet::new();
     for directory in
         ["src", "bpf", "tests", "benches", "docs", "scripts", "profiles", "fuzz", "docker", ".ci"]

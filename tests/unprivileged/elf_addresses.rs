@@ -34,7 +34,7 @@ fn names_in(path: &Path, function: &str) -> [Option<String>; 2] {
 }
 
 #[test]
-fn code_is_named_after_its_function() {
+fn resolves_addresses_to_functions() {
     for (name, compiler, flags) in [
         ("addresses-pie", "cc", &["-O2"][..]),
         ("addresses-fixed", "cc", &["-O2", "-no-pie", "-fno-pie"]),
@@ -58,7 +58,7 @@ fn code_is_named_after_its_function() {
 }
 
 #[test]
-fn code_of_a_stripped_file_is_not_named_after_what_is_before_it() {
+fn stripped_code_is_not_named_after_its_predecessor() {
     let path = compile_kept(
         "addresses-whole",
         "cc",
@@ -78,7 +78,7 @@ fn code_of_a_stripped_file_is_not_named_after_what_is_before_it() {
 }
 
 #[test]
-fn functions_of_cpp_are_called_as_their_source_calls_them() {
+fn cpp_functions_have_source_names() {
     let source = r#"
 template <unsigned N> __attribute__((noinline)) int lit(int x) { return x + (int)N; }
 struct Foo { __attribute__((noinline)) int get(char c) const { return c + v; } int v = 1; };
@@ -101,7 +101,7 @@ int main(int n, char **) { return lit<3u>(n) + Foo().get('a') + hidden(n) + calc
 }
 
 #[test]
-fn a_caller_is_only_known_at_a_functions_entry() {
+fn caller_is_known_only_at_function_entry() {
     let path = compile_kept("addresses-caller", "cc", SOURCE, &["-O2"]);
     let bytes = fs::read(&path).unwrap();
     let image = Image::parse(&bytes).unwrap();

@@ -163,7 +163,7 @@ end unreached
 "#;
 
 #[test]
-fn jumps_that_stand_for_a_return() {
+fn finds_jumps_to_a_return() {
     let directory = tempfile::tempdir().unwrap();
     let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
@@ -208,7 +208,7 @@ fn jumps_that_stand_for_a_return() {
 /// If an exception handler were entered between such a jump and the `ret`, others might get there, too; the compiler's
 /// tables show where the handlers are.
 #[test]
-fn handlers_are_no_obstacle_where_they_lie_elsewhere() {
+fn exception_handlers_elsewhere_are_no_obstacle() {
     let source = r#"
 extern "C" void touch(char *);
 extern "C" int catches(int n) {

@@ -42,7 +42,7 @@ fn letter(exit: &Exit) -> char {
 }
 
 #[test]
-fn every_exit_is_found_and_nothing_else() {
+fn finds_exactly_the_exits() {
     let directory = tempfile::tempdir().unwrap();
     let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
@@ -93,7 +93,7 @@ fn every_exit_is_found_and_nothing_else() {
 
 /// A call that continues in another function passes a jump, with its condition, and the entry of that function.
 #[test]
-fn what_a_call_passes_on_its_way() {
+fn tail_jumps_and_callee_entries_are_passages() {
     use PassageKind::{CalleeEntry, LoopBack, TailJump};
     let directory = tempfile::tempdir().unwrap();
     let library = library(directory.path(), CODE);
@@ -124,7 +124,7 @@ fn what_a_call_passes_on_its_way() {
 
 /// A program linked at a fixed address refers to its data by absolute addresses.
 #[test]
-fn data_among_code_that_is_named_by_a_number() {
+fn data_in_code_at_absolute_addresses() {
     let directory = tempfile::tempdir().unwrap();
     let (source, program) = (directory.path().join("fixed.S"), directory.path().join("fixed"));
     let table = "1: .long 0x90c3c3c3\n ret";
@@ -153,7 +153,7 @@ fn data_among_code_that_is_named_by_a_number() {
 
 /// A stripped file has only its exports and its unwind table.
 #[test]
-fn a_stripped_file_tells_as_much() {
+fn stripped_file_yields_the_same_exits() {
     let directory = tempfile::tempdir().unwrap();
     let library = library(directory.path(), CODE);
     let symbols = symbols(&library);
@@ -171,7 +171,7 @@ fn a_stripped_file_tells_as_much() {
 
 /// A stripped file does not show which function its separate blocks belong to.
 #[test]
-fn blocks_of_a_stripped_file_are_refused() {
+fn rejects_detached_blocks_of_a_stripped_file() {
     let directory = tempfile::tempdir().unwrap();
     let code = "begin blocks\n test %edi, %edi\n je 2f\n jmp 1f\n .cfi_endproc\n .size blocks, . - blocks\n \
                 .cfi_startproc\n1: ret\n .cfi_endproc\n .cfi_startproc\n2: ret\n .cfi_endproc\n";
@@ -190,7 +190,7 @@ fn blocks_of_a_stripped_file_are_refused() {
 /// Without a name, a function directly after the one that tail-calls it looks like a block of that function, unless it
 /// is also called.
 #[test]
-fn what_is_called_in_a_stripped_file_is_no_block() {
+fn called_code_in_a_stripped_file_is_a_function() {
     let directory = tempfile::tempdir().unwrap();
     let code = "begin hands_on\n test %edi, %edi\n je 1f\n ret\n .cfi_endproc\n .size hands_on, . - hands_on\n \
                 .cfi_startproc\n1: ret\n .cfi_endproc\nbegin calls\n call 1b\n ret\nend calls\n";
@@ -208,7 +208,7 @@ fn what_is_called_in_a_stripped_file_is_no_block() {
 
 /// Code compiled by GHC does not return through the machine stack; OCaml raises exceptions with `ret`.
 #[test]
-fn code_of_other_runtimes_is_told() {
+fn detects_ghc_and_ocaml_code() {
     let directory = tempfile::tempdir().unwrap();
     let code = "begin raises\n test %edi, %edi\n jne 1f\nraises_r1: ret\n1: mov %r14, %rsp\n pop %r14\n ret\nend raises\n\
                 begin raises_by_state\n test %edi, %edi\n jne 1f\n ret\n1: mov 0x10(%r14), %rsp\n pop 0x10(%r14)\n pop %r11\n \
@@ -265,7 +265,7 @@ fn functions_on_stacks_that_move_are_refused() {
 
 /// No input makes the search panic or run for long: every function of a library with randomly changed code.
 #[test]
-fn damaged_code_and_tables_are_refused() {
+fn rejects_damaged_code_and_tables() {
     let directory = tempfile::tempdir().unwrap();
     let library = library(directory.path(), CODE);
     let bytes = fs::read(&library).unwrap();
@@ -288,7 +288,7 @@ fn damaged_code_and_tables_are_refused() {
 }
 
 #[test]
-fn programs_with_non_local_exits_are_told_from_those_that_do_not() {
+fn detects_programs_with_non_local_exits() {
     let directory = tempfile::tempdir().unwrap();
     let build = |name: &str, compiler: &str, source: &str, flags: &[&str]| {
         let (file, made) = (directory.path().join(name), directory.path().join(name.replace('.', "_")));
@@ -313,7 +313,7 @@ fn programs_with_non_local_exits_are_told_from_those_that_do_not() {
 
 /// Of two functions in assembly, one begins with its own code and continues in the middle of the other.
 #[test]
-fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
+fn exits_behind_a_shared_jump_target_are_shared() {
     let directory = tempfile::tempdir().unwrap();
     let function = |name: &str, code: &str| {
         format!(".globl {name}\n.type {name}, @function\n{name}:\n{code}\n.size {name}, . - {name}\n")
@@ -348,7 +348,7 @@ fn exits_behind_the_place_that_a_neighbour_jumps_to_are_shared() {
 
 /// BOLT keeps the original of the code that it moved, without names; if a table of labels points there, it still runs.
 #[test]
-fn code_that_is_run_where_it_lay_before_is_told() {
+fn detects_bolt_code_run_at_its_original_address() {
     let directory = tempfile::tempdir().unwrap();
     let code = |labels: &str| {
         format!(

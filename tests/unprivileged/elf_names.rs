@@ -20,7 +20,7 @@ fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
 }
 
 #[test]
-fn names_of_the_cpp_library() {
+fn libstdcxx_names_are_accepted() {
     listed_names_are_accepted(Path::new("/usr/lib/x86_64-linux-gnu/libstdc++.so.6"), 3000);
 }
 
@@ -45,7 +45,7 @@ fn main() {
 "#;
 
 #[test]
-fn names_of_a_rust_program() {
+fn rust_names_are_accepted() {
     for mangling in ["v0", "legacy"] {
         let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("names-rust-{mangling}"));
         let source = path.with_extension("rs");
@@ -64,12 +64,12 @@ fn names_of_a_rust_program() {
 }
 
 #[test]
-fn names_of_a_java_virtual_machine() {
+fn libjvm_names_are_accepted() {
     listed_names_are_accepted(Path::new("/usr/lib/jvm/java-17-openjdk-amd64/lib/server/libjvm.so"), 500);
 }
 
 #[test]
-fn names_of_a_go_program() {
+fn go_names_are_accepted() {
     let go = fs::canonicalize("/usr/lib/go/bin/go").unwrap();
     listed_names_are_accepted(&go, 5000);
 }
@@ -99,7 +99,7 @@ int main(int n, char **) {
 "#;
 
 #[test]
-fn each_way_to_write_a_cpp_name_is_accepted() {
+fn every_spelling_of_a_cpp_name_is_accepted() {
     let bytes = fs::read(compile("names-cpp", "c++", SHAPES, &["-O1"])).unwrap();
     let image = Image::parse(&bytes).unwrap();
     for (ways, symbols) in [
@@ -122,7 +122,7 @@ fn each_way_to_write_a_cpp_name_is_accepted() {
 }
 
 #[test]
-fn a_deleting_destructor_that_calls_the_complete_one_is_not_counted_twice() {
+fn deleting_destructor_is_not_counted_twice() {
     // A library calls its own functions through the PLT.
     for (name, flags) in [
         ("names-destructor", &["-O1"][..]),
@@ -151,7 +151,7 @@ int main(int n, char **v) { (void)v; return calls(n) + wrapped(n) + drain(n); }
 "#;
 
 #[test]
-fn what_a_symbol_does_not_tell_is_remarked() {
+fn incomplete_symbol_information_is_noted() {
     let path = compile("names-copies", "cc", COPIES, &["-O2", "-fno-inline"]);
     // A copy named as compilers do it, whatever this compiler makes of the source.
     let copied = path.with_extension("copied");
@@ -176,7 +176,7 @@ fn what_a_symbol_does_not_tell_is_remarked() {
 }
 
 #[test]
-fn versions_of_a_symbol_are_told_apart() {
+fn distinguishes_symbol_versions() {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let map = dir.join("names-versions.map");
     fs::write(&map, "V_1.0 { global: send; local: *; };\nV_2.0 { global: send; } V_1.0;\n").unwrap();
@@ -208,7 +208,7 @@ fn versions_of_a_symbol_are_told_apart() {
 
 /// Like libm's `expf`: the name alone also refers to an IFUNC, which cannot be probed.
 #[test]
-fn an_old_version_of_an_ifunc_is_listed_by_a_name_that_is_accepted() {
+fn old_ifunc_version_is_listed_with_its_version() {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let map = dir.join("names-ifunc.map");
     fs::write(&map, "V_1.0 { global: send; local: *; };\nV_2.0 { global: send; } V_1.0;\n").unwrap();
@@ -231,7 +231,7 @@ const WORK: &str = "__attribute__((noinline)) int work(int x) { asm volatile(\"\
                     int main(int n, char **v) { (void)v; return work(n); }\n";
 
 #[test]
-fn a_debug_file_of_another_build_is_not_used() {
+fn debug_file_of_another_build_is_ignored() {
     let build = |factor: &str| {
         let define = format!("-DFACTOR={factor}");
         compile(&format!("names-debug-{factor}"), "cc", WORK, &["-O1", &define, "-Wl,--build-id=none"])
@@ -258,7 +258,7 @@ fn a_debug_file_of_another_build_is_not_used() {
 }
 
 #[test]
-fn debug_symbols_that_point_into_other_functions_are_refused() {
+fn rejects_debug_symbols_inside_other_functions() {
     let path =
         compile("names-stale", "cc", WORK, &["-O1", "-DFACTOR=3", "-Wl,--build-id=0x0123456789abcdef"]);
     let bytes = fs::read(&path).unwrap();
@@ -288,7 +288,7 @@ fn debug_symbols_that_point_into_other_functions_are_refused() {
 }
 
 #[test]
-fn compressed_symbols_without_end_are_not_unpacked() {
+fn decompression_bomb_is_not_unpacked() {
     let path = compile("names-bomb", "cc", WORK, &["-O1", "-DFACTOR=3"]);
     let packed = path.with_extension("xz");
     run(Command::new("sh")
@@ -319,7 +319,7 @@ fn carrying(name: &str, packing: &[&str]) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn symbols_that_a_program_carries_compressed_are_read() {
+fn reads_compressed_embedded_symbols() {
     let (bytes, whole) = carrying("names-mini", &[]);
     let right = offsets(&Image::parse(&whole).unwrap(), "work");
     let image = Image::parse(&bytes).unwrap();
@@ -330,7 +330,7 @@ fn symbols_that_a_program_carries_compressed_are_read() {
 }
 
 #[test]
-fn names_that_cannot_be_unpacked_are_told() {
+fn unreadable_embedded_symbols_are_reported() {
     let (bytes, _) = carrying("names-filtered", &["--x86", "--lzma2"]);
     let image = Image::parse(&bytes).unwrap();
     assert_eq!(embedded_symbols(&image), None);
@@ -349,7 +349,7 @@ int main(int n, char **v) { (void)v; return hot(n) + warm(n) + cold(n) + indirec
 "#;
 
 #[test]
-fn inlined_copies_are_counted_where_debug_information_tells() {
+fn inlined_copies_are_counted_with_debug_info() {
     for (compiler, compressed) in [("cc", "none"), ("cc", "zlib-gnu"), ("c++", "zlib-gabi")] {
         let name = format!("names-inlined-{compressed}-{}", compiler.len());
         let flags = ["-O2", "-g"];
@@ -388,7 +388,7 @@ int main() { Table table; turns(2).handle.resume(); table.rows(1).handle.destroy
 
 /// The function that runs when a coroutine is resumed has the coroutine's name when demangled, but is not a call of it.
 #[test]
-fn a_coroutine_is_its_beginning() {
+fn coroutine_name_means_its_ramp_function() {
     let by_gcc = compile("coroutines-gcc", "g++", COROUTINES, &["-std=c++20", "-O1"]);
     let by_clang =
         compile("coroutines-clang", "clang++-14", COROUTINES, &["-std=c++20", "-fcoroutines-ts", "-O1"]);
@@ -428,7 +428,7 @@ int main() { Both both; Shared shared; Right *all[] = { &both, &shared }; return
 /// A thunk has the name that `nm -C` prints, and is not counted as a separate call where its target function is
 /// counted.
 #[test]
-fn thunks_of_virtual_functions() {
+fn virtual_function_thunks() {
     let path = compile("names-thunks", "g++", THUNKS, &["-O1", "-fno-inline"]);
     listed_names_are_accepted(&path, 10);
     let bytes = fs::read(&path).unwrap();
@@ -454,7 +454,7 @@ __asm__(".symver new_first, _ZN4shop5firstEi@@SHOP_2");
 
 /// `nm -DC` appends the version to the demangled name.
 #[test]
-fn names_of_cpp_with_their_versions() {
+fn versioned_cpp_names() {
     let script = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("names-versioned.map");
     fs::write(
         &script,
@@ -490,7 +490,7 @@ int main(int argc, char **argv) { (void)argv; return job_begin(argc) + job_other
 
 /// Two names of the same function: a hit does not show which end of the span it is.
 #[test]
-fn ends_of_a_span_at_one_place_are_refused() {
+fn rejects_span_ends_at_the_same_address() {
     let path = compile("names-aliases", "cc", ALIASES, &["-O1"]);
     let bytes = fs::read(&path).unwrap();
     let index = SymbolIndex::of(&Image::parse(&bytes).unwrap());

@@ -18,7 +18,7 @@ fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
 
 /// Functions for which the program chooses an implementation at startup.
 #[test]
-fn variants_that_are_chosen_at_program_start() {
+fn function_variants_chosen_at_startup() {
     let source = r#"
 #include <cstring>
 #define VARIANTS __attribute__((noinline, target_clones("avx2", "default")))
@@ -97,7 +97,7 @@ fn files_without_section_headers() {
 }
 
 #[test]
-fn long_names_are_names() {
+fn long_names_are_accepted() {
     let name = "n".repeat(20_000);
     let source = format!(
         "int {name}(int n) {{ return n * 3; }} int main(int argc, char **argv) {{ (void)argv; return {name}(argc); }}"
@@ -109,7 +109,7 @@ fn long_names_are_names() {
 
 /// The names of Crystal's methods contain what looks like a version: the class that they are inherited from.
 #[test]
-fn an_at_sign_in_a_name_is_no_version() {
+fn at_sign_in_a_name_is_not_a_version() {
     let [push, pop] =
         ["push<Int32>:Array(Int32)", "pop:Int32"].map(|method| format!("*Array(Int32)@Array(T)#{method}"));
     let source = format!(
@@ -128,7 +128,7 @@ fn an_at_sign_in_a_name_is_no_version() {
 
 /// FIPS 140 cryptographic modules verify a checksum of their code at startup.
 #[test]
-fn code_that_checks_itself_is_left_alone() {
+fn self_checking_code_is_not_probed() {
     let of_boringssl = "aws_lc_0_1_BORINGSSL_bcm_text_start:\nbegin inside\n mov %edi, %eax\n ret\nend inside\n\
                         aws_lc_0_1_BORINGSSL_bcm_text_end:\nbegin outside\n mov %edi, %eax\n ret\nend outside\n";
     let of_go = "inside_from:\nbegin inside\n mov %edi, %eax\n ret\nend inside\ninside_to:\nbegin outside\n mov %edi, %eax\n ret\n\

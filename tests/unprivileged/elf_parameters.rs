@@ -92,7 +92,7 @@ fn words(parameters: &Parameters) -> String {
 }
 
 #[test]
-fn parameters_are_in_the_words_that_the_calling_convention_gives_them() {
+fn parameters_follow_the_calling_convention() {
     for (name, compiler, flags) in [
         ("parameters-gcc-0", "c++", &["-O0"][..]),
         ("parameters-gcc-2", "c++", &["-O2"]),
@@ -176,7 +176,7 @@ int main() { drops(true, {}, 3); Built made(1, 2); return any<int, short>(1, 2, 
 "#;
 
 #[test]
-fn what_is_passed_otherwise_than_it_looks() {
+fn parameters_passed_in_unusual_ways() {
     for (name, compiler, flags) in [
         ("odd-gcc-0", "c++", &["-O0"][..]),
         ("odd-gcc-s", "c++", &["-Os"]),
@@ -222,7 +222,7 @@ fn what_is_passed_otherwise_than_it_looks() {
 
 /// To save space, GCC makes all variants of a constructor jump to a shared one, whose calls are counted.
 #[test]
-fn a_constructor_that_its_variants_share_is_counted_once() {
+fn shared_constructor_is_counted_once() {
     let path = compile("odd-gcc-shared", "c++", ODD, &["-Os", "-std=c++17"]);
     let bytes = fs::read(&path).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -236,7 +236,7 @@ fn a_constructor_that_its_variants_share_is_counted_once() {
 
 /// GCC makes copies in which a constant replaces an argument, and shifts the others up.
 #[test]
-fn arguments_of_copies_are_where_debug_information_says() {
+fn arguments_of_clones_follow_debug_info() {
     let source = r#"
 #include <stdio.h>
 static __attribute__((noinline)) int calc(int mode, int n) { return printf("%d %d\n", mode, n) + printf("%d", n * mode); }
@@ -251,7 +251,7 @@ int main(int argc, char **argv) { (void)argv; return calc(7, argc) + calc(7, arg
 
 /// Clang removes arguments without renaming the function.
 #[test]
-fn arguments_that_were_taken_away_are_not_taken_for_others() {
+fn removed_arguments_are_not_confused_with_others() {
     let source = r#"
 #include <stdio.h>
 static __attribute__((noinline)) int calc(int unused, int n) { (void)unused; return printf("%d\n", n); }
@@ -267,7 +267,7 @@ int main(int argc, char **argv) { (void)argv; return calc(argc * 3, argc) + calc
 /// A register in a copy does not correspond to an argument position of the original function, where that position holds
 /// another parameter.
 #[test]
-fn a_place_in_a_copy_is_not_a_position_of_its_function() {
+fn clone_registers_are_not_function_positions() {
     let source = r#"
 #include <stdio.h>
 struct pair { double d; long n; };
@@ -286,7 +286,7 @@ int main(int argc, char **argv)
 
 /// Clang may have removed any parameter of a local function for which nothing is recorded.
 #[test]
-fn what_follows_a_parameter_that_may_be_missing_is_where_it_is_told_to_be() {
+fn parameters_after_a_removable_one_need_debug_info() {
     let source = r#"
 #include <stdbool.h>
 #include <stdio.h>
@@ -307,7 +307,7 @@ int main(int argc, char **argv)
 
 /// For other languages, no calling convention is assumed.
 #[test]
-fn parameters_of_rust_are_those_that_debug_information_places() {
+fn rust_parameters_follow_debug_info() {
     let source = "#[inline(never)] #[no_mangle] pub fn weigh(n: u16, text: &str, last: i32) -> usize {\n    \
                   std::hint::black_box(n); text.len() + last as usize }\nfn main() { println!(\"{}\", weigh(3, \"x\", 4)); }\n";
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
@@ -323,7 +323,7 @@ fn parameters_of_rust_are_those_that_debug_information_places() {
 
 /// Types may be in their own units; and debug information may consist of line numbers only.
 #[test]
-fn debug_information_in_other_shapes() {
+fn other_debug_info_layouts() {
     let source = r#"
 #include <string>
 struct Two { int a; long b; };
@@ -361,7 +361,7 @@ int main(int argc, char **argv) { return f({argc, 2}, argv[0], 'c', 4); }
 
 /// What dwz moved to a file shared by several programs is read from there, if it is the right file.
 #[test]
-fn shared_debug_information_is_read() {
+fn reads_shared_debug_info() {
     let source = r#"
 #include <string>
 #include <vector>
@@ -396,7 +396,7 @@ int main(int n, char **v) { std::vector<std::string> all(v, v + n); return f({n,
 
 /// Debug information is read with every kind of compression.
 #[test]
-fn compressed_debug_information_is_read() {
+fn reads_compressed_debug_info() {
     let plain = compile("parameters-plain", "c++", SOURCE, &["-O2", "-shared", "-fPIC"]);
     for how in ["zlib", "zlib-gnu", "zstd"] {
         let packed = plain.with_extension(how);

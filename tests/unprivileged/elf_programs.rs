@@ -78,7 +78,7 @@ fn static_value(image: &Image<'_>, bytes: &[u8], site: &Site, arg: usize) -> u32
 }
 
 #[test]
-fn sites_and_semaphores_of_pie_and_fixed_programs() {
+fn sites_and_semaphores_in_pie_and_non_pie() {
     for (name, flags, pie) in
         [("probes-pie", &["-fPIE", "-pie"][..], true), ("probes-fixed", &["-fno-pie", "-no-pie"], false)]
     {
@@ -105,7 +105,7 @@ fn sites_and_semaphores_of_pie_and_fixed_programs() {
 }
 
 #[test]
-fn a_stripped_program_keeps_its_sites_and_loses_only_named_arguments() {
+fn stripping_loses_only_arguments_named_by_symbol() {
     let path = compile("probes-stripped", "cc", PROBES, &["-fPIE", "-pie", "-Wl,--build-id=sha1"]);
     let debug_path = path.with_extension("debug");
     run(Command::new("objcopy").arg("--only-keep-debug").arg(&path).arg(&debug_path));
@@ -142,7 +142,7 @@ fn a_stripped_program_keeps_its_sites_and_loses_only_named_arguments() {
 }
 
 #[test]
-fn a_semaphore_on_a_page_that_is_loaded_twice_is_seen() {
+fn detects_a_semaphore_on_a_page_loaded_twice() {
     let twice = |name: &str, flags: &[&str]| {
         let bytes = probes_program(name, flags);
         let image = Image::parse(&bytes).unwrap();
@@ -155,7 +155,7 @@ fn a_semaphore_on_a_page_that_is_loaded_twice_is_seen() {
 }
 
 #[test]
-fn a_probe_that_is_not_there_is_told_with_its_neighbours() {
+fn missing_probe_suggests_similar_names() {
     let bytes = probes_program("probes-absent", &[]);
     let image = Image::parse(&bytes).unwrap();
     let error = usdt_sites(&image, "demo", "frist").unwrap_err();
@@ -170,7 +170,7 @@ fn names(found: &[FunctionSite]) -> Vec<&str> {
 }
 
 #[test]
-fn functions_by_symbol_source_name_glob_and_offset() {
+fn finds_functions_by_symbol_source_name_glob_and_offset() {
     let bytes = fs::read(functions_program("functions")).unwrap();
     let image = Image::parse(&bytes).unwrap();
     let find = |pattern: &str| function_sites(&image, pattern).unwrap_or_else(|e| panic!("{pattern}: {e}"));
@@ -205,7 +205,7 @@ fn functions_by_symbol_source_name_glob_and_offset() {
 }
 
 #[test]
-fn places_that_cannot_be_probed_say_why() {
+fn unprobeable_locations_state_the_reason() {
     let path = functions_program("functions-refused");
     let bytes = fs::read(&path).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -230,7 +230,7 @@ fn places_that_cannot_be_probed_say_why() {
 }
 
 #[test]
-fn programs_of_other_kinds_are_told_apart() {
+fn distinguishes_other_file_types() {
     let path = compile("kinds", "cc", PROBES, &[]);
     let bytes = fs::read(&path).unwrap();
     let patched = |at: usize, value: u8| {
@@ -275,7 +275,7 @@ fn programs_of_other_kinds_are_told_apart() {
 }
 
 #[test]
-fn every_argument_of_shipped_programs_is_understood() {
+fn parses_every_argument_of_shipped_programs() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/notes");
     let mut programs = 0;
     for entry in fs::read_dir(dir).unwrap() {
@@ -314,7 +314,7 @@ fn ask_everything(bytes: &[u8]) {
 }
 
 #[test]
-fn damaged_files_are_survived() {
+fn survives_damaged_files() {
     let programs = [
         fs::read("/bin/true").unwrap(),
         probes_program("probes-damaged", &[]),
@@ -351,7 +351,7 @@ fn damaged_files_are_survived() {
 }
 
 #[test]
-fn hostile_notes_do_not_cost_more_than_their_size() {
+fn hostile_notes_cost_no_more_than_their_size() {
     let bytes = probes_program("probes-hostile", &[]);
     let at = bytes.windows(8).position(|w| w == b"stapsdt\0").unwrap();
     let args_at = bytes[at..].windows(3).position(|w| w == b"-4@").unwrap() + at;
@@ -372,7 +372,7 @@ fn hostile_notes_do_not_cost_more_than_their_size() {
 
 /// Memory that is cleared at program start cannot hold a semaphore, because it is raised before that.
 #[test]
-fn a_semaphore_in_cleared_memory_is_refused_with_the_reason() {
+fn rejects_a_semaphore_in_bss() {
     let source = PROBES.replace("__attribute__((section(\".probes\"))) = 0x1111", "");
     assert_ne!(source, PROBES);
     let path = compile("probes-bss", "cc", &source, &["-O2"]);
@@ -384,7 +384,7 @@ fn a_semaphore_in_cleared_memory_is_refused_with_the_reason() {
 }
 
 #[test]
-fn notes_in_several_sections_are_all_read() {
+fn reads_notes_from_several_sections() {
     let other =
         PROBES.replace("demo", "twin").replace("struct {", "static struct {").replace(" work(", " more(");
     let (other, _) = other.split_once("int main").unwrap();
@@ -397,7 +397,7 @@ fn notes_in_several_sections_are_all_read() {
 }
 
 #[test]
-fn places_in_writable_code_are_refused() {
+fn rejects_sites_in_writable_code() {
     let mut bytes = probes_program("probes-writable", &[]);
     let u64_at = |bytes: &[u8], at: usize| u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
     let first = u64_at(&bytes, 0x20) as usize;

@@ -30,7 +30,7 @@ fn fixed(text: String) -> &'static str {
 }
 
 #[test]
-fn the_text_is_that_of_the_prometheus_crate() {
+fn text_matches_the_prometheus_crate() {
     let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let registry = Registry::new();
     let mut ours = Vec::new();

@@ -76,7 +76,7 @@ fn conditions() {
 }
 
 #[test]
-fn records_of_ring_buffers() {
+fn ring_buffer_records() {
     let (mut events, mut processes) = (0, 0);
     for record in seeds("ring") {
         events += usize::from(exporter::untrusted::event(&record).is_some());
@@ -87,7 +87,7 @@ fn records_of_ring_buffers() {
 }
 
 #[test]
-fn datagrams_of_netlink() {
+fn netlink_datagrams() {
     let mut names = Vec::new();
     for datagram in seeds("netlink") {
         names.extend(exporter::untrusted::interfaces(&datagram).unwrap_or_default());

@@ -60,7 +60,7 @@ fn is_found(model: &str, text: &str, from: &str, to: &str, wrong: &str) {
 /// The stack of free numbers. User space's half, `give_back` in the library, takes the same steps in Rust and is tested
 /// beside its code.
 #[test]
-fn no_order_gives_a_number_to_two_or_loses_one() {
+fn no_interleaving_duplicates_or_loses_a_number() {
     let text = is_right("numbers", 10_000);
     // An ABA problem, and a link that is written too late.
     is_found("numbers", &text, "((top >> 32) + 1) << 32", "(top >> 32) << 32", "given out twice");
@@ -70,7 +70,7 @@ fn no_order_gives_a_number_to_two_or_loses_one() {
 /// A task whose wait times out keeps others from waiting, but only until user space has answered, whenever that
 /// happens.
 #[test]
-fn no_order_of_answers_keeps_tasks_from_waiting_for_ever() {
+fn no_interleaving_disables_waiting_permanently() {
     let text = is_right("tickets", 100);
     // A flag that user space clears, and that a task sets based on an earlier check.
     is_found(

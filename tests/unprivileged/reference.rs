@@ -13,7 +13,7 @@ use exporter::reference;
 const SCHEMA: &str = "docs/config.schema.json";
 
 #[test]
-fn the_committed_schema_and_references_are_not_stale() {
+fn committed_schema_and_references_are_current() {
     for (path, made) in [
         (SCHEMA, reference::schema()),
         ("docs/configuration.md", reference::page()),
@@ -28,7 +28,7 @@ fn the_committed_schema_and_references_are_not_stale() {
 }
 
 #[test]
-fn every_configuration_is_valid_by_the_schema() {
+fn every_config_validates_against_the_schema() {
     let example = fs::read_to_string("config.example.yaml").unwrap();
     let (flat, targets) = example.split_at(example.find("# targets:").unwrap());
     let uncommented: String =
@@ -53,7 +53,7 @@ fn every_configuration_is_valid_by_the_schema() {
 
 /// The schema rejects what it can express: unknown or missing keys, and values of another type or out of range.
 #[test]
-fn the_schema_refuses_what_it_can_know_to_be_wrong() {
+fn schema_rejects_detectable_errors() {
     let known = ["unknown key", "is missing\n", "mutually exclusive", "found a list", "from 1 to"];
     let wrong = |path: &PathBuf| {
         let expect = fs::read_to_string(path.with_extension("expect")).unwrap();

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_yaml::Value;
 
 #[test]
-fn workflows_have_the_form_of_workflows_and_call_what_is_there() {
+fn workflows_are_well_formed_and_call_existing_files() {
     let mut seen = 0;
     for entry in fs::read_dir(".github/workflows").unwrap() {
         let path = entry.unwrap().path();

@@ -30,7 +30,7 @@ fn with_authority(exporter: &Exporter, place: &Place, authority: Option<&str>) -
 }
 
 #[test]
-fn only_the_right_authority_vouches_for_it() {
+fn certificate_is_trusted_only_with_its_authority() {
     let place = Place::new();
     let exporter = secure(&place);
     let code = |output: &Output| output.status.code();
@@ -48,7 +48,7 @@ fn only_the_right_authority_vouches_for_it() {
 }
 
 #[test]
-fn the_metrics_want_the_password_and_health_does_not() {
+fn metrics_require_the_password_and_health_does_not() {
     let place = Place::new();
     let exporter = secure(&place);
     let wrong = [
@@ -122,7 +122,7 @@ fn scrape_is_not_delayed(exporter: &Exporter, first: &[u8], drip: &[u8]) {
 }
 
 #[test]
-fn a_client_that_says_nothing_or_says_it_slowly_delays_nobody() {
+fn silent_or_slow_clients_delay_no_scrape() {
     let place = Place::new();
     let exporter = secure(&place);
     // The beginning of a TLS record that contains a handshake of 512 bytes.
@@ -132,7 +132,7 @@ fn a_client_that_says_nothing_or_says_it_slowly_delays_nobody() {
 }
 
 #[test]
-fn a_client_that_sends_half_a_request_delays_nobody() {
+fn partial_requests_delay_no_scrape() {
     let place = Place::new();
     let exporter = Setup::fibre(&place, &place.copy_of(&program("fibre-demo"), "bitcoind")).start();
     let request = format!("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(500));
@@ -141,7 +141,7 @@ fn a_client_that_sends_half_a_request_delays_nobody() {
 }
 
 #[test]
-fn more_silent_clients_than_there_are_places_do_not_keep_a_scrape_out() {
+fn excess_silent_clients_do_not_block_a_scrape() {
     let place = Place::new();
     let exporter = secure(&place);
     // As above, retries with new connections in case the machine stalls for seconds.
@@ -153,7 +153,7 @@ fn more_silent_clients_than_there_are_places_do_not_keep_a_scrape_out() {
 }
 
 #[test]
-fn the_password_shows_only_where_the_user_put_it() {
+fn password_is_never_leaked() {
     let yaml = |line: &str| format!("metrics_auth_username: {USER}\n{line}log_level: DEBUG\nverbose: true\n");
     let in_file = format!("metrics_auth_password: {PASSWORD}\n");
     for way in ["a file of its own", "the configuration", "the environment", "the command line"] {

@@ -168,7 +168,7 @@ fn decided(exporter: &Exporter, application: &mut Application, last: &str) {
 }
 
 #[test]
-fn an_application_bans_by_its_own_events() {
+fn application_events_trigger_bans() {
     let place = Place::new();
     let program = compiled(&place);
     let exporter = Setup::new(&place, yaml(&place, &program, "enforce", &network(&place))).start();
@@ -265,7 +265,7 @@ fn an_application_bans_by_its_own_events() {
 
 /// Nothing is banned unless the configuration says so; this also works without a blocklist.
 #[test]
-fn what_is_only_observed_is_told_and_kept() {
+fn observed_bans_are_reported_and_recorded() {
     let place = Place::new();
     let program = compiled(&place);
     for network in [network(&place), String::new()] {

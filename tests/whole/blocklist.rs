@@ -49,7 +49,7 @@ fn ask(exporter: &Exporter, method: &str, path: &str, more: &[&str]) -> (u16, St
 }
 
 #[test]
-fn a_user_who_may_write_blocks_and_unblocks() {
+fn writer_can_block_and_unblock() {
     let place = Place::new();
     let exporter = with_users(&place);
     let ask = |method: &str, below: &str, user: &str| {
@@ -108,7 +108,7 @@ fn a_user_who_may_write_blocks_and_unblocks() {
 }
 
 #[test]
-fn a_body_says_the_same_and_a_page_of_a_browser_nothing() {
+fn accepts_request_bodies_and_rejects_browser_origins() {
     let place = Place::new();
     let exporter = with_users(&place);
     let ask =
@@ -133,7 +133,7 @@ fn a_body_says_the_same_and_a_page_of_a_browser_nothing() {
 
 /// Without configured users, clients cannot be told apart.
 #[test]
-fn without_users_nothing_can_be_changed() {
+fn changes_require_configured_users() {
     let place = Place::new();
     let exporter = Setup::new(&place, yaml(&place, "")).start();
     for (method, path, expected) in [
@@ -161,7 +161,7 @@ fn succeeds(place: &Place, args: &[&str]) -> String {
 }
 
 #[test]
-fn commands_go_to_the_running_exporter() {
+fn commands_reach_the_running_exporter() {
     let place = Place::new();
     let exporter = with_users(&place);
     let run = |args: &[&str]| succeeds(&place, args);
@@ -198,7 +198,7 @@ fn commands_go_to_the_running_exporter() {
 }
 
 #[test]
-fn a_command_takes_back_what_is_not_confirmed() {
+fn command_reverts_unconfirmed_blocks() {
     let place = Place::new();
     let _exporter = with_users(&place);
     let run = |args: &[&str]| succeeds(&place, args);
@@ -219,7 +219,7 @@ fn a_command_takes_back_what_is_not_confirmed() {
 }
 
 #[test]
-fn entries_outlast_the_exporter() {
+fn entries_survive_restart() {
     let place = Place::new();
     let mut exporter = with_users(&place);
     let run = |args: &[&str]| succeeds(&place, args);
@@ -252,7 +252,7 @@ fn entries_outlast_the_exporter() {
 
 /// The stored blocklist is already full.
 #[test]
-fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
+fn rejects_excess_entries_and_rapid_changes() {
     let place = Place::new();
     with_users(&place).stop();
     let file = rusqlite::Connection::open(place.path("blocklist.db")).unwrap();
@@ -283,7 +283,7 @@ fn one_entry_too_many_is_refused_and_so_are_too_many_changes() {
 }
 
 #[test]
-fn the_socket_is_roots() {
+fn control_socket_is_root_only() {
     let place = Place::new();
     let _exporter = with_users(&place);
     let socket = place.path("control.sock");
@@ -305,7 +305,7 @@ fn the_socket_is_roots() {
 }
 
 #[test]
-fn too_many_changes_are_told_so() {
+fn excess_changes_return_too_many_requests() {
     let place = Place::new();
     let exporter = with_users(&place);
     let mut statuses = String::new();
@@ -324,7 +324,7 @@ fn too_many_changes_are_told_so() {
 }
 
 #[test]
-fn a_list_that_is_full_says_so() {
+fn full_list_is_reported() {
     let place = Place::new();
     with_users(&place).stop();
     let mut db = rusqlite::Connection::open(place.path("blocklist.db")).expect("the file");
@@ -380,7 +380,7 @@ impl Drop for Listener {
 }
 
 #[test]
-fn statistics_stream_to_a_few_who_are_known() {
+fn statistics_stream_requires_auth_and_limits_clients() {
     let place = Place::new();
     let exporter = with_users(&place);
     let stream = |more: &[&str]| ask(&exporter, "GET", "/api/v1/stream", more);

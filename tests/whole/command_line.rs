@@ -7,13 +7,13 @@ use crate::support::demo::{play, program};
 use crate::support::exporter::{Place, Port, Setup, exporter, finish};
 
 #[test]
-fn it_says_its_version() {
+fn prints_its_version() {
     let version = format!("exporter {}\n", env!("CARGO_PKG_VERSION"));
     assert_eq!(finish(exporter().arg("--version")), (Some(0), version, String::new()));
 }
 
 #[test]
-fn a_bad_configuration_is_refused_with_all_its_errors() {
+fn invalid_config_reports_all_errors() {
     let place = Place::new();
     let config = place.write(
         "config.yaml",
@@ -42,7 +42,7 @@ fn a_bad_configuration_is_refused_with_all_its_errors() {
 }
 
 #[test]
-fn without_a_target_or_with_an_unknown_flag_it_says_how_to_go_on() {
+fn missing_target_and_unknown_flag_suggest_a_fix() {
     let (status, _, err) = finish(&mut exporter());
     assert_eq!(status, Some(2), "{err}");
     assert!(err.contains("nothing to trace") && err.contains("bitcoind_path"), "{err}");
@@ -55,7 +55,7 @@ fn without_a_target_or_with_an_unknown_flag_it_says_how_to_go_on() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named() {
+fn port_in_use_is_reported() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let (free, other_free) = (Port::claim(), Port::claim());
@@ -72,7 +72,7 @@ fn a_port_that_is_taken_is_named() {
 }
 
 #[test]
-fn without_the_rights_it_ends_and_says_which_are_needed() {
+fn exits_naming_missing_privileges() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let ports = [Port::claim(), Port::claim()];
@@ -90,7 +90,7 @@ fn without_the_rights_it_ends_and_says_which_are_needed() {
 
 /// As in the scripts of FIBRE operators: no file, every flag.
 #[test]
-fn the_command_line_of_the_python_exporter_still_works() {
+fn python_exporter_command_line_still_works() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let certificates = place.certificates("certs");
@@ -124,7 +124,7 @@ fn the_command_line_of_the_python_exporter_still_works() {
 }
 
 #[test]
-fn the_environment_beats_the_file_and_a_flag_beats_both() {
+fn flags_override_environment_overrides_file() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter =

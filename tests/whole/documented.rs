@@ -142,7 +142,7 @@ fn commands(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_of_the_documentation_runs_or_says_why_not() {
+fn every_documented_command_runs_or_is_excused() {
     let mut pages: Vec<String> = fs::read_dir("docs")
         .unwrap()
         .map(|entry| entry.unwrap().path().display().to_string())
@@ -200,7 +200,7 @@ fn program_of(block: &str) -> Option<&'static Path> {
 }
 
 #[test]
-fn every_configuration_of_the_documentation_fits_its_programs() {
+fn every_documented_config_matches_its_programs() {
     let machine = Machine::new();
     let any = compile("cc", "any.c", ANY, &["-fno-inline"], &machine.place.path("work"));
     // Certificates and passwords are where the examples expect them.

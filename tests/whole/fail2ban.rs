@@ -106,7 +106,7 @@ fn listed(place: &Place, prefix: &str) -> Option<Value> {
 }
 
 #[test]
-fn a_line_of_a_log_bans_and_the_unban_releases() {
+fn log_line_bans_and_unban_releases() {
     let place = Place::new();
     let _exporter = start(&place);
     let fail2ban = Fail2ban::start(&place);

@@ -74,7 +74,7 @@ fn parsed(script: &str, page: &[u8]) -> String {
 }
 
 #[test]
-fn openmetrics_is_what_a_strict_parser_takes() {
+fn openmetrics_passes_a_strict_parser() {
     let place = Place::new();
     let exporter = played(&place);
     let (body, content_type) = fetch(&exporter, "/metrics", OPENMETRICS);
@@ -106,7 +106,7 @@ fn openmetrics_is_what_a_strict_parser_takes() {
 /// Metrics that clash with names that OpenMetrics gives to parts of other metrics: the strict parser rejects two with
 /// the same name.
 #[test]
-fn names_of_several_metrics_stay_apart_in_openmetrics() {
+fn colliding_names_stay_distinct_in_openmetrics() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let names = [
@@ -258,7 +258,7 @@ fn histogram(
 }
 
 #[test]
-fn protocol_buffers_have_the_same_numbers() {
+fn protobuf_has_the_same_values() {
     let place = Place::new();
     let exporter = played(&place);
     let (body, content_type) = fetch(&exporter, "/metrics", PROTOBUF);
@@ -285,7 +285,7 @@ for family in text_string_to_metric_families(sys.stdin.read()):
 /// A slow event is the exemplar of its bucket until another one falls into it: in OpenMetrics, in protocol buffers, and
 /// as stored by Prometheus.
 #[test]
-fn slow_events_are_exemplars_of_their_buckets() {
+fn slow_events_are_bucket_exemplars() {
     const METRIC: &str = "fibre_block_reconstruction_duration_seconds";
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
@@ -360,7 +360,7 @@ fn slow_events_are_exemplars_of_their_buckets() {
 }
 
 #[test]
-fn each_histogram_that_takes_an_event_for_slow_has_it_as_an_exemplar() {
+fn every_histogram_of_a_slow_event_has_the_exemplar() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let histogram = |name: &str| {
@@ -390,7 +390,7 @@ fn each_histogram_that_takes_an_event_for_slow_has_it_as_an_exemplar() {
 
 /// Prometheus has the same numbers for a native histogram as the text format has for the classic one.
 #[test]
-fn native_histograms_are_the_classic_ones() {
+fn native_histograms_match_classic_ones() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let yaml = format!(
@@ -448,7 +448,7 @@ fn native_histograms_are_the_classic_ones() {
 }
 
 #[test]
-fn a_prometheus_that_asks_for_protocol_buffers_has_the_same_numbers() {
+fn prometheus_over_protobuf_has_the_same_values() {
     let place = Place::new();
     let exporter = played(&place);
     let scrape = Scrape::secure(&exporter, &place);
@@ -470,7 +470,7 @@ fn a_prometheus_that_asks_for_protocol_buffers_has_the_same_numbers() {
 }
 
 #[test]
-fn only_the_metrics_that_are_asked_for_are_served() {
+fn serves_only_requested_metrics() {
     let place = Place::new();
     let exporter = played(&place);
     let path = "/metrics?name%5B%5D=bitcoin_blocks_connected_total&name%5B%5D=fibre_exporter_up";
@@ -484,7 +484,7 @@ fn only_the_metrics_that_are_asked_for_are_served() {
 }
 
 #[test]
-fn zstd_is_served_to_who_prefers_it() {
+fn serves_zstd_when_preferred() {
     let place = Place::new();
     let exporter = played(&place);
     let (packed, _) = fetch(&exporter, "/metrics", "Accept-Encoding: zstd");

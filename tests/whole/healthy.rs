@@ -136,7 +136,7 @@ fn without_fibre(place: &Place) -> std::path::PathBuf {
 }
 
 #[test]
-fn nobody_is_woken_on_a_healthy_day() {
+fn healthy_exporter_fires_no_alert() {
     let place = Place::new();
     let fibre = place.copy_of(&program("fibre-demo"), "fibre");
     let plain = without_fibre(&place);

@@ -117,7 +117,7 @@ pub fn is_exact(scrape: &Metrics, calls: f64) {
 }
 
 #[test]
-fn children_by_the_thousand_each_with_a_label_of_its_own() {
+fn thousands_of_children_with_distinct_labels() {
     const CHILDREN: u32 = 3000;
     let place = Place::new();
     let program = compiled(&place);
@@ -140,7 +140,7 @@ fn children_by_the_thousand_each_with_a_label_of_its_own() {
 }
 
 #[test]
-fn ten_thousand_processes_at_once() {
+fn ten_thousand_concurrent_processes() {
     const CHILDREN: u32 = 10_000;
     let place = Place::new();
     let program = compiled(&place);
@@ -167,7 +167,7 @@ fn map_of(pid: u32, name: &str) -> MapHandle {
 
 /// Processes that do not fit into the table of children are not counted, and this is reported.
 #[test]
-fn children_that_the_table_has_no_room_for_are_told() {
+fn children_beyond_the_table_size_are_reported() {
     let place = Place::new();
     let program = compiled(&place);
     let boss = place.copy_of(Path::new("/bin/dash"), "overflowing");
@@ -201,7 +201,7 @@ fn children_that_the_table_has_no_room_for_are_told() {
 /// While the exporter is stopped, the kernel keeps counting; events that find the ring full are lost, and are counted
 /// as lost.
 #[test]
-fn stopped_at_full_rate_it_knows_of_every_hit() {
+fn every_hit_is_accounted_for_while_stopped() {
     const CALLS: u32 = 50_000;
     let place = Place::new();
     let program = compiled(&place);
@@ -229,7 +229,7 @@ fn stopped_at_full_rate_it_knows_of_every_hit() {
 
 /// A file that is different each time it is read: truncated, extended, or half overwritten.
 #[test]
-fn a_file_that_changes_while_it_is_read() {
+fn file_changes_while_being_read() {
     let place = Place::new();
     let program = compiled(&place);
     let good = fs::read(&program).expect("read the program");
@@ -260,7 +260,7 @@ fn a_file_that_changes_while_it_is_read() {
 
 /// An accept(2) without a free descriptor: requests are served again once there are some, and counting continues.
 #[test]
-fn without_descriptors_it_is_not_served_and_then_is() {
+fn serving_resumes_after_running_out_of_descriptors() {
     let place = Place::new();
     let program = compiled(&place);
     let exporter = Setup::new(&place, counting(&format!("binary: {}", program.display()))).start();
@@ -312,7 +312,7 @@ impl Drop for Group {
 /// With too little memory, the exporter fails to start and says so, or is killed by the kernel. The traced program is
 /// not affected.
 #[test]
-fn out_of_memory_it_ends_alone() {
+fn out_of_memory_spares_the_traced_program() {
     let place = Place::new();
     let binary = compiled(&place);
     let yaml = format!("{}bind: 127.0.0.1\n", counting(&format!("binary: {}", binary.display())));
@@ -367,7 +367,7 @@ fn out_of_memory_it_ends_alone() {
 
 /// `CLOCK_REALTIME` jumps by days, forward and back: nothing is counted twice, forgotten, or considered long past.
 #[test]
-fn the_clock_is_set() {
+fn clock_jumps_are_harmless() {
     let library = Path::new("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1");
     assert!(library.exists(), "scripts/install-deps.sh --tests installs libfaketime");
     let place = Place::new();

@@ -131,7 +131,7 @@ fn up(exporter: &Exporter, url: &str, wanted: f64) {
 }
 
 #[test]
-fn a_signed_list_is_fetched_checked_and_kept() {
+fn signed_list_is_fetched_verified_and_stored() {
     let place = Place::new();
     let mut nginx = Nginx::start(&place);
     let path = |name: &str| place.path(name).display().to_string();

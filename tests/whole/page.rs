@@ -36,7 +36,7 @@ fn status_until(exporter: &Exporter, what: &str, condition: impl Fn(&Value) -> b
 }
 
 #[test]
-fn the_page_is_for_those_with_the_password_and_loads_nothing_from_elsewhere() {
+fn page_requires_the_password_and_is_self_contained() {
     let place = Place::new();
     let exporter = Setup::fibre(&place, &place.copy_of(&program("fibre-demo"), "bitcoind")).secure().start();
     let authority = place.path("certs/ca.crt");
@@ -79,7 +79,7 @@ fn the_page_is_for_those_with_the_password_and_loads_nothing_from_elsewhere() {
 }
 
 #[test]
-fn the_status_is_that_of_the_metrics_and_the_page_has_it_too() {
+fn status_matches_metrics_and_page() {
     let place = Place::new();
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     let hostile = "<script>alert('gone')</script>";
@@ -138,7 +138,7 @@ fn the_status_is_that_of_the_metrics_and_the_page_has_it_too() {
 }
 
 #[test]
-fn looking_changes_nothing_of_what_is_scraped() {
+fn viewing_the_page_does_not_affect_scrapes() {
     let place = Place::new();
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     // A scrape frees the entries of ended processes in a full label, and minima and maxima are those of a window.
@@ -176,7 +176,7 @@ fn looking_changes_nothing_of_what_is_scraped() {
 }
 
 #[test]
-fn the_page_and_its_script_come_compressed_and_are_found_only_as_they_are() {
+fn page_assets_are_compressed_and_need_exact_paths() {
     let place = Place::new();
     let exporter = Setup::fibre(&place, &place.copy_of(&program("fibre-demo"), "bitcoind")).start();
     for coding in ["gzip", "zstd"] {
@@ -198,7 +198,7 @@ fn response_of_bytes(exporter: &Exporter, path: &str, coding: &str) -> (String, 
 }
 
 #[test]
-fn the_scrape_config_is_what_prometheus_takes() {
+fn prometheus_accepts_the_scrape_config() {
     let place = Place::new();
     let exporter = Setup::fibre(&place, &place.copy_of(&program("fibre-demo"), "bitcoind")).secure().start();
     let config = status(&exporter)["connect"]["scrape_config"].as_str().expect("text").to_owned();

@@ -33,7 +33,7 @@ const TAKEN_OVER: &str = "Took over the probes that version";
 const FROM_EVENTS: &str = "      - function: other\n        metrics: [{ counter: globbed_total, labels: { comm: { value: comm, match: { 'no*': no, 'p*g*m': ours } }, tid: tid } }]\n";
 
 #[test]
-fn a_restart_loses_no_hit_however_the_exporter_ends() {
+fn restart_loses_no_hit_after_any_exit() {
     for attach in ["auto", "perf"] {
         let (place, bpf, program) = set_up();
         let more = format!("attach: {attach}\n");
@@ -68,7 +68,7 @@ fn a_restart_loses_no_hit_however_the_exporter_ends() {
 }
 
 #[test]
-fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
+fn pinned_file_cannot_be_overwritten_without_an_exporter() {
     let (place, bpf, program) = set_up();
     let copy = place.copy_of(&program, "again");
     let open = || std::fs::OpenOptions::new().write(true).open(&program).map(drop);
@@ -103,7 +103,7 @@ fn a_file_with_pinned_probes_is_not_overwritten_while_no_exporter_runs() {
 }
 
 #[test]
-fn a_file_beside_with_pinned_probes_is_guarded_by_the_next_exporter_too() {
+fn sibling_of_a_pinned_file_stays_leased_after_restart() {
     let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
     let beside = place.copy_of(&program, "program.new");
@@ -125,7 +125,7 @@ fn a_file_beside_with_pinned_probes_is_guarded_by_the_next_exporter_too() {
 }
 
 #[test]
-fn unpin_takes_everything_away() {
+fn unpin_removes_everything() {
     let place = Place::new();
     let bpf = BpfFs::mount(&place);
     let binary = place.copy_of(&program("forms"), "forms");
@@ -158,7 +158,7 @@ fn unpin_takes_everything_away() {
 }
 
 #[test]
-fn probes_that_are_the_same_in_another_configuration_go_on() {
+fn unchanged_probes_survive_a_config_change() {
     let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED, OTHER], "");
     let steady = Steady::start(&program);
@@ -179,7 +179,7 @@ fn probes_that_are_the_same_in_another_configuration_go_on() {
 }
 
 #[test]
-fn what_does_not_fit_begins_anew_and_says_so() {
+fn incompatible_state_is_reset_and_reported() {
     let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
     let steady = Steady::start(&program);
@@ -206,7 +206,7 @@ fn alter(document: &Path, key: &str) {
 }
 
 #[test]
-fn another_versions_tables_are_not_taken_over() {
+fn state_of_another_version_is_not_adopted() {
     let (place, bpf, program) = set_up();
     let mut exporter = start(&place, &bpf, &program, &[COUNTED, TIMED], "");
     for (document, key, reason) in
@@ -247,7 +247,7 @@ fn held_by(bpf: &BpfFs) -> Vec<u32> {
 }
 
 #[test]
-fn another_users_state_and_another_file_system_are_refused() {
+fn rejects_state_of_another_user_or_file_system() {
     let (place, bpf, program) = set_up();
     let refused = |state: &Path| {
         let [port, health_port] = [Port::claim(), Port::claim()];

@@ -23,7 +23,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 }
 
 #[test]
-fn every_thread_is_under_its_filter_of_system_calls() {
+fn every_thread_has_its_seccomp_filter() {
     let own = fs::read_to_string("/proc/self/status").expect("read the test's own status");
     let filters = |status: &str| field(status, "Seccomp_filters").parse::<u32>().expect("a number");
     let place = Place::new();
@@ -39,7 +39,7 @@ fn every_thread_is_under_its_filter_of_system_calls() {
 }
 
 #[test]
-fn only_the_thread_that_programs_wait_for_runs_before_others() {
+fn only_the_gate_thread_runs_at_realtime_priority() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();
@@ -61,7 +61,7 @@ fn only_the_thread_that_programs_wait_for_runs_before_others() {
 
 /// With exactly the capabilities that the shipped unit grants.
 #[test]
-fn the_units_rights_are_enough_for_another_users_program() {
+fn unit_capabilities_suffice_for_programs_of_other_users() {
     let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fibre-exporter.service"));
     let unit = unit.expect("read the unit");
     let names =
@@ -85,7 +85,7 @@ fn the_units_rights_are_enough_for_another_users_program() {
 }
 
 #[test]
-fn two_exporters_count_the_same_beside_each_other() {
+fn two_concurrent_exporters_count_the_same() {
     let places = [Place::new(), Place::new()];
     let binary = places[0].copy_of(&program("forms"), "forms");
     let yaml = format!(
@@ -108,7 +108,7 @@ fn two_exporters_count_the_same_beside_each_other() {
 }
 
 #[test]
-fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
+fn attached_probes_count_after_dropping_all_privileges() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let later = place.path("later");
@@ -143,7 +143,7 @@ fn without_any_privileges_what_is_attached_is_counted_and_the_rest_is_said() {
 }
 
 #[test]
-fn what_comes_after_all_privileges_were_given_up_is_named() {
+fn later_targets_are_reported_after_dropping_privileges() {
     let place = Place::new();
     let directory = place.path("theirs");
     fs::create_dir(&directory).expect("make a directory");

@@ -32,7 +32,7 @@ pub fn forms_config(forms: &std::path::Path) -> String {
 }
 
 #[test]
-fn a_signal_ends_it_with_status_0_whatever_goes_on() {
+fn exits_with_0_on_a_signal_under_load() {
     for signal in ["TERM", "INT"] {
         let place = Place::new();
         let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
@@ -83,7 +83,7 @@ impl Manager {
 
 /// sd_notify(3): which notifications systemd receives, and when.
 #[test]
-fn the_service_manager_is_told_that_it_serves_lives_and_stops() {
+fn notifies_systemd_of_ready_watchdog_and_stopping() {
     let place = Place::new();
     let forms = place.copy_of(&program("forms"), "forms");
     let manager = Manager::new(&place);
@@ -122,7 +122,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 "#;
 
 #[test]
-fn sockets_that_the_service_manager_has_kept_are_used_and_kept_again() {
+fn stored_sockets_are_reused_and_stored_again() {
     let place = Place::new();
     let forms = place.copy_of(&program("forms"), "forms");
     let manager = Manager::new(&place);
@@ -141,7 +141,7 @@ fn sockets_that_the_service_manager_has_kept_are_used_and_kept_again() {
 /// sd-daemon(3): a priority before each line, and no additional timestamp. JOURNAL_STREAM alone is not sufficient: a
 /// child whose output is redirected inherits it.
 #[test]
-fn the_journal_gets_priorities_and_a_file_gets_time_stamps() {
+fn journal_gets_priorities_and_files_get_timestamps() {
     let place = Place::new();
     let forms = place.copy_of(&program("forms"), "forms");
     let output = place.write("log", "").metadata().expect("the log's inode");
@@ -160,7 +160,7 @@ fn the_journal_gets_priorities_and_a_file_gets_time_stamps() {
 }
 
 #[test]
-fn a_semaphore_is_raised_while_it_is_attached_and_only_then() {
+fn semaphore_is_raised_only_while_attached() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let mut forms = Forms::start(&binary);
@@ -185,7 +185,7 @@ fn a_semaphore_is_raised_while_it_is_attached_and_only_then() {
 }
 
 #[test]
-fn nothing_of_it_is_left_in_the_kernel_however_it_ends() {
+fn leaves_nothing_in_the_kernel_after_any_exit() {
     for attach in ["auto", "perf"] {
         for signal in ["TERM", "KILL"] {
             let place = Place::new();
@@ -239,7 +239,7 @@ fn traces_forms_beside(forms: &std::path::Path) -> (Exporter, Place) {
 }
 
 #[test]
-fn of_roots_rights_it_keeps_six_in_every_thread() {
+fn every_thread_keeps_only_six_capabilities() {
     let dac_read_search = 1 << 2;
     let lease = 1 << 28;
     let sys_ptrace = 1 << 19;
@@ -271,7 +271,7 @@ fn of_roots_rights_it_keeps_six_in_every_thread() {
 }
 
 #[test]
-fn four_rights_are_enough_without_being_root() {
+fn four_capabilities_suffice_without_root() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let capabilities = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search";

@@ -102,7 +102,7 @@ pub const OTHER_BY_NAME: &str =
 const OTHER_TIMED: &str = "      - function: other\n        metrics: [{ histogram: other_seconds, value: duration, buckets: [1] }]\n";
 
 #[test]
-fn probes_that_stay_lose_no_hit_whatever_becomes_of_the_others() {
+fn unchanged_probes_lose_no_hit() {
     let place = Place::new();
     let program = compiled(&place, STEADY);
     let exporter = Setup::new(&place, target(&program, &[COUNTED, TIMED, OTHER])).start();
@@ -152,7 +152,7 @@ fn probes_that_stay_lose_no_hit_whatever_becomes_of_the_others() {
 }
 
 #[test]
-fn counters_go_on_when_a_probe_that_feeds_them_changes_or_goes() {
+fn counters_continue_when_one_of_their_probes_changes() {
     let place = Place::new();
     let program = compiled(&place, FINITE);
     let probe = |function: &str, when: &str| {
@@ -180,7 +180,7 @@ fn counters_go_on_when_a_probe_that_feeds_them_changes_or_goes() {
 }
 
 #[test]
-fn a_file_with_errors_changes_nothing_and_all_are_reported() {
+fn invalid_file_changes_nothing_and_reports_all_errors() {
     let place = Place::new();
     let program = compiled(&place, FINITE);
     let good = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
@@ -212,7 +212,7 @@ fn a_file_with_errors_changes_nothing_and_all_are_reported() {
 }
 
 #[test]
-fn passwords_and_certificates_are_read_anew_and_only_the_operator_may_ask() {
+fn reload_rereads_credentials_and_requires_the_operator() {
     let place = Place::new();
     let program = compiled(&place, FINITE);
     let yaml = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
@@ -246,7 +246,7 @@ fn passwords_and_certificates_are_read_anew_and_only_the_operator_may_ask() {
 }
 
 #[test]
-fn reloads_at_once_are_one_after_the_other_while_targets_come_and_go() {
+fn concurrent_reloads_are_serialized() {
     let place = Place::new();
     let program = compiled(&place, STEADY);
     let beside = place.copy_of(&program, "beside");
@@ -292,7 +292,7 @@ fn reloads_at_once_are_one_after_the_other_while_targets_come_and_go() {
 
 /// sd_notify(3), "RELOADING=1".
 #[test]
-fn the_service_manager_is_told_of_a_reload() {
+fn notifies_systemd_of_a_reload() {
     let place = Place::new();
     let program = compiled(&place, FINITE);
     let manager = Manager::new(&place);
@@ -307,7 +307,7 @@ fn the_service_manager_is_told_of_a_reload() {
 }
 
 #[test]
-fn interfaces_are_exchanged_and_what_else_of_the_network_changes_is_refused() {
+fn interfaces_can_change_but_other_network_settings_cannot() {
     let place = Place::new();
     let network = |more: &str| format!("node_name: test\nnetwork: {{ interfaces: [lo{more} }}\n");
     let exporter = Setup::new(&place, network("]"))
@@ -335,7 +335,7 @@ fn interfaces_are_exchanged_and_what_else_of_the_network_changes_is_refused() {
 
 /// Each reload adds two probes, over and over: the resources needed for them stay bounded, and counters continue.
 #[test]
-fn reload_after_reload_takes_no_more_and_more() {
+fn repeated_reloads_do_not_leak() {
     const RELOADS: usize = 9;
     let place = Place::new();
     let functions: String = (0..=2 * RELOADS)

@@ -69,26 +69,26 @@ fn scrapes_under(exporter: &Exporter, addresses: &[Ipv4Addr], each: usize, besie
 }
 
 #[test]
-fn guesses_from_the_scrapers_own_address_keep_nobody_out() {
+fn guesses_from_the_scraper_address_do_not_block_scrapes() {
     let place = Place::new();
     scrapes_under(&besieged(&place), &[SCRAPER], 16, guess);
 }
 
 /// With password checks that take longer than a stranger's connection may last.
 #[test]
-fn guesses_that_take_long_to_check_keep_nobody_out() {
+fn expensive_guesses_do_not_block_scrapes() {
     let place = Place::new();
     scrapes_under(&besieged_at_cost(&place, 10), &[SCRAPER], 16, guess);
 }
 
 #[test]
-fn guesses_from_other_addresses_keep_nobody_out() {
+fn guesses_from_other_addresses_do_not_block_scrapes() {
     let place = Place::new();
     scrapes_under(&besieged(&place), &others(4), 16, guess);
 }
 
 #[test]
-fn a_flood_of_connections_keeps_nobody_out() {
+fn connection_flood_does_not_block_scrapes() {
     let place = Place::new();
     let exporter = besieged(&place);
     scrapes_under(&exporter, &others(200), 1, connect_and_say_nothing);
@@ -96,13 +96,13 @@ fn a_flood_of_connections_keeps_nobody_out() {
 }
 
 #[test]
-fn noise_keeps_nobody_out() {
+fn noise_does_not_block_scrapes() {
     let place = Place::new();
     scrapes_under(&besieged(&place), &others(4), 16, send_noise);
 }
 
 #[test]
-fn what_clients_do_wrong_is_counted() {
+fn client_errors_are_counted() {
     let place = Place::new();
     let exporter = besieged(&place);
     let server = known(&exporter);
@@ -146,7 +146,7 @@ fn what_clients_do_wrong_is_counted() {
 
 /// As `nc -N` and old health checks do it.
 #[test]
-fn who_says_no_more_gets_an_answer_still() {
+fn half_closed_client_still_gets_a_response() {
     let place = Place::new();
     let exporter = besieged(&place);
     let server = known(&exporter);

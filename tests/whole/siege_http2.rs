@@ -92,7 +92,7 @@ fn scrapes_under(besieger: Besieger, settings: &'static [(u16, u32)]) {
 }
 
 #[test]
-fn requests_that_are_taken_back_at_once_keep_nobody_out() {
+fn rapid_resets_do_not_block_scrapes() {
     scrapes_under(
         |connection, number| {
             let guess = request(&authorization(&format!("guess {number}")));
@@ -112,7 +112,7 @@ fn requests_that_are_taken_back_at_once_keep_nobody_out() {
 }
 
 #[test]
-fn headers_without_an_end_keep_nobody_out() {
+fn endless_headers_do_not_block_scrapes() {
     scrapes_under(
         |connection, _| {
             let stream = connection.stream();
@@ -130,7 +130,7 @@ fn headers_without_an_end_keep_nobody_out() {
 }
 
 #[test]
-fn frames_that_want_an_answer_keep_nobody_out() {
+fn ping_and_settings_floods_do_not_block_scrapes() {
     scrapes_under(
         |connection, _| {
             let both = [frame(PING, 0, 0, &[7; 8]), frame(SETTINGS, 0, 0, &[])].concat();
@@ -144,7 +144,7 @@ fn frames_that_want_an_answer_keep_nobody_out() {
 }
 
 #[test]
-fn guesses_and_answers_that_are_not_taken_keep_nobody_out() {
+fn unread_responses_do_not_block_scrapes() {
     scrapes_under(
         |connection, number| {
             for n in 0..5 {

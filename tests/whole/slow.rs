@@ -33,7 +33,7 @@ fn kept_in(file: &Path, metric: &str, over: &str) -> String {
 }
 
 #[test]
-fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
+fn records_slow_blocks_with_the_unit_settings() {
     let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/fibre-exporter.service"));
     let unit = unit.expect("read the unit");
     assert!(unit.contains("\nStateDirectory=fibre-exporter\n"), "where the file is by default");
@@ -112,7 +112,7 @@ fn slow_blocks_of_the_demo_are_kept_as_the_unit_runs_the_exporter() {
 
 /// Compared with all events of the same blocks: the worst of each hour are exactly the largest of them.
 #[test]
-fn the_worst_blocks_of_an_hour_are_kept() {
+fn keeps_the_worst_blocks_of_an_hour() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let file = place.path("events.db");
@@ -165,7 +165,7 @@ fn the_worst_blocks_of_an_hour_are_kept() {
 
 /// The duration, what was missing, who won the race, and how long connecting the block took are in one row.
 #[test]
-fn a_slow_block_is_explained_by_one_row() {
+fn one_row_explains_a_slow_block() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let file = place.path("events.db");
@@ -220,7 +220,7 @@ fn forms(binary: &Path, slow: &str) -> String {
 
 /// Every event is slow, and there is little room for them.
 #[test]
-fn the_accounting_balances_when_there_are_more_slow_events_than_can_be_kept() {
+fn accounting_balances_when_slow_events_overflow() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let file = place.path("events.db");
@@ -265,7 +265,7 @@ fn the_accounting_balances_when_there_are_more_slow_events_than_can_be_kept() {
 
 /// Files cannot grow any further, as on a full disk.
 #[test]
-fn events_that_cannot_be_written_wait_and_are_counted_when_there_are_too_many() {
+fn unwritable_events_are_queued_and_overflow_is_counted() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let file = place.path("events.db");
@@ -299,7 +299,7 @@ fn events_that_cannot_be_written_wait_and_are_counted_when_there_are_too_many() 
 }
 
 #[test]
-fn a_reload_begins_to_keep_slow_events_and_ends_it() {
+fn reload_starts_and_stops_recording_slow_events() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let file = place.path("events.db");
@@ -342,7 +342,7 @@ fn a_reload_begins_to_keep_slow_events_and_ends_it() {
 }
 
 #[test]
-fn what_cannot_be_kept_or_read_is_told_with_its_reason() {
+fn unusable_event_files_are_reported_with_a_reason() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let run = |slow_events: &str| {

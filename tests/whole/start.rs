@@ -20,7 +20,7 @@ fn within(pid: u32, command: &str) -> String {
 }
 
 #[test]
-fn low_ports_another_users_log_and_an_address_that_comes_later() {
+fn starts_with_low_ports_foreign_log_and_late_address() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let directory = place.path("theirs");
@@ -50,7 +50,7 @@ fn low_ports_another_users_log_and_an_address_that_comes_later() {
 }
 
 #[test]
-fn lines_that_a_full_disk_does_not_take_are_counted() {
+fn log_lines_lost_to_a_full_disk_are_counted() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).yaml("log_file: /dev/full\n").start();
@@ -62,7 +62,7 @@ fn lines_that_a_full_disk_does_not_take_are_counted() {
 
 /// Otherwise, the kernel would kill it with SIGXFSZ.
 #[test]
-fn lines_beyond_the_limit_of_a_files_size_are_counted() {
+fn log_lines_beyond_the_file_size_limit_are_counted() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let log = place.path("limited.log");
@@ -78,7 +78,7 @@ fn lines_beyond_the_limit_of_a_files_size_are_counted() {
 
 /// Otherwise, each limit would make it fail at a different point, in some cases with a panic.
 #[test]
-fn a_low_limit_of_open_files_is_told_before_anything_else_fails() {
+fn low_open_file_limit_is_reported_first() {
     let place = Place::new();
     let configuration = place.write(
         "config.yaml",

@@ -51,7 +51,7 @@ fn counted_from_now_on(exporter: &Exporter, program: &Path) {
 }
 
 #[test]
-fn a_program_starts_that_was_replaced_a_moment_before() {
+fn recently_replaced_program_starts() {
     let place = Place::new();
     let program = compiled(&place);
     let binary = place.copy_of(&program, "replaced");
@@ -71,7 +71,7 @@ fn a_program_starts_that_was_replaced_a_moment_before() {
 }
 
 #[test]
-fn a_traced_file_is_read_and_run() {
+fn traced_file_can_be_read_and_run() {
     const READ: &str = "import mmap, sys\nwith open(sys.argv[1], 'rb') as file:\n    mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)[:]";
     let place = Place::new();
     let program = compiled(&place);
@@ -89,7 +89,7 @@ fn a_traced_file_is_read_and_run() {
 
 /// The kernel revokes the lease after /proc/sys/fs/lease-break-time, 45 seconds by default.
 #[test]
-fn a_traced_file_is_written_over() {
+fn traced_file_can_be_overwritten() {
     let place = Place::new();
     let program = compiled(&place);
     let binary = place.copy_of(&program, "written");
@@ -123,7 +123,7 @@ int main(void) {
 /// The breakpoints for the old code are then in the new code. A process that was started in the meantime and has not
 /// reached them is no longer harmed.
 #[test]
-fn who_may_have_executed_what_was_written_over_is_named_and_put_right() {
+fn processes_of_an_overwritten_file_are_reported_and_repaired() {
     let place = Place::new();
     let build = |name: &str, functions: [&str; 2], code: &str| {
         let [first, second] = functions.map(|function| format!("\"{function}\""));
@@ -165,7 +165,7 @@ fn who_may_have_executed_what_was_written_over_is_named_and_put_right() {
 
 /// A command that queries the exporter times out; the others do not need it.
 #[test]
-fn commands_end() {
+fn commands_do_not_hang() {
     let place = Place::new();
     let program = compiled(&place);
     let events = place.path("slow.sqlite");

@@ -36,7 +36,7 @@ fn fired(exporter: &Exporter) -> f64 {
 }
 
 #[test]
-fn a_file_that_appears_later_is_traced_from_then_on() {
+fn file_created_later_is_traced() {
     let place = Place::new();
     let demo = place.path("bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();
@@ -58,7 +58,7 @@ fn a_file_that_appears_later_is_traced_from_then_on() {
 }
 
 #[test]
-fn a_program_that_starts_later_and_again_is_counted_on() {
+fn later_and_repeated_starts_continue_the_counters() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();
@@ -71,7 +71,7 @@ fn a_program_that_starts_later_and_again_is_counted_on() {
 }
 
 #[test]
-fn two_processes_of_one_file_are_counted_together() {
+fn two_processes_of_one_file_are_summed() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();
@@ -85,7 +85,7 @@ fn two_processes_of_one_file_are_counted_together() {
 }
 
 #[test]
-fn a_program_that_is_killed_loses_nothing_that_it_fired() {
+fn killed_program_loses_no_hit() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let exporter = counts_forms(&place, &binary, "");
@@ -103,7 +103,7 @@ fn a_program_that_is_killed_loses_nothing_that_it_fired() {
 }
 
 #[test]
-fn a_file_that_is_replaced_is_counted_old_and_new() {
+fn replaced_file_counts_in_both_versions() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let exporter = counts_forms(&place, &binary, "");
@@ -131,7 +131,7 @@ fn a_file_that_is_replaced_is_counted_old_and_new() {
 }
 
 #[test]
-fn a_file_that_is_gone_is_counted_as_long_as_it_runs_and_found_again() {
+fn deleted_file_counts_while_running_and_is_found_again() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "forms");
     let exporter = counts_forms(&place, &binary, "");
@@ -148,7 +148,7 @@ fn a_file_that_is_gone_is_counted_as_long_as_it_runs_and_found_again() {
 }
 
 #[test]
-fn with_a_pid_only_that_process_is_counted() {
+fn pid_restricts_counting_to_that_process() {
     let place = Place::new();
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     let wanted = Demo::start(&binary, &burst(&["--blocks", "30", "--linger", "60", "--seed", "5"]));

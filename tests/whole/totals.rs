@@ -18,7 +18,7 @@ use crate::support::prometheus::{Prometheus, Scrape};
 const MANY: &[&str] = &["--rate", "0", "--blocks", "3000", "--wait-attached"];
 
 #[test]
-fn every_metric_is_what_the_demo_fired_over_https_with_a_password() {
+fn all_metrics_match_the_demo_over_authenticated_https() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).secure().start();
@@ -58,7 +58,7 @@ fn accounting_balances(scrape: &Metrics, totals: &Totals) {
 }
 
 #[test]
-fn a_prometheus_with_the_stacks_configuration_has_the_same_numbers_in_every_panel() {
+fn prometheus_stack_panels_match_the_demo() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).secure().start();
@@ -115,7 +115,7 @@ fn measured(prometheus: &Prometheus) -> Metrics {
 }
 
 #[test]
-fn promtool_has_nothing_to_say_about_a_scrape() {
+fn promtool_accepts_a_scrape() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();
@@ -138,7 +138,7 @@ fn promtool_has_nothing_to_say_about_a_scrape() {
 }
 
 #[test]
-fn verbose_logs_each_event_once_and_changes_no_number() {
+fn verbose_logs_each_event_once_without_side_effects() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).arguments(&["--verbose"]).start();
@@ -151,7 +151,7 @@ fn verbose_logs_each_event_once_and_changes_no_number() {
 }
 
 #[test]
-fn metrics_of_which_the_kernel_can_compute_none_have_the_same_numbers() {
+fn user_space_metrics_match_the_demo() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let yaml =
@@ -246,7 +246,7 @@ fn events(exporter: &Exporter, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_node_without_the_udp_provider_gives_what_it_has_and_says_what_is_absent() {
+fn node_without_udp_probes_reports_them_absent() {
     let place = Place::new();
     let binary = place.copy_of(&program("forms"), "bitcoind");
     let exporter = Setup::fibre(&place, &binary).start();
@@ -263,7 +263,7 @@ fn a_node_without_the_udp_provider_gives_what_it_has_and_says_what_is_absent() {
 }
 
 #[test]
-fn a_demo_that_nobody_waits_for_is_counted_from_its_first_event() {
+fn new_process_counts_from_its_first_event() {
     let place = Place::new();
     let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &demo).start();

@@ -93,7 +93,7 @@ fn authority(name: &str) -> Authority {
 }
 
 #[test]
-fn each_user_has_a_password_and_new_ones_are_taken_up() {
+fn each_user_has_a_password_and_changes_apply() {
     let place = Place::new();
     let (ada, grace) = (hash("one"), hash("two"));
     let exporter = with(&place, &format!("basic_auth_users:\n  ada: {ada}\n  grace: {grace}\n"));
@@ -120,7 +120,7 @@ fn each_user_has_a_password_and_new_ones_are_taken_up() {
 }
 
 #[test]
-fn a_password_file_of_the_exporters_own_is_taken_up_too() {
+fn password_file_changes_apply() {
     let place = Place::new();
     let file = place.write("password", "before\n");
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
@@ -134,7 +134,7 @@ fn a_password_file_of_the_exporters_own_is_taken_up_too() {
 }
 
 #[test]
-fn client_certificates_are_asked_for_as_they_are_configured() {
+fn client_certificate_modes_are_honored() {
     let place = Place::new();
     let pki = Pki::new(&place);
     let clients = [None, Some("client"), Some("other"), Some("stranger"), Some("own")];
@@ -160,7 +160,7 @@ fn client_certificates_are_asked_for_as_they_are_configured() {
 }
 
 #[test]
-fn versions_and_cipher_suites_are_those_that_are_configured() {
+fn configured_tls_versions_and_cipher_suites_are_used() {
     let place = Place::new();
     let pki = Pki::new(&place);
     let only12 = ["--tls-max", "1.2"];
@@ -181,7 +181,7 @@ fn versions_and_cipher_suites_are_those_that_are_configured() {
 }
 
 #[test]
-fn certificates_can_stand_in_the_configuration_itself() {
+fn certificates_can_be_inline() {
     let place = Place::new();
     let pki = Pki::new(&place);
     let text = |name: &str| {
@@ -196,7 +196,7 @@ fn certificates_can_stand_in_the_configuration_itself() {
 }
 
 #[test]
-fn headers_are_those_that_are_configured() {
+fn configured_headers_are_sent() {
     let place = Place::new();
     let headers = "http_server_config:\n  headers:\n    X-Frame-Options: deny\n    X-XSS-Protection: 1\n    \
                    Content-Security-Policy: \"default-src 'self'\"\n";
@@ -228,7 +228,7 @@ fn told(exporter: &Exporter, more: &[&str], paths: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn http2_is_served_where_it_is_asked_for_one_request_at_a_time() {
+fn http2_is_opt_in_with_one_request_at_a_time() {
     let place = Place::new();
     let setup = |more: &str| {
         let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
@@ -266,7 +266,7 @@ fn http2_is_served_where_it_is_asked_for_one_request_at_a_time() {
 }
 
 #[test]
-fn requests_beyond_the_rate_are_refused_but_not_those_of_who_is_known() {
+fn rate_limit_spares_authenticated_clients() {
     let place = Place::new();
     let limit = "rate_limit:\n  interval: 1h\n  burst: 3\n";
     let exporter = with(&place, &format!("basic_auth_users:\n  ada: {}\n{limit}", hash("one")));
@@ -281,7 +281,7 @@ fn requests_beyond_the_rate_are_refused_but_not_those_of_who_is_known() {
 }
 
 #[test]
-fn it_serves_on_several_addresses_and_a_unix_socket() {
+fn serves_on_several_addresses_and_a_unix_socket() {
     let place = Place::new();
     let socket = place.path("e.sock");
     // A socket left behind by a killed exporter.
@@ -308,7 +308,7 @@ fn it_serves_on_several_addresses_and_a_unix_socket() {
 }
 
 #[test]
-fn every_address_of_both_families_is_served_by_a_socket_for_each() {
+fn wildcard_addresses_of_both_families_are_served() {
     let place = Place::new();
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     let addresses = "web_listen_address: ['[::]:{port}', '0.0.0.0:{port}']";
@@ -332,7 +332,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 "#;
 
 #[test]
-fn it_serves_on_sockets_that_systemd_has_opened() {
+fn serves_on_systemd_sockets() {
     let place = Place::new();
     let binary = place.copy_of(&program("fibre-demo"), "bitcoind");
     let exporter = Setup::fibre(&place, &binary)
@@ -347,7 +347,7 @@ fn it_serves_on_sockets_that_systemd_has_opened() {
 }
 
 #[test]
-fn what_is_unusable_is_refused_with_its_place() {
+fn unusable_settings_are_located_errors() {
     let place = Place::new();
     let pki = Pki::new(&place);
     let web = |text: &str| {

@@ -79,7 +79,7 @@ impl Target {
 }
 
 #[test]
-fn the_dearest_goes_and_no_more_than_has_to() {
+fn sheds_the_costliest_and_no_more_than_needed() {
     let mut target = Target::of(&[("a", 0.004, false), ("b", 0.3, false), ("c", 0.009, false)]);
     target.seconds(5);
     assert_eq!(target.is_shed, [false, true, false]);
@@ -93,7 +93,7 @@ fn the_dearest_goes_and_no_more_than_has_to() {
 }
 
 #[test]
-fn what_is_kept_stays_and_that_nothing_is_left_is_told() {
+fn never_sheds_exempt_probes_and_reports_when_none_are_left() {
     let mut target = Target::of(&[("a", 0.3, true), ("b", 0.002, false), ("c", 0.0001, false)]);
     target.seconds(4);
     // An entry that takes next to nothing stays: shedding it would not help.
@@ -103,7 +103,7 @@ fn what_is_kept_stays_and_that_nothing_is_left_is_told() {
 }
 
 #[test]
-fn a_short_burst_changes_nothing() {
+fn short_bursts_shed_nothing() {
     let mut target = Target::of(&[("a", 0.0, false)]);
     for n in 0..600 {
         target.entries[0].1 = if n % 5 < 2 { 0.9 } else { 0.001 };
@@ -113,7 +113,7 @@ fn a_short_burst_changes_nothing() {
 }
 
 #[test]
-fn what_calms_down_is_put_back_and_stays() {
+fn restores_a_probe_whose_cost_drops() {
     let mut target = Target::of(&[("a", 0.5, false)]);
     target.seconds(6);
     assert!(target.is_shed[0]);
@@ -125,7 +125,7 @@ fn what_calms_down_is_put_back_and_stays() {
 }
 
 #[test]
-fn what_stays_too_dear_is_tried_ever_more_rarely() {
+fn retries_back_off_while_the_cost_stays_high() {
     let mut target = Target::of(&[("a", 0.5, false)]);
     target.seconds(24 * 3600);
     let pauses: Vec<f64> = target.sheds[0].windows(2).map(|two| two[1] - two[0]).collect();
@@ -134,7 +134,7 @@ fn what_stays_too_dear_is_tried_ever_more_rarely() {
 }
 
 #[test]
-fn whatever_the_load_does_nothing_flaps() {
+fn nothing_flaps_under_random_load() {
     let mut seed = 7u64;
     let mut random = move |below: u64| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -161,7 +161,7 @@ fn whatever_the_load_does_nothing_flaps() {
 }
 
 #[test]
-fn nothing_is_done_while_the_share_is_not_known() {
+fn does_nothing_while_the_share_is_unknown() {
     let mut controller = Controller::default();
     for now in 0..100 {
         let entries = [Candidate { name: "a", keep: false, is_shed: false, cost: f64::from(now) }];
@@ -169,7 +169,7 @@ fn nothing_is_done_while_the_share_is_not_known() {
     }
 }
 #[test]
-fn by_default_what_lasts_a_minute_is_taken_out_and_told_before() {
+fn default_sheds_after_a_minute_with_a_prior_warning() {
     let mut target = Target::by_default(&[("a", 0.3, false), ("b", 0.01, false)]);
     target.seconds(59);
     assert!(target.sheds[0].is_empty());
@@ -183,7 +183,7 @@ fn by_default_what_lasts_a_minute_is_taken_out_and_told_before() {
 }
 
 #[test]
-fn by_default_nothing_is_taken_out_for_what_is_short_or_little() {
+fn default_ignores_short_or_moderate_overload() {
     // Like blocks: much at once, and then nothing for minutes.
     let mut blocks = Target::by_default(&[("a", 0.0, false)]);
     for second in 0..4 * 3600 {
@@ -205,7 +205,7 @@ fn by_default_nothing_is_taken_out_for_what_is_short_or_little() {
 }
 
 #[test]
-fn what_was_over_before_a_rest_does_not_count() {
+fn rest_resets_the_overload_history() {
     let mut target = Target::by_default(&[("a", 0.3, false)]);
     for _ in 0..10 {
         target.seconds(50);

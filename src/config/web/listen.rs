@@ -119,7 +119,7 @@ mod tests {
     use crate::config::tree::Tree;
 
     #[test]
-    fn addresses_are_those_of_go_and_unix_sockets() {
+    fn accepts_go_and_unix_socket_addresses() {
         let read = |text: &str| {
             let diags = Diagnostics::new();
             let tree = Tree::text(text);

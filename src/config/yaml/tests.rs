@@ -41,7 +41,7 @@ targets:
 ";
 
 #[test]
-fn every_node_has_its_position() {
+fn every_node_has_a_position() {
     let text = TEXT;
     for (path, expected) in [
         ("node_name", (2, 12)),
@@ -68,7 +68,7 @@ fn every_node_has_its_position() {
 }
 
 #[test]
-fn no_content_is_an_empty_mapping() {
+fn empty_document_is_an_empty_mapping() {
     for text in ["", "# only a comment\n", "---\n", "\n\n", "~", "---\n...\n", "\u{feff}"] {
         assert!(read(text).unwrap().value == TreeValue::Map(Vec::new()), "{text:?}");
     }
@@ -78,7 +78,7 @@ fn no_content_is_an_empty_mapping() {
 }
 
 #[test]
-fn errors_of_form_have_a_place_and_the_rest_is_read() {
+fn structural_errors_are_located_and_the_rest_is_parsed() {
     let cases = [
         ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: a: duplicate key, first used on line 1"),
         ("x:\n  - {b: 1, c: 2, b: 3}\n", "c.yaml:2:18: x[0].b: duplicate key, first used on line 2"),
@@ -112,7 +112,7 @@ fn errors_of_form_have_a_place_and_the_rest_is_read() {
 }
 
 #[test]
-fn what_stands_before_the_end_of_reading_is_kept() {
+fn content_before_a_syntax_error_is_salvaged() {
     let salvaged = |text: &str| {
         let document = parse(&Arc::new(ConfigSource::Default), text, &Diagnostics::new());
         assert!(!document.is_complete);
@@ -130,7 +130,7 @@ fn what_stands_before_the_end_of_reading_is_kept() {
 }
 
 #[test]
-fn merged_keys_are_the_mapping_s_own() {
+fn merge_keys_are_expanded_into_the_mapping() {
     let text = "x: &x {a: 1, b: 1}\ny: &y {b: 2, c: 2}\nz: {<<: [*x, *y], b: 3}\nw: {'<<': 1}\nv:\n  <<: *y\n  <<: *x\n";
     let tree = read(text).unwrap();
     let of = |map: &str| {
@@ -148,7 +148,7 @@ fn merged_keys_are_the_mapping_s_own() {
 }
 
 #[test]
-fn aliases_unfold_within_bounds() {
+fn alias_expansion_is_bounded() {
     let mut wide = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for n in 1..12 {
         let list = vec![format!("*a{}", n - 1); 10].join(", ");
@@ -218,7 +218,7 @@ fn trimmed(value: serde_yaml::Value) -> serde_yaml::Value {
 
 /// Two independently written parsers agree on every text that both accept, including files with mistakes.
 #[test]
-fn another_parser_reads_the_same() {
+fn agrees_with_other_parsers() {
     let mut same = 0;
     let mut compare = |text: &str| {
         let theirs = serde_yaml::from_str::<serde_yaml::Value>(text).map(trimmed);

@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_part_of_an_x86_register_is_the_same_word() {
+    fn x86_subregisters_share_one_index() {
         for (names, index) in [
             (&["rax", "eax", "ax", "al"][..], 10),
             (&["rbx", "ebx", "bx", "bl"], 5),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_no_x86_registers() {
+    fn rejects_other_names_as_x86_registers() {
         for name in
             ["", "r", "r7", "r16", "r1", "r8x", "r15bb", "ah", "xmm0", "eip", "fs", "cs", "orig_ax", "é"]
         {

@@ -76,7 +76,7 @@ fn x86_scaled_index() {
 }
 
 #[test]
-fn constants_are_cut_to_their_size() {
+fn constants_are_truncated_to_their_size() {
     is(X86_64, "-4@$0", 4, true, Const(0));
     is(X86_64, "8@$1", 8, false, Const(1));
     is(X86_64, "-4@$-1", 4, true, Const(-1));
@@ -107,7 +107,7 @@ fn x86_symbols() {
 
 /// Bits above a register's named part do not belong to the argument.
 #[test]
-fn a_register_is_no_wider_than_its_name_says() {
+fn register_name_limits_the_width() {
     for (text, size, signed, name) in [
         ("8@%eax", 4, false, "rax"),
         ("-8@%r9d", 4, true, "r9"),
@@ -119,7 +119,7 @@ fn a_register_is_no_wider_than_its_name_says() {
 }
 
 #[test]
-fn without_a_size_an_argument_is_a_word() {
+fn argument_without_size_is_a_word() {
     is(X86_64, "%rax", 8, false, Form::Reg(x86("rax")));
     is(X86_64, "-8(%rbp)", 8, false, Mem { base: x86("rbp"), offset: -8 });
     is(X86_64, "$7", 8, false, Const(7));
@@ -127,7 +127,7 @@ fn without_a_size_an_argument_is_a_word() {
 }
 
 #[test]
-fn floating_point_is_known_and_only_memory_is_readable() {
+fn floating_point_is_readable_only_in_memory() {
     let in_memory = one(X86_64, "8f@-16(%rbp)").unwrap();
     assert!(in_memory.float && in_memory.size == 8);
     assert_eq!(in_memory.form, Mem { base: x86("rbp"), offset: -16 });
@@ -140,7 +140,7 @@ fn floating_point_is_known_and_only_memory_is_readable() {
 }
 
 #[test]
-fn x86_forms_that_cannot_be_read_say_why() {
+fn unreadable_x86_forms_state_the_reason() {
     for (text, reason) in [
         ("1@%ah", "second byte"),
         ("8@%fs:0x28", "segment register"),
@@ -193,7 +193,7 @@ fn aarch64_forms() {
 }
 
 #[test]
-fn aarch64_forms_that_cannot_be_read_say_why() {
+fn unreadable_aarch64_forms_state_the_reason() {
     for (text, reason) in [
         ("8@[x0, w1, sxtw 3]", "`w1` is not a 64-bit register"),
         ("8@[x0, x1, sxtx]", "`sxtx`"),
@@ -214,7 +214,7 @@ fn aarch64_forms_that_cannot_be_read_say_why() {
 }
 
 #[test]
-fn a_bad_argument_does_not_spoil_the_others() {
+fn bad_argument_does_not_affect_the_others() {
     let args = parse_args(X86_64, "8@%rax  16@%xmm0 -4@(%rax, %rbx, 4)\t1@$0 ");
     let texts: Vec<_> =
         args.iter().map(|a| a.as_ref().map_or_else(|e| &e.text, |f| &f.text).as_str()).collect();
@@ -226,7 +226,7 @@ fn a_bad_argument_does_not_spoil_the_others() {
 }
 
 #[test]
-fn no_arguments_and_too_many() {
+fn argument_count_is_limited() {
     assert!(parse_args(X86_64, "").is_empty());
     assert!(parse_args(X86_64, "  ").is_empty());
     assert_eq!(parse_args(X86_64, &"8@%rax ".repeat(1000)).len(), ARGS_MAX);

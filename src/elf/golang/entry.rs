@@ -224,7 +224,7 @@ mod tests {
     const CALL: &[u8] = &[0xe8, 0, 0, 0, 0];
 
     #[test]
-    fn small_frame() {
+    fn small_frame_stack_check() {
         // cmp 0x10(%r14),%rsp; jbe L; push %rbp; ret; L: mov %rax,8(%rsp); call; jmp ENTRY
         let head: &[u8] = &[0x49, 0x3b, 0x66, 0x10, 0x76, 0x02, 0x55, 0xc3];
         let grow: &[u8] = &[0x48, 0x89, 0x44, 0x24, 0x08];
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn large_frames() {
+    fn large_frame_stack_checks() {
         // lea -0x7a0(%rsp),%r12; cmp 0x10(%r14),%r12; jbe L; ret; L: call; jmp ENTRY
         let lea: &[u8] = &[0x4c, 0x8d, 0xa4, 0x24, 0x60, 0xf8, 0xff, 0xff];
         let cmp: &[u8] = &[0x4d, 0x3b, 0x66, 0x10];
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn on_the_stack() {
+    fn goroutine_in_thread_local_storage() {
         // mov %fs:-8,%rcx; cmp 0x10(%rcx),%rsp; jbe L; ret; L: call; jmp ENTRY
         let load: &[u8] = &[0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf8, 0xff, 0xff, 0xff];
         let code = [load, &[0x48, 0x3b, 0x61, 0x10], &[0x76, 0x01, 0xc3], CALL, &[0xeb, 0xe9]];
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_check() {
+    fn functions_without_stack_check() {
         // mov %rcx,0x18(%rsp); lea (%rbx,%rax),%rcx; ret
         assert_eq!(found(&[&[0x48, 0x89, 0x4c, 0x24, 0x18, 0x48, 0x8d, 0x0c, 0x03, 0xc3]]), Ok(None));
         // cmp 0x10(%rax),%rbx; jbe L; ret; L: ...: a field of a structure.

@@ -96,7 +96,7 @@ mod tests {
     use crate::elf::names::{Signature, demangle};
 
     #[test]
-    fn copies_of_functions() {
+    fn recognizes_function_clones() {
         let of = |name| clone_of(name).map(|clone| (clone.base, clone.kind));
         assert_eq!(of("calc.constprop.0"), Some(("calc", CloneKind::Specialised)));
         assert_eq!(of("calc.isra.0.lto_priv.3"), Some(("calc", CloneKind::Specialised)));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments() {
+    fn recognizes_fragments_and_coroutines() {
         assert_eq!(coroutine_of("_Z3genPZ3geniE13_Z3geni.Frame.actor"), Some("_Z3geni"));
         assert_eq!(coroutine_of("_ZN1A3genEi.resume"), Some("_ZN1A3genEi"));
         assert_eq!(coroutine_of("thread.resume"), None);

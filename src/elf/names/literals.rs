@@ -38,7 +38,7 @@ mod tests {
     use crate::elf::names::{Signature, demangle};
 
     #[test]
-    fn literals_have_the_names_that_nm_writes() {
+    fn literal_operators_match_nm_output() {
         for (symbol, plain, signature) in [
             ("_Zli2_py", "operator\"\" _p", "operator\"\" _p(unsigned long long)"),
             ("_ZLli2_py", "operator\"\" _p", "operator\"\" _p(unsigned long long)"),

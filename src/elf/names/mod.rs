@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn globs() {
+    fn glob_matching() {
         for (pattern, text) in [
             ("*", ""),
             ("a*", "abc"),
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn ways_to_write_a_name_are_one() {
+    fn equivalent_spellings_compare_equal() {
         for (a, b) in [
             ("HexStr[abi:cxx11](int)", "HexStr(int)"),
             ("f(std::vector<A, std::allocator<A> >)", "f(std::vector<A,std::allocator<A>>)"),
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_cpp_and_rust() {
+    fn demangles_cpp_and_rust_names() {
         let plain = |name| demangle(name, Signature::Name);
         assert_eq!(plain("_ZN8CConnman5StartERi").as_deref(), Some("CConnman::Start"));
         assert_eq!(
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_grows_without_end_is_given_up() {
+    fn exponentially_growing_name_is_abandoned() {
         // `f(a, b<a, a>, b<b<a, a>, b<a, a>>, ...)`: each parameter contains the previous one twice.
         let growing = |parameters: u32| {
             let substitution = |number: u32| match number.checked_sub(1) {
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_symbol_of_any_length_is_not_demangled() {
+    fn overlong_symbol_is_not_demangled() {
         let named = |length: usize| format!("_Z{length}{}v", "x".repeat(length));
         assert_eq!(demangle(&named(4000), Signature::Name), Some("x".repeat(4000)));
         assert_eq!(demangle(&named(MAX_MANGLED), Signature::Name), None);

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_counted_by_their_commas() {
+    fn counts_parameters_of_mangled_names() {
         for (symbol, count) in [
             ("_Z1fv", 0),
             ("_Z1fi", 1),

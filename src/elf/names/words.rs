@@ -120,7 +120,7 @@ mod tests {
     use crate::elf::names::{Signature, demangle};
 
     #[test]
-    fn what_a_pattern_requires_is_in_every_symbol_that_it_matches() {
+    fn required_words_occur_in_every_matching_symbol() {
         for (pattern, words) in [
             ("CConnman::Start", &["CConnman", "Start"][..]),
             ("CTxMem*::addUnchecked", &[]),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_follow_their_length() {
+    fn identifiers_follow_their_length_prefix() {
         for (symbol, words) in [
             ("_ZN4foo13barE", &["foo1", "bar"][..]),
             ("_ZNSt7__cxx1112basic_stringIcE", &["__cxx11", "basic_string"]),

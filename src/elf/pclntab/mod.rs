@@ -260,7 +260,7 @@ mod tests {
     const LAYOUTS: [Layout; 4] = [Layout::Go1_2, Layout::Go1_16, Layout::Go1_18, Layout::Go1_20];
 
     #[test]
-    fn every_layout() {
+    fn parses_every_layout() {
         for layout in LAYOUTS {
             let bytes = program(&table(layout));
             let image = Image::parse(&bytes).unwrap();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_survived() {
+    fn survives_damaged_tables() {
         for layout in LAYOUTS {
             let good = table(layout);
             let all = |bytes: &[u8]| {

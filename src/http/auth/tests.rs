@@ -17,7 +17,7 @@ fn one(user: &str, password: &str) -> Result<Credentials, HttpError> {
 }
 
 #[tokio::test]
-async fn only_the_exact_pair_passes() {
+async fn accepts_only_the_exact_credentials() {
     let credentials = one("prom", "se:cret").unwrap();
     assert!(accepts(&credentials, "prom:se:cret").await);
     assert!(credentials.knows(Some(&header("prom:se:cret"))));
@@ -30,7 +30,7 @@ async fn only_the_exact_pair_passes() {
 }
 
 #[test]
-fn headers_of_other_forms_are_refused() {
+fn rejects_malformed_headers() {
     let presented =
         |user: &str, password: &str| Some(Presented { user: user.into(), password: password.into() });
     assert_eq!(parse(&"basic  dTpw ".parse().unwrap()), presented("u", "p"));
@@ -43,7 +43,7 @@ fn headers_of_other_forms_are_refused() {
 }
 
 #[tokio::test]
-async fn a_bcrypt_hash_is_evaluated_and_remembered() {
+async fn bcrypt_results_are_cached() {
     let hash = bcrypt::hash("secret", 4).unwrap();
     for version in ["$2a$", "$2b$", "$2y$"] {
         let hash = format!("{version}{}", &hash[4..]);
@@ -63,7 +63,7 @@ async fn a_bcrypt_hash_is_evaluated_and_remembered() {
 }
 
 #[tokio::test]
-async fn who_goes_away_keeps_the_turn_until_the_hash_is_evaluated() {
+async fn aborted_request_holds_its_turn_until_hashing_ends() {
     let credentials = one("prom", &bcrypt::hash("secret", 8).unwrap()).unwrap();
     let header = header("prom:secret");
     let mut asked = Box::pin(credentials.accept(Some(&header), PEER));
@@ -75,7 +75,7 @@ async fn who_goes_away_keeps_the_turn_until_the_hash_is_evaluated() {
 }
 
 #[tokio::test]
-async fn each_user_has_a_password_of_its_own() {
+async fn each_user_has_a_separate_password() {
     let hash = |password| bcrypt::hash(password, 4).unwrap();
     let (alice, bob) = (hash("a"), hash("b"));
     let credentials = Credentials::new([("alice", alice.as_str()), ("bob", bob.as_str())], None).unwrap();
@@ -93,7 +93,7 @@ async fn each_user_has_a_password_of_its_own() {
 }
 
 #[tokio::test]
-async fn who_is_known_stays_known_when_others_change() {
+async fn unchanged_users_stay_cached_on_reload() {
     let hash = |password| bcrypt::hash(password, 4).unwrap();
     let (alice, bob, new) = (hash("a"), hash("b"), hash("new"));
     let before = Credentials::new([("alice", alice.as_str()), ("bob", bob.as_str())], None).unwrap();
@@ -118,7 +118,7 @@ fn memory_is_bounded() {
 }
 
 #[test]
-fn bad_credentials_say_what_is_wrong_and_hide_the_secret() {
+fn credential_errors_state_the_reason_without_the_secret() {
     for (user, password, reason) in [
         ("", "p", "empty"),
         ("u", "", "empty"),

@@ -16,7 +16,7 @@ fn of(events: &mut ProcessEvents, pid: u32) -> Vec<ProcessChange> {
 }
 
 #[test]
-fn only_what_is_wanted_is_told_as_root() {
+fn reports_only_requested_programs_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let name = format!("wanted{}", std::process::id());
     let path = directory.path().join(&name);
@@ -52,7 +52,7 @@ fn only_what_is_wanted_is_told_as_root() {
 }
 
 #[test]
-fn a_program_waits_until_its_file_was_looked_at_as_root() {
+fn program_waits_until_its_file_is_inspected_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let name = format!("waits{}", std::process::id());
     let [program, written] = [name.as_str(), "written"].map(|name| directory.path().join(name));
@@ -107,7 +107,7 @@ fn a_program_waits_until_its_file_was_looked_at_as_root() {
 
 /// Also on a kernel without preemption: otherwise the thread that answers could not run before the limit.
 #[test]
-fn who_waits_lets_others_run_on_its_cpu_as_root() {
+fn waiting_program_yields_its_cpu_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let name = format!("yields{}", std::process::id());
     let program = directory.path().join(&name);
@@ -135,7 +135,7 @@ fn who_waits_lets_others_run_on_its_cpu_as_root() {
 }
 
 #[test]
-fn what_fits_no_glob_is_not_told_as_root() {
+fn programs_matching_no_glob_are_ignored_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let id = std::process::id();
     let [fits, other] = [format!("glob{id}-x"), format!("other{id}")].map(|name| {
@@ -181,7 +181,7 @@ fn what_fits_no_glob_is_not_told_as_root() {
 }
 
 #[test]
-fn more_globs_than_the_kernel_compares_are_left_to_the_reader() {
+fn excess_globs_are_matched_in_user_space() {
     let globs = |count: u32| Wanted {
         name_globs: (0..count).map(|n| Pattern::new(&format!("a{n}*")).unwrap()).collect(),
         ..Wanted::default()
@@ -193,7 +193,7 @@ fn more_globs_than_the_kernel_compares_are_left_to_the_reader() {
 }
 
 #[test]
-fn what_is_mapped_is_told_until_it_is_known_as_root() {
+fn reports_mappings_until_they_are_known_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let name = format!("maps{}", std::process::id());
     let path = directory.path().join(&name);
@@ -225,7 +225,7 @@ fn what_is_mapped_is_told_until_it_is_known_as_root() {
 }
 
 #[test]
-fn what_is_mapped_shared_is_data_and_not_told_as_root() {
+fn ignores_shared_mappings_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let name = format!("data{}", std::process::id());
     let [program, private, shared] =
@@ -251,7 +251,7 @@ fn what_is_mapped_shared_is_data_and_not_told_as_root() {
 }
 
 #[test]
-fn a_name_has_a_key_for_each_way_to_be_called_so() {
+fn name_has_keys_for_exe_and_comm() {
     let [exe, comm] = keys_of("bitcoind");
     assert_eq!(exe.unwrap()[..4], 8u32.to_ne_bytes());
     assert_eq!(comm.unwrap()[..4], u32::MAX.to_ne_bytes());

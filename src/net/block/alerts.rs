@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn none_goes_uncounted() {
+    fn every_alert_is_counted() {
         let mut alerts = Alerts::default();
         let prefix = Prefix::parse("192.0.2.7").unwrap();
         for deadline in 0..MAX_QUEUED as u64 + 10 {

@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_dns_servers_is_followed_however_it_is_replaced() {
+    fn detects_every_way_of_replacing_resolv_conf() {
         let place = tempfile::tempdir().unwrap();
         let at = |name: &str| place.path().join(name);
         fs::create_dir(at("etc")).unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn only_default_routes_matter() {
+    fn only_default_routes_are_considered() {
         assert!(is_of_protected(RTM_NEWROUTE, &[2, 0, 0, 0]) && is_of_protected(RTM_DELROUTE, &[10, 0]));
         assert!(!is_of_protected(RTM_NEWROUTE, &[2, 24, 0, 0]) && !is_of_protected(RTM_DELROUTE, &[10]));
         assert!(is_of_protected(20, &[2, 24]), "an address");

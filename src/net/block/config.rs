@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_ports_are_read() {
+    fn parses_ttls_and_ports() {
         for (text, seconds) in
             [("90", 90), ("90s", 90), ("15m", 900), ("15min", 900), ("12h", 43_200), ("7d", 604_800)]
         {

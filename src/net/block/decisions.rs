@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn bans_of_addresses_and_ranges_are_taken_and_others_told() {
+    fn accepts_ip_and_range_bans_and_reports_others() {
         let new = [
             wire("ban", "Ip", "192.0.2.7", "3h59m49.5s"),
             wire("ban", "ip", "192.0.2.7", "10m"),
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_stream_of_decisions_is_one() {
+    fn rejects_responses_without_decisions() {
         assert_eq!(Answered::parse(b"{\"new\":null,\"deleted\":null}", true), Ok(Answered::default()));
         for body in [
             "",
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_holds_for_the_time_that_remains() {
+    fn saved_bans_expire_on_time() {
         let about = about("192.0.2.7", DecisionScope::Ip, 7);
         let saved = Saved::new("u".into(), 1000, [(about, "CAPI", "ssh", 99.5)].into_iter());
         let saved: Saved = serde_json::from_str(&serde_json::to_string(&saved).unwrap()).unwrap();

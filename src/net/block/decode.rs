@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn short_and_long_forms() {
+    fn accepts_short_and_long_forms() {
         let config = read(
             "{ mode: enforce, direction: both, entries: [192.0.2.7, { prefix: '2001:db8::/32', direction: egress, reason: scans, \
              ttl: 12h, protocol: tcp, ports: 22 }], \
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_named() {
+    fn rejects_invalid_config() {
         for (text, said) in [
             ("{ mode: drop }", "unknown mode \"drop\""),
             ("{ direction: sent }", "unknown direction \"sent\""),

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn crowdsec_in_full_and_in_short() {
+    fn accepts_short_and_long_crowdsec_forms() {
         let config = read("{ url: 'http://127.0.0.1:8080/', api_key_file: /k }").unwrap();
         assert_eq!((config.interval, config.scopes.len()), (Duration::from_secs(10), 2));
         let config = read(
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_named() {
+    fn rejects_invalid_config() {
         for (text, said) in [
             ("{ api_key_file: /k }", "`url` is missing"),
             ("{ url: 'http://127.0.0.1/' }", "`api_key_file` or `certificate` is missing"),
@@ -344,7 +344,7 @@ mod tests {
     const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
 
     #[test]
-    fn lists_in_full_and_in_short() {
+    fn accepts_short_and_long_list_forms() {
         let short = list("'https://example.org/drop.txt?key=x'").unwrap();
         assert_eq!(
             (short.reason.as_str(), short.check),

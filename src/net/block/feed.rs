@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ages_and_reasons() {
+    fn tracks_age_and_ignored_reasons() {
         let mut feed = Feed { answered: Some(-1_000_000_000), ..Feed::default() };
         assert_eq!((feed.age(500_000_000), Feed::default().age(1)), (Some(1.5), None));
         for reason in 0..100 {

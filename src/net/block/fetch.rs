@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_is_taken_once_and_the_last_good_one_stays() {
+    fn skips_unchanged_lists_and_keeps_the_last_good_one() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.list");
         let (url, asked) = server(vec![
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_list_is_not_taken() {
+    fn rejects_an_older_list() {
         assert_eq!(signed_at("timestamp:1700000000\tfile:list.txt\thashed"), Some(1_700_000_000));
         assert_eq!((signed_at("by hand"), signed_at("timestamp:soon"), signed_at("")), (None, None, None));
         for (signed, kept, is_taken) in [
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_the_pinned_content_or_leads_astray_is_refused() {
+    fn rejects_digest_mismatch_and_unsafe_redirects() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.list");
         let moved = |to: &str| format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");

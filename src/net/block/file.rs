@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_once_it_stays_the_same_and_its_last_good_content_holds() {
+    fn file_is_read_when_stable_and_keeps_its_last_good_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("drop");
         let mut file = WatchedFile::new(&BlockFile { path: path.clone(), reason: String::new() });

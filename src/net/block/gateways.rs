@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_has_as_many_gateways_as_it_says() {
+    fn finds_all_gateways_of_a_route() {
         let hop = |inside: Vec<u8>| {
             let mut hop = ((NEXT_HOP + inside.len()) as u16).to_ne_bytes().to_vec();
             hop.extend([0; 6]);

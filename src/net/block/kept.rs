@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_often_addresses_were_banned_comes_back_and_is_forgotten_in_time() {
+    fn past_bans_survive_restart_and_expire() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("blocklist.db");
         let ban = |prefix: &str, number, ends_in, forgotten_in| PastBan {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_come_back_with_the_time_that_remains() {
+    fn entries_survive_restart_with_their_remaining_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("made/blocklist.db");
         let mut store = EntryStore::open(&path).unwrap();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_before_there_were_directions_is_taken_over() {
+    fn migrates_a_file_without_directions() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("blocklist.db");
         let before = Connection::open(&path).unwrap();

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_read_as_people_publish_them() {
+    fn parses_published_list_formats() {
         let list = "\u{feff}# drop list\r\n\r\n192.0.2.0/24 ; SBL1\r\n 198.51.100.7\t12\r\n2001:db8::/32#x\n\
                     203.0.113.0-203.0.113.130\n203.0.113.200 - 203.0.113.201\n10.0.0.0\t10.0.0.255\t24\t99\n\
                     ::ffff:192.0.2.77\n192.0.2.0/24";
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_by_line() {
+    fn reports_errors_by_line() {
         let file = ListFile::parse(
             b"192.0.2.1/24\nexample.org\n\n10.0.0.0/33\n0.0.0.0/0\n10.0.0.9-10.0.0.1\n192.0.2.1 evil.example\n010.0.0.1\n",
         );
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_have_each_address_once() {
+    fn range_prefixes_cover_each_address_once() {
         for (first, last, expected) in [
             (0u32, u32::MAX, 1),
             (0, u32::MAX - 1, 32),

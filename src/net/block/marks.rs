@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_sets_a_bit_for_each_24() {
+    fn prefix_sets_one_bit_per_24() {
         for (text, v4, v6) in [
             ("192.0.2.7", 1, 0),
             ("192.0.2.0/24", 1, 0),

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_told_of_as_they_are_now() {
+    fn preview_describes_the_current_files() {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str, content: &str| {
             let path = directory.path().join(name);

@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_read_as_the_system_has_them() {
+    fn parses_resolv_conf_and_sshd_config() {
         let text = "# x\nnameserver 192.0.2.53\nsearch a\nnameserver fe80::1%eth0\nnameserver\n";
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.53", "fe80::1"]);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_to_a_port_is_found() {
+    fn finds_an_established_connection() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();

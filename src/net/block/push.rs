@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bans_are_told_as_the_local_api_takes_them() {
+    fn bans_match_the_local_api_format() {
         let alert = |prefix: &str, seconds: u64| Alert {
             prefix: Prefix::parse(prefix).unwrap(),
             kind: "failed \"logins\"".to_string(),

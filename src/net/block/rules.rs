@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hits_that_cannot_be_read_are_lost_and_no_error() {
+    fn unreadable_hits_are_skipped() {
         let hits = |packets| Hits { packets, ..Hits::default() };
         let prefix = |text| Prefix::parse(text).unwrap();
         let broken = std::io::Error::from_raw_os_error(libc::EFAULT);

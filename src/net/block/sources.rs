@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stay_and_the_last_is_for_all_others() {
+    fn source_numbers_are_stable_and_the_last_is_shared() {
         let mut sources = Sources::new();
         let decided = |by: usize| Source { name: "crowdsec".into(), origin: Some(by.to_string()) };
         assert_eq!(sources.of(Sources::of_asker(Asker::Detection)), Some(&Source::named("detection")));

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_as_applications_write_them() {
+    fn parses_peer_addresses_of_applications() {
         for (text, expected) in [
             ("192.0.2.7", "192.0.2.7"),
             (" 192.0.2.7\n", "192.0.2.7"),

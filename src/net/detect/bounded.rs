@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_used_stays_and_the_bound_holds() {
+    fn keeps_used_entries_within_the_bound() {
         let mut table: Bounded<u32, u32> = Bounded::new(100);
         for number in 0..10_000 {
             *table.entry(u32::MAX, |_| true) += 1;

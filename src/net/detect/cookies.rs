@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_are_found_by_name() {
+    fn finds_counters_by_name() {
         let text =
             "TcpExt: SyncookiesSent SyncookiesRecv Other\nTcpExt: 7 8 9\nIpExt: SyncookiesSent\nIpExt: 1\n";
         assert_eq!(

@@ -173,7 +173,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn flows_of_which_nothing_came() {
+    fn classifies_failed_flows() {
         let anomaly = |kind| Some(Attempt::Anomaly(kind));
         for (flags, answer, expected) in [
             (SYN, None, Some(Attempt::HalfOpen)),
@@ -201,7 +201,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn udp_counts_where_nobody_talks() {
+    fn unanswered_udp_counts_as_an_attempt() {
         let asked = key(libc::IPPROTO_UDP, [192, 0, 2, 1], 53, 40_000);
         let mut flows = HashMap::from([(asked, flow(5, 1, 0))]);
         assert_eq!(attempt(&asked, &flows[&asked], &flows, true), Some(Attempt::Unanswered));
@@ -220,7 +220,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_new_is_counted_once() {
+    fn new_packets_are_counted_once() {
         let one = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 4000, 22);
         let mut attempts = Attempts::default();
         let mut evaluate = |second: u64, flows: &[(FlowKey, Flow)]| -> Vec<u64> {
@@ -239,7 +239,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn connections_that_work_go_both_ways() {
+    fn connections_need_both_directions() {
         let one = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 4000, 22);
         let mut flows = HashMap::from([(one, flow(5, 5, SYN | ACK))]);
         assert!(connected(&flows).is_empty());

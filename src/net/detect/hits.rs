@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_within_the_time_and_then_anew() {
+    fn counts_restart_after_reaching_the_threshold() {
         let (mut hits, rule) = (Hits::default(), rule(3, 60));
         let (one, other) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
         let mut over = |address, second: u64| hits.record(&rule, address, 1000 * SECOND + second * SECOND);
@@ -81,13 +81,13 @@ mod tests {
     }
 
     #[test]
-    fn one_hit_is_enough_where_one_is_allowed() {
+    fn threshold_of_one_triggers_on_every_hit() {
         let mut hits = Hits::default();
         assert!((0..3).all(|n| hits.record(&rule(1, 60), "192.0.2.1".parse().unwrap(), n)));
     }
 
     #[test]
-    fn many_addresses_take_bounded_memory() {
+    fn memory_is_bounded() {
         let (mut hits, rule) = (Hits::default(), rule(1000, 60));
         for number in 0..100_000u32 {
             hits.record(&rule, std::net::Ipv4Addr::from_bits(number).into(), SECOND);

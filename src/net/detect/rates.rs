@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn sources_and_prefixes_have_limits() {
+    fn limits_sources_and_prefixes() {
         let seconds = Duration::from_secs;
         let terms = BanTerms { enforce: false, ttl: seconds(600), max_ttl: seconds(3600) };
         let mut rates = RateSums::new(Rates {

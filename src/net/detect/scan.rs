@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn fast_and_slow_scans_are_found() {
+    fn detects_fast_and_slow_scans() {
         let mut all = scans();
         let steps: Vec<_> = (1..=19).map(|port| step(1, port)).collect();
         assert_eq!(all.evaluate(&steps, 100 * SECOND), []);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn many_sources_with_few_ports_are_none() {
+    fn many_sources_with_few_ports_are_not_a_scan() {
         let mut all = scans();
         for second in 0..60 {
             let steps: Vec<_> = (0..=255).flat_map(|source| [step(source, 80), step(source, 443)]).collect();
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_of_all_ports_takes_little_memory() {
+    fn full_port_scan_uses_little_memory() {
         let mut all = scans();
         let steps: Vec<_> = (1..=u16::MAX).map(|port| step(1, port)).collect();
         let found = all.evaluate(&steps, SECOND);

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn repeaters_are_banned_for_longer_and_forgiven_in_the_end() {
+    fn repeat_offenders_get_longer_bans_that_expire() {
         let (mut sentences, list) = (Sentences::new(), List::default());
         let source = Prefix::parse("192.0.2.7").unwrap();
         let mut pass = |second: u64| sentences.pass(source, "r", &terms(true), second * SECOND, &list);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_observed_or_refused_is_told_once() {
+    fn observed_and_refused_bans_are_reported_once() {
         let (mut sentences, list) = (Sentences::new(), List { refuses: true, ..List::default() });
         let source = Prefix::parse("2001:db8::/64").unwrap();
         let mut pass =

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_older_does_not_count() {
+    fn older_values_leave_the_window() {
         let mut sums = Sums::new(100, 10);
         assert_eq!(
             [(1, 5), (1, 5), (5, 1), (10, 1), (11, 1)].map(|(now, n)| sums.add("a", now, n)),

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_not_given_twice() {
+    fn keys_and_bits_are_unique() {
         let keys: Vec<_> = switches().map(|switch| switch.key).collect();
         assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
         let bits: Vec<_> = switches().filter_map(|switch| switch.bit).collect();

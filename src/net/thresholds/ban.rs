@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_double_up_to_the_longest() {
+    fn ban_times_double_up_to_the_maximum() {
         let seconds = Duration::from_secs;
         let terms = BanTerms { enforce: true, ttl: seconds(600), max_ttl: seconds(3000) };
         let times: Vec<u64> = [0, 1, 2, 3, 31, 32, u32::MAX].map(|n| terms.time(n).as_secs()).to_vec();

@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_acts_unless_it_is_asked_to() {
+    fn detections_only_observe_by_default() {
         let config =
             read("{ syn_flood: true, port_scan: { ports: 9 }, tcp_anomalies: false, rates: { packets: 7 } }");
         let config = config.unwrap();
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_named() {
+    fn rejects_invalid_config() {
         for (text, said) in [
             ("{ port_scan: { ports: 1 } }", "from 2 to 1000"),
             ("{ port_scan: { slow_within: 2d } }", "at most 86400s"),

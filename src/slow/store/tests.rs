@@ -32,7 +32,7 @@ fn write(store: &mut Store, events: &[Event]) {
 }
 
 #[test]
-fn what_is_written_is_read_by_the_next_one_and_by_nobody_else() {
+fn events_survive_reopening_and_are_private() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("made/events.db");
     let mut store = Store::open(&path, WIDE).unwrap();
@@ -67,7 +67,7 @@ const FIRST: &str = "
 ";
 
 #[test]
-fn a_file_of_the_first_version_is_read_and_gone_on_with() {
+fn migrates_a_file_of_the_first_version() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("e.db");
     let db = Connection::open(&path).unwrap();
@@ -93,7 +93,7 @@ fn a_file_of_the_first_version_is_read_and_gone_on_with() {
 }
 
 #[test]
-fn rows_are_taken_out_by_their_numbers() {
+fn removes_rows_by_id() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = Store::open(&directory.path().join("e.db"), WIDE).unwrap();
     let events: Vec<_> = (0..3).map(|n| event(wall(), f64::from(n), "")).collect();
@@ -104,7 +104,7 @@ fn rows_are_taken_out_by_their_numbers() {
 }
 
 #[test]
-fn the_oldest_go_when_there_are_too_many_or_too_old_ones() {
+fn removes_rows_beyond_count_or_age() {
     let directory = tempfile::tempdir().unwrap();
     let mut store = Store::open(&directory.path().join("e.db"), Bounds { rows: 3, ..WIDE }).unwrap();
     let now = wall();
@@ -120,7 +120,7 @@ fn the_oldest_go_when_there_are_too_many_or_too_old_ones() {
 }
 
 #[test]
-fn the_file_does_not_grow_beyond_its_size() {
+fn file_size_is_bounded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("e.db");
     let bounds = Bounds { rows: 1_000_000, bytes: 1 << 20, ..WIDE };
@@ -144,7 +144,7 @@ fn the_file_does_not_grow_beyond_its_size() {
 }
 
 #[test]
-fn a_file_that_was_deleted_is_made_again() {
+fn deleted_file_is_recreated() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("e.db");
     let mut store = Store::open(&path, WIDE).unwrap();
@@ -168,7 +168,7 @@ fn a_file_that_was_deleted_is_made_again() {
 }
 
 #[test]
-fn a_clock_that_is_set_ahead_makes_nothing_old() {
+fn clock_set_ahead_expires_nothing() {
     let clock = Clock::start();
     let year = Duration::from_secs(365 * 86_400).as_nanos() as i64;
     let ahead = clock.now_with(wall() + year);
@@ -178,7 +178,7 @@ fn a_clock_that_is_set_ahead_makes_nothing_old() {
 }
 
 #[test]
-fn a_damaged_file_is_moved_aside_and_another_program_s_is_not_touched() {
+fn moves_damaged_files_aside_and_leaves_foreign_ones() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("e.db");
     for garbage in

@@ -341,7 +341,7 @@ mod tests {
     use crate::targets::file::key;
 
     #[test]
-    fn what_is_written_before_the_lease_belongs_to_the_file() {
+    fn writes_before_the_lease_are_part_of_the_file() {
         let directory = tempfile::tempdir().unwrap();
         let path: PathBuf = directory.path().join("program");
         fs::write(&path, "half").unwrap();

@@ -45,7 +45,7 @@ fn copy(to: &Path) {
 }
 
 #[test]
-fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
+fn new_program_waits_for_managers_with_a_timeout_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let [target, sibling] = ["app", "app.new"].map(|name| directory.path().join(name));
     let woken = LeaseBreaks::new().unwrap();
@@ -78,7 +78,7 @@ fn whoever_starts_a_new_file_waits_for_the_managers_but_not_for_ever_as_root() {
     until("the marks to go", || !is_marked(&target));
 }
 #[test]
-fn the_way_to_a_file_is_watched_as_it_is_now_as_root() {
+fn watches_the_current_path_to_a_file_as_root() {
     let directory = tempfile::tempdir().unwrap();
     let at = directory.path().canonicalize().unwrap();
     let version = |name: &str| {

@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_could_not_be_seen_is_said() {
+    fn uninspectable_processes_are_reported() {
         let hidden = SearchGaps { hidden: 3, version_1: false };
         assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
         assert!(hidden.sentence(&[7]).unwrap().starts_with("the matching process 7 cannot be inspected"));

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_of_another_device_with_the_same_number_is_another() {
+    fn same_inode_on_another_device_is_a_different_file() {
         let file =
             |major, minor| Identity { device: libc::makedev(major, minor), number: 247_003, address: 0 };
         let line = "561d8f2e8000-561d8f2e9000 r--p 0001d000 fe:10 247003                     /usr/bin/a file";
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_replaced_keeps_its_name() {
+    fn deleted_suffix_is_stripped() {
         assert_eq!(base_name("bitcoind (deleted)"), "bitcoind");
         assert_eq!(base_name("bitcoind"), "bitcoind");
     }

@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn containers_of_either_version() {
+    fn finds_containers_of_cgroup_v1_and_v2() {
         let id = "0123456789abcdef".repeat(4);
         let text = format!("1:cpu:/docker/{id}\n0::/system.slice/docker-{id}.scope/init\n");
         let (new, old) = paths_of(&text);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_of_version_1_share_a_control_group_of_version_2() {
+    fn cgroup_v1_containers_share_one_v2_cgroup() {
         let id = "0123456789abcdef".repeat(4);
         let is_of_all_members = |text: &str| {
             let (new, old) = paths_of(text);

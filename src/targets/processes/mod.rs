@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn only_mappings_that_somebody_asks_for_are_read_again() {
+    fn rereads_only_requested_mappings() {
         let mut processes = Processes::of(vec![Some(called("app"))]);
         let process = Processes::default().look_at(std::process::id(), None).unwrap();
         for pid in 1..=20 {
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_a_path_can_have_other_names() {
+    fn process_matches_by_any_name_of_its_file() {
         let path = ProcessFilter::Runs(vec!["app".to_string()], ProcessSelector::default());
         let mut processes = Processes::of(vec![Some(path), Some(called("other"))]);
         let process = Processes::default().look_at(std::process::id(), None).unwrap();
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_follows_what_processes_do() {
+    fn table_tracks_process_events() {
         let own = std::process::id();
         let me = Processes::default().look_at(own, None).unwrap();
         let filters = vec![

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_several_hide_in_a_file_is_all_hidden_whoever_comes_last() {
+    fn hidden_breakpoints_accumulate_in_any_order() {
         let of = |offset, span| Hidden {
             originals: BTreeMap::from([(offset, 0x90)]),
             semaphores: BTreeMap::from([(offset, 8)]),

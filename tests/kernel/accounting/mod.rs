@@ -41,7 +41,7 @@ impl Work {
 }
 
 #[test]
-fn the_accounting_balances_whatever_happens() {
+fn accounting_always_balances() {
     if let Ok(seed) = std::env::var("ACCOUNTING_SEED") {
         one_round(seed.parse().expect("ACCOUNTING_SEED is a number"));
         return;
@@ -246,7 +246,7 @@ fn grows(before: &Series, now: &Series) {
 
 /// With only hits of other processes, the counter must never show any of them.
 #[test]
-fn filtered_hits_never_show() {
+fn filtered_hits_are_never_visible() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let (one, mut two) = (Forms::start(&binary), Forms::start(&binary));

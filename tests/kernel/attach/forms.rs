@@ -93,7 +93,7 @@ fn offsets(binary: &Path, count: usize) -> Vec<u64> {
 }
 
 #[test]
-fn the_kernel_takes_no_probe_that_the_table_refuses_and_every_one_that_it_allows() {
+fn instruction_table_agrees_with_the_kernel() {
     let forms = forms();
     let directory = directory();
     let binary = program(directory.path(), &forms);
@@ -126,7 +126,7 @@ fn the_kernel_takes_no_probe_that_the_table_refuses_and_every_one_that_it_allows
 /// program must still compute the same. Where the next instruction serves as well, the probe is there; elsewhere there
 /// is none.
 #[test]
-fn no_probe_changes_what_an_instruction_does() {
+fn probes_preserve_instruction_behavior() {
     let source = r#"
 #include <stdio.h>
 #define F(name, before, instruction, after) \

@@ -78,7 +78,7 @@ fn tracing(binary: &Path, attach: &str) -> String {
 }
 
 #[test]
-fn beside_a_tracer_without_semaphores_they_are_raised_from_elsewhere() {
+fn raises_semaphores_next_to_a_tracer_without_them() {
     for attach in ["auto", "perf"] {
         let directory = directory();
         let binary = private_copy("forms", directory.path());
@@ -106,7 +106,7 @@ fn beside_a_tracer_without_semaphores_they_are_raised_from_elsewhere() {
 }
 
 #[test]
-fn a_tracer_with_another_semaphore_is_waited_for() {
+fn waits_for_a_tracer_with_another_semaphore() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let (offsets, semaphore) = places_of(&binary, "i32");

@@ -27,7 +27,7 @@ fn counts_a_run(exporter: &crate::support::exporter::Exporter, binary: &Path) {
 }
 
 #[test]
-fn without_file_descriptors_it_waits_for_some() {
+fn retries_when_out_of_file_descriptors() {
     let place = Place::new();
     let built = compile(&place, "built");
     let binary = place.path("program");
@@ -46,7 +46,7 @@ fn without_file_descriptors_it_waits_for_some() {
 }
 
 #[test]
-fn a_file_that_may_not_be_read_is_read_when_it_may_be() {
+fn unreadable_file_is_attached_once_readable() {
     let place = Place::new();
     let binary = compile(&place, "program");
     let mode = |bits| std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(bits)).unwrap();
@@ -63,7 +63,7 @@ fn a_file_that_may_not_be_read_is_read_when_it_may_be() {
 }
 
 #[test]
-fn a_file_system_without_execution_is_named() {
+fn noexec_mount_is_reported() {
     let place = Place::new();
     let binary = compile(&place, "program");
     let directory = place.path("mounted");
@@ -81,7 +81,7 @@ fn a_file_system_without_execution_is_named() {
 }
 
 #[test]
-fn a_kernel_that_hides_its_types_is_named() {
+fn missing_kernel_btf_is_reported() {
     let place = Place::new();
     let binary = compile(&place, "program");
     let config = place.write("config.yaml", &yaml(&binary));

@@ -49,7 +49,7 @@ fn start(binary: &Path) -> Running {
 }
 
 #[test]
-fn a_glob_does_without_its_one_bad_function() {
+fn glob_skips_one_unprobeable_function() {
     let directory = directory();
     let binary = many(directory.path());
     // There is one perf event per site, and the kernel detaches them one after the other: use fewer of them.
@@ -80,7 +80,7 @@ fn a_glob_does_without_its_one_bad_function() {
 /// The log, `/ready`, the metrics and `check` agree on a probe that is partly attached and on one that cannot be
 /// attached.
 #[test]
-fn what_is_said_of_a_probe_agrees() {
+fn log_ready_metrics_and_check_agree() {
     let place = Place::new();
     let binary = many(place.path("").as_path());
     let yaml = format!(
@@ -115,7 +115,7 @@ fn what_is_said_of_a_probe_agrees() {
 
 /// A probe that is partly attached is ready, and `/ready` reports what it leaves out.
 #[test]
-fn a_probe_in_part_is_ready_with_a_warning() {
+fn partially_attached_probe_is_ready_with_a_warning() {
     let place = Place::new();
     let binary = many(place.path("").as_path());
     let yaml = format!(
@@ -137,7 +137,7 @@ fn a_probe_in_part_is_ready_with_a_warning() {
 /// A realistic glob: hundreds of functions of libcrypto, some of which begin with a reference count under a lock
 /// prefix, where no probe can be set, while a process maps the library.
 #[test]
-fn functions_of_a_library_that_runs_are_traced_whatever_they_begin_with() {
+fn traces_library_functions_with_any_first_instruction() {
     let directory = directory();
     let library = directory.path().join("libcrypto.so.3");
     let original = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";

@@ -148,28 +148,28 @@ fn leaps(attach: &str, more: &[&str]) {
 }
 
 #[test]
-fn every_way_out_by_one_link() {
+fn every_exit_with_uprobe_multi() {
     leaps("auto", &[]);
 }
 
 #[test]
-fn every_way_out_by_perf_events() {
+fn every_exit_with_perf_events() {
     leaps("perf", &[]);
 }
 
 #[test]
-fn every_way_out_of_guarded_functions_by_one_link() {
+fn every_exit_of_guarded_functions_with_uprobe_multi() {
     leaps("auto", &[GUARDED]);
 }
 
 #[test]
-fn every_way_out_of_guarded_functions_by_perf_events() {
+fn every_exit_of_guarded_functions_with_perf_events() {
     leaps("perf", &[GUARDED]);
 }
 
 /// With this flag, every function ends with a stack check, except for those written in assembly.
 #[test]
-fn guarded_functions_need_no_single_steps() {
+fn guarded_functions_need_no_single_stepping() {
     let directory = directory();
     let binary = build("g++", "leaps.cc", &["-O2", "-pthread", GUARDED], directory.path());
     let bytes = std::fs::read(binary).unwrap();
@@ -194,7 +194,7 @@ const HANDOVERS: [Scenario; 3] = [
 /// A call that ends in another function is not mistaken for an earlier one at the same place of the stack that an
 /// exception ended, and the iterations of a loop that begins where the function does are one call.
 #[test]
-fn calls_that_end_elsewhere_or_begin_in_a_loop() {
+fn tail_calls_and_loop_heads() {
     let directory = directory();
     let binary = build("g++", "handovers.cc", &["-O1"], directory.path());
     for attach in ["auto", "perf"] {
@@ -214,7 +214,7 @@ fn calls_that_end_elsewhere_or_begin_in_a_loop() {
 }
 
 #[test]
-fn panics_of_rust() {
+fn rust_panics() {
     let directory = directory();
     let binary = build("rustc", "panics.rs", &["-O", "--edition=2024"], directory.path());
     // A round makes one to four calls.
@@ -260,7 +260,7 @@ int main(void) {
 
 /// Each call has one return, that of the process that made it; with and without storage in the kernel for its time.
 #[test]
-fn a_call_that_a_child_returns_from_too_is_one_call() {
+fn call_returning_in_parent_and_child_counts_once() {
     let directory = directory();
     let binary = compile("gcc", "forking.c", FORKING, &["-O2"], directory.path());
     for (attach, by) in [("auto", "trampoline"), ("perf", "trampoline"), ("auto", "exits"), ("perf", "exits")]
@@ -279,7 +279,7 @@ fn a_call_that_a_child_returns_from_too_is_one_call() {
 
 /// The kernel's trampoline is refused where it could kill the program.
 #[test]
-fn trampolines_are_refused_where_something_unwinds() {
+fn rejects_trampoline_where_the_stack_is_unwound() {
     let directory = directory();
     let binary = build("g++", "leaps.cc", &["-O2", "-pthread"], directory.path());
     let yaml = configuration("auto", &binary, &[("deep", true), ("recursive", true)]);

@@ -155,7 +155,7 @@ fn conditions_on_integers() {
 }
 
 #[test]
-fn labels_of_integers() {
+fn integer_labels() {
     let probes = probe(
         "plain",
         "v: 0, b: { index: 0, type: bool }, small: { index: 0, type: u8 }, signed: { index: 0, type: i8 }",
@@ -194,7 +194,7 @@ fn labels_of_integers() {
 }
 
 #[test]
-fn labels_and_conditions_of_text() {
+fn text_labels_and_conditions() {
     let string = "t: { index: 0, type: string }";
     let mut probes = String::new();
     let forms = ["string", "empty", "null", "bad", "cold", "crossing", "plain_string", "long_string"];
@@ -251,7 +251,7 @@ fn labels_and_conditions_of_text() {
 }
 
 #[test]
-fn labels_of_bytes_and_names() {
+fn bytes_and_name_labels() {
     let probes = probe(
         "bytes",
         "whole: { index: 0, type: hex, len: 32 }, turned: { index: 0, type: hex, len: 32, reverse: true }, \
@@ -328,7 +328,7 @@ fn several_free_labels() {
 }
 
 #[test]
-fn one_metric_of_several_probes() {
+fn one_metric_from_several_probes() {
     let metrics = [
         "counter: shared_total, labels: { v: v }",
         "histogram: shared_values, value: v, buckets: [0, 10]",
@@ -350,7 +350,7 @@ fn one_metric_of_several_probes() {
 }
 
 #[test]
-fn what_needs_user_space_goes_there_with_its_probe_only() {
+fn only_probes_that_need_it_use_user_space() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let probes = probe(
@@ -394,7 +394,7 @@ fn what_needs_user_space_goes_there_with_its_probe_only() {
 
 /// The form's values cycle through 0, 1, 2^63 and 2^64 - 1.
 #[test]
-fn numbers_of_64_bits_without_a_sign() {
+fn unsigned_64_bit_numbers() {
     let probes = probe(
         "u64",
         "v: { index: 0, type: u64 }",

@@ -15,7 +15,7 @@ fn now() -> f64 {
 }
 
 #[test]
-fn the_latest_hit_that_fits_is_the_one_whose_time_is_shown() {
+fn timestamp_is_that_of_the_latest_matching_hit() {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let probes = [

@@ -145,7 +145,7 @@ fn shown(tracers: &[Tracer; 2]) -> Series {
 }
 
 #[test]
-fn threads_raise_and_lower_and_a_process_takes_along_what_it_left_open() {
+fn threads_share_a_gauge_and_exit_releases_open_counts() {
     let directory = directory();
     let (path, tracers) = traced(directory.path());
     let before = shown(&tracers);
@@ -194,7 +194,7 @@ fn threads_raise_and_lower_and_a_process_takes_along_what_it_left_open() {
 }
 
 #[test]
-fn what_is_lowered_without_having_been_raised_is_negative() {
+fn decrement_without_increment_is_negative() {
     let directory = directory();
     let (path, tracers) = traced(directory.path());
     let mut program = Program::start(&path);
@@ -208,7 +208,7 @@ fn what_is_lowered_without_having_been_raised_is_negative() {
 }
 
 #[test]
-fn calls_in_flight_are_those_that_have_not_returned() {
+fn calls_in_flight_have_not_returned() {
     let directory = directory();
     let (path, tracers) = traced(directory.path());
     let mut program = Program::start(&path);

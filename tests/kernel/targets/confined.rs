@@ -39,13 +39,13 @@ fn confined(attach: &str, mode: &str) {
 }
 
 #[test]
-fn by_links() {
+fn with_uprobe_multi() {
     confined("multi", "strict");
     confined("multi", "filter");
 }
 
 #[test]
-fn by_perf_events() {
+fn with_perf_events() {
     confined("perf", "strict");
     confined("perf", "filter");
 }

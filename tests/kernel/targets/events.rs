@@ -34,7 +34,7 @@ fn program(builds: &Path, directory: &Path, name: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
+fn started_renamed_and_moved_processes_are_found_by_events() {
     let (builds, directory) = (builds(), directory());
     let at = |name: &str| program(builds.path(), directory.path(), name);
     let id = format!("{:08x}{}", std::process::id(), "fedcba9876543210".repeat(4)[..56].to_owned());
@@ -67,7 +67,7 @@ fn what_starts_is_renamed_or_moved_is_found_without_a_walk() {
 }
 
 #[test]
-fn what_fits_a_glob_is_found_without_a_walk() {
+fn processes_matching_a_glob_are_found_by_events() {
     let (builds, directory) = (builds(), directory());
     let at = |name: &str| program(builds.path(), directory.path(), name);
     let [started, line, renamed] = ["ev-g", "ev-line", "ev-r"].map(named);
@@ -99,7 +99,7 @@ fn what_fits_a_glob_is_found_without_a_walk() {
 /// What is known about a file from one target's processes does not apply to another target, whose processes run it
 /// under the same name.
 #[test]
-fn a_program_of_one_target_is_anothers_too_by_command_line_or_parent() {
+fn targets_share_a_program_by_command_line_or_parent() {
     let (builds, directory) = (builds(), directory());
     let at = |name: &str| program(builds.path(), directory.path(), name);
     let [name, line, parent] = ["ev-n", "ev-also", "ev-p"].map(named);
@@ -126,7 +126,7 @@ fn a_program_of_one_target_is_anothers_too_by_command_line_or_parent() {
 }
 
 #[test]
-fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
+fn short_lived_program_counts_from_its_second_start() {
     let (builds, directory) = (builds(), directory());
     let name = named("ev-short");
     let path = program(builds.path(), directory.path(), &name);
@@ -142,7 +142,7 @@ fn a_program_that_ends_at_once_is_counted_from_its_next_start_on() {
 }
 
 #[test]
-fn a_program_that_ends_at_once_is_found_by_a_path_from_where_its_parent_is() {
+fn short_lived_program_is_found_relative_to_its_parent() {
     let (builds, directory) = (builds(), directory());
     let name = named("ev-near");
     let path = program(builds.path(), directory.path(), &name);
@@ -160,7 +160,7 @@ fn a_program_that_ends_at_once_is_found_by_a_path_from_where_its_parent_is() {
 }
 
 #[test]
-fn a_process_with_a_number_is_waited_for() {
+fn waits_for_a_process_with_a_given_pid() {
     let (builds, directory) = (builds(), directory());
     let path = program(builds.path(), directory.path(), "numbered");
     // A number that is free now.
@@ -178,7 +178,7 @@ fn a_process_with_a_number_is_waited_for() {
 }
 
 #[test]
-fn children_go_on_when_their_parent_has_ended() {
+fn children_stay_traced_after_their_parent_exits() {
     let (builds, directory) = (builds(), directory());
     let name = named("ev-child");
     let path = program(builds.path(), directory.path(), &name);
@@ -194,7 +194,7 @@ fn children_go_on_when_their_parent_has_ended() {
 }
 
 #[test]
-fn reattaching_is_counted_by_reason() {
+fn reattachments_are_counted_by_reason() {
     let (builds, directory) = (builds(), directory());
     let both = ["first", "second"].map(|build| builds.path().join(build));
     let path = program(builds.path(), directory.path(), "upgraded");
@@ -211,7 +211,7 @@ fn reattaching_is_counted_by_reason() {
 }
 
 #[test]
-fn one_file_by_several_names_is_several_programs() {
+fn one_file_under_several_names_is_several_programs() {
     let (builds, directory) = (builds(), directory());
     let [one, other] = ["ev-one", "ev-two"].map(named);
     let path = program(builds.path(), directory.path(), &one);

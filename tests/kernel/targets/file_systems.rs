@@ -121,7 +121,7 @@ fn btrfs_with_shared_blocks() {
 
 /// A snapshot has the same inode numbers on the same device, but its files are different ones.
 #[test]
-fn a_snapshot_of_btrfs_is_another_file() {
+fn btrfs_snapshot_is_a_different_file() {
     let (builds, directory, name) = (builds(), directory(), named("snap"));
     let image = directory.path().join("image");
     let made = ["mkfs.btrfs", "-q", image.to_str().unwrap()];
@@ -152,19 +152,19 @@ fn image_of(kind: &str, make: impl Fn(&str, &str) -> Vec<String>) {
 
 /// As used by snaps and AppImages.
 #[test]
-fn an_image_of_squashfs() {
+fn squashfs_image() {
     image_of("squashfs", |content, image| {
         ["mksquashfs", content, image, "-quiet", "-no-progress"].map(str::to_string).to_vec()
     });
 }
 
 #[test]
-fn an_image_of_erofs() {
+fn erofs_image() {
     image_of("erofs", |content, image| ["mkfs.erofs", image, content].map(str::to_string).to_vec());
 }
 
 #[test]
-fn overlays_of_all_kinds() {
+fn overlays_of_every_kind() {
     for (kind, options) in [
         ("plain", ""),
         ("meta", ",metacopy=on,redirect_dir=on"),
@@ -195,7 +195,7 @@ fn overlays_of_all_kinds() {
 
 /// FUSE, as used by sshfs and rootless containers.
 #[test]
-fn a_file_system_in_user_space() {
+fn fuse_file_system() {
     lives_on("fuse", |directory| {
         let source = directory.join("source");
         fs::create_dir(&source).unwrap();

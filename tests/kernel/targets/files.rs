@@ -9,7 +9,7 @@ use crate::support::program::directory;
 use crate::support::tracer::Tracer;
 
 #[test]
-fn containers_of_one_image_are_one_file_and_a_copied_up_one_is_another() {
+fn containers_share_image_files_until_copied_up() {
     let (builds, directory) = (builds(), directory());
     let lower = directory.path().join("lower");
     std::fs::create_dir(&lower).unwrap();
@@ -84,7 +84,7 @@ fn a_file_without_a_path_is_shown_as_what_runs_it() {
 
 /// Although the overlay shows the same inode as before, and executing the old file did not have to wait.
 #[test]
-fn what_overlayfs_has_just_copied_up_is_counted_from_its_first_hit() {
+fn copied_up_file_counts_from_its_first_hit() {
     let (builds, directory) = (builds(), directory());
     let lower = directory.path().join("lower");
     std::fs::create_dir(&lower).unwrap();
@@ -103,7 +103,7 @@ fn what_overlayfs_has_just_copied_up_is_counted_from_its_first_hit() {
 }
 
 #[test]
-fn paths_of_one_file_are_one_file() {
+fn several_paths_of_one_file_count_once() {
     let (builds, directory) = (builds(), directory());
     let at = directory.path();
     let name = format!("many-{}", std::process::id());
@@ -124,7 +124,7 @@ fn paths_of_one_file_are_one_file() {
 }
 
 #[test]
-fn forty_files_of_one_name_are_all_traced() {
+fn traces_forty_files_of_the_same_name() {
     let (builds, directory) = (builds(), directory());
     let name = format!("forty-{}", std::process::id());
     let mut programs: Vec<Program> = (0..40)
@@ -141,7 +141,7 @@ fn forty_files_of_one_name_are_all_traced() {
 }
 
 #[test]
-fn probes_of_a_library_without_a_path_are_found_also_when_it_comes_later() {
+fn finds_probes_of_a_memfd_library_loaded_later() {
     let directory = directory();
     let name = format!("memfd-{}", std::process::id());
     let (program, library) = (directory.path().join(&name), directory.path().join("library.so"));

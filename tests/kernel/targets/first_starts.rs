@@ -21,7 +21,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn in_a_mount_namespace_of_its_own() {
+fn in_its_own_mount_namespace() {
     let (builds, directory) = (builds(), directory());
     let name = format!("ns{}", std::process::id());
     let program = directory.path().join(&name);
@@ -35,7 +35,7 @@ fn in_a_mount_namespace_of_its_own() {
 }
 
 #[test]
-fn under_another_root() {
+fn in_a_chroot() {
     let directory = directory();
     let name = format!("root{}", std::process::id());
     build(&directory.path().join("static"), &["-O1", "-static", "-DPAD=1"]);

@@ -43,7 +43,7 @@ fn until_ahead(tracer: &Tracer, file: &Path) {
 }
 
 #[test]
-fn a_library_beside_the_program_counts_from_its_first_call() {
+fn library_next_to_the_program_counts_from_its_first_call() {
     let directory = directory();
     let ((path, name), (other, _)) =
         (program(directory.path(), "ahead"), program(directory.path(), "not-it"));
@@ -66,7 +66,7 @@ fn a_library_beside_the_program_counts_from_its_first_call() {
 }
 
 #[test]
-fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
+fn plugin_next_to_a_loaded_one_counts_from_its_first_call() {
     let directory = directory();
     let ((path, name), (other, _)) =
         (program(directory.path(), "plugs"), program(directory.path(), "not-it"));
@@ -91,7 +91,7 @@ fn a_plugin_beside_a_loaded_one_counts_from_its_first_call() {
 }
 
 #[test]
-fn libraries_in_memory_that_are_called_alike_are_all_found() {
+fn finds_all_memfd_libraries_of_the_same_name() {
     let directory = directory();
     let (path, name) = program(directory.path(), "alike");
     let file = library(&directory.path().join("source.so"));
@@ -106,7 +106,7 @@ fn libraries_in_memory_that_are_called_alike_are_all_found() {
 }
 
 #[test]
-fn a_library_from_anywhere_counts_from_its_first_call() {
+fn library_from_anywhere_counts_from_its_first_call() {
     let directory = directory();
     let (path, name) = program(directory.path(), "anywhere");
     let file = library(&directory.path().join("source.so"));
@@ -125,7 +125,7 @@ fn a_library_from_anywhere_counts_from_its_first_call() {
 
 /// Unlike glibc's loader, musl's does not mark its calls.
 #[test]
-fn a_library_that_musls_loader_loads_counts_from_its_first_call() {
+fn library_loaded_by_musl_counts_from_its_first_call() {
     const PROGRAM: &str = r#"
         #include <dlfcn.h>
         #include <stdio.h>
@@ -174,7 +174,7 @@ fn a_library_that_musls_loader_loads_counts_from_its_first_call() {
 }
 
 #[test]
-fn names_can_be_any_bytes() {
+fn names_may_contain_any_bytes() {
     let directory = directory();
     let (built, name) = program(directory.path(), "bytes");
     let odd = [name.as_bytes(), b"\xff \n(deleted)"].concat();

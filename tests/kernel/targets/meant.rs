@@ -9,7 +9,7 @@ use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
 #[test]
-fn another_name_of_the_same_file_is_not_counted() {
+fn other_name_of_the_same_file_is_not_counted() {
     let (builds, directory) = (builds(), directory());
     let [alpha, beta] = ["alpha", "beta"].map(|name| format!("{name}-{}", std::process::id() % 100_000));
     let [alpha_path, beta_path] = [&alpha, &beta].map(|name| directory.path().join(name));
@@ -43,7 +43,7 @@ fn another_name_of_the_same_file_is_not_counted() {
 }
 
 #[test]
-fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
+fn long_name_is_matched_by_the_executable() {
     let (builds, directory) = (builds(), directory());
     let name =
         format!("a-name-that-is-longer-than-any-word-of-it-and-than-sixty-four-bytes-{}", std::process::id());
@@ -59,7 +59,7 @@ fn a_name_longer_than_the_kernel_keeps_is_the_executables() {
 
 /// The kernel stores the same fifteen bytes of both names.
 #[test]
-fn a_name_is_not_one_that_begins_so() {
+fn name_does_not_match_a_longer_one() {
     let (builds, directory) = (builds(), directory());
     let name = format!("{:0>15}", std::process::id());
     let (path, longer) = (directory.path().join(&name), directory.path().join(name.clone() + "-helper"));
@@ -78,7 +78,7 @@ fn a_name_is_not_one_that_begins_so() {
 }
 
 #[test]
-fn a_container_is_that_container_with_all_its_control_groups() {
+fn container_includes_its_nested_cgroups() {
     let (builds, directory) = (builds(), directory());
     let program = directory.path().join("image");
     copy(&builds.path().join("first"), &program);
@@ -147,7 +147,7 @@ fn containers_without_numbers_are_found_by_name() {
 /// As on hosts with both cgroup versions: the container exists only in version 1, which the kernel's programs do not
 /// use.
 #[test]
-fn a_container_of_version_1_alone_is_told_of() {
+fn container_in_cgroup_v1_only_is_reported() {
     let (builds, directory) = (builds(), directory());
     let mounted = Mounted::version_1(directory.path());
     let id = format!("{:08x}{}", std::process::id(), "0123456789abcdef".repeat(4)[..56].to_owned());
@@ -162,7 +162,7 @@ fn a_container_of_version_1_alone_is_told_of() {
 }
 
 #[test]
-fn a_number_that_is_used_again_is_not_the_process() {
+fn reused_pid_is_not_the_same_process() {
     let (builds, directory) = (builds(), directory());
     let program = directory.path().join("numbered");
     copy(&builds.path().join("first"), &program);
@@ -190,7 +190,7 @@ fn a_number_that_is_used_again_is_not_the_process() {
 
 /// `/proc/PID` shows nothing for such a process, only its threads' entries do.
 #[test]
-fn a_process_whose_first_thread_has_ended_is_traced_like_any() {
+fn process_without_its_main_thread_is_traced() {
     let (builds, directory) = (builds(), directory());
     let name = format!("led-{}", std::process::id() % 100_000);
     let path = directory.path().join(&name);

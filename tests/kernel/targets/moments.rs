@@ -40,7 +40,7 @@ fn moved_from_another_directory() {
 }
 
 #[test]
-fn written_over() {
+fn overwritten_in_place() {
     started_by("cp $0 $1; exec $1 $2");
 }
 
@@ -50,34 +50,34 @@ fn installed() {
 }
 
 #[test]
-fn written_anew() {
+fn replaced_by_a_copy() {
     started_by("cp --remove-destination $0 $1; exec $1 $2");
 }
 
 #[test]
-fn linked() {
+fn hard_linked() {
     started_by("ln -f $0 $1; exec $1 $2");
 }
 
 #[test]
-fn linked_by_name() {
+fn symlinked() {
     started_by("ln -sfn $0 $1; exec $1 $2");
 }
 
 /// The name of the file that the link points to is known from the previous round.
 #[test]
-fn started_by_its_own_name() {
+fn symlinked_and_started_by_its_real_path() {
     started_by("ln -sfn $0 $1; exec $0 $2");
 }
 
 #[test]
-fn mounted() {
+fn bind_mounted() {
     started_by("mount --bind $0 $1; s=0; $1 $2 || s=$?; umount -l $1; exit $s");
 }
 
 /// Detaching probes waits for programs that are held, and vice versa, unless separate threads do the work.
 #[test]
-fn nobody_waits_for_probes_that_are_taken_out() {
+fn detaching_does_not_deadlock_with_held_programs() {
     let (builds, directory) = (builds(), directory());
     let [held, overwritten, started] =
         ["held", "over", "start"].map(|what| format!("{what}{}", std::process::id()));

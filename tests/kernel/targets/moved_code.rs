@@ -9,7 +9,7 @@ use crate::support::exporter::{Exporter, Place, Setup, wait_for};
 use crate::support::program::compile;
 
 #[test]
-fn code_that_was_moved_before_is_told_of() {
+fn previously_moved_code_is_reported() {
     let place = Place::new();
     let path = place.path("moved");
     build(&path, &["-O1", "-DPAD=1"]);
@@ -52,7 +52,7 @@ int main(void)
 "#;
 
 #[test]
-fn a_breakpoint_that_is_written_over_is_told_of() {
+fn overwritten_breakpoint_is_reported() {
     let place = Place::new();
     let path = compile("gcc", "patches.c", PATCHES, &["-no-pie"], place.path("").as_path());
     let yaml = format!(
@@ -148,7 +148,7 @@ int main(int count, char **arguments)
 "#;
 
 #[test]
-fn a_function_that_a_process_has_patched_is_left_alone_until_that_ends() {
+fn patched_function_is_skipped_until_the_process_ends() {
     for attach in ["multi", "perf"] {
         let place = Place::new();
         let options = ["-O1", "-no-pie", "-falign-functions=32"];
@@ -183,7 +183,7 @@ fn a_function_that_a_process_has_patched_is_left_alone_until_that_ends() {
 
 /// The kernel believes that the breakpoints are still there.
 #[test]
-fn breakpoints_that_a_process_throws_away_are_set_again() {
+fn discarded_breakpoints_are_restored() {
     for (attach, options) in [("multi", "-DPAD=1"), ("perf", "-DSEMAPHORE")] {
         let place = Place::new();
         let path = place.path("forgets");
@@ -221,7 +221,7 @@ fn breakpoints_that_a_process_throws_away_are_set_again() {
 }
 
 #[test]
-fn a_program_that_breakpoints_end_is_not_traced_any_more() {
+fn program_killed_by_breakpoints_is_no_longer_traced() {
     let place = Place::new();
     let path = place.path("moves");
     build(&path, &["-O1", "-DPAD=1"]);

@@ -68,7 +68,7 @@ fn all(text: &str) -> u64 {
 }
 
 #[test]
-fn ids_are_those_of_the_exporters_own_namespace() {
+fn ids_are_those_of_the_exporter_namespace() {
     let mine =
         "- name: mine\n  pid: PID\n  probes:\n  - on: usdt:t:hit\n    metrics: [{ counter: mine_total }]\n";
     in_a_namespace(&["-pf", "--mount-proc"], mine, |text, inside, _, log| {
@@ -82,7 +82,7 @@ fn ids_are_those_of_the_exporters_own_namespace() {
 
 /// As after a plain `unshare -pf`.
 #[test]
-fn ids_are_those_of_proc_where_that_is_of_another_namespace() {
+fn ids_follow_proc_of_another_namespace() {
     in_a_namespace(&["-pf"], "", |text, inside, outside, log| {
         assert_eq!(by_pid(text, &outside.to_string()), Some(10_000), "{text}");
         assert_eq!(by_pid(text, inside), None, "{text}");

@@ -40,7 +40,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn short_lived_processes_have_both_names_also_when_they_have_ended() {
+fn short_lived_processes_retain_both_names() {
     let (builds, directory) = (builds(), directory());
     let (one, two) = (directory.path().join("one"), directory.path().join("two"));
     copy(&builds.path().join("first"), &one);
@@ -62,7 +62,7 @@ fn short_lived_processes_have_both_names_also_when_they_have_ended() {
 }
 
 #[test]
-fn names_are_those_of_the_first_hit_after_an_exec() {
+fn names_are_read_at_the_first_hit_after_exec() {
     let (builds, directory) = (builds(), directory());
     let (one, two) = (directory.path().join("one"), directory.path().join("two"));
     copy(&builds.path().join("first"), &one);
@@ -94,7 +94,7 @@ fn names_are_those_of_the_first_hit_after_an_exec() {
 }
 
 #[test]
-fn a_path_goes_through_mounts_and_a_long_one_is_cut_at_a_name() {
+fn paths_cross_mounts_and_are_cut_at_a_component() {
     let (builds, directory) = (builds(), directory());
     let work = directory.path().join("work");
     let lower = directory.path().join("lower");
@@ -117,7 +117,7 @@ fn a_path_goes_through_mounts_and_a_long_one_is_cut_at_a_name() {
 }
 
 #[test]
-fn a_program_without_a_path_is_called_as_the_kernel_calls_it() {
+fn program_without_a_path_uses_the_kernel_name() {
     let builds = builds();
     let name = format!("made-{}", std::process::id());
     let script = "import os, sys\nfd = os.memfd_create(sys.argv[1], 0)\nos.write(fd, open(sys.argv[2], 'rb').read())\n\

@@ -30,7 +30,7 @@ fn foreign(exporter: &Exporter, kind: &str) -> f64 {
 }
 
 #[test]
-fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
+fn copy_through_a_mapping_has_no_breakpoints() {
     let place = Place::new();
     let [path, plain, copy] = ["copied", "plain", "copy"].map(|name| place.path(name));
     // Git maps files larger than 32 KiB.
@@ -62,7 +62,7 @@ fn a_copy_that_is_made_through_a_mapping_has_no_breakpoints() {
 
 /// What is mapped of a file on overlayfs is the lower file, especially in containers.
 #[test]
-fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
+fn copy_through_an_overlay_mapping_has_no_breakpoints() {
     let place = Place::new();
     let [lower, copy] = ["lower", "copy"].map(|name| place.path(name));
     fs::create_dir(&lower).unwrap();
@@ -88,13 +88,13 @@ fn a_copy_that_is_made_through_a_mapping_on_an_overlay_has_no_breakpoints() {
 }
 
 #[test]
-fn a_program_that_copies_itself_copies_no_breakpoints() {
+fn self_copy_has_no_breakpoints() {
     copies_itself("-fuse-ld=bfd");
 }
 
 /// With lld, the first code is probed too, which tells when the semaphore can be raised.
 #[test]
-fn a_program_that_copies_itself_copies_no_breakpoints_if_lld_has_linked_it() {
+fn self_copy_linked_by_lld_has_no_breakpoints() {
     copies_itself("-fuse-ld=lld");
 }
 
@@ -123,7 +123,7 @@ fn copies_itself(linker: &str) {
 
 /// musl's loader maps the whole library before its segments, which does not count as reading it.
 #[test]
-fn musls_loader_is_no_reader() {
+fn musl_loader_is_not_a_reader() {
     let place = Place::new();
     let [source, library, program] = ["work.c", "libwork.so", "main"].map(|name| place.path(name));
     fs::write(&source, "int v; __attribute__((noinline)) int work(int n) { return v += n; }").unwrap();
@@ -148,7 +148,7 @@ fn musls_loader_is_no_reader() {
 
 /// The kernel lowers a semaphore only where it finds the breakpoint for which it has raised the semaphore.
 #[test]
-fn nothing_stays_raised_in_a_translated_program() {
+fn semaphores_are_lowered_in_a_translated_program() {
     let place = Place::new();
     let path = place.path("raised");
     build(&path, &["-O1", "-DSEMAPHORE", "-DPAD=1"]);
@@ -173,7 +173,7 @@ fn nothing_stays_raised_in_a_translated_program() {
 }
 
 #[test]
-fn a_program_runs_to_its_end_in_a_translator() {
+fn program_runs_to_completion_in_a_translator() {
     let place = Place::new();
     let path = place.path("translated");
     build(&path, &["-O1", "-DPAD=1"]);

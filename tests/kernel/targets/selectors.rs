@@ -47,7 +47,7 @@ fn run_with(program: &Path, arguments: &[&str]) {
 }
 
 #[test]
-fn command_lines_are_told_apart_from_the_first_hit_on() {
+fn distinguishes_command_lines_from_the_first_hit() {
     let directory = directory();
     let path = program(&directory, "line");
     let name = name_of(&path);
@@ -90,7 +90,7 @@ fn command_lines_are_told_apart_from_the_first_hit_on() {
 }
 
 #[test]
-fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
+fn matches_system_and_user_units_slices_and_templates() {
     let directory = directory();
     let path = program(&directory, "unit");
     let own = std::process::id();
@@ -124,7 +124,7 @@ fn units_are_those_of_the_system_and_of_users_with_slices_and_templates() {
 }
 
 #[test]
-fn pods_namespaces_images_and_names_are_those_of_the_engines() {
+fn matches_pods_namespaces_images_and_container_names() {
     let directory = directory();
     let path = program(&directory, "pod");
     let own = std::process::id();
@@ -187,7 +187,7 @@ fn pods_namespaces_images_and_names_are_those_of_the_engines() {
 }
 
 #[test]
-fn labels_of_a_container_that_is_gone_before_it_is_scraped_are_its_own() {
+fn removed_container_retains_its_labels() {
     let directory = directory();
     let path = program(&directory, "gone");
     let own = std::process::id();
@@ -214,7 +214,7 @@ fn labels_of_a_container_that_is_gone_before_it_is_scraped_are_its_own() {
 }
 
 #[test]
-fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
+fn recreated_container_or_unit_continues_its_series() {
     let directory = directory();
     let path = program(&directory, "again");
     let own = std::process::id();
@@ -273,7 +273,7 @@ fn a_container_or_unit_that_is_made_anew_is_the_same_series() {
 }
 
 #[test]
-fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_on() {
+fn children_are_traced_across_fork_exec_and_orphaning() {
     let directory = directory();
     let (parent, other) = (program(&directory, "parent"), program(&directory, "other"));
     let name = name_of(&parent);
@@ -310,7 +310,7 @@ fn children_are_those_of_before_and_later_whatever_they_run_and_however_they_go_
 }
 
 #[test]
-fn children_that_ran_before_are_found() {
+fn finds_children_started_earlier() {
     let directory = directory();
     let (parent, other) = (program(&directory, "begun"), program(&directory, "old"));
     let name = name_of(&parent);
@@ -338,7 +338,7 @@ fn library_of(directory: &Path, name: &str, soname: &str) -> PathBuf {
 }
 
 #[test]
-fn a_library_is_each_file_of_its_name_that_these_processes_load() {
+fn library_matches_every_loaded_file_of_its_name() {
     let directory = directory();
     let (path, stranger) = (program(&directory, "loads"), program(&directory, "stranger"));
     let name = name_of(&path);

@@ -21,7 +21,7 @@ fn until_raised(program: &mut Program) {
 }
 
 #[test]
-fn processes_that_start_later_are_counted_too_and_nothing_stays_raised() {
+fn later_processes_count_and_semaphores_are_lowered() {
     let directory = directory();
     let (path, other) = (directory.path().join("lld"), directory.path().join("other"));
     build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
@@ -68,7 +68,7 @@ fn processes_that_start_later_are_counted_too_and_nothing_stays_raised() {
 }
 
 #[test]
-fn two_targets_of_one_file_raise_it_once() {
+fn two_targets_raise_a_semaphore_once() {
     let directory = directory();
     let path = directory.path().join("lld-twice");
     build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
@@ -84,7 +84,7 @@ fn two_targets_of_one_file_raise_it_once() {
 }
 
 #[test]
-fn what_stays_where_another_probe_was_shed_is_counted_in_processes_that_start_later() {
+fn remaining_probe_counts_later_processes_after_shedding() {
     let directory = directory();
     let path = directory.path().join("lld-shed");
     build(&path, &["-O1", "-fuse-ld=lld", "-DSEMAPHORE", "-DPAD=1"]);
@@ -102,7 +102,7 @@ fn what_stays_where_another_probe_was_shed_is_counted_in_processes_that_start_la
 
 /// The library of such a build, in a process that loads it: none of its code runs before its semaphore is raised.
 #[test]
-fn a_library_is_counted_from_the_first_call_of_each_process_that_loads_it() {
+fn library_counts_from_the_first_call_of_each_process() {
     let directory = directory();
     let [program, library] = ["program", "liblld.so"].map(|name| directory.path().join(name));
     build(&program, &["-O1", "-DPAD=1"]);

@@ -45,12 +45,12 @@ fn counted_again(tracer: &Tracer, program: &Path) {
 }
 
 #[test]
-fn written_over_by_cp() {
+fn overwritten_by_cp() {
     in_place(copy);
 }
 
 #[test]
-fn written_over_by_dd_without_truncation() {
+fn overwritten_by_dd_without_truncation() {
     in_place(|from, to| {
         // truncate(1) does not wait until the probes are detached, and has to be retried.
         let script = "dd if=$0 of=$1 conv=notrunc bs=512 status=none; until truncate -r $0 $1 2>$1.err; do sleep 0.01; done";
@@ -59,7 +59,7 @@ fn written_over_by_dd_without_truncation() {
 }
 
 #[test]
-fn written_over_by_a_slow_shell_that_keeps_the_times() {
+fn overwritten_slowly_with_preserved_times() {
     in_place(|from, to| {
         let script =
             "touch -r $1 $1.times; cat $0 > $1; sleep 0.1; cat /dev/null >> $1; touch -r $1.times $1";
@@ -69,7 +69,7 @@ fn written_over_by_a_slow_shell_that_keeps_the_times() {
 
 /// Opening a pipe would wait for its other end and block the exporter.
 #[test]
-fn a_pipe_beside_the_file_holds_nothing_up() {
+fn pipe_next_to_the_file_does_not_block() {
     let (builds, directory) = (builds(), directory());
     let [program, pipe] = ["program", "pipe"].map(|name| directory.path().join(name));
     copy(&builds.path().join("first"), &program);
@@ -109,17 +109,17 @@ fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) 
 }
 
 #[test]
-fn renamed_over_a_file_that_is_named() {
+fn renamed_over_a_configured_file() {
     by_rename(|program| format!("binary: {}", program.display()), |name| format!("{name}.dpkg-new"));
 }
 
 #[test]
-fn renamed_over_the_file_of_a_process() {
+fn renamed_over_the_executable_of_a_process() {
     by_rename(|program| format!("process: {}", program.file_name().unwrap().display()), |_| "tmpX8f2".into());
 }
 
 #[test]
-fn a_link_that_is_turned_to_another_directory() {
+fn symlink_is_switched_to_another_directory() {
     let (builds, directory) = (builds(), directory());
     let at = directory.path();
     for (version, build) in [("v1", "first"), ("v2", "second")] {
@@ -139,7 +139,7 @@ fn a_link_that_is_turned_to_another_directory() {
 }
 
 #[test]
-fn a_change_of_rights_or_times_is_no_change() {
+fn metadata_changes_do_not_reattach() {
     let (builds, directory) = (builds(), directory());
     let program = directory.path().join("program");
     copy(&builds.path().join("first"), &program);
@@ -166,7 +166,7 @@ fn a_change_of_rights_or_times_is_no_change() {
 
 /// Files are rarely checked while there are no notifications.
 #[test]
-fn what_happens_after_a_rest_is_noticed_at_once() {
+fn changes_after_idle_are_noticed_immediately() {
     let (builds, directory) = (builds(), directory());
     let path = |name: &str| directory.path().join(name);
     let both = ["first", "second"].map(|build| builds.path().join(build));

@@ -19,7 +19,7 @@ fn rename(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_probe_that_the_new_version_has_not_is_told_and_the_others_go_on() {
+fn probe_missing_in_a_new_version_is_reported() {
     let directory = directory();
     let [path, new] = ["program", "new"].map(|name| directory.path().join(name));
     build(&path, &["-O1", "-DPAD=1"]);
@@ -43,7 +43,7 @@ fn a_probe_that_the_new_version_has_not_is_told_and_the_others_go_on() {
 }
 
 #[test]
-fn a_library_that_is_upgraded_under_a_process_is_counted_old_and_new() {
+fn upgraded_library_counts_in_both_versions() {
     let directory = directory();
     let name = format!("loads{}", std::process::id() % 100_000);
     let [path, library, new] =
@@ -89,7 +89,7 @@ fn package(directory: &Path, version: &str, options: &[&str]) -> String {
 }
 
 #[test]
-fn a_package_that_is_upgraded_is_counted_old_and_new() {
+fn upgraded_package_counts_in_both_versions() {
     let directory = directory();
     let versions = [
         package(directory.path(), "1", &["-O1", "-DPAD=1"]),

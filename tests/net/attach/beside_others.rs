@@ -43,7 +43,7 @@ fn links_on(index: i32) -> Vec<u32> {
 }
 
 #[test]
-fn what_is_detached_by_force_is_attached_again() {
+fn reattaches_after_a_forced_detach() {
     for (mode, hook) in [(Mode::Auto, Hook::Tcx), (Mode::Native, Hook::Native)] {
         let (here, there) = (Namespace::new(), Namespace::new());
         // An index that no other test's interface has, because links do not tell the namespace of their interface.
@@ -71,7 +71,7 @@ fn what_is_detached_by_force_is_attached_again() {
 }
 
 #[test]
-fn one_that_comes_later_and_ends_the_chain_hides_nothing_for_long() {
+fn moves_ahead_of_a_later_program_that_ends_the_chain() {
     let (here, there) = pair();
     let (network, events) = start(&here, config(Mode::Auto));
     attached(&events);
@@ -122,7 +122,7 @@ fn hidden_after(burst: impl Fn(), events: &Receiver<Event>, direction: &str) {
 }
 
 #[test]
-fn what_another_program_takes_before_ours_is_told() {
+fn packets_taken_by_an_earlier_program_are_reported() {
     let (here, there) = pair();
     let (network, events) = start(&here, config(Mode::Auto));
     assert_eq!(attached(&events).1, Some(Hook::Tcx));
@@ -145,7 +145,7 @@ fn what_another_program_takes_before_ours_is_told() {
 }
 
 #[test]
-fn what_passes_the_egress_program_by_is_told() {
+fn packets_bypassing_the_egress_program_are_reported() {
     let (here, there) = pair();
     let (network, events) = start(&here, config(Mode::Auto));
     attached(&events);

@@ -10,7 +10,7 @@ use crate::namespace::Namespace;
 
 /// Scrapes continue while interfaces are being attached, and report which are not counted yet.
 #[test]
-fn a_scrape_waits_for_no_interface() {
+fn scrapes_do_not_wait_for_interfaces() {
     const INTERFACES: u64 = 40;
     let here = Namespace::new();
     for pair in 0..INTERFACES / 2 {
@@ -39,7 +39,7 @@ fn a_scrape_waits_for_no_interface() {
 /// fastest of as many attempts as necessary counts, because the machine may be busy; a program that waits on its own is
 /// fast in none.
 #[test]
-fn a_new_interface_is_counted_at_once() {
+fn new_interface_is_counted_immediately() {
     let here = Namespace::new();
     here.command("ip link add exn0 type veth peer name exp0");
     let (network, events) = start(&here, config(Mode::Auto));

@@ -19,7 +19,7 @@ use exporter::net::{Event, Hook, Mode, NetworkConfig};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 
 #[test]
-fn another_program_stays() {
+fn foreign_program_is_left_attached() {
     let (here, there) = pair();
     let text = here.command("ip -j link show dev exn0");
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -66,7 +66,7 @@ fn foreign_link(index: i32) -> libbpf_rs::Link {
 }
 
 #[test]
-fn interfaces_come_and_go_and_nothing_stays_behind() {
+fn removed_interfaces_leave_nothing_behind() {
     let (here, there) = pair();
     let (network, events) = start(&here, config(Mode::Generic));
     let event = || events.recv_timeout(TIMEOUT).expect("an event");
@@ -94,7 +94,7 @@ fn interfaces_come_and_go_and_nothing_stays_behind() {
 }
 
 #[test]
-fn names_that_are_not_there_are_told() {
+fn missing_interfaces_are_reported() {
     let here = Namespace::new();
     let (_network, events) = start(
         &here,
@@ -105,7 +105,7 @@ fn names_that_are_not_there_are_told() {
 }
 
 #[test]
-fn a_large_mtu_is_said_or_taken_in_pieces() {
+fn large_mtu_works_in_native_mode() {
     let (here, there) = pair();
     here.command("ip link set exn0 mtu 9000");
     there.command("ip link set exn1 mtu 9000");
@@ -123,7 +123,7 @@ fn a_large_mtu_is_said_or_taken_in_pieces() {
 }
 
 #[test]
-fn a_driver_without_xdp_is_said() {
+fn driver_without_xdp_is_reported() {
     let here = Namespace::new();
     let (_network, events) =
         start(&here, NetworkConfig { interfaces: vec!["lo".into()], ..config(Mode::Native) });

@@ -12,7 +12,7 @@ fn udp(network: &exporter::net::Network, labels: &[(&str, &str)]) -> u64 {
 }
 
 #[test]
-fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
+fn matches_altnames_and_honors_exclusions() {
     let (here, there) = pair();
     here.command("ip link property add dev exn0 altname wan-uplink");
     here.command("ip link add exn5 type veth peer name exn6");
@@ -37,7 +37,7 @@ fn another_name_is_a_name_and_what_is_excluded_is_left_out() {
 
 /// Readiness does not wait for packets that a device never receives.
 #[test]
-fn a_device_that_receives_nothing_is_ready_all_the_same() {
+fn device_without_receive_path_is_ready() {
     let here = Namespace::new();
     here.command("ip link add exn0 type ifb");
     let named = NetworkConfig { interfaces: vec!["exn0".into()], ..config(Mode::Auto) };
@@ -49,7 +49,7 @@ fn a_device_that_receives_nothing_is_ready_all_the_same() {
 
 /// What a reload does.
 #[test]
-fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
+fn reconfiguring_interfaces_retains_unchanged_ones() {
     let (here, there) = pair();
     here.command("ip link add exn5 type veth peer name exn6");
     let of = |names: &[&str]| NetworkConfig {
@@ -83,7 +83,7 @@ fn other_interfaces_are_counted_from_then_on_and_those_that_stay_go_on() {
 
 /// When an index is reused, it is another interface, whose counters start at zero.
 #[test]
-fn the_same_name_and_index_again_is_another_interface() {
+fn recreated_interface_starts_at_zero() {
     let (here, there) = (Namespace::new(), Namespace::new());
     let make = || {
         connect_at(77, &here, &there);
@@ -111,7 +111,7 @@ fn the_same_name_and_index_again_is_another_interface() {
 
 /// Programs find an interface by the low bits of its index, or by a hash if another interface has the same bits.
 #[test]
-fn interfaces_whose_indexes_meet_are_told_apart() {
+fn interfaces_with_colliding_indexes_stay_distinct() {
     let (here, there) = pair();
     for (index, name) in [(100, "exa"), (100 + 2048, "exb"), (100 + 2 * 2048, "exc")] {
         here.command(&format!(
@@ -143,7 +143,7 @@ fn interfaces_whose_indexes_meet_are_told_apart() {
 }
 
 #[test]
-fn a_rename_while_packets_come_loses_none() {
+fn rename_under_traffic_loses_no_packet() {
     let (here, there) = pair();
     let (network, events) = start(&here, config(Mode::Auto));
     attached(&events);
@@ -165,7 +165,7 @@ fn a_rename_while_packets_come_loses_none() {
 /// An interface that moves to another namespace disappears here and, if that namespace is counted too, appears there as
 /// new.
 #[test]
-fn interfaces_of_another_namespace_have_its_name() {
+fn interfaces_are_labeled_with_their_namespace() {
     let (here, there) = (Namespace::new(), Namespace::new());
     crate::namespace::connect(&here, &there);
     let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), there.id());

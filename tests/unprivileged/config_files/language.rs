@@ -36,7 +36,7 @@ fn flat_keys() {
 }
 
 #[test]
-fn flat_keys_as_an_older_yaml_wrote_them() {
+fn flat_keys_in_yaml_1_1_style() {
     let Config { settings, targets, .. } = good("flat-yaml-1.1.yaml");
     assert_eq!(settings.node_name, "node 7");
     assert_eq!((settings.metrics_port, settings.health_port), (9435, 9436));
@@ -87,7 +87,7 @@ fn defaults() {
 }
 
 #[test]
-fn a_file_about_the_network_needs_no_target() {
+fn network_only_file_needs_no_target() {
     let config = good("network-only.yaml");
     let (at, node) = config.network.unwrap();
     assert_eq!((at.to_string().as_str(), at.position()), ("network", Some(Position { line: 2, column: 3 })));
@@ -95,7 +95,7 @@ fn a_file_about_the_network_needs_no_target() {
 }
 
 #[test]
-fn the_design_s_own_example() {
+fn design_example_loads() {
     let config = good("design.yaml");
     let names: Vec<_> = config.targets.iter().map(|target| target.name.as_str()).collect();
     assert_eq!(names, ["bitcoind", "postgres", "tls", "relay"]);
@@ -141,7 +141,7 @@ fn the_design_s_own_example() {
 }
 
 #[test]
-fn every_form_of_the_language() {
+fn every_language_construct() {
     let config = good("language.yaml");
     let probes = &config.targets[0].probes;
     let probe = &probes[0];
@@ -251,7 +251,7 @@ fn every_form_of_the_language() {
 }
 
 #[test]
-fn styles_of_yaml_make_no_difference() {
+fn yaml_style_makes_no_difference() {
     let config = good("styles.yaml");
     let [anchored, aliased, other] = config.targets.as_slice() else { panic!("three targets") };
     assert_eq!(anchored.selector, aliased.selector);
@@ -266,7 +266,7 @@ fn styles_of_yaml_make_no_difference() {
 }
 
 #[test]
-fn yaml_as_people_write_it() {
+fn common_yaml_pitfalls() {
     let Config { settings, targets, .. } = good("traps.yaml");
     assert_eq!((settings.node_name.as_str(), settings.verbose), ("0123", false));
     let [_, first, second] = targets.as_slice() else { panic!("three targets") };

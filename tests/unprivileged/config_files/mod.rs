@@ -52,7 +52,7 @@ fn good_files_load() {
 }
 
 #[test]
-fn bad_files_are_refused_with_the_expected_text() {
+fn bad_files_produce_the_expected_errors() {
     let files = files("bad", "yaml");
     assert!(files.len() >= 60);
     let mut wrong = String::new();
@@ -68,7 +68,7 @@ fn bad_files_are_refused_with_the_expected_text() {
 
 /// Each file has one error, except the file that shows many at once.
 #[test]
-fn one_error_is_reported_once() {
+fn each_error_is_reported_once() {
     for path in files("bad", "yaml") {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let expect = fs::read_to_string(path.with_extension("expect")).unwrap();
@@ -79,7 +79,7 @@ fn one_error_is_reported_once() {
 
 /// Each error is reported regardless of the other, and nothing valid is.
 #[test]
-fn two_files_together_have_the_errors_of_both() {
+fn combined_files_report_the_errors_of_both() {
     let singles: Vec<_> = files("bad", "yaml").iter().filter_map(|path| Single::read(path)).collect();
     assert!(singles.len() >= 120, "{} files can be put together", singles.len());
     let (mut seen, mut pairs, mut wrong) = (0, 0, String::new());
@@ -107,7 +107,7 @@ fn two_files_together_have_the_errors_of_both() {
 
 /// What the kernel identifies by a number can only be a label.
 #[test]
-fn the_executable_and_the_command_line_can_only_be_labels() {
+fn exe_and_cmdline_are_allowed_only_as_labels() {
     let with = |probe: &str| {
         let text = format!(
             "verbose: true\ntargets:\n- name: one\n  binary: /usr/bin/one\n  probes:\n  - function: serve\n{probe}"
@@ -244,7 +244,7 @@ fn errors(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_example_loads_and_so_do_the_examples_in_its_comments() {
+fn example_file_and_commented_examples_load() {
     let text = fs::read_to_string("config.example.yaml").unwrap();
     let load_text = |text: &str| {
         let loaded =
@@ -307,7 +307,7 @@ fn mangled_files_never_panic() {
 }
 
 #[test]
-fn targets_with_equal_labels_in_another_order_are_told_apart() {
+fn equal_labels_in_another_order_add_a_target_label() {
     let target = |name: &str, labels: &str| {
         format!(
             "  - name: {name}\n    binary: /usr/bin/{name}\n    labels: {labels}\n    probes:\n      - on: usdt:a:b\n        \
@@ -324,7 +324,7 @@ fn targets_with_equal_labels_in_another_order_are_told_apart() {
 }
 
 #[test]
-fn an_unused_argument_is_a_warning_with_its_place() {
+fn unused_argument_is_a_located_warning() {
     let text = "targets:\n- name: one\n  binary: /bin/one\n  probes:\n  - on: usdt:a:b\n    args: { n: 0 }\n";
     let read = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
     let (_, plan) = plan_draft(read).unwrap_or_else(|diags| panic!("{diags}"));

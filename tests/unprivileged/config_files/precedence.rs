@@ -116,7 +116,7 @@ fn with(file: &str, flags: &[(&str, &str)], env: &[(&str, &str)]) -> Result<Load
 }
 
 #[test]
-fn the_table_is_complete() {
+fn setting_table_is_complete() {
     let tested: Vec<_> = CASES.iter().map(|(name, ..)| *name).collect();
     let mut known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
     assert!(known.iter().all(|name| tested.contains(name)), "{known:?}");
@@ -159,7 +159,7 @@ fn every_setting_from_every_source() {
 }
 
 #[test]
-fn an_error_is_reported_with_its_source() {
+fn errors_name_their_source() {
     let wrong = BTreeMap::from([
         ("pid", "0"),
         ("metrics_port", "http"),
@@ -188,7 +188,7 @@ fn an_error_is_reported_with_its_source() {
 }
 
 #[test]
-fn errors_of_all_sources_are_reported_at_once() {
+fn errors_of_all_sources_are_reported_together() {
     let found = with(
         "metrics_port: 0\n",
         &[("metrics_port", "x")],
@@ -202,7 +202,7 @@ fn errors_of_all_sources_are_reported_at_once() {
 }
 
 #[test]
-fn a_wrong_file_neither_hides_other_errors_nor_adds_some() {
+fn invalid_file_neither_hides_nor_adds_errors() {
     let found =
         with("a: [\n", &[("metrics_port", "x"), ("metrics_auth_username", "u")], &[]).unwrap_err().render();
     assert!(found.contains("--port: ") && found.contains("not valid YAML"), "{found}");
@@ -228,7 +228,7 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
-fn a_password_beats_a_password_file_of_a_lower_source_and_the_other_way_round() {
+fn higher_source_wins_between_password_and_password_file() {
     let password = |loaded: Result<LoadedConfig, Diagnostics>| {
         loaded.unwrap_or_else(|diags| panic!("{diags}")).config.settings.web.users[0].password.clone()
     };
@@ -268,7 +268,7 @@ fn booleans_and_empty_variables() {
 }
 
 #[test]
-fn unknown_variables_are_warned_of() {
+fn unknown_variables_raise_a_warning() {
     let loaded = with("bitcoind_path: /b\n", &[], &[("FIBRE_METRIC_PORT", "1"), ("FIBRE_PID", "5")]).unwrap();
     assert_eq!(
         loaded.warnings,
@@ -277,7 +277,7 @@ fn unknown_variables_are_warned_of() {
 }
 
 #[test]
-fn the_file_itself() {
+fn config_file_path_precedence() {
     let none = Environment::new();
     let by_env = Environment::from([("FIBRE_CONFIG".to_owned(), "tests/config/good/flat.yaml".to_owned())]);
     assert_eq!(load(&Overrides::default(), &by_env).unwrap().config.settings.node_name, "mynode");

@@ -36,7 +36,7 @@ fn inline(path: &Path) -> Result<LoadedConfig, String> {
 }
 
 #[test]
-fn good_files_load_in_a_file_and_inline() {
+fn good_files_load_separately_and_inline() {
     let files = files("web/good", "yml");
     assert!(files.len() >= 15);
     for path in files {
@@ -53,7 +53,7 @@ fn good_files_load_in_a_file_and_inline() {
 }
 
 #[test]
-fn bad_files_are_refused_with_the_expected_text() {
+fn bad_files_produce_the_expected_errors() {
     let mut wrong = String::new();
     let files = files("web/bad", "yml");
     assert!(files.len() >= 40);
@@ -70,7 +70,7 @@ fn bad_files_are_refused_with_the_expected_text() {
 }
 
 #[test]
-fn what_both_ways_say_is_refused_and_the_rest_goes_together() {
+fn rejects_settings_given_in_both_places() {
     let users = format!("{DIRECTORY}/good/users.yml");
     let certificate = format!("{DIRECTORY}/good/certificate.yml");
     let with = |file: &str, more: &[(&str, &str)]| {
@@ -108,7 +108,7 @@ fn what_both_ways_say_is_refused_and_the_rest_goes_together() {
 }
 
 #[test]
-fn addresses_that_cannot_all_be_listened_on_are_refused() {
+fn rejects_overlapping_listen_addresses() {
     for (addresses, error) in [
         (":9100,:9100", ":9100 is listed twice"),
         (":9100,127.0.0.1:9100", "127.0.0.1:9100 and :9100 overlap: only one of them can be listened on"),
@@ -125,7 +125,7 @@ fn addresses_that_cannot_all_be_listened_on_are_refused() {
 }
 
 #[test]
-fn files_are_read_anew() {
+fn files_are_reread() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("web.yml");
     let hash = "$2y$04$abcdefghijklmnopqrstuuK1AVqIGvi0eYf1L3S0dyzjWXdJIVLyG";

@@ -121,12 +121,12 @@ fn series_names() -> BTreeSet<String> {
 }
 
 #[test]
-fn dashboards_have_the_form_that_grafana_writes() {
+fn dashboards_have_the_grafana_format() {
     each_dashboard(faults_of_form);
 }
 
 #[test]
-fn a_dashboard_of_a_wrong_form_is_found() {
+fn malformed_dashboard_is_detected() {
     let dashboard = Dashboard::parse(
         r#"{"schemaVersion": 39, "uid": "u", "title": "t", "description": "d", "panels": [
             {"id": 1, "title": "One", "type": "stat"}, {"id": 1, "title": "Two", "type": "row"}]}"#,
@@ -138,12 +138,12 @@ fn a_dashboard_of_a_wrong_form_is_found() {
 }
 
 #[test]
-fn panels_lie_beside_each_other() {
+fn panels_do_not_overlap() {
     each_dashboard(faults_of_place);
 }
 
 #[test]
-fn panels_over_each_other_are_found() {
+fn overlapping_panels_are_detected() {
     let at = |x: u32, y: u32, w: u32| serde_json::json!({"title": "p", "gridPos": {"x": x, "y": y, "w": w, "h": 4}});
     let faults = |panels: [Json; 2]| {
         let json = serde_json::json!({"panels": panels});
@@ -165,7 +165,7 @@ fn every_query_is_promql() {
 }
 
 #[test]
-fn annotations_are_promql_and_dashboards_lead_to_each_other() {
+fn annotations_are_promql_and_dashboards_are_linked() {
     each_dashboard(|dashboard| {
         let json = &dashboard.json;
         let own = json["annotations"]["list"].as_array().map_or(&[] as &[Json], Vec::as_slice);
@@ -181,7 +181,7 @@ fn annotations_are_promql_and_dashboards_lead_to_each_other() {
 }
 
 #[test]
-fn the_first_screen_is_of_now_and_only_one_row_is_open() {
+fn first_screen_is_instant_and_only_one_row_is_open() {
     each_dashboard(|dashboard| {
         let panels = visible(dashboard);
         let first_row = panels.iter().position(|panel| panel["type"] == "row").expect("a row");
@@ -197,14 +197,14 @@ fn the_first_screen_is_of_now_and_only_one_row_is_open() {
 }
 
 #[test]
-fn what_is_not_promql_is_found() {
+fn invalid_promql_is_detected() {
     assert_eq!(refused(&["sum by (node) (up)".into()]), Ok(()));
     let told = refused(&["up".into(), "sum by (node (up)".into()]).unwrap_err();
     assert!(told.contains("expression:1"), "{told}");
 }
 
 #[test]
-fn a_variable_without_a_value_is_an_error() {
+fn variable_without_a_value_is_an_error() {
     let of = |expr: &str| substitute(expr, &[&[("node", "a"), ("node_name", "b")]]);
     assert_eq!(of("x{n=\"$node\"}[${node_name}s] $1").as_deref(), Ok("x{n=\"a\"}[bs] $1"));
     assert!(of("rate(x[$window])").is_err());
@@ -212,7 +212,7 @@ fn a_variable_without_a_value_is_an_error() {
 }
 
 #[test]
-fn the_variables_ask_for_series_that_exist() {
+fn variables_query_existing_series() {
     let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
     let list = dashboard.json["templating"]["list"].as_array().unwrap().clone();
     let names: Vec<_> = list.iter().filter_map(|v| v["name"].as_str()).collect();
@@ -229,7 +229,7 @@ fn the_variables_ask_for_series_that_exist() {
 }
 
 #[test]
-fn the_fibre_dashboard_shows_every_metric_and_no_unknown_one() {
+fn fibre_dashboard_shows_exactly_the_known_metrics() {
     let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
     let queries = || dashboard.panels.iter().flat_map(|p| &p.queries);
     let shown: BTreeSet<String> = queries().flat_map(|q| metric_names(&q.expr)).collect();
@@ -247,7 +247,7 @@ fn the_fibre_dashboard_shows_every_metric_and_no_unknown_one() {
 }
 
 #[test]
-fn every_alert_has_a_severity_a_section_in_the_docs_and_a_test_in_which_it_fires() {
+fn every_alert_has_a_severity_docs_and_a_test() {
     let read = |path: &str| std::fs::read_to_string(repository(path)).unwrap();
     let (docs, tests) = (read("docs/alerts.md"), read("tests/unprivileged/stack/alerts.yml"));
     let rules: serde_yaml::Value = serde_yaml::from_str(&read("docker/prometheus/rules/fibre.yml")).unwrap();
@@ -264,7 +264,7 @@ fn every_alert_has_a_severity_a_section_in_the_docs_and_a_test_in_which_it_fires
 }
 
 #[test]
-fn alerts_ask_for_series_that_exist() {
+fn alerts_query_existing_series() {
     let text = std::fs::read_to_string(repository("docker/prometheus/rules/fibre.yml")).unwrap();
     let rules: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
     let groups = rules["groups"].as_sequence().unwrap();

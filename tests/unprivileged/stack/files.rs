@@ -58,7 +58,7 @@ fn same_file(one: &Path, other: &str) -> bool {
 }
 
 #[test]
-fn images_are_pinned_ports_are_local_and_health_is_checked() {
+fn images_are_pinned_with_local_ports_and_health_checks() {
     let compose = yaml("docker/docker-compose.yml");
     assert_eq!(services(&compose).iter().map(|s| s.0).collect::<Vec<_>>(), ["prometheus", "grafana"]);
     for (name, service) in services(&compose) {
@@ -78,7 +78,7 @@ fn images_are_pinned_ports_are_local_and_health_is_checked() {
 }
 
 #[test]
-fn everything_that_is_mounted_is_there_or_is_made_by_the_user() {
+fn every_mounted_path_exists_or_is_user_supplied() {
     let compose = yaml("docker/docker-compose.yml");
     for (name, service) in services(&compose) {
         for (source, _) in mounts(service) {
@@ -100,7 +100,7 @@ fn everything_that_is_mounted_is_there_or_is_made_by_the_user() {
 }
 
 #[test]
-fn secrets_are_files_that_git_ignores() {
+fn secrets_are_git_ignored_files() {
     let compose = yaml("docker/docker-compose.yml");
     let file = text(&compose, &["secrets", "metrics_password", "file"]).replacen("./", "/docker/", 1);
     let ignored = std::fs::read_to_string(repository(".gitignore")).unwrap();
@@ -110,7 +110,7 @@ fn secrets_are_files_that_git_ignores() {
 }
 
 #[test]
-fn variables_of_the_compose_file_are_explained_and_the_password_has_no_default() {
+fn compose_variables_are_documented() {
     let compose = std::fs::read_to_string(repository("docker/docker-compose.yml")).unwrap();
     let example = std::fs::read_to_string(repository("docker/.env.example")).unwrap();
     let used: BTreeSet<&str> = compose
@@ -159,7 +159,7 @@ fn prometheus_finds_its_files_and_the_host() {
 }
 
 #[test]
-fn prometheus_accepts_its_configuration_with_tls_and_password() {
+fn prometheus_accepts_its_config_with_tls_and_password() {
     let directory = tempfile::tempdir().unwrap();
     let make = |name: &str| {
         let path = directory.path().join(name);
@@ -190,7 +190,7 @@ fn prometheus_accepts_its_configuration_with_tls_and_password() {
 }
 
 #[test]
-fn the_example_of_several_nodes_is_right_once_uncommented() {
+fn uncommented_multi_node_example_is_valid() {
     let nodes = std::fs::read_to_string(repository("docker/prometheus/nodes/nodes.yml")).unwrap();
     let uncommented = nodes.replace("# - targets", "- targets").replace("#   labels", "  labels");
     let entries: Yaml = serde_yaml::from_str(&uncommented).unwrap();
@@ -201,7 +201,7 @@ fn the_example_of_several_nodes_is_right_once_uncommented() {
 }
 
 #[test]
-fn a_configuration_of_another_form_is_not_adapted() {
+fn unexpected_prometheus_config_is_rejected() {
     let password_file = "password".into();
     let scrape = Scrape { target: "localhost:1".into(), ca_file: None, password_file, node: None };
     let stack = std::fs::read_to_string(stack_directory().join("prometheus.yml")).unwrap();
@@ -251,7 +251,7 @@ fn grafana_finds_prometheus_and_the_dashboards() {
 }
 
 #[test]
-fn alerts_fire_when_they_should_and_only_then() {
+fn alerts_fire_exactly_when_expected() {
     promtool(["test", "rules", &repository("tests/unprivileged/stack/alerts.yml").display().to_string()])
         .unwrap();
 }

@@ -40,12 +40,12 @@ fn empty_queries(without: &'static str) -> Vec<String> {
 }
 
 #[test]
-fn every_panel_has_data_when_the_exporter_gives_all_metrics() {
+fn every_panel_has_data_when_all_metrics_exist() {
     assert_eq!(empty_queries(""), Vec::<String>::new());
 }
 
 #[test]
-fn a_metric_that_is_missing_shows_as_panels_without_data() {
+fn missing_metric_leaves_its_panels_empty() {
     let empty = empty_queries("fibre_block_missing_tx_bytes");
     assert!(empty.iter().all(|q| q.contains("fibre_block_missing_tx_bytes")), "{empty:#?}");
     // Each block, and the mean and maximum over the window.
@@ -53,7 +53,7 @@ fn a_metric_that_is_missing_shows_as_panels_without_data() {
 }
 
 #[test]
-fn a_wrong_password_is_told() {
+fn wrong_password_is_reported() {
     let exporter = StandIn::start("");
     let (prometheus, _password) = scraping(&exporter, "wrong");
     prometheus.wait_for_scrapes(1, TIMEOUT).unwrap();
@@ -62,7 +62,7 @@ fn a_wrong_password_is_told() {
 }
 
 #[test]
-fn the_exporter_names_its_node_and_the_configuration_names_it_where_the_exporter_does_not() {
+fn configured_node_label_fills_in_missing_ones() {
     let exporter = StandIn::start("");
     let (prometheus, _password) = scraping(&exporter, PASSWORD);
     prometheus.wait_until_up(TIMEOUT).unwrap();
@@ -76,7 +76,7 @@ fn the_exporter_names_its_node_and_the_configuration_names_it_where_the_exporter
 }
 
 #[test]
-fn a_refused_query_says_why() {
+fn rejected_query_states_the_reason() {
     let exporter = StandIn::start("");
     let (prometheus, _password) = scraping(&exporter, PASSWORD);
     let told = prometheus.query("rate(up)").unwrap_err();

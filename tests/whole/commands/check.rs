@@ -15,7 +15,7 @@ fn squeezed(line: &str) -> String {
 }
 
 #[test]
-fn every_profile_against_the_demo() {
+fn checks_every_profile_against_the_demo() {
     let names = exporter(&["profiles"]).good();
     let names: Vec<_> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert!(names.contains(&"fibre") && names.contains(&"bitcoin-core"), "{names:?}");
@@ -35,7 +35,7 @@ fn every_profile_against_the_demo() {
 }
 
 #[test]
-fn the_plan_is_a_table() {
+fn prints_the_plan_as_a_table() {
     let table = check(&config(&demo("fibre-demo"), "profile: fibre")).good();
     let rows: Vec<String> = table.lines().map(squeezed).collect();
     assert_eq!(rows[0], format!("t: {}", demo("fibre-demo")));
@@ -56,7 +56,7 @@ fn the_plan_is_a_table() {
 }
 
 #[test]
-fn what_needs_the_whole_event_says_why() {
+fn user_space_metrics_state_the_reason() {
     let probes = "probes:
       - on: usdt:udp:block_race_winner
         args: { winner: { index: 2, type: string } }
@@ -68,7 +68,7 @@ fn what_needs_the_whole_event_says_why() {
 }
 
 #[test]
-fn spans_and_returns_show_both_ends() {
+fn spans_and_returns_list_both_ends() {
     let probes = "probes:
       - span: race_seconds
         from: usdt:udp:block_send_start
@@ -88,7 +88,7 @@ fn spans_and_returns_show_both_ends() {
 }
 
 #[test]
-fn the_return_of_a_go_function_is_refused() {
+fn rejects_go_function_returns() {
     let scratch = Scratch::new();
     let source = "__attribute__((section(\".go.buildinfo\"))) const char go[] = \"x\";\nint main(void) { return 0; }\n";
     let go = scratch.compile("go", "cc", source, &[]);
@@ -98,7 +98,7 @@ fn the_return_of_a_go_function_is_refused() {
 }
 
 #[test]
-fn a_file_that_is_not_there_yet_is_waited_for() {
+fn missing_file_is_waited_for() {
     let table = check(&config("/nonexistent/program", "profile: fibre")).good();
     assert!(
         table.contains("/nonexistent/program: No such file") && table.contains("waiting for it"),
@@ -107,7 +107,7 @@ fn a_file_that_is_not_there_yet_is_waited_for() {
 }
 
 #[test]
-fn errors_quote_the_note_and_have_their_place() {
+fn errors_quote_the_note_and_are_located() {
     let probes = "probes:
       - on: usdt:forms:many
         args: { number: 8, fine: 1 }
@@ -140,7 +140,7 @@ fn errors_quote_the_note_and_have_their_place() {
 }
 
 #[test]
-fn a_file_that_is_no_program_is_one_error() {
+fn non_program_file_is_a_single_error() {
     let scratch = Scratch::new();
     let text = scratch.write("text", "just text\n");
     for (file, reason) in [(text.as_str(), "not an ELF file"), ("/bin/true", "no USDT probes")] {
@@ -157,7 +157,7 @@ fn row(out: &str, probe: &str) -> Vec<String> {
 }
 
 #[test]
-fn attaching_counts_hits_and_leaves() {
+fn attach_counts_hits_and_detaches() {
     let scratch = Scratch::new();
     let program = scratch.path("attached");
     std::fs::copy(demo("fibre-demo"), &program).expect("copy the demo");
@@ -177,7 +177,7 @@ fn attaching_counts_hits_and_leaves() {
 }
 
 #[test]
-fn without_rights_the_kernel_refuses() {
+fn unprivileged_attach_is_rejected_by_the_kernel() {
     let scratch = Scratch::new();
     let file = scratch.write("c.yaml", config(&demo("fibre-demo"), "profile: fibre"));
     let mut command = Command::new("setpriv");
@@ -187,7 +187,7 @@ fn without_rights_the_kernel_refuses() {
 }
 
 #[test]
-fn errors_are_told_before_anything_is_attached() {
+fn errors_are_reported_before_attaching() {
     let scratch = Scratch::new();
     let probe = "probes: [{ on: \"usdt:forms:nope\", metrics: [{ counter: a }] }]";
     let ran = exporter(&["check", "--attach", &scratch.write("c.yaml", config(&demo("forms"), probe))]);
@@ -198,7 +198,7 @@ fn errors_are_told_before_anything_is_attached() {
 /// What the HTTP server cannot use is rejected before anything starts, together with other errors, and in the same way
 /// by both commands.
 #[test]
-fn unusable_certificates_and_passwords_are_errors_of_the_configuration() {
+fn unusable_certificates_and_passwords_are_config_errors() {
     let scratch = Scratch::new();
     let made = || rcgen::generate_simple_self_signed(["localhost".to_string()]).expect("a certificate");
     let (one, other) = (made(), made());
@@ -224,7 +224,7 @@ fn unusable_certificates_and_passwords_are_errors_of_the_configuration() {
 }
 
 #[test]
-fn an_unused_argument_does_not_fail() {
+fn unused_argument_is_only_a_warning() {
     let probes = "probes:
       - on: usdt:udp:block_race_winner
         args: { unneeded: 2 }
@@ -235,7 +235,7 @@ fn an_unused_argument_does_not_fail() {
 }
 
 #[test]
-fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
+fn missing_argument_information_is_reported() {
     let scratch = Scratch::new();
     let source = "__attribute__((noinline)) int wide(double x, int n) { return n + (int)x; }
                   int main(int n, char **v) { (void)v; return wide(1.5, n); }";
@@ -279,7 +279,7 @@ fn what_no_symbol_tells_of_a_function_s_arguments_is_said() {
 /// Arguments that are needed at the end keep the names that the configuration gives them, and the plan says where they
 /// are read and where they are used.
 #[test]
-fn what_a_start_keeps_is_said() {
+fn arguments_saved_for_the_return_are_listed() {
     let scratch = Scratch::new();
     let source =
         "__attribute__((noinline)) int copy(char *to, const char *from, int n) { to[0] = from[0]; return n; }
@@ -313,7 +313,7 @@ fn what_a_start_keeps_is_said() {
 
 /// Arguments may be in variables that only a debug file has symbols for.
 #[test]
-fn a_debug_file_names_what_notes_do() {
+fn debug_file_resolves_symbols_in_notes() {
     let scratch = Scratch::new();
     let source = r#"int main(void) { return 0; }
         __asm__(".data\nserved: .long 3\n.text\nsale: nop\nret\n"
@@ -337,7 +337,7 @@ fn a_debug_file_names_what_notes_do() {
 }
 
 #[test]
-fn names_that_prometheus_advises_against_are_remarked_on() {
+fn discouraged_metric_names_are_noted() {
     let probes = "probes:
       - on: usdt:udp:block_race_winner
         metrics: [{ counter: races }]";
@@ -351,7 +351,7 @@ fn names_that_prometheus_advises_against_are_remarked_on() {
 }
 
 #[test]
-fn a_hashed_password_is_accepted_and_a_long_one_is_not_cut() {
+fn accepts_hashed_passwords_and_rejects_overlong_ones() {
     let hash = |password: &str| {
         let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
             .args(["hash-password", "--cost", "4"])
@@ -379,7 +379,7 @@ fn a_hashed_password_is_accepted_and_a_long_one_is_not_cut() {
 }
 
 #[test]
-fn paths_that_a_start_refuses_are_errors() {
+fn unusable_paths_are_errors() {
     let with = |more: &str| check(&format!("{more}\n{}", config(&demo("fibre-demo"), "profile: fibre")));
     let told = with("log_file: /nowhere/exporter.log").bad(2);
     assert!(told.contains("failed to open the log file /nowhere/exporter.log: No such file"), "{told}");

@@ -55,7 +55,7 @@ fn shipped() -> Vec<(&'static str, String)> {
 }
 
 #[test]
-fn shipped_dashboards_are_what_the_command_prints() {
+fn shipped_dashboards_match_the_command_output() {
     for (name, text) in shipped() {
         let printed = dashboard(&text, &[]);
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("grafana/{name}.json"));
@@ -128,7 +128,7 @@ fn every_metric_has_a_panel_and_every_query_is_promql() {
 }
 
 #[test]
-fn panels_lie_beside_each_other_and_say_what_they_show() {
+fn panels_do_not_overlap_and_are_described() {
     for text in configurations() {
         let json: Json = serde_json::from_str(&dashboard(&text, &[])).expect("JSON");
         assert_eq!((&json["schemaVersion"], &json["id"]), (&Json::from(39), &Json::Null));
@@ -149,7 +149,7 @@ fn panels_lie_beside_each_other_and_say_what_they_show() {
 }
 
 #[test]
-fn the_kinds_are_shown_by_what_they_are() {
+fn queries_match_the_metric_kinds() {
     let json: Json = serde_json::from_str(&dashboard(&configurations()[1], &[])).expect("JSON");
     let exprs = |metric: &str| -> Vec<String> {
         let about = |panel: &&Json| {
@@ -186,7 +186,7 @@ fn the_kinds_are_shown_by_what_they_are() {
 }
 
 #[test]
-fn the_first_screen_is_of_now_and_the_rows_below_the_first_are_collapsed() {
+fn first_screen_is_instant_and_later_rows_are_collapsed() {
     let mut uids = BTreeSet::new();
     for text in configurations() {
         let json: Json = serde_json::from_str(&dashboard(&text, &[])).expect("JSON");
@@ -239,7 +239,7 @@ fn has_probes(text: &str) -> bool {
 }
 
 #[test]
-fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
+fn alert_rules_have_a_severity_and_docs() {
     let docs = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/alerts.md")).unwrap();
     let reference =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).unwrap();
@@ -281,7 +281,7 @@ fn alerts_are_rules_with_a_severity_and_a_section_in_the_docs() {
 }
 
 #[test]
-fn alerts_fire_when_they_should_for_each_of_two_nodes_of_one_name() {
+fn alerts_fire_for_each_of_two_nodes_of_one_name() {
     let scratch = Scratch::new();
     let key = scratch.write("api-key", "k");
     let secret = scratch.write("secret", "0123456789abcdef0123456789abcdef");

@@ -72,7 +72,7 @@ fn of_exporter(program: &str) -> Probes {
 }
 
 #[test]
-fn the_probes_are_those_that_binutils_lists() {
+fn probes_match_binutils_output() {
     for program in programs() {
         let expected = of_readelf(&program);
         assert!(!expected.is_empty(), "readelf shows no probes in {program}");
@@ -81,7 +81,7 @@ fn the_probes_are_those_that_binutils_lists() {
 }
 
 #[test]
-fn columns_say_what_each_probe_has() {
+fn columns_describe_each_probe() {
     let text = exporter(&["probes", &demo("fibre-demo")]).good();
     let row = text.lines().find(|line| line.contains("block_race_winner")).expect("its row");
     assert_eq!(
@@ -93,7 +93,7 @@ fn columns_say_what_each_probe_has() {
 }
 
 #[test]
-fn an_argument_that_cannot_be_read_says_why() {
+fn unreadable_argument_states_the_reason() {
     let text = exporter(&["probes", &demo("forms")]).good();
     assert!(text.contains("arg8 f64 (unreadable), arg9 u64"), "{text}");
     let reason = text.lines().find(|line| line.contains("arg8 cannot be read")).expect("the reason");
@@ -101,7 +101,7 @@ fn an_argument_that_cannot_be_read_says_why() {
 }
 
 #[test]
-fn a_program_without_probes_says_what_next() {
+fn program_without_probes_suggests_next_steps() {
     let text = exporter(&["probes", "/bin/true"]).good();
     assert!(text.contains("no USDT probes") && text.contains("--functions"), "{text}");
     let scratch = Scratch::new();
@@ -118,7 +118,7 @@ fn a_program_without_probes_says_what_next() {
 }
 
 #[test]
-fn what_is_no_program_is_refused_with_the_reason() {
+fn rejects_non_programs_with_a_reason() {
     let scratch = Scratch::new();
     let mut narrow = std::fs::read(demo("fibre-demo")).expect("read");
     narrow[4] = 1;
@@ -147,7 +147,7 @@ fn what_is_no_program_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_program_for_another_machine_is_listed_but_not_traced() {
+fn foreign_architecture_is_listed_but_not_traced() {
     let scratch = Scratch::new();
     let mut arm = std::fs::read(demo("fibre-demo")).expect("read");
     arm[18] = 183;
@@ -159,7 +159,7 @@ fn a_program_for_another_machine_is_listed_but_not_traced() {
 }
 
 #[test]
-fn a_process_is_found_by_its_number_and_by_its_name() {
+fn finds_a_process_by_pid_and_name() {
     let scratch = Scratch::new();
     // A name that no process of another test has.
     let program = scratch.path("probes-by-name");
@@ -177,7 +177,7 @@ fn a_process_is_found_by_its_number_and_by_its_name() {
 }
 
 #[test]
-fn a_process_whose_libraries_have_probes_names_them() {
+fn process_lists_libraries_with_probes() {
     let scratch = Scratch::new();
     let source = "#include <string>\n#include <unistd.h>\n\
                   int main(int argc, char **argv) { std::string s(argv[0]); while (argc > 0) pause(); throw s; }";
@@ -195,7 +195,7 @@ fn a_process_whose_libraries_have_probes_names_them() {
 }
 
 #[test]
-fn functions_say_their_cost_and_what_cannot_be_done() {
+fn functions_list_cost_and_limitations() {
     let scratch = Scratch::new();
     let source = "int twice(int n) { return 2 * n; }\nint main(int argc, char **argv) { (void)argv; return twice(argc); }\n";
     let plain = scratch.compile("plain", "cc", source, &["-O0", "-fcf-protection=none"]);
@@ -247,7 +247,7 @@ fn functions_say_their_cost_and_what_cannot_be_done() {
 }
 
 #[test]
-fn check_accepts_every_configuration_to_start_from() {
+fn check_accepts_every_starter_config() {
     let scratch = Scratch::new();
     for program in programs() {
         let yaml = exporter(&["probes", "--yaml", &program]).good();
@@ -264,7 +264,7 @@ fn check_accepts_every_configuration_to_start_from() {
 }
 
 #[test]
-fn an_argument_of_a_configuration_to_start_from_is_used_by_uncommenting_it() {
+fn starter_config_arguments_work_when_uncommented() {
     let scratch = Scratch::new();
     let yaml = exporter(&["probes", "--yaml", &demo("fibre-demo")]).good();
     let probe = yaml.find("- on: usdt:udp:block_race_winner").expect("the probe");
@@ -277,14 +277,14 @@ fn an_argument_of_a_configuration_to_start_from_is_used_by_uncommenting_it() {
 }
 
 #[test]
-fn there_is_no_configuration_to_start_from_without_probes() {
+fn no_starter_config_without_probes() {
     let told = exporter(&["probes", "--yaml", "/bin/true"]).bad(2);
     assert!(told.contains("cannot generate a configuration: no USDT probes"), "{told}");
 }
 
 /// Names that providers and functions may have, but a user's metrics must not.
 #[test]
-fn the_starter_configuration_of_awkward_names_is_accepted() {
+fn starter_config_of_reserved_names_is_accepted() {
     let scratch = Scratch::new();
     let providers = ["network", "xdp", "tc_egress", "process", "fibre_exporter", "NETWORK", "_9", "le"];
     let probes: String = providers.iter().map(|name| format!("DTRACE_PROBE1({name}, hit, n);")).collect();
@@ -296,7 +296,7 @@ fn the_starter_configuration_of_awkward_names_is_accepted() {
 }
 
 #[test]
-fn the_starter_configurations_of_real_programs_are_accepted() {
+fn starter_configs_of_real_programs_are_accepted() {
     let scratch = Scratch::new();
     let real = [
         "/usr/lib/postgresql/15/bin/postgres",

@@ -18,7 +18,7 @@ fn widest(text: &str) -> usize {
 }
 
 #[test]
-fn a_narrow_screen_gets_a_block_for_each_probe() {
+fn narrow_screen_shows_a_block_per_probe() {
     let scratch = Scratch::new();
     let file = scratch.write("c.yaml", config(&demo("fibre-demo"), "profile: fibre"));
     let narrow = on_a_terminal(80, "", &file);
@@ -43,7 +43,7 @@ fn a_narrow_screen_gets_a_block_for_each_probe() {
 }
 
 #[test]
-fn the_line_above_the_probes_is_wrapped_and_a_function_has_no_semaphores() {
+fn target_line_wraps_and_functions_show_no_semaphores() {
     let scratch = Scratch::new();
     let probe = "probes: [{ function: f, metrics: [{ counter: f_total }] }]";
     let file = scratch.write("c.yaml", config("/nowhere/at/all/program", probe));
@@ -53,7 +53,7 @@ fn the_line_above_the_probes_is_wrapped_and_a_function_has_no_semaphores() {
 }
 
 #[test]
-fn a_list_of_functions_fits_a_narrow_screen() {
+fn function_list_fits_a_narrow_screen() {
     let exporter = env!("CARGO_BIN_EXE_exporter");
     let program = demo("leaf");
     let line = format!("stty cols 60 && {exporter} probes {program} --functions 'main'");
@@ -84,7 +84,7 @@ fn lists_and_what_is_said_about_them_fit_the_screen() {
 }
 
 #[test]
-fn states_are_coloured_unless_that_is_unwanted() {
+fn states_are_colored_unless_disabled() {
     let scratch = Scratch::new();
     let program = private_copy("fibre-demo", scratch.path("").as_path()).display().to_string();
     let file = scratch.write("c.yaml", config(&program, "profile: fibre"));
@@ -98,7 +98,7 @@ fn states_are_coloured_unless_that_is_unwanted() {
 }
 
 #[test]
-fn ctrl_c_ends_the_counting_and_keeps_the_counts() {
+fn ctrl_c_stops_and_prints_the_counts() {
     let scratch = Scratch::new();
     let program = private_copy("fibre-demo", scratch.path("").as_path());
     let yaml =

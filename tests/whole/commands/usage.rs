@@ -70,7 +70,7 @@ fn what_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {
 }
 
 #[test]
-fn wrong_usage_leaves_with_2_and_prints_nothing_else() {
+fn usage_errors_exit_with_2_and_empty_stdout() {
     let wrong: &[&[&str]] = &[
         &["nonsense"],
         &["--prot", "1"],
@@ -96,7 +96,7 @@ fn wrong_usage_leaves_with_2_and_prints_nothing_else() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn closed_stdout_is_not_an_error() {
     use std::process::{Command, Stdio};
     // More output than fits into a pipe.
     let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
