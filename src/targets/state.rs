@@ -183,8 +183,9 @@ mod tests {
         let Some(long_ago) = Instant::now().checked_sub(IDLE * 2) else { return };
         let mut state = TargetState::default();
         let path = |n: u32| PathBuf::from(format!("/build/{n:03}/program"));
-        let at =
-            |n: u32| if n.is_multiple_of(2) { Instant::now() } else { long_ago + Duration::from_millis(n.into()) };
+        let at = |n: u32| {
+            if n.is_multiple_of(2) { Instant::now() } else { long_ago + Duration::from_millis(n.into()) }
+        };
         state.paths.extend((0..400).map(|n| (path(n), at(n))));
         state.forget_paths();
         assert_eq!(state.paths.len(), 200 + IDLE_PATHS);
