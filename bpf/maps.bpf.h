@@ -14,6 +14,7 @@ const volatile __u32 used_probe_flags = ~0U; /* enum probe_flag */
 const volatile __u32 used_label_flags = ~0U; /* enum label_flag */
 const volatile __u32 used_events = ~0U; /* bit enum event_class */
 const volatile __u32 used_globs = ~0U;
+const volatile __u32 used_process_texts = ~0U;
 
 #define HAS(probe, flag) ((probe)->flags & (flag) && used_probe_flags & (flag))
 

@@ -34,6 +34,31 @@ static __always_inline bool prepend(struct process_text *text, const struct dent
 	return true;
 }
 
+struct path_walk {
+	struct process_text *text;
+	struct dentry *dentry;
+	struct mount *mount;
+};
+
+/* Visits one directory or mount, for bpf_loop; returns 1 at the root. */
+static long visit_parent(__u32 i, struct path_walk *walk)
+{
+	struct dentry *dentry = walk->dentry, *parent = BPF_CORE_READ(dentry, d_parent);
+	struct mount *mount = walk->mount;
+
+	if (dentry == parent || dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
+		struct mount *around = BPF_CORE_READ(mount, mnt_parent);
+
+		if (around == mount)
+			return 1;
+		walk->dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->mount = around;
+		return 0;
+	}
+	walk->dentry = parent;
+	return !prepend(walk->text, dentry);
+}
+
 /*
  * Reads the path as seen in the process's own mount namespace, whether or not it is another file's by now. Of a path
  * that is too long, the end is kept.
@@ -42,32 +67,17 @@ static __always_inline bool read_exe(struct process_text *text)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct file *exe = BPF_CORE_READ(task, mm, exe_file);
-	struct dentry *first = BPF_CORE_READ(exe, f_path.dentry), *dentry = first;
-	struct mount *mount = (void *)BPF_CORE_READ(exe, f_path.mnt) - bpf_core_field_offset(struct mount, mnt);
+	struct path_walk walk = { .text = text };
 
 	if (!exe)
 		return false;
 	text->from = PROCESS_TEXT;
-#pragma clang loop unroll(disable)
-	for (__u32 i = 0; i < MAX_DEPTH; i++) {
-		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
-
-		if (dentry == parent || dentry == BPF_CORE_READ(mount, mnt.mnt_root)) {
-			struct mount *around = BPF_CORE_READ(mount, mnt_parent);
-
-			if (around == mount)
-				break;
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mount = around;
-			continue;
-		}
-		if (!prepend(text, dentry))
-			break;
-		dentry = parent;
-	}
+	walk.dentry = BPF_CORE_READ(exe, f_path.dentry);
+	walk.mount = (void *)BPF_CORE_READ(exe, f_path.mnt) - bpf_core_field_offset(struct mount, mnt);
+	bpf_loop(MAX_DEPTH, visit_parent, &walk, 0);
 	/* A memfd is in no directory. */
 	if (text->from == PROCESS_TEXT)
-		prepend(text, first);
+		prepend(text, BPF_CORE_READ(exe, f_path.dentry));
 	text->length = PROCESS_TEXT - text->from;
 	return true;
 }

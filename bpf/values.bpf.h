@@ -105,6 +105,8 @@ static __always_inline __u64 value_at(const struct location *at, const struct pt
 		return 0;
 	case LOC_EXE:
 	case LOC_CMDLINE:
+		if (!used_process_texts)
+			return PROCESS_NO_ROOM;
 		raw = process_text_number(at->op == LOC_EXE ? PROCESS_EXE : PROCESS_CMDLINE);
 		*fault |= raw == PROCESS_UNREADABLE;
 		return raw;

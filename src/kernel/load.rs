@@ -171,7 +171,8 @@ impl Kernel {
                 rodata.nfamilies = filters.families.len() as u32;
                 (rodata.used_probe_flags, rodata.used_events) = (tables.probe_flags(), tables.events());
                 (rodata.used_label_flags, rodata.used_globs) =
-                    (tables.label_flags(), count(filters.globs.len()));
+                    (tables.label_flags(), filters.globs.len() as u32);
+                rodata.used_process_texts = has_process_texts(plan).into();
             }
             open.progs.family_forked.set_autoload(has_families);
             open.progs.family_ended.set_autoload(has_families);
