@@ -106,7 +106,7 @@ __noinline int has_member(__u64 address, __u32 number)
 		return 0;
 	group.key.filter = number;
 	group.key.pad = 0;
-	/* One whose engine gives it no id is known by the whole name. */
+	/* A container without an id from its engine is identified by the whole name. */
 	if (end < (long)sizeof(group.key.id)) {
 		__builtin_memset(group.key.id, 0, sizeof(group.key.id));
 		bpf_probe_read_kernel_str(group.key.id, sizeof(group.key.id), name);

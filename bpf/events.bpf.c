@@ -258,8 +258,8 @@ int ended(__u64 *ctx)
 }
 
 /*
- * A breakpoint that is neither a probe's nor a debugger's, as in code that was copied with a probe in it. A runtime may have a handler for
- * the signal, and end the process in another way.
+ * A breakpoint that belongs to neither a probe nor a debugger, as in code that was copied together with a probe's
+ * breakpoint. A runtime may handle the signal and end the process in another way.
  */
 SEC("raw_tp/signal_generate")
 int trapped(__u64 *ctx)
@@ -268,7 +268,7 @@ int trapped(__u64 *ctx)
 	struct task_struct *task = (void *)ctx[2];
 	__u32 pid, *state;
 
-	/* Small numbers stand for what has no more to tell. */
+	/* Small numbers stand for signals without details. */
 	if (ctx[0] != SIGNAL_TRAP || ctx[1] <= 2 || BPF_CORE_READ(info, si_code) != SIGNAL_BY_KERNEL ||
 	    BPF_CORE_READ(task, ptrace))
 		return 0;
@@ -349,7 +349,7 @@ extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struc
 extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
 extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
 
-/* Whether the current process has mapped the same code of the file more than once, or it cannot be told. */
+/* Whether the current process has mapped the same code of the file more than once, or that cannot be determined. */
 static __always_inline bool is_mapped_again(__u64 inode)
 {
 	struct bpf_iter_task_vma all;
@@ -381,9 +381,9 @@ static __always_inline bool is_mapped_again(__u64 inode)
 }
 
 /*
- * Attached to what a loader runs first of a file whose semaphores have to be raised: all of the file is mapped by then, and none of
- * its probes was reached. The cookie is the inode's address; LOADED_AGAIN is set in it where that is to be told only of who has
- * loaded the file before.
+ * Attached to the first code that a loader runs of a file whose semaphores have to be raised: all of the file is
+ * mapped by then, and none of its probes has been reached. The cookie is the inode's address, with LOADED_AGAIN set
+ * if only processes that had already loaded the file are to be reported.
  */
 SEC("uprobe.multi")
 int loaded(void *ctx)

@@ -10,10 +10,10 @@
 enum event_limit {
 	PATH_BYTES = 128,
 	MAX_EVENT_GLOBS = 256,
-	SIGNAL_OF_CODE = 0x7f, /* as wait(2) gives it */
-	LOADED_AGAIN = 1, /* no address of an inode has it */
+	SIGNAL_OF_CODE = 0x7f, /* as encoded by wait(2) */
+	LOADED_AGAIN = 1, /* a bit that no inode's address has set */
 	SIGNAL_TRAP = 5, /* SIGTRAP */
-	SIGNAL_BY_KERNEL = 0x80, /* SI_KERNEL, which is also what a breakpoint that is nobody's raises */
+	SIGNAL_BY_KERNEL = 0x80, /* SI_KERNEL, also for a breakpoint that belongs to no probe or debugger */
 };
 
 enum process_event_kind {
@@ -79,7 +79,7 @@ struct named_file {
 enum tracked_state {
 	TRACKED_FOUND = 1,
 	TRACKED_PINNED = 2, /* always reported, as is a later process with the same pid */
-	TRACKED_TRAPPED = 4, /* besides: a thread of it came to a breakpoint that is nobody's */
+	TRACKED_TRAPPED = 4, /* a flag: one of its threads hit a breakpoint that belongs to no probe or debugger */
 };
 
 enum cgroup_state {

@@ -150,7 +150,7 @@ pub(crate) fn in_word(parameters: &Parameters, word: usize) -> Option<&Parameter
     parameters.all.iter().find(|parameter| parameter.word() == Some(word))
 }
 
-/// Whether some parameter, or a part of one, is in this word.
+/// Returns whether a parameter, or a part of one, is in this word.
 fn holds_word(parameters: &Parameters, word: usize) -> bool {
     parameters.all.iter().filter_map(|one| one.words.as_ref()).any(|words| words.contains(&word))
 }

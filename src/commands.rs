@@ -67,7 +67,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
     }
 }
 
-/// Help and the version that were asked for, or what is wrong with the command line.
+/// Prints the requested help or version, or what is wrong with the command line.
 pub fn explain(error: &clap::Error) -> ExitCode {
     let written = written(error.print());
     if error.use_stderr() { ExitCode::from(CONFIGURATION) } else { written }
@@ -304,7 +304,7 @@ fn show_man_page(of: Option<&str>) -> ExitCode {
     show_bytes(&page)
 }
 
-/// Each with what it is for: beside it, or below where a line has no room for that.
+/// Lists the profiles with their descriptions: beside the name, or below it if the line has no room.
 fn list_of_profiles(screen: Option<usize>) -> String {
     let mut list = String::new();
     for (name, _) in profiles() {

@@ -90,7 +90,8 @@ pub(crate) fn living_thread(pid: u32) -> u32 {
     others.filter(|id| *id != pid).find(|id| runs(*id)).unwrap_or(pid)
 }
 
-/// Whether the right to look into the process is missing. Of one that has just ended, /proc says the same.
+/// Returns whether permission to inspect the process is missing. /proc reports the same error for a process that has
+/// just ended, which does not count.
 pub(crate) fn is_denied(pid: u32, err: &io::Error) -> bool {
     err.kind() == io::ErrorKind::PermissionDenied && Path::new("/proc").join(pid.to_string()).exists()
 }
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_hidden_of_a_process_that_has_ended() {
+    fn ended_process_is_not_reported_as_denied() {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         assert!(is_denied(std::process::id(), &denied) && !is_denied(u32::MAX, &denied));
         assert!(!is_denied(std::process::id(), &io::ErrorKind::NotFound.into()));

@@ -79,7 +79,7 @@ pub fn turns(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Vec<(Si
 pub struct Costs {
     exits: usize,
     dear: usize,
-    /// What else is to be known of their costs.
+    /// Further remarks on their costs.
     besides: &'static str,
     followed: Vec<String>,
     untold: Vec<String>,

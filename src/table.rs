@@ -56,7 +56,7 @@ impl TextTable {
         }
     }
 
-    /// As columns. Lines between them are wrapped.
+    /// Formats it in columns. Text lines between the rows are wrapped.
     fn columns(&self, screen: Option<usize>) -> String {
         let widths = self.widths(MAX_CELL);
         let mut text = String::new();
@@ -162,7 +162,7 @@ impl fmt::Display for TextTable {
     }
 }
 
-/// Lines, each no longer than the screen, as far as words allow.
+/// Wraps lines to the width of the screen, as far as words allow.
 pub(crate) fn wrapped(text: &str, screen: Option<usize>) -> String {
     let Some(screen) = screen else { return text.to_owned() };
     let mut to = String::new();
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_between_columns_is_wrapped_too() {
+    fn lines_between_rows_are_wrapped() {
         let mut table = TextTable::new(2, &["NAME", "N"]);
         table.row(["p:one".to_owned(), "1".to_owned()]);
         table.line("cannot be used: because of something long");

@@ -295,7 +295,7 @@ pub fn man_page(of: Option<&str>) -> Option<Vec<u8>> {
     Some(page)
 }
 
-/// What a page for administrators says beside commands and flags, before the version, which comes last.
+/// Adds the sections of the administrator's page other than commands and flags, before the version, which comes last.
 fn with_sections(page: &str) -> String {
     page.replace(".SH EXTRA\n", ".SH ENVIRONMENT\n")
         .replace(".SH VERSION\n", concat!(include_str!("man.roff"), ".SH VERSION\n"))

@@ -61,15 +61,15 @@ pub enum Format {
     Yaml,
 }
 
-/// What `args` ask for; the first of them is the program's name. `--help` and `--version` come back as
-/// errors too: [`clap::Error::print`] prints each as it should be.
+/// Parses the command line; the first of `args` is the program's name. `--help` and `--version` are returned as errors,
+/// too: [`clap::Error::print`] prints each of them appropriately.
 pub fn parse<I, T>(args: I) -> Result<Invocation, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
     let mut args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    // clap's own command takes no flags.
+    // clap's own `help` command accepts no flags.
     if args.get(1).is_some_and(|first| first == "help") {
         args.retain(|arg| arg != "--help" && arg != "-h");
     }

@@ -38,8 +38,8 @@ pub fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) ->
     best.map(|(_, candidate)| candidate)
 }
 
-/// The key that was meant: the nearest, or one that says the same with more words or fewer (`bind_address`, `password`), the one with most in
-/// common and least besides.
+/// Returns the key most likely intended: the nearest one, or one with the same words and additional or missing ones
+/// (`bind_address`, `password`), preferring the most words in common and the fewest others.
 pub fn nearest_key<'c>(name: &str, keys: &[&'c str]) -> Option<&'c str> {
     let words = |text: &str| -> Vec<String> {
         let parts = text.split('_').filter(|word| !word.is_empty());
@@ -53,7 +53,7 @@ pub fn nearest_key<'c>(name: &str, keys: &[&'c str]) -> Option<&'c str> {
             let is_alike = !given.is_empty() && (contains(&given, &own) || contains(&own, &given));
             is_alike.then(|| ((own.len().min(given.len()), std::cmp::Reverse(own.len())), *key))
         });
-        // Of equals, the first.
+        // The first of equals.
         alike.reduce(|best, other| if other.0 > best.0 { other } else { best }).map(|(_, key)| key)
     })
 }
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_with_more_words_or_fewer() {
+    fn suggests_keys_with_extra_or_missing_words() {
         let keys = [
             "X-Content-Type-Options",
             "bind",

@@ -8,10 +8,10 @@ use crate::kinds::panel::Query;
 pub(super) const WIDTH: usize = 24;
 /// Labels with long values, and the minimum width of their columns.
 const WIDE: [(&str, usize); 4] = [("probe", 220), ("reason", 340), ("node", 140), ("instance", 170)];
-/// Units whose values are words ("a few seconds ago"), and the least width of their columns.
+/// Units whose values are words ("a few seconds ago"), and the minimum width of their columns.
 const WORDY: [&str; 2] = ["dateTimeFromNow", "dtdurations"];
 const WORDY_WIDTH: usize = 140;
-/// Width of a letter in a table, what is beside a text, and the least width of a column of numbers.
+/// The width of a letter in a table, the padding around a text, and the minimum width of a column of numbers.
 const LETTER: usize = 8;
 const PADDING: usize = 24;
 const LEAST: usize = 78;
@@ -196,7 +196,7 @@ impl Grid {
             names.insert(value.clone(), json!(column.name));
             order.insert(value, json!(if at == 0 { 0 } else { by.len() + at }));
             let mut properties = vec![json!({"id": "unit", "value": column.unit})];
-            // Of equal widths, numbers would have too much and words too little.
+            // With equal widths, numbers would have too much room and words too little.
             properties.push(if WORDY.contains(&column.unit) {
                 json!({"id": "custom.minWidth", "value": WORDY_WIDTH})
             } else {

@@ -135,7 +135,8 @@ impl<'a> Functions<'a> {
             && (self.unwind.covering(entry).is_none() || self.name(entry).ends_with("_info"))
     }
 
-    /// Whether the function's frame may be moved while it runs: since version 5, OCaml copies a stack that has to grow.
+    /// Returns whether the function's frame may be moved while it runs: since version 5, OCaml copies a stack that
+    /// needs to grow.
     pub(super) fn is_moved(&self, entry: u64) -> bool {
         let is_ocaml = matches!(Runtime::of_name(self.name(entry)), Some((Runtime::OCaml, _)));
         is_ocaml

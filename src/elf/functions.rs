@@ -234,8 +234,8 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
     Ok(entry)
 }
 
-/// Whether the program copies the function of this name, with a breakpoint that is in it, to another place: .NET's runtime puts its
-/// write barriers together from those in the file.
+/// Returns whether the program copies the function of this name elsewhere, together with any breakpoint in it: the .NET
+/// runtime assembles its write barriers from those in the file.
 fn is_copied(image: &Image<'_>, name: &str) -> bool {
     let barriers = ["JIT_WriteBarrier", "JIT_CheckedWriteBarrier", "JIT_ByRefWriteBarrier"];
     (barriers.contains(&name) || name.starts_with("JIT_WriteBarrier_"))
@@ -244,8 +244,8 @@ fn is_copied(image: &Image<'_>, name: &str) -> bool {
 
 const COPIED: &str = "the program copies this code to another place, where the breakpoint in it would end it";
 
-/// How a function that is not Go's is called. The file's symbols are only looked through for a name that tells of something else
-/// than C.
+/// Returns the calling convention of a function that is not Go's. The file's symbols are searched only if the name
+/// suggests something other than C.
 fn convention(index: &SymbolIndex<'_>, name: &str) -> Convention {
     match Runtime::of_name(name) {
         Some((runtime, convention)) if index.code().runtime() == Some(runtime) => convention,

@@ -39,7 +39,7 @@ pub struct Headers<'a> {
     section_names: &'a [u8],
 }
 
-/// A semaphore that has to be looked after in each process, see [`Headers::semaphore`].
+/// A semaphore that has to be managed in each process, see [`Headers::semaphore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Semaphore {
     /// Its offset in the file.
@@ -51,13 +51,14 @@ pub struct Semaphore {
     /// Offset of the first code of the file that a loader runs once it has mapped all of the file; 0 if there is none.
     #[serde(default)]
     pub first_code: u64,
-    /// Two writable segments load its page, as LLVM's linker lays out the data that becomes read-only after relocation beside the
-    /// rest. In a program that starts, the kernel raises it in the first of them, which need not be the one that the program reads.
+    /// Whether two writable segments load its page, as with LLVM's linker, which places the data that becomes read-only
+    /// after relocation next to the rest. In a process that starts, the kernel raises the semaphore in the first of
+    /// them, which need not be the one that the program reads.
     #[serde(default = "is_on_shared_page")]
     pub is_on_shared_page: bool,
 }
 
-/// Of those that were written down before others were looked after.
+/// The default for semaphores saved by earlier versions, which handled only these.
 fn is_on_shared_page() -> bool {
     true
 }
@@ -155,8 +156,8 @@ impl<'a> Headers<'a> {
         })
     }
 
-    /// Where a semaphore is that the kernel may not raise everywhere: of a library, which a process can load several times, or on a page
-    /// that two segments load. None for others.
+    /// Returns the location of a semaphore that the kernel might not raise everywhere: that of a library, which a
+    /// process can load several times, or one on a page that two segments load. `None` for others.
     pub fn semaphore(&self, offset: u64) -> Option<Semaphore> {
         let page = offset / PAGE;
         let holds = |s: &ProgramHeader64<LittleEndian>| {
@@ -302,7 +303,7 @@ impl<'a> Headers<'a> {
         table.unwrap_or(&[]).iter().map(|entry| (entry.d_tag.get(LE), entry.d_val.get(LE))).collect()
     }
 
-    /// Whether a process can load the file when it has done so already.
+    /// Returns whether a process can load the file more than once.
     fn is_library(&self) -> bool {
         let has_name = || self.dynamic().iter().any(|(tag, _)| *tag == elf::DT_SONAME);
         self.pie && (!self.has_interpreter() || has_name())

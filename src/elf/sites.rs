@@ -63,9 +63,9 @@ pub enum Convention {
     GoStack,
     /// Go code for which neither is certain.
     Unknown,
-    /// The words of arguments, but floating point, in ten registers.
+    /// The words of all arguments, except floating point, in ten registers.
     OCaml,
-    /// As no function of C, for this reason.
+    /// Unlike any C function, for this reason.
     Own(&'static str),
 }
 

@@ -343,7 +343,7 @@ mod tests {
 
     #[test]
     fn port_taken_on_ipv6_does_not_fall_back_to_ipv4() {
-        // Another program may have the same port of IPv4, if only for a connection: of several, one is free.
+        // Another program may use the same port on IPv4, if only for a connection: of several ports, one is free.
         let is_of_ipv6_alone = || {
             let taken = Listener::bind_ipv6(0).unwrap();
             let port = taken.socket_address().unwrap().port();

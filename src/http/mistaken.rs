@@ -1,8 +1,8 @@
-//! What a file is that is no certificate or key that can be used, for people who believe that it is one.
+//! Identifies files that are not usable certificates or keys, for users who expect them to be.
 
 use rustls_pki_types::PrivateKeyDer;
 
-/// Why a text is not PEM at all, though it may look like it.
+/// Returns why a file is not PEM at all, even if it looks like it.
 pub(super) fn encoding(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [] => Some("is empty"),
@@ -10,7 +10,7 @@ pub(super) fn encoding(bytes: &[u8]) -> Option<&'static str> {
             "begins with a byte order mark (BOM), which hides its first line; save it as UTF-8 without one",
         ),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("is UTF-16; save it as ASCII or UTF-8"),
-        // A sequence of some hundred bytes or more, as certificates and keys in DER begin, and PKCS#12.
+        // A sequence of a few hundred bytes or more: certificates and keys in DER, and PKCS#12, begin with one.
         [0x30, 0x81..=0x83, ..] => Some(
             "is binary (DER or PKCS#12), not PEM; convert it with `openssl x509`, `openssl pkey` or `openssl pkcs12`",
         ),
@@ -18,7 +18,7 @@ pub(super) fn encoding(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// What a PEM file has in place of what was looked for, by its first section.
+/// Returns what a PEM file contains instead of the expected content, judging by its first section.
 pub(super) fn section(bytes: &[u8]) -> Option<&'static str> {
     const SECTIONS: [(&str, &str); 6] = [
         ("CERTIFICATE REQUEST", "a certificate request, which an authority makes a certificate of"),
@@ -35,11 +35,12 @@ pub(super) fn section(bytes: &[u8]) -> Option<&'static str> {
     found.or_else(|| (name == "CERTIFICATE").then_some("a certificate"))
 }
 
-/// Bytes of an RSA key (PKCS#1) with 2048 bits and with 8192, less and more what is around it and how far numbers vary.
+/// Limits for the sizes in bytes of RSA keys (PKCS#1) with 2048 and with 8192 bits: below and above the actual sizes,
+/// to allow for the container and for the varying lengths of numbers.
 const RSA_2048: usize = 1100;
 const RSA_8192: usize = 4800;
 
-/// Object identifiers of algorithms and curves in DER (RFC 5480, RFC 8410, RFC 3279), and what they mean.
+/// Object identifiers of algorithms and curves in DER (RFC 5480, RFC 8410, RFC 3279), and their descriptions.
 const ALGORITHMS: [(&[u8], &str); 6] = [
     (&[0x2b, 0x81, 0x04, 0x00, 0x23], "it is of the curve P-521"),
     (&[0x2b, 0x81, 0x04, 0x00, 0x0a], "it is of the curve secp256k1"),
@@ -50,10 +51,11 @@ const ALGORITHMS: [(&[u8], &str); 6] = [
 ];
 const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
 
-/// Where algorithm and curve stand in a PKCS#8 key: before the key itself, whose bytes are anything.
+/// How many bytes at the start of a PKCS#8 key contain the algorithm and the curve. The key itself follows, and may
+/// contain any bytes.
 const HEADER: usize = 40;
 
-/// What sort of key it is that cannot be used.
+/// Returns the kind of a key that cannot be used.
 pub(super) fn key(key: &PrivateKeyDer<'_>) -> Option<&'static str> {
     let der = key.secret_der();
     let has =
@@ -70,7 +72,7 @@ pub(super) fn key(key: &PrivateKeyDer<'_>) -> Option<&'static str> {
         _ if is_rsa => return None,
         _ => {}
     }
-    // The curve of an EC key (RFC 5915) stands after its secret.
+    // In an EC key (RFC 5915), the curve follows the secret.
     let within = if matches!(key, PrivateKeyDer::Sec1(_)) { der } else { header };
     ALGORITHMS.iter().find(|(identifier, _)| has(identifier, within)).map(|(_, what)| *what)
 }
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_of_keys_are_told() {
+    fn identifies_unusable_kinds_of_keys() {
         let rsa = |bits: &str| {
             kind_of(&["genpkey", "-algorithm", "RSA", "-pkeyopt", &format!("rsa_keygen_bits:{bits}")])
         };
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_another_format_are_told() {
+    fn identifies_other_file_formats() {
         let told = |bytes: &[u8]| encoding(bytes).unwrap_or_default();
         assert!(told(b"\xef\xbb\xbf-----BEGIN CERTIFICATE-----").contains("BOM"));
         assert!(told(b"\xff\xfe-\0-\0").contains("UTF-16") && told(b"\x30\x82\x05\x00").contains("DER"));

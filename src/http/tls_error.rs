@@ -15,13 +15,13 @@ use rustls_pki_types::pem;
 pub enum TlsError {
     /// A file cannot be read; `what` is its expected content.
     Read { what: &'static str, path: PathBuf, source: io::Error },
-    /// It is in another encoding, or empty; `what` it should have held.
+    /// The file is empty or has another encoding; `what` is its expected content.
     Encoding { what: &'static str, path: PathBuf, problem: &'static str },
     /// The content is not valid PEM.
     Pem { path: PathBuf, source: pem::Error },
-    /// There is no certificate in the file, but perhaps something else.
+    /// The file contains no certificate, but possibly something else.
     NoCertificate { path: PathBuf, found: Option<&'static str> },
-    /// There is no key in the file, but perhaps something else.
+    /// The file contains no key, but possibly something else.
     NoKey { path: PathBuf, found: Option<&'static str> },
     /// The key is protected by a passphrase.
     Encrypted { path: PathBuf },
@@ -29,7 +29,7 @@ pub enum TlsError {
     UnsupportedKey { path: PathBuf, kind: Option<&'static str>, source: rustls::Error },
     /// Key and certificate do not match.
     Mismatch { certificate: PathBuf, key: PathBuf },
-    /// The certificate is of a version before 3.
+    /// The certificate's version is below 3.
     OldCertificate { path: PathBuf },
     /// The certificate is unusable.
     Certificate { path: PathBuf, source: rustls::Error },

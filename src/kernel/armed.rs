@@ -75,7 +75,7 @@ pub(super) fn check_breakpoints(attached: &mut Attached, view: &CodeView, sites:
     }
 }
 
-/// Sites without a breakpoint, but for those that are refused.
+/// Returns the sites without a breakpoint, except for refused ones.
 pub(super) fn unarmed(
     refused: &BTreeMap<usize, Refusal>,
     view: &CodeView,

@@ -21,26 +21,26 @@ use super::pinnable_link::detach;
 use super::placed::{AttachMethod, Attached, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
 
-/// As many breakpoints at once, in all processes together, are tried in the exporter alone before: the kernel sets one in some 5 us, and
-/// takes all out again for one that it refuses.
+/// From this many breakpoints on, in all processes together, attaching is first tried in the exporter alone: the kernel
+/// sets one in some 5 us, and removes all of them again if it refuses one.
 const MANY: usize = 10_000;
 
-/// So many places are tried one by one to find what spoils them: the kernel refuses one at once, but of several takes out those that it
-/// has accepted before, and waits for that.
+/// Sets of up to this many places are tried one by one to find the ones that the kernel refuses: it refuses a single
+/// one at once, but of a set it first removes those that it has already accepted, and waits for that.
 const ALONE: usize = 64;
 
-/// By position in the list of sites.
+/// Keyed by the position in the list of sites.
 type Refused = BTreeMap<usize, Refusal>;
 
 /// The links, and the points that could not be attached.
 type Accepted = (Vec<Link>, Refused);
 
 impl Kernel {
-    /// Attaches to the sites of one file: for all processes that run it, now or later.
+    /// Attaches to the sites of one file, for all processes that run it, now or later.
     ///
-    /// `idle` are places in the file's code that no process ever runs (see [`crate::elf::Image::idle_code`]); they are
-    /// needed where another tracer holds a site without its semaphore.
-    /// Those in `without` are refused already. So many `processes` map the file.
+    /// `idle` are places in the file's code that no process ever executes (see [`crate::elf::Image::idle_code`]); they
+    /// are needed where another tracer holds a site without its semaphore. Sites in `without` are already refused.
+    /// `processes` is the number of processes that map the file.
     pub fn attach(
         &self,
         file: &File,
@@ -62,7 +62,8 @@ impl Kernel {
             }
         }
         let mut known = 0;
-        // More than once if the kernel has refused one, or taken a probe and set no breakpoint, or half of a function: then without it.
+        // Repeated if the kernel has refused a site, accepted a probe without setting a breakpoint, or attached only
+        // half of a function: then without it.
         for _ in 0..4 {
             let mut attached = Attached { refused: without.clone(), ..Attached::default() };
             match self.attach_to(&mut attached, file, sites, held.as_ref(), idle) {
@@ -93,8 +94,9 @@ impl Kernel {
         refused(Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying"))
     }
 
-    /// What the kernel refuses in the exporter's own process, where it has to set and take out each breakpoint once, and nothing
-    /// is counted: sites that cannot be attached are added to `without`, and those that another tracer holds are returned.
+    /// Finds out what the kernel refuses by attaching in the exporter's own process, where the kernel has to set and
+    /// remove each breakpoint only once, and nothing is counted. Adds the sites that cannot be attached to `without`,
+    /// and returns those that another tracer holds.
     fn rehearse(
         &self,
         file: &File,
@@ -113,7 +115,8 @@ impl Kernel {
             held.extend(beside);
             tried.refused.extend(refused);
         }
-        // What it has taken without a look at the instruction, it looks at now, and leaves out what it cannot probe.
+        // The kernel now decodes the instructions that it accepted without decoding, and omits those that it cannot
+        // probe.
         if let Some(view) = view(file, sites).map_err(|err| Refusal::of_file(&err))? {
             let unarmed = unarmed(&tried.refused, &view, sites).into_iter();
             let refused = unarmed.filter(|at| !held.contains_key(at));
@@ -125,7 +128,8 @@ impl Kernel {
         Ok(held)
     }
 
-    /// False if the kernel refuses a site and it is not known yet which: `held` are those that another tracer holds, if it is.
+    /// Returns false if the kernel refuses a site and it is not known yet which one. `held` are the sites that another
+    /// tracer holds, if known.
     fn attach_to(
         &self,
         attached: &mut Attached,
@@ -140,8 +144,8 @@ impl Kernel {
         // The file that is examined is the one that is attached, whatever the path leads to by then.
         let opened = opened(file);
         let view = view(file, sites).map_err(|err| Refusal::of_file(&err))?;
-        // In this order, returns first: a call that is under way then has an end without a start, which is counted; the other way round
-        // its start would wait for ever.
+        // In this order, returns first: a call already in progress then has an end without a start, which is counted;
+        // in the opposite order, its start would wait forever.
         for kind in LinkType::ALL {
             let spots = spots_of(kind, sites, &attached.refused);
             if !self.attach_kind_of(attached, kind, &opened, spots, held, idle)? {
@@ -199,7 +203,7 @@ impl Kernel {
                 Ok(links) => return Ok(Some((links, bad))),
                 Err(refusal) if !refusal.kind.is_of_a_site() => return Err(refusal),
                 Err(_) if held.is_none() => return Ok(None),
-                // Something is in the way in another process.
+                // Something interferes in another process.
                 Err(_) => {
                     let mut tried = Vec::new();
                     let found = self.causes(ALL_PROCESSES, kind, path, &nobodys(&good), &mut tried);
@@ -234,7 +238,8 @@ impl Kernel {
         Ok((links, bad))
     }
 
-    /// Which spots spoil the set. What could be attached is added to `tried`: to detach it takes long.
+    /// Returns the points for which the kernel refuses the set. Adds the links that could be attached to `tried`,
+    /// because detaching takes long.
     fn causes(
         &self,
         pid: i32,
@@ -244,7 +249,7 @@ impl Kernel {
         tried: &mut Vec<Link>,
     ) -> Result<Refused, Refusal> {
         let mut bad = BTreeMap::new();
-        // Another tracer that is in the way has a semaphore, or ought to have.
+        // If another tracer interferes at a point, the point has a semaphore, or ought to have one.
         let (with, without): (Vec<_>, Vec<_>) = spots.iter().copied().partition(|spot| spot.semaphore != 0);
         let mut open = vec![with, without];
         while let Some(set) = open.pop() {
@@ -268,7 +273,7 @@ impl Kernel {
     }
 }
 
-/// The file that was looked at, whatever its path names by now.
+/// Returns a path to the file that was examined, whatever its own path leads to by now.
 fn opened(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
@@ -277,7 +282,7 @@ fn own_process() -> i32 {
     std::process::id() as i32
 }
 
-/// What one kind of link has to attach to.
+/// Returns the points that one kind of link has to attach to.
 fn spots_of(kind: LinkType, sites: &[PlacedSite<'_>], refused: &Refused) -> Vec<AttachPoint> {
     let of_kind = sites
         .iter()
@@ -289,7 +294,7 @@ fn spots_of(kind: LinkType, sites: &[PlacedSite<'_>], refused: &Refused) -> Vec<
     spots
 }
 
-/// The same places, for trials: hits are nobody's.
+/// Returns the same points for trials: hits belong to no site.
 fn nobodys(spots: &[AttachPoint]) -> Vec<AttachPoint> {
     spots.iter().map(|spot| AttachPoint { cookie: NO_SITE, ..*spot }).collect()
 }

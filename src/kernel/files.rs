@@ -36,7 +36,7 @@ pub struct Inode {
 pub struct MappedPart {
     pub pid: u32,
     pub memory: Range<u64>,
-    /// Where it begins in the file.
+    /// The offset in the file at which it begins.
     pub offset: u64,
 }
 

@@ -62,7 +62,7 @@ pub fn release(links: Vec<PinnableLink>) {
     detach(links.into_iter().filter_map(PinnableLink::into_link).collect());
 }
 
-/// Threads that take out what was attached for a trial and counts nothing: nobody else has to wait for that.
+/// Threads that detach trial links, which count nothing, so that nothing else has to wait for that.
 #[derive(Debug, Default)]
 pub(super) struct Trials(Mutex<Vec<JoinHandle<()>>>);
 
@@ -70,14 +70,14 @@ impl Trials {
     pub(super) fn detach(&self, links: Vec<Link>) {
         let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
-        // Where there is no thread, they are dropped here.
+        // If no thread can be started, the links are dropped here.
         let work = move || detach(links);
         threads.extend(std::thread::Builder::new().name("detach".to_string()).spawn(work));
     }
 }
 
 impl Drop for Trials {
-    /// Or the kernel would take them out one by one when the exporter has ended.
+    /// Waits for the threads: otherwise the kernel would detach the links one by one after the exporter has ended.
     fn drop(&mut self) {
         let threads = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
         threads.drain(..).for_each(|thread| drop(thread.join()));

@@ -25,7 +25,7 @@ pub(super) struct AttentionInput<'a> {
     pub started: f64,
     pub own: &'a ByName<'a>,
     pub targets: &'a [Target],
-    /// What `/ready` waits for of the network, in words.
+    /// The network conditions that `/ready` waits for, in words.
     pub network: &'a [String],
     pub blocklist: Option<&'a Blocklist>,
     pub scrapes: &'a [Scrape],

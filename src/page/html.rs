@@ -185,16 +185,16 @@ fn probes(status: &Status, to: &mut String) {
     section("probes", "Probes", &content, to);
 }
 
-/// More than this without anything to show are folded.
+/// More entries than this that have nothing to show are folded.
 const MANY: usize = 8;
 
-/// Those that are folded, and those that are shown.
+/// Returns the entries that are folded, and those that are shown.
 fn fold<T>(all: &[T], is_quiet: impl Fn(&T) -> bool) -> (Vec<&T>, Vec<&T>) {
     let (quiet, shown): (Vec<_>, Vec<_>) = all.iter().partition(|one| is_quiet(one));
     if quiet.len() > MANY { (quiet, shown) } else { (Vec::new(), all.iter().collect()) }
 }
 
-/// Names, escaped, behind a line that opens them.
+/// Renders names, escaped, in a list that a click on a line expands.
 fn folded(words: &str, names: impl Iterator<Item = String>) -> String {
     let items: String = names.map(|name| format!("<li>{name}</li>")).collect();
     format!("<details><summary>{words}</summary><ul class=\"names\">{items}</ul></details>")

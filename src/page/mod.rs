@@ -165,7 +165,8 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
     }
 }
 
-/// A sentence or two without numbers that change all the time, so that it can be read out. They are those of the tiles.
+/// Returns a sentence or two without constantly changing numbers, suitable for screen readers. The numbers are those of
+/// the tiles.
 fn summary(state: Health, totals: &Totals, network: usize, problems: usize) -> String {
     let things = |number: usize| match number {
         1 => "1 thing needs attention".to_owned(),
@@ -193,7 +194,7 @@ fn summary(state: Health, totals: &Totals, network: usize, problems: usize) -> S
     format!("{word}: {}.", not_attached(totals))
 }
 
-/// How many probes are attached, and where the others are.
+/// Returns how many probes are attached, and the states of the others.
 fn not_attached(totals: &Totals) -> String {
     let optional = totals.probes.saturating_sub(totals.attached + totals.missing + totals.shed);
     let are = |number: usize| if number == 1 { "is" } else { "are" };

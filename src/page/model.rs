@@ -70,9 +70,9 @@ pub struct HitCost {
 pub struct Totals {
     pub probes: usize,
     pub attached: usize,
-    /// Those that `/ready` waits for.
+    /// Probes that `/ready` waits for.
     pub missing: usize,
-    /// Those that were detached because of `limits.overhead`.
+    /// Probes detached because of `limits.overhead`.
     pub shed: usize,
     pub hits: f64,
     pub hits_per_second: Option<f64>,
@@ -125,7 +125,7 @@ pub struct Probe {
     pub name: String,
     /// As in `fibre_exporter_probe_state`.
     pub state: String,
-    /// `/ready` waits for it.
+    /// Whether `/ready` waits for it.
     pub is_missing: bool,
     pub reason: String,
     pub sites: f64,
@@ -134,7 +134,7 @@ pub struct Probe {
     /// How many of them were in other processes.
     pub filtered: f64,
     pub hits_per_second: Option<f64>,
-    /// Hits a second in the last minute, the latest last, as far as somebody looked.
+    /// Hits per second during the last minute, latest last, for the times at which the status was requested.
     pub recent: Vec<f64>,
     pub last_hit: Option<f64>,
     pub lost: Vec<Lost>,

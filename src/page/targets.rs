@@ -63,8 +63,8 @@ impl Columns {
     }
 }
 
-/// All targets in the order of the configuration, and how many probes are not among what is shown of them. `missing` are those that
-/// `/ready` waits for.
+/// Returns all targets in the order of the configuration, and how many of their probes are omitted. `missing` are the
+/// probes that `/ready` waits for.
 pub(super) fn targets(
     names: &[String],
     missing: &[(String, String)],

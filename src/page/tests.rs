@@ -89,7 +89,7 @@ fn absent_optional_probes_are_no_problem() {
 }
 
 #[test]
-fn the_sentence_has_the_numbers_of_the_tiles() {
+fn summary_matches_the_tiles() {
     let mut rows = PROBES;
     rows[1].2 = "shed";
     rows[3].2 = "absent";
@@ -115,7 +115,7 @@ fn the_sentence_has_the_numbers_of_the_tiles() {
 }
 
 #[test]
-fn what_nothing_happens_to_is_folded_when_it_is_much() {
+fn many_idle_entries_are_folded() {
     let probes = |idle: usize| -> Vec<Row> {
         let mut all = vec![PROBES[0]];
         let name = |number| &*Box::leak(format!("idle{number}").into_boxed_str());

@@ -92,8 +92,8 @@ fn abi() -> String {
     fingerprint(&format!("{EDITION}{}", code_of(&texts)))
 }
 
-/// C sources without comments and with single spaces: state that is pinned must survive an upgrade that only rewords or reformats them.
-/// None of them has a string with the marks of a comment in it.
+/// Returns C sources without comments and with single spaces: pinned state must survive an upgrade that only rewords or
+/// reformats them. None of the sources has a string that contains comment delimiters.
 pub fn code_of(sources: &[&str]) -> String {
     let mut code = String::new();
     for source in sources {
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_and_layout_of_sources_do_not_count() {
+    fn ignores_comments_and_layout_of_sources() {
         let source = "/* A row. */\nstruct row {\n\t__u64 a; /* first */\n\t__u32 b;\n};\n";
         let reworded = "/*\n * One row.\n */\nstruct row {\n\t__u64 a;   __u32 b; };";
         assert_eq!(code_of(&[source]), code_of(&[reworded]));

@@ -55,7 +55,7 @@ pub struct ResolvedSite {
     pub is_return: bool,
     /// An exit of a function.
     pub is_exit: bool,
-    /// The semaphore, if the kernel may not raise it everywhere.
+    /// The semaphore, if the kernel might not raise it everywhere.
     pub semaphore: Option<Semaphore>,
     /// The site as passed to the kernel, including the probe's number.
     pub(crate) entry: site,

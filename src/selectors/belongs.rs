@@ -12,10 +12,10 @@ pub struct Belongs {
     pub pod: Option<Pod>,
 }
 
-/// A container of Docker, Podman, containerd or CRI-O; or of LXC or systemd-nspawn, which give none a number.
+/// A container of Docker, Podman, containerd or CRI-O, or of LXC or systemd-nspawn, which do not assign ids.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Container {
-    /// All of its 64 digits; without any, what its control group is called.
+    /// All 64 digits of the id; if it has none, the name of its cgroup.
     pub id: String,
     pub name: Option<String>,
     pub image: Option<String>,
@@ -30,7 +30,7 @@ pub struct Pod {
     pub namespace: String,
 }
 
-/// Digits of a container's id.
+/// The number of digits of a container's id.
 const DIGITS: usize = 64;
 
 /// Minimum number of digits of a container id or its prefix.
@@ -80,7 +80,7 @@ impl Container {
         self.id == id || self.has_number() && id.len() >= ID_DIGITS && self.id.starts_with(id)
     }
 
-    /// Whether an engine has given it an id.
+    /// Returns whether an engine has assigned an id to it.
     pub fn has_number(&self) -> bool {
         self.id.len() == DIGITS
     }
@@ -108,9 +108,10 @@ fn container_of(cgroup: &str) -> Option<&str> {
     (is_id && is_apart && !before.ends_with("conmon-")).then_some(id)
 }
 
-/// The container that the control group of this name is made for by an engine that has no other ids: LXC and Incus
-/// (`lxc.payload.NAME`), and systemd-nspawn or what else tells systemd-machined of itself (`machine-NAME.scope`, and
-/// `systemd-nspawn@NAME.service` if it is started as a service). `has_member` of `bpf/cgroup.bpf.h` compares the whole name.
+/// Returns the container of the cgroup with this name, for engines that have no other ids: LXC and Incus
+/// (`lxc.payload.NAME`), and systemd-nspawn or anything else that registers with systemd-machined
+/// (`machine-NAME.scope`, and `systemd-nspawn@NAME.service` if it is started as a service). `has_member` of
+/// `bpf/cgroup.bpf.h` compares the whole name.
 fn named(cgroup: &str) -> Option<Container> {
     let within = |before: &str, after: &str| cgroup.strip_prefix(before)?.strip_suffix(after);
     let name = within("lxc.payload.", "")
@@ -121,7 +122,7 @@ fn named(cgroup: &str) -> Option<Container> {
     Some(Container { id: cgroup.to_owned(), name: Some(name), image: None })
 }
 
-/// A part of a unit's name as it was before systemd wrote `\x2d` for its hyphens.
+/// Restores a part of a unit's name, in which systemd wrote `\x2d` for hyphens.
 fn unescaped(part: &str) -> String {
     let mut parts = part.split("\\x");
     let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_without_numbers_are_known_by_their_names() {
+    fn containers_without_ids_are_identified_by_name() {
         let of = |path: &str| Belongs::parse(path).containers;
         let name = |path: &str| of(path).into_iter().next().and_then(|container| container.name);
         assert_eq!(name("/lxc.payload.web/init.scope").as_deref(), Some("web"));
@@ -188,7 +189,7 @@ mod tests {
         }
         let [web] = &of("/machine.slice/machine-web.scope")[..] else { panic!("one container") };
         assert!(web.has_id("machine-web.scope") && !web.has_id("machine-") && !web.has_number());
-        // A container of Docker in one of LXC is in both.
+        // A Docker container inside an LXC container belongs to both.
         let id = "0123456789abcdef".repeat(4);
         let both = of(&format!("/lxc.payload.web/system.slice/docker-{id}.scope"));
         assert_eq!(both.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web".to_owned(), id]);

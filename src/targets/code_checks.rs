@@ -17,7 +17,7 @@ const MAX_REARMED: u32 = 1000;
 pub(super) enum Finding {
     Replaced,
     Written,
-    /// Behind the breakpoint, in the same instruction.
+    /// The code after the breakpoint changed, within the same instruction.
     Changed,
     ThrownAway,
 }

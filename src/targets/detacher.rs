@@ -44,7 +44,7 @@ pub(super) struct Shedding {
 #[derive(Debug, Default)]
 pub(super) struct Detacher {
     shared: Arc<Mutex<DetachState>>,
-    /// Semaphores to lower that the kernel does not.
+    /// Semaphores to lower because the kernel does not.
     raised: Arc<RaisedCopies>,
     threads: Vec<JoinHandle<()>>,
 }

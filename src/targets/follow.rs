@@ -228,9 +228,10 @@ impl Finder {
         }
     }
 
-    /// After all targets that mean these processes were looked at: who runs the same files needs nothing at once.
-    /// Where semaphores have to be raised, all such processes are told, and otherwise those that another target may mean which does not
-    /// have the file yet. So are all of a file that waits to be attached to: the next one may come when it can be.
+    /// Called after all targets that select these processes were updated: further processes that run the same files
+    /// need no immediate action. Where semaphores have to be raised, all such processes are still reported, and
+    /// otherwise those that may be selected by another target that does not have the file yet. All processes of a file
+    /// that is waiting to be attached are reported, too: it may be attachable when the next one starts.
     pub fn update_known_files(
         &mut self,
         changes: &ProcessChanges,

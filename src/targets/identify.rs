@@ -19,8 +19,8 @@ const KERNEL_MINOR_BITS: u32 = 20;
 /// How long the answer to whether a file is in use stays valid.
 const USE_VALID_FOR: Duration = Duration::from_secs(1);
 
-/// What a process runs, for people to read. A file that was mounted by itself, and whose mount is gone, has no path left but
-/// that of the mount's root: so do `runc`'s own helpers in each container that they start.
+/// Returns what a process runs, for display. A file that was mounted by itself, and whose mount is gone, has only the
+/// path of the mount's root left; so have `runc`'s helpers in each container that they start.
 fn display(pid: u32, exe: &Path) -> String {
     if exe != Path::new("/") {
         return exe.display().to_string();
@@ -150,13 +150,13 @@ impl Finder {
         files.and_then(|files| files.mapping(identity).ok()).unwrap_or_default()
     }
 
-    /// Its mappings by other processes.
+    /// Returns the mappings of the file by other processes.
     pub(super) fn mappings(&mut self, identity: Identity) -> Vec<MappedPart> {
         let files = self.files.as_mut().filter(|_| identity.address != 0);
         files.and_then(|files| files.mappings(identity).ok()).unwrap_or_default()
     }
 
-    /// Likewise, those that have loaded it more than once.
+    /// Returns the processes that have loaded the file more than once, under the same condition.
     pub(super) fn mapping_twice(&mut self, identity: Identity) -> BTreeSet<u32> {
         let files = self.files.as_mut().filter(|_| identity.address != 0);
         files.and_then(|files| files.mapping_twice(identity).ok()).unwrap_or_default()

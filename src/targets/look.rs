@@ -248,7 +248,8 @@ impl Worker {
                 written = Some(leaving(&file.display));
                 continue;
             }
-            // Whoever ran it has ended, and took the only way to it along: it is looked for again when somebody else runs it.
+            // The process that ran it has ended, and with it the only path to the file: it is looked up again when
+            // another process runs it.
             if planned.selector.is_by_process()
                 && file.open().is_err_and(|err| err.kind() == io::ErrorKind::NotFound)
             {

@@ -36,7 +36,7 @@ const BATCH: usize = 16;
 /// Traced sites of one process that are checked at most.
 const MAX_SITES: usize = 256;
 
-/// Bytes of the longest instruction.
+/// The length in bytes of the longest instruction.
 const LONGEST: usize = 15;
 
 /// A process's mappings of a file.
@@ -77,8 +77,8 @@ impl Code {
         all.map(move |(range, start)| start + (site - range.start))
     }
 
-    /// Of these sites, those whose breakpoint the kernel executes with an instruction that the process has not: the rest of
-    /// it, behind the first byte, is another than in the file.
+    /// Returns at how many of these sites the kernel executes an instruction that the process does not have: after the
+    /// first byte, which is the breakpoint, it differs from the file's.
     fn changed(&self, sites: &[u64], memory: &File, file: &File) -> usize {
         let is_changed = |site: u64| {
             let (mut original, mut there) = ([0; LONGEST], [0; LONGEST]);
@@ -197,7 +197,7 @@ impl Worker {
         // Translators have no breakpoints, on purpose.
         let memory = (!translates(pid)).then(|| File::open(format!("/proc/{thread}/mem")));
         let memory = memory.and_then(Result::ok);
-        // The file that the process has, whatever its path leads to.
+        // The file that the process runs, whatever its path leads to.
         let own_file = code.starts.first().and_then(|start| {
             let map = maps.lines().filter_map(Mapping::parse).find(|map| map.start == *start)?;
             File::open(format!("/proc/{thread}/map_files/{}", map.entry())).ok()

@@ -25,17 +25,17 @@ const BYTES_AFTER: u64 = 15;
 /// What the kernel turns a hit five-byte NOP into (Linux 6.18): a call into a page with this name.
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
 
-/// Who maps a file, and what is compared with it.
+/// How many processes map a file, and where their code differs from it.
 #[derive(Debug, Default)]
 pub(super) struct CodeComparison {
     pub(super) processes: usize,
-    /// Places at which a process has other code than the file, and that process.
+    /// Places at which the code of a process differs from the file, and that process.
     pub(super) patched: BTreeMap<u64, u32>,
 }
 
 impl CodeComparison {
-    /// Compares these places of a file in all processes that map it. The pages that are the file's own in a process, mostly all, are told by the
-    /// kernel at once, and not read.
+    /// Compares these places of a file in all processes that map it. Pages that a process has not modified, usually
+    /// all, are reported by the kernel in one go and not read.
     pub(super) fn of(finder: &mut Finder, identity: Identity, file: &File, places: &BTreeSet<u64>) -> Self {
         let mut found = Self::default();
         let mappings = finder.mappings(identity);
@@ -51,7 +51,7 @@ impl CodeComparison {
     }
 }
 
-/// What is of interest only where there are pages that are not the file's own.
+/// What is needed only if a process has modified pages.
 struct PrivateCode<'a> {
     memory: File,
     maps: Vec<Mapping<'a>>,
@@ -106,7 +106,7 @@ fn patched_by(
     Ok(patched)
 }
 
-/// Which pages of a part of memory are not the file's own.
+/// Returns which pages of a memory range are not the file's own.
 fn private_pages(pages: &File, memory: &Range<u64>) -> io::Result<Vec<bool>> {
     let count = (memory.end - memory.start) / PAGE;
     let mut entries = vec![0; count as usize * 8];

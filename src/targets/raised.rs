@@ -1,4 +1,5 @@
-//! Semaphores that were raised in the memory of processes and are lowered there when the probes are out; see `semaphores.rs`.
+//! Semaphores that were raised in the memory of processes and are lowered there once the probes are removed; see
+//! `semaphores.rs`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
@@ -11,36 +12,36 @@ use super::file::Identity;
 use crate::kernel::BREAKPOINT;
 use crate::procfs::{Mapping, living_thread, text};
 
-/// Semaphores of libraries that processes have loaded several times: the kernel lowers one of each process.
+/// Semaphores of libraries that processes have loaded several times: the kernel lowers only one per process.
 #[derive(Debug, Default)]
 pub(super) struct RaisedCopies(Mutex<HashMap<Identity, Vec<RaisedCopy>>>);
 
-/// One of them, in one process.
+/// One of these semaphores, in one process.
 #[derive(Debug)]
 pub(super) struct RaisedCopy {
     pub(super) pid: u32,
     pub(super) at: u64,
-    /// Device and inode of its mapping, as /proc shows them, and where it is in the file.
+    /// Device and inode of its mapping, as shown in /proc, and its offset in the file.
     pub(super) place: ((u32, u32), u64, u64),
     pub(super) sites: BTreeSet<u64>,
-    /// At most.
+    /// The maximum by which it is lowered.
     pub(super) by: u16,
 }
 
 impl RaisedCopies {
-    /// By file.
+    /// Locks the semaphores, which are keyed by file.
     pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<Identity, Vec<RaisedCopy>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Files of which such semaphores are raised.
+    /// Returns the files that have such raised semaphores.
     pub(super) fn identities(&self) -> Vec<Identity> {
         let mut copies = self.lock();
         copies.retain(|_, of| !of.is_empty());
         copies.keys().copied().collect()
     }
 
-    /// Lowers them in processes where no breakpoint of theirs is left.
+    /// Lowers them in processes that have none of their breakpoints left.
     pub(super) fn lower(&self, identity: Identity) {
         let mut copies = self.lock();
         let Some(of_file) = copies.get_mut(&identity) else { return };
@@ -66,7 +67,7 @@ impl RaisedCopy {
         if breakpoints(&memory, &self.sites, of_file.iter()) > 0 {
             return Ok(true);
         }
-        // The number may be another process's by now, or the copy unloaded.
+        // The pid may belong to another process by now, or the copy may have been unloaded.
         let is_it = |map: &&Mapping<'_>| {
             map.is_data() && map.contains(self.at) && map.offset + (self.at - map.start) == offset
         };
@@ -78,7 +79,7 @@ impl RaisedCopy {
     }
 }
 
-/// Adds a copy to those that are to be lowered.
+/// Adds a copy to those to be lowered.
 pub(super) fn note_copy(copies: &mut Vec<RaisedCopy>, copy: RaisedCopy) {
     let known = copies.iter_mut().find(|of| (of.pid, of.at, of.place) == (copy.pid, copy.at, copy.place));
     let Some(known) = known else {
@@ -100,8 +101,8 @@ pub(super) fn read(memory: &File, at: u64) -> io::Result<u16> {
     Ok(u16::from_ne_bytes(now))
 }
 
-/// How many breakpoints there are for sites of the file: the kernel raises and lowers the semaphore for each. A page of code
-/// that two segments share is mapped twice, and has two.
+/// Returns the number of breakpoints for sites of the file: the kernel raises and lowers the semaphore for each. A page
+/// of code that two segments share is mapped twice, and has two.
 pub(super) fn breakpoints<'a>(
     memory: &File,
     sites: &BTreeSet<u64>,

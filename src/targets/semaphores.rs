@@ -1,15 +1,15 @@
-//! Raising semaphores where the kernel does not.
+//! Raises semaphores where the kernel does not.
 //!
 //! In a file whose semaphores are on a page that two segments load (lld), the kernel raises them, in a process that
-//! starts, where the first of the two is mapped. Later, when that has become read-only, it lowers them in the second, where the
-//! program looks: also when the exporter is killed. So the right one is raised here as often as the kernel will lower it, which
-//! balances. What forks takes its raised semaphores along. A process in which one was not raised would keep
-//! the kernel from taking out its probes.
+//! starts, where the first of the two is mapped. Later, once that mapping has become read-only, it lowers them in the
+//! second, which the program reads, even if the exporter is killed. So the right one is raised here as often as the
+//! kernel will lower it, which balances. Forked processes inherit raised semaphores. A process in which one was not
+//! raised would prevent the kernel from removing its probes.
 //!
-//! Of a library that a process has loaded several times (dlmopen(3)), the kernel raises the semaphore of the copy with the lowest
-//! address of those that are there by then, for the breakpoints of each, and lowers that which has the lowest address in the end:
-//! one that was loaded last, mostly. So all of them are raised here as far as the kernel may lower them, and what is left when the
-//! probes are out is lowered here.
+//! For a library that a process has loaded several times (dlmopen(3)), the kernel raises the semaphore of the copy that
+//! has the lowest address at that time, for the breakpoints of every copy, and in the end lowers that of the copy that
+//! has the lowest address then, usually one that was loaded last. So all of them are raised here as far as the kernel
+//! may lower them, and what remains when the probes are removed is lowered here.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
@@ -26,7 +26,7 @@ use crate::procfs::{Mapping, living_thread, text};
 type Wanted = BTreeMap<u64, (Semaphore, BTreeSet<u64>)>;
 
 impl Worker {
-    /// Semaphores of the file that have to be looked after in each process, whatever targets they are for.
+    /// Returns the file's semaphores that have to be managed in each process, for all targets together.
     fn wanted_semaphores(&self, identity: Identity) -> Wanted {
         let states = self.targets.iter();
         let files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
@@ -37,7 +37,7 @@ impl Worker {
         wanted
     }
 
-    /// In a process that has just begun to run the file, or has loaded it once more.
+    /// Raises them in a process that has just started to run the file, or has loaded it once more.
     pub(super) fn raise_semaphores(&mut self, pid: u32, identity: Identity) {
         let wanted = self.wanted_semaphores(identity);
         if wanted.is_empty() || pid == std::process::id() {
@@ -68,7 +68,7 @@ impl Worker {
         }
     }
 
-    /// In processes that have loaded files of the target several times already.
+    /// Raises them in processes that have already loaded files of the target several times.
     pub(super) fn raise_copies(&mut self, target: usize) {
         let current = self.targets[target].current.iter();
         let files: Vec<_> = current.filter(|of| !of.semaphores.is_empty()).map(|of| of.identity).collect();
@@ -79,7 +79,7 @@ impl Worker {
         }
     }
 
-    /// In all processes in which that may be needed, of which some may not have been told.
+    /// Raises them in all processes that may need it, some of which may not have been reported.
     pub(super) fn raise_all_semaphores(&mut self) {
         let states = self.targets.iter();
         let files = states.flat_map(|state| state.current.iter().chain(&state.replaced));
@@ -128,7 +128,8 @@ fn raise(
                 memory.write_all_at(&(now + lacking).to_ne_bytes(), at)?;
                 raised += 1;
             }
-            // A single one is lowered by the kernel. What an earlier exporter has left in others, which was killed, is lowered here as well.
+            // The kernel lowers a single one. In the others, this also lowers what was left by a previous exporter that
+            // was killed.
             if !is_single && count > 0 {
                 let place = (map.device, map.inode, semaphore.offset);
                 note_copy(copies, RaisedCopy { pid, at, place, sites: sites.clone(), by: count });

@@ -22,14 +22,14 @@ pub(super) struct TargetState {
     pub(super) candidates: Vec<Candidate>,
     /// Since when the target waits for a file that is being written.
     pub(super) written: Option<Written>,
-    /// Files that began to run while their former probes were on the way out, and when.
+    /// Files that processes started to run while the previous probes were being removed, and when.
     pub(super) early: Vec<(Identity, u64)>,
     /// When a lease was last broken.
     pub(super) broken: Option<Instant>,
     pub(super) missing: Option<String>,
     pub(super) remarks: Vec<String>,
-    /// Where the executables of a target that is given by name are, as far as paths of this mount namespace lead to them.
-    /// And when it was last seen that one runs from there.
+    /// The paths of the executables of a target that is selected by name, as far as they are reachable in this mount
+    /// namespace, and when one was last seen running from there.
     pub(super) paths: BTreeMap<PathBuf, Instant>,
     /// What was attached under each file name.
     pub(super) identities: HashMap<String, Identity>,
@@ -52,10 +52,12 @@ const MAX_WITHOUT_PROBES: usize = 64;
 /// File names that are remembered for one target.
 const MAX_FILE_NAMES: usize = 1024;
 
-/// Paths of a target's executables of which nothing runs that are remembered: programs may be built and run in ever new directories.
+/// The maximum number of remembered paths of a target's executables from which nothing runs: programs may be built and
+/// run in ever new directories.
 const IDLE_PATHS: usize = 64;
 
-/// One of which something was seen to run in this time is not idle. Longer than files are not looked at where nothing happens.
+/// A path from which something was seen running within this time is not idle. Longer than the interval at which files
+/// are checked while nothing happens.
 const IDLE: Duration = Duration::from_secs(60);
 
 impl TargetState {
@@ -73,8 +75,8 @@ impl TargetState {
         }
     }
 
-    /// Counts a file that is attached to in place of another, or again. In another container a file of the same name is
-    /// another one, and takes nobody's place.
+    /// Counts a file that is attached in place of another, or again. A file of the same name in another container is a
+    /// different file and replaces nothing.
     pub(super) fn count_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
         if !new_file.is_attached() {
             return;
@@ -179,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_from_which_nothing_runs_any_more_are_not_remembered_for_ever() {
+    fn number_of_idle_paths_is_bounded() {
         let Some(long_ago) = Instant::now().checked_sub(IDLE * 2) else { return };
         let mut state = TargetState::default();
         let path = |n: u32| PathBuf::from(format!("/build/{n:03}/program"));

@@ -57,7 +57,7 @@ impl Worker {
         is_still && self.finder.sees_all_changes() && self.targets.iter().all(is_settled)
     }
 
-    /// Notes that a process runs the file for which targets wait until its former probes are out.
+    /// Notes that a process runs a file whose targets wait until its previous probes are removed.
     pub(super) fn note_early(&mut self, identity: Identity, time: u64) {
         if !self.detacher.is_busy_with(identity) {
             return;
@@ -69,7 +69,7 @@ impl Worker {
         }
     }
 
-    /// Counts how long such processes ran before the target's files were attached to.
+    /// Counts how long such processes ran before the target's files were attached.
     pub(super) fn count_early(&mut self, target: usize) {
         let state = &mut self.targets[target];
         for (identity, time) in std::mem::take(&mut state.early) {
@@ -104,7 +104,7 @@ impl Worker {
     }
 }
 
-/// Processes of a target whose time without probes is counted when its file is attached to.
+/// The maximum number of processes of a target whose time without probes is counted once its file is attached.
 const EARLY: usize = 1024;
 
 /// The interval grows by this with each process: reading one takes some 20 us.

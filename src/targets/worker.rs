@@ -187,11 +187,12 @@ impl Worker {
     }
 }
 
-/// Loading the programs is worth a line from so long on.
+/// From this duration on, loading the programs is logged at info level.
 const LONG_LOAD: Duration = Duration::from_secs(2);
 
-/// Nothing is attached before the kernel's verifier has been through the programs, which takes it a second or two of a processor: several
-/// times that where others want it too, as a second exporter that starts at the same moment does.
+/// Logs how long loading took. Nothing is attached before the kernel's verifier has checked the programs, which takes a
+/// second or two of CPU time: several times that if others compete for the CPU, such as a second exporter that starts
+/// at the same moment.
 fn tell_of_loading(took: Duration, worked: Duration) {
     let level = if took >= LONG_LOAD { Level::Info } else { Level::Debug };
     log::log!(
@@ -204,7 +205,7 @@ fn tell_of_loading(took: Duration, worked: Duration) {
     );
 }
 
-/// The processor time of this thread.
+/// Returns the CPU time of this thread.
 fn thread_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)

@@ -125,7 +125,7 @@ fn unused_features_are_not_verified() {
     assert!(all < 500_000, "{all} instructions");
 }
 
-/// Nothing is attached before that, and on a busy machine it takes seconds.
+/// Nothing is attached before loading completes, which takes seconds on a busy machine.
 #[test]
 fn loading_time_is_logged() {
     let place = Place::new();

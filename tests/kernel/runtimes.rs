@@ -1,4 +1,5 @@
-//! Code that is not called as C's is: its arguments are read where its compiler has them, or refused.
+//! Code that does not use C's calling convention: its arguments are read where its compiler passes them, or the probe
+//! is refused.
 
 use std::process::Command;
 
@@ -8,8 +9,8 @@ use exporter::resolve::resolve;
 use crate::support::program::{compile, directory};
 use crate::support::tracer::{Tracer, plan_of};
 
-/// A program as its compiler makes it: a function of that name, which is called 1,000 times with 1, 2, 3 in the registers, after what
-/// tells of the compiler.
+/// A program as such a compiler generates it: a function of the given name, which is called 1,000 times with 1, 2, 3 in
+/// the registers, preceded by the symbol that identifies the compiler.
 fn program(function: &str, told_by: &str, registers: [&str; 3]) -> String {
     let [a, b, c] = registers;
     format!(
@@ -27,7 +28,7 @@ int main(void) {{ for (volatile int i = 0; i < 1000; i++) called(); return 0; }}
 }
 
 #[test]
-fn arguments_of_ocaml_are_in_its_own_registers() {
+fn reads_ocaml_arguments_from_its_own_registers() {
     let directory = directory();
     let source = program("camlPeer__add_81", "caml_raise_exn", ["rax", "rbx", "rdi"]);
     let binary = compile("gcc", "ocaml.c", &source, &["-O1"], directory.path());
@@ -43,7 +44,7 @@ fn arguments_of_ocaml_are_in_its_own_registers() {
 }
 
 #[test]
-fn arguments_that_no_register_of_c_has_are_refused() {
+fn arguments_outside_of_c_registers_are_refused() {
     for (function, told_by, reason) in [
         ("Main_add_info", "stg_upd_frame_info", "GHC"),
         ("Builtins_MathMax", "Builtins_InterpreterEntryTrampoline", "V8"),
@@ -104,9 +105,10 @@ int main(void) {
 }
 "#;
 
-/// Other conventions than C's own are known by debug information: by its name of them, or where a parameter is.
+/// Conventions other than C's are recognized from debug information: by its name for them, or by the location of a
+/// parameter.
 #[test]
-fn parameters_of_other_conventions_are_where_debug_information_says() {
+fn other_conventions_are_read_as_in_debug_information() {
     for (compiler, flag) in [("gcc", "-O0"), ("gcc", "-O2"), ("clang-14", "-O0"), ("clang-14", "-O2")] {
         let directory = directory();
         let binary = compile(compiler, "other.c", DECLARED, &[flag, "-g"], directory.path());
@@ -123,7 +125,7 @@ fn parameters_of_other_conventions_are_where_debug_information_says() {
                 probes.collect::<String>()
             )
         };
-        // GCC does not name conventions, so positions are those of C's registers.
+        // GCC does not record conventions, so positions are those of C's registers.
         let by_gcc = [("windows", [3, 2, 4]), ("local", [0, 1, 2])];
         let by_clang = [("windows", [0, 1, 2]), ("local", [0, 1, 2]), ("saving", [0, 1, 2])];
         let probes = if compiler == "gcc" { &by_gcc[..] } else { &by_clang[..] };
@@ -144,9 +146,9 @@ fn parameters_of_other_conventions_are_where_debug_information_says() {
     }
 }
 
-/// Zig calls in a way of its own, and Rust promises none: only what debug information places is certain.
+/// Zig has a calling convention of its own, and Rust guarantees none: only what debug information locates is certain.
 #[test]
-fn positions_without_a_parameter_are_told_or_refused_by_language() {
+fn positions_without_parameter_warn_or_fail_by_language() {
     let directory = directory();
     let source = "volatile long sink;\nstatic __attribute__((noinline)) void takes(long a) { sink += a; }\n\
                   int main(void) { takes(1); takes(sink); return 0; }\n";

@@ -305,7 +305,7 @@ fn output_directory_is_configurable() {
 }
 
 #[test]
-fn certificates_of_clients_are_for_clients_only_and_are_renewed_like_others() {
+fn client_certificates_are_client_only_and_renewable() {
     let place = StateDirectory::new();
     let made = place.generated(&["--client", "prometheus.example.org"]);
     assert!(made.contains("issued certs/prometheus.example.org/client.crt (new)"), "{made}");

@@ -239,9 +239,9 @@ fn detects_ghc_and_ocaml_code() {
     }
 }
 
-/// OCaml 5 copies a stack that grows, where C code of the program runs on one that stays.
+/// OCaml 5 copies a stack that grows, while the program's C code runs on one that does not move.
 #[test]
-fn functions_on_stacks_that_move_are_refused() {
+fn functions_on_moving_stacks_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let code = "begin camlPeer.add_292\n ret\nend camlPeer.add_292\nbegin caml_alloc\n ret\nend caml_alloc\n\
                 begin caml_raise_exn\n ret\nend caml_raise_exn\n";

@@ -147,9 +147,9 @@ fn self_checking_code_is_not_probed() {
     }
 }
 
-/// .NET's runtime puts its write barriers together from others in its file, and would copy breakpoints.
+/// The .NET runtime assembles its write barriers from others in its file, and would copy breakpoints.
 #[test]
-fn code_that_is_copied_elsewhere_is_left_alone() {
+fn code_that_is_copied_elsewhere_is_refused() {
     let barrier = "begin JIT_WriteBarrier_PreGrow64\n mov %edi, %eax\n ret\nend JIT_WriteBarrier_PreGrow64\n\
                    begin JIT_New\n mov %edi, %eax\n ret\nend JIT_New\n";
     let patched = "begin JIT_PatchedCodeStart\n ret\nend JIT_PatchedCodeStart\n";

@@ -18,7 +18,7 @@ pub(super) fn rules(network: &NetworkConfig, ours: &dyn Fn(&str) -> String) -> V
         Rule::new(
             "ExporterInterfaceNotCounted",
             "warning",
-            // The reason may change while it lasts, which would begin the time anew.
+            // The reason may change while the condition lasts, which would restart the alert's waiting time.
             ours("max without (reason) (network_attach_failed{reason!=\"pending\"} == 1)"),
             "{{ $labels.direction }} of {{ $labels.interface }} on {{ $labels.instance }} is not counted: {{ with printf \
              \"network_attach_failed{job=%q, instance=%q, interface=%q, direction=%q} == 1\" $labels.job $labels.instance \

@@ -9,13 +9,13 @@ const MAX_OVERHEAD: f64 = 0.05;
 /// Overhead below this share of a core never fires it: in a program that hardly runs, a few hits are a large share.
 const MIN_OVERHEAD: f64 = 0.005;
 
-/// Probes in such a state, without the words that tell why: those change while the state lasts, as with the number of processes that
-/// were looked at, and a series that changes its labels begins to wait anew.
+/// Selects probes in such a state, without the labels that explain it: these change while the state lasts, for example
+/// with the number of processes examined, and a series whose labels change restarts the alert's waiting time.
 fn in_state(matchers: &str) -> String {
     format!("max without (state, reason) (fibre_exporter_probe_state{{{matchers}}} == 1)")
 }
 
-/// What the latest scrape has of a probe that an alert is about.
+/// Shows what the latest scrape contains about the probe that an alert concerns.
 fn state_now(shown: &str) -> String {
     format!(
         "{{{{ with printf \"fibre_exporter_probe_state{{job=%q, instance=%q, target=%q, probe=%q}} == 1\" $labels.job \

@@ -60,7 +60,7 @@ impl<'d> Reader<'d> {
         self.stored_at(offset).map(|word| EntryLocation::Words(word, count))
     }
 
-    /// The word that is stored this far from the frame pointer.
+    /// Returns the argument word that is stored at this offset from the frame pointer.
     fn stored_at(&self, offset: i64) -> Option<usize> {
         let stored = self.stored.get_or_init(|| stored_arguments(self.image, self.entry));
         stored.get(&offset).copied()
@@ -131,7 +131,7 @@ impl<'d> Reader<'d> {
             _ => return None,
         };
         let above = usize::try_from(above).ok().filter(|above| above % 8 == 0)?;
-        // Windows' convention has room there for what is in registers.
+        // The Windows convention reserves room there for the arguments that are in registers.
         if let Some(word) = self.stored_at(above as i64 + 16) {
             return Some(word);
         }

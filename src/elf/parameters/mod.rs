@@ -23,20 +23,20 @@ pub struct Parameters {
     pub all: Vec<Parameter>,
     /// How many argument words the function takes; `None` if unknown, or if the number is variable.
     pub words: Option<usize>,
-    /// What is in the words that none of them is in.
+    /// The content of the words that hold none of them.
     pub others: OtherWords,
     /// The function's result; `None` if unknown.
     pub result: Option<FunctionResult>,
 }
 
-/// What is in the words of arguments that no parameter is in.
+/// The content of the argument words that hold no parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherWords {
-    /// What C passes there, if it does.
+    /// What C passes there, if anything.
     AsInC,
-    /// The same for all that is known: the language promises nothing.
+    /// The same, as far as is known: the language guarantees no convention.
     Unpromised,
-    /// No argument: arguments are not where C has them, and only where debug information says.
+    /// No argument: arguments are not where C passes them, only where debug information locates them.
     Nothing,
 }
 
@@ -122,10 +122,11 @@ fn described(finder: &Finder<'_>, all: &[DebugInfoOffset], symbol: &str) -> Opti
     all.iter().copied().find(is_meant)
 }
 
-/// Whether debug information says that it is not called as C's functions are: `ms_abi`, `regcall`, or that a compiler took
-/// arguments away (`DW_CC_nocall`).
+/// Returns whether debug information says that the function does not use C's calling convention: `ms_abi`, `regcall`,
+/// or arguments that the compiler removed (`DW_CC_nocall`).
 fn is_called_otherwise<'d>(finder: &Finder<'d>, function: &Node<'d>) -> bool {
-    /// LLVM's numbers of conventions with arguments in C's registers: System V, those of Swift, and those that only keep more registers.
+    /// LLVM's numbers of the conventions that pass arguments in C's registers: System V, those of Swift, and those that
+    /// merely preserve more registers.
     const AS_IN_C: [u64; 5] = [0xc2, 0xc8, 0xc9, 0xca, 0xcf];
     let normal = [gimli::DW_CC_normal, gimli::DW_CC_program].map(|known| u64::from(known.0));
     let told =
@@ -308,7 +309,8 @@ impl<'d> Reader<'d> {
                 .is_some_and(|origin| origin.at == declared.at)
     }
 
-    /// Compares where parameters are with where they are by their declaration. Whether only the former is known.
+    /// Compares the locations of parameters with those that follow from their declarations. Returns whether only the
+    /// former are known.
     fn place(&self, all: &mut [Parameter], found: &[Found]) -> bool {
         let differs = |(parameter, found): (&Parameter, &Found)| match (parameter.first(), found.first()) {
             (Some(declared), Some(found)) => declared != found,

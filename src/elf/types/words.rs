@@ -16,7 +16,7 @@ pub(in crate::elf) struct ArgumentWords {
     /// C or C++.
     pub is_c: bool,
     pub is_cpp: bool,
-    /// A language that calls in a way of its own, other than C's.
+    /// Whether the language has a calling convention of its own, other than C's.
     pub is_own: bool,
     general: usize,
     vector: usize,
@@ -105,12 +105,12 @@ impl ArgumentWords {
 enum Language {
     C,
     Cpp,
-    /// Its functions that others cannot call have another convention in each of its back ends.
+    /// Functions that are not callable from other languages have a different convention in each of its back ends.
     Zig,
     Other,
 }
 
-/// The language of the unit.
+/// Returns the language of the unit.
 fn language_of(node: &Node<'_>) -> Language {
     let mut entries = node.unit.entries();
     let root = entries.next_dfs().ok().flatten();

@@ -37,7 +37,7 @@ pub struct AttachedFile {
     sites: Vec<(usize, ResolvedSite)>,
     /// Sites of shed probes.
     shelved: Vec<(usize, ResolvedSite)>,
-    /// Offsets of sites whose semaphores the kernel may not raise everywhere, and these semaphores.
+    /// Offsets of sites whose semaphores the kernel might not raise everywhere, and these semaphores.
     pub semaphores: Vec<(u64, Semaphore)>,
     /// For these, a link that reports processes which load the file, unless the kernel refused it.
     loading: Option<libbpf_rs::Result<PinnableLink>>,
@@ -47,7 +47,7 @@ pub struct AttachedFile {
     pub is_code_checked: bool,
     /// Sites where a process had other code than the file at the last attempt to attach, and that process.
     patched: BTreeMap<u64, u32>,
-    /// How many processes mapped it then.
+    /// The number of processes that mapped it at that time.
     processes: usize,
     /// Places in the file's code that no process ever executes.
     pub(super) idle: Vec<u64>,
@@ -305,7 +305,7 @@ impl AttachedFile {
         self.loading = Some(told);
     }
 
-    /// Whether the kernel raises semaphores wrongly in processes that start later.
+    /// Returns whether the kernel raises semaphores in the wrong place in processes that start later.
     pub fn has_semaphores_on_shared_pages(&self) -> bool {
         self.semaphores.iter().any(|(_, semaphore)| semaphore.is_on_shared_page)
     }

@@ -121,9 +121,10 @@ fn waits_for_a_tracer_with_another_semaphore() {
     assert_eq!(tracer.render()["fired_total"], fired.to_string());
 }
 
-/// With so many breakpoints in all processes together, the exporter finds out first in its own which ones the kernel refuses.
+/// With so many breakpoints in all processes together, the exporter first finds out in its own process which ones the
+/// kernel refuses.
 #[test]
-fn functions_that_another_tracer_holds_cost_only_themselves() {
+fn functions_held_by_another_tracer_do_not_affect_others() {
     const HELD: [&str; 3] = ["getppid", "getpgrp", "geteuid"];
     let directory = directory();
     let libc = directory.path().join("libc.so.6");

@@ -36,12 +36,12 @@ fn containers_share_image_files_until_copied_up() {
     assert_eq!(tracer.stray(), 0);
 }
 
-/// In containers of two images one path leads to two files, neither of which took the other's place.
+/// In containers of two images, one path leads to two files, neither of which has replaced the other.
 #[test]
-fn files_of_one_name_in_two_containers_are_no_replacement() {
+fn same_path_in_two_containers_is_not_a_replacement() {
     let (builds, directory) = (builds(), directory());
     let name = format!("both-{}", std::process::id());
-    // Each sees its own image in the same place.
+    // Each container sees its own image at the same path.
     let in_its_own = |image: &str| {
         let at = directory.path().join(image);
         std::fs::create_dir(&at).unwrap();
@@ -60,9 +60,9 @@ fn files_of_one_name_in_two_containers_are_no_replacement() {
     assert_eq!(tracer.targets().reattached, [[0, 0]]);
 }
 
-/// Engines mount their own helpers so.
+/// Container engines mount their own helpers this way.
 #[test]
-fn a_file_without_a_path_is_shown_as_what_runs_it() {
+fn file_without_path_is_shown_by_process_name() {
     let (builds, directory) = (builds(), directory());
     let name = format!("alone-{}", std::process::id() % 100_000);
     copy(&builds.path().join("first"), &directory.path().join(&name));

@@ -109,9 +109,9 @@ fn container_includes_its_nested_cgroups() {
     assert_eq!(tracer.accounting_at_rest()[0].hits, 11_116);
 }
 
-/// LXC and systemd-nspawn give containers names and no numbers.
+/// LXC and systemd-nspawn give containers names but no ids.
 #[test]
-fn containers_without_numbers_are_found_by_name() {
+fn containers_without_ids_are_selected_by_name() {
     let (builds, directory) = (builds(), directory());
     let program = directory.path().join("image");
     copy(&builds.path().join("first"), &program);
@@ -121,7 +121,7 @@ fn containers_without_numbers_are_found_by_name() {
         format!("lxc.payload.{name}/inner"),
         format!("machine-{name}.scope/payload/system.slice"),
         format!(r"machine-a\x2d{name}.scope"),
-        // Of others: who watches it, and whose name only begins so.
+        // Not in the container: its monitor, and a container whose name only begins with this one.
         format!("lxc.monitor.{name}"),
         format!("lxc.payload.{name}x"),
     ]

@@ -67,7 +67,7 @@ fn overwritten_breakpoint_is_reported() {
     exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced places", program.pid()));
 }
 
-/// Changes the number that a function gives back, behind the first byte of its instruction.
+/// A program that changes the number that a function returns: a byte after the first one of its instruction.
 const CHANGES: &str = r#"
 #include <stdio.h>
 #include <sys/mman.h>
@@ -92,9 +92,9 @@ int main(void)
 }
 "#;
 
-/// As when it does so in the moment in which the breakpoint is set, which no comparison before can see.
+/// As if the program did so at the moment when the breakpoint is set, which no earlier comparison can detect.
 #[test]
-fn code_that_is_changed_behind_a_breakpoint_is_told_of() {
+fn reports_code_changed_after_a_breakpoint() {
     let place = Place::new();
     let options = ["-O1", "-no-pie", "-fcf-protection=none"];
     let path = compile("gcc", "changes.c", CHANGES, &options, place.path("").as_path());
@@ -251,9 +251,9 @@ fn program_killed_by_breakpoints_is_no_longer_traced() {
     assert_eq!(exporter.scrape().value("p_total", &[]), 7.0);
 }
 
-/// A runtime that handles `SIGTRAP`, as those of .NET and Go do, ends in its own way, whichever thread is hit.
+/// A runtime that handles `SIGTRAP`, such as those of .NET and Go, ends in its own way, whichever thread is hit.
 #[test]
-fn a_program_that_handles_the_signal_of_a_copied_breakpoint_is_not_traced_any_more() {
+fn detaches_from_program_that_handles_sigtrap() {
     let source = r#"
 #include <pthread.h>
 #include <signal.h>

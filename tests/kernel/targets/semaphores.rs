@@ -1,5 +1,6 @@
-//! Semaphores that the kernel does not raise where the program looks: those of programs linked by lld, which are on a page that two segments
-//! load, in processes that start later; and those of a library's further copies in one process.
+//! Semaphores that the kernel does not raise where the program reads them: those of programs linked by lld, which are
+//! on a page that two segments load, in processes that start later; and those of a library's additional copies in one
+//! process.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -145,7 +146,7 @@ fn library_counts_from_the_first_call_of_each_process() {
     assert_eq!(count(&tracer, "p_total"), 3 * programs.len() as u64);
 }
 
-/// A library that has a semaphore, linked as usual.
+/// A library with a semaphore, linked as usual.
 fn library(directory: &Path) -> PathBuf {
     let library = directory.join("libagain.so");
     build(&library, &["-O1", "-DLIBRARY", "-DSEMAPHORE", "-DPAD=1", "-shared", "-fPIC"]);
@@ -157,7 +158,7 @@ fn raised_in_library(program: &mut Program) -> u32 {
 }
 
 #[test]
-fn all_copies_of_a_library_in_one_process_are_counted_and_none_stays_raised() {
+fn all_copies_of_a_library_are_counted_and_lowered() {
     let directory = directory();
     let (path, library) = (directory.path().join("program"), library(directory.path()));
     build(&path, &["-O1", "-DPAD=1"]);
@@ -171,7 +172,8 @@ fn all_copies_of_a_library_in_one_process_are_counted_and_none_stays_raised() {
     let mut tracer = Tracer::start(&target);
     before.fire(10);
     assert_eq!(count(&tracer, "p_total"), 10);
-    // Those that load it again later are counted from the first call, unless the exporter has no time for longer than they wait.
+    // Processes that load it again later are counted from the first call, unless the exporter is not scheduled for
+    // longer than they wait.
     let mut later = Vec::new();
     counted_from_the_first_hit(&tracer, "p_total", 10, |_| {
         let mut program = Program::start(&path);
@@ -182,7 +184,7 @@ fn all_copies_of_a_library_in_one_process_are_counted_and_none_stays_raised() {
     });
     for program in later.iter_mut().chain([&mut before]) {
         eventually("the semaphore to be raised", || raised_in_library(program) > 0);
-        // What the kernel lowers in the end is the copy that is the first by then.
+        // In the end, the kernel lowers the copy that is the first at that time.
         program.say("close");
         let counted = count(&tracer, "p_total");
         program.fire(5);

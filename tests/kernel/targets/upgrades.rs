@@ -202,9 +202,10 @@ fn changes_after_idle_are_noticed_immediately() {
 /// Longer than the manager takes to notice that nothing happens.
 const REST: std::time::Duration = std::time::Duration::from_secs(11);
 
-/// Without a lease the probes are taken out when it is seen that the file may have been written, and set anew once they are out.
+/// Without a lease, the probes are removed once the exporter detects that the file may have been written, and set again
+/// after that.
 #[test]
-fn starts_while_former_probes_are_on_the_way_out_are_counted_or_told_of() {
+fn starts_during_probe_removal_are_counted_or_reported() {
     let directory = directory();
     let program = directory.path().join("touched");
     build(&program, &["-O1", "-DPAD=1"]);

@@ -1,5 +1,5 @@
-//! Alerts on their way to people: the stack's Prometheus and rules, Alertmanager with the shipped configuration, and a server in place of
-//! Slack's and Discord's.
+//! Delivery of alerts: the stack's Prometheus and rules, Alertmanager with the shipped configuration, and a server in
+//! place of Slack's and Discord's.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -43,7 +43,7 @@ fn alertmanager(config: &str, port: u16, directory: &Path) -> Alertmanager {
     Alertmanager(child)
 }
 
-/// Path and body of each request to the address. The thread ends with the process.
+/// Returns an address, and the path and body of each request to it. The thread ends with the process.
 fn receiver() -> (SocketAddr, Receiver<(String, String)>) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (address, (sender, requests)) = (listener.local_addr().unwrap(), channel());
@@ -81,7 +81,7 @@ fn received(mut stream: &TcpStream) -> std::io::Result<(String, String)> {
 }
 
 #[test]
-fn an_alert_reaches_slack_and_discord_with_what_to_do() {
+fn alert_reaches_slack_and_discord_with_instructions() {
     let directory = tempfile::tempdir().unwrap();
     let (address, requests) = receiver();
     let slack = directory.path().join("slack_url");
@@ -99,7 +99,7 @@ fn an_alert_reaches_slack_and_discord_with_what_to_do() {
     let port = free_port();
     let _alertmanager = alertmanager(&config, port, directory.path());
 
-    // Of what it counts as lost, more with each scrape.
+    // The number of lost events that it reports grows with each scrape.
     let exporter = StandIn::start("");
     let password = directory.path().join("password");
     std::fs::write(&password, PASSWORD).unwrap();

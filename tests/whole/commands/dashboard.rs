@@ -213,7 +213,7 @@ fn first_screen_is_instant_and_later_rows_are_collapsed() {
 }
 
 #[test]
-fn the_table_of_exporters_fits_a_common_screen_and_words_have_room() {
+fn exporter_table_fits_a_common_screen() {
     let json: Json = serde_json::from_str(&dashboard(&configurations()[1], &[])).unwrap();
     let table = panels(&json).find(|panel| panel["title"] == "Exporters").expect("the table");
     let widths: std::collections::HashMap<String, u64> = table["fieldConfig"]["overrides"]
@@ -226,7 +226,7 @@ fn the_table_of_exporters_fits_a_common_screen_and_words_have_room() {
             Some((column["matcher"]["options"].as_str()?.to_owned(), width))
         })
         .collect();
-    // "a few seconds ago", "192.168.100.100:9435".
+    // Room for "a few seconds ago" and "192.168.100.100:9435".
     for (column, least) in [("Last hit", 140), ("Uptime", 140), ("Exporter", 170), ("State", 110)] {
         assert!(widths[column] >= least, "{column}: {widths:?}");
     }

@@ -63,7 +63,7 @@ fn function_list_fits_a_narrow_screen() {
 }
 
 #[test]
-fn lists_and_what_is_said_about_them_fit_the_screen() {
+fn lists_and_remarks_fit_the_screen() {
     let exporter = env!("CARGO_BIN_EXE_exporter");
     let leaf = demo("leaf");
     for columns in [40, 80] {
@@ -71,7 +71,7 @@ fn lists_and_what_is_said_about_them_fit_the_screen() {
             let line = format!("stty cols {columns} && {exporter} {command}");
             let shown = ran(Command::new("script").args(["-qec", &line, "/dev/null"]));
             assert_eq!(shown.code, 0, "{shown:?}");
-            // The path of the program is a word that nobody can break.
+            // The path of the program is a single word, which cannot be wrapped.
             let out: String = shown
                 .out
                 .lines()

@@ -15,7 +15,7 @@ fn every_command_has_help() {
 }
 
 #[test]
-fn help_is_found_wherever_it_is_looked_for() {
+fn help_accepts_help_flags() {
     let top = exporter(&["--help"]).good();
     for args in [&["help"][..], &["help", "--help"], &["help", "-h"]] {
         assert_eq!(exporter(args).good(), top, "{args:?}");
@@ -24,7 +24,7 @@ fn help_is_found_wherever_it_is_looked_for() {
 }
 
 #[test]
-fn a_configuration_may_come_from_standard_input() {
+fn reads_configuration_from_standard_input() {
     use std::process::{Command, Stdio};
     let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
         .args(["check", "-"])
@@ -40,7 +40,7 @@ fn a_configuration_may_come_from_standard_input() {
     assert!(output.status.success() && shown.contains("counter a_total"), "{output:?}");
 }
 
-/// Commands that need no more than this.
+/// Commands that need nothing but these arguments.
 const TALKATIVE: [&[&str]; 8] = [
     &["--help"],
     &["help", "check"],
@@ -53,7 +53,7 @@ const TALKATIVE: [&[&str]; 8] = [
 ];
 
 #[test]
-fn what_cannot_be_written_is_a_failure_and_a_closed_pipe_is_none() {
+fn write_errors_fail_but_a_closed_pipe_does_not() {
     use std::process::{Command, Stdio};
     for args in TALKATIVE {
         let mut command = Command::new(env!("CARGO_BIN_EXE_exporter"));
