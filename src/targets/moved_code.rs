@@ -223,7 +223,7 @@ impl Worker {
             let changed = changed.map_or(0, |(memory, file)| code.changed(&looked_at, memory, file));
             if changed > 0 && self.code_checks.is_new(pid, identity, Finding::Changed) {
                 log::error!(
-                    "Target {}: process {pid} has changed its code behind the breakpoints at {changed} of {} traced places of {}: it                      executes wrong instructions there; restart it",
+                    "Target {}: process {pid} has changed its code behind the breakpoints at {changed} of {} traced sites of {}: it                      executes wrong instructions there; restart it",
                     planned.name,
                     looked_at.len(),
                     file.display
@@ -239,7 +239,7 @@ impl Worker {
             }
             if written > 0 && self.code_checks.is_new(pid, identity, Finding::Written) {
                 log::warn!(
-                    "Target {}: process {pid} has no breakpoint at {written} of {} traced places of {}: it has written over its \
+                    "Target {}: process {pid} has no breakpoint at {written} of {} traced sites of {}: it has written over its \
                      code, as live patches and XRay do, or made it writable; no hits come from there",
                     planned.name,
                     looked_at.len(),
@@ -277,7 +277,7 @@ impl Worker {
         let left = by_content(thread, &code.unarmed(&lost, &memory)).0.len();
         let is_new = self.code_checks.is_new(pid, identity, Finding::ThrownAway);
         let what = format!(
-            "Target {name}: process {pid} has discarded the breakpoints at {} of {} traced places of {} with pages of its code, as by \
+            "Target {name}: process {pid} has discarded the breakpoints at {} of {} traced sites of {} with pages of its code, as by \
              madvise(2) with MADV_DONTNEED: what it called there since was not counted",
             lost.len(),
             all.len(),

@@ -18,7 +18,7 @@ fn previously_moved_code_is_reported() {
     let selector = format!("binary: {}", path.display());
     let exporter = Setup::new(&place, config(&[("p", &selector)])).start();
     exporter.wait_until_ready();
-    exporter.wait_for_log(&format!("process {} has replaced the code at 1 of 1 traced places", moved.pid()));
+    exporter.wait_for_log(&format!("process {} has replaced the code at 1 of 1 traced sites", moved.pid()));
     moved.fire(1000);
     other.fire(3);
     assert_eq!(exporter.scrape().value("p_total", &[]), 3.0);
@@ -64,7 +64,7 @@ fn overwritten_breakpoint_is_reported() {
     exporter.wait_until_ready();
     let mut program = Program::start(&path);
     assert_eq!(program.say("call"), "0");
-    exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced places", program.pid()));
+    exporter.wait_for_log(&format!("process {} has no breakpoint at 1 of 1 traced sites", program.pid()));
 }
 
 /// A program that changes the number that a function returns: a byte after the first one of its instruction.
@@ -112,7 +112,7 @@ fn reports_code_changed_after_a_breakpoint() {
         "what this test is about: the kernel executes the file's instruction"
     );
     exporter.wait_for_log(&format!(
-        "process {} has changed its code behind the breakpoints at 1 of 1 traced places",
+        "process {} has changed its code behind the breakpoints at 1 of 1 traced sites",
         program.pid()
     ));
 }
@@ -207,7 +207,7 @@ fn discarded_breakpoints_are_restored() {
             });
             expected = counted(&exporter);
         }
-        let told = format!("process {} has discarded the breakpoints at 1 of 1 traced places", program.pid());
+        let told = format!("process {} has discarded the breakpoints at 1 of 1 traced sites", program.pid());
         exporter.wait_for_log(&told);
         assert_eq!(exporter.log().matches(&told).count(), 1, "{}", exporter.log());
         other.fire(10);
