@@ -205,7 +205,7 @@ fn invalid_file_changes_nothing_and_reports_all_errors() {
     assert_eq!(exporter.scrape().value("one_total", &[]), 20.0, "it goes on with what it had");
     write(&place, &exporter, &format!("{good}log_level: DEBUG\nring: {{ size: 8MiB }}\n"));
     let (status, text) = post(&exporter, &[]);
-    assert!(status == 200 && text.contains("`ring.size` takes effect with a restart"), "{text}");
+    assert!(status == 200 && text.contains("`ring.size` takes effect at a restart"), "{text}");
     assert!(text.contains("1 probes unchanged, 0 new or changed, 0 removed or replaced"), "{text}");
     assert!(outcome().0 == 1.0 && outcome().1 > since);
     assert_eq!(exporter.scrape().value("one_total", &[]), 20.0);
