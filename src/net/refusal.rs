@@ -147,9 +147,11 @@ fn holder(program: BorrowedFd<'_>, on: &Interface) -> Option<(u32, String)> {
     Some((id, format!("{described}, in {mode} mode{dispatcher}")))
 }
 
-/// Describes a program of any owner.
+/// Describes a program of any owner. Without CAP_SYS_ADMIN, which is dropped after the start, only its id is known.
 pub(crate) fn described(id: u32) -> String {
     let name = ProgramHandle::from_prog_id(id).ok().map(|found| found.name().to_string_lossy().into_owned());
-    let known = name.filter(|name| !name.is_empty()).map(|name| format!(" {name:?}")).unwrap_or_default();
-    format!("program{known}, id {id}")
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => format!("program {name:?}, id {id}"),
+        None => format!("program, id {id} (`bpftool prog show id {id}` shows its name)"),
+    }
 }
