@@ -8,7 +8,6 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, Error, InconsistentKeys, RootCertStore};
 
 use super::error::HttpError;
-use super::mistaken;
 use super::pem::Pem;
 use super::system_authorities::system_authorities;
 use super::tls::Fingerprint;
@@ -65,19 +64,12 @@ impl ClientTls {
             .with_root_certificates(roots);
         let Some((certificate, key)) = &self.identity else { return Ok(builder.with_no_client_auth()) };
         let chain = certificate.certificates("certificate")?;
-        let key_path = || key.name().to_owned();
-        let der = key.key()?.0;
-        let kind = mistaken::key(&der);
-        let key = provider.key_provider.load_private_key(der).map_err(|source| TlsError::UnsupportedKey {
-            path: key_path(),
-            kind,
-            source,
-        })?;
-        let pair = CertifiedKey::new(chain, key);
+        let (der, _) = key.key()?;
+        let pair = CertifiedKey::new(chain, key.signing_key(der, &provider)?);
         // A certificate that cannot be checked (X.509 version 1, for example) is left to the server to judge.
         if let Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) = pair.keys_match() {
             let certificate = certificate.name().to_owned();
-            return Err(TlsError::Mismatch { certificate, key: key_path() });
+            return Err(TlsError::Mismatch { certificate, key: key.name().to_owned() });
         }
         Ok(builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(pair))))
     }

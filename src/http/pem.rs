@@ -4,7 +4,10 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
+use rustls::sign::SigningKey;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -91,6 +94,20 @@ impl Pem {
             ));
         }
         Ok((key, warnings))
+    }
+
+    /// Returns the key that was read from here in the form that signs.
+    ///
+    /// # Errors
+    /// If its type is not supported.
+    pub(super) fn signing_key(
+        &self,
+        key: PrivateKeyDer<'static>,
+        provider: &CryptoProvider,
+    ) -> Result<Arc<dyn SigningKey>, TlsError> {
+        let kind = mistaken::key(&key);
+        let unsupported = |source| TlsError::UnsupportedKey { path: self.name().to_owned(), kind, source };
+        provider.key_provider.load_private_key(key).map_err(unsupported)
     }
 }
 

@@ -15,7 +15,6 @@ use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig};
 use super::certificate::CertificateInfo;
 use super::clients::{Clients, unix_now, verifier};
 use super::error::HttpError;
-use super::mistaken;
 use super::pem::Pem;
 use super::tls_error::TlsError;
 
@@ -193,12 +192,7 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
         (|| options.certificate.name().to_owned(), || options.key.name().to_owned());
 
     let provider = Arc::new(options.provider());
-    let kind = mistaken::key(&key);
-    let key = provider.key_provider.load_private_key(key).map_err(|source| TlsError::UnsupportedKey {
-        path: key_path(),
-        kind,
-        source,
-    })?;
+    let key = options.key.signing_key(key, &provider)?;
     let facts = chain.first().and_then(|own| CertificateInfo::of(own));
     let certificate = options.certificate.name().display().to_string();
     warnings.extend(facts.iter().flat_map(|facts| facts.warnings(&certificate, unix_now())));
