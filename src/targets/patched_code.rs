@@ -51,41 +51,36 @@ impl CodeComparison {
     }
 }
 
-/// What is needed only if a process has modified pages.
-struct PrivateCode<'a> {
-    memory: File,
-    maps: Vec<Mapping<'a>>,
-}
-
 fn patched_by(
     pid: u32,
     mappings: &[MappedPart],
     file: &File,
     places: &BTreeSet<u64>,
 ) -> io::Result<BTreeSet<u64>> {
-    let mut patched = BTreeSet::new();
     let of_interest = |of: &&MappedPart| {
         places.range(of.offset..of.offset + (of.memory.end - of.memory.start)).next().is_some()
     };
-    let mut mappings = mappings.iter().filter(of_interest).peekable();
-    if mappings.peek().is_none() {
-        return Ok(patched);
+    let mappings: Vec<_> = mappings.iter().filter(of_interest).collect();
+    if mappings.is_empty() {
+        return Ok(BTreeSet::new());
     }
     let thread = living_thread(pid);
     let pages = File::open(format!("/proc/{thread}/pagemap"))?;
-    let mut text = String::new();
-    let mut code: Option<PrivateCode<'_>> = None;
-    let parts: Vec<(&MappedPart, Vec<bool>)> =
-        mappings.map(|of| Ok((of, private_pages(&pages, &of.memory)?))).collect::<io::Result<_>>()?;
-    if parts.iter().any(|(_, private)| private.contains(&true)) {
-        text = procfs::text(format!("/proc/{thread}/maps"))?;
-    }
-    for (map, private) in parts.iter().filter(|(_, private)| private.contains(&true)) {
-        if code.is_none() {
-            let memory = File::open(format!("/proc/{thread}/mem"))?;
-            code = Some(PrivateCode { memory, maps: text.lines().filter_map(Mapping::parse).collect() });
+    let mut parts = Vec::new();
+    for map in mappings {
+        let private = private_pages(&pages, &map.memory)?;
+        if private.contains(&true) {
+            parts.push((map, private));
         }
-        let Some(PrivateCode { memory, maps }) = &code else { continue };
+    }
+    if parts.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let text = procfs::text(format!("/proc/{thread}/maps"))?;
+    let maps: Vec<_> = text.lines().filter_map(Mapping::parse).collect();
+    let memory = File::open(format!("/proc/{thread}/mem"))?;
+    let mut patched = BTreeSet::new();
+    for (map, private) in parts {
         let Range { start, end } = map.memory;
         for place in places.range(map.offset..map.offset + (end - start)) {
             let at = start + (place - map.offset);
@@ -98,7 +93,7 @@ fn patched_by(
             let length = (end - first) as usize;
             memory.read_exact_at(&mut there[..length], first)?;
             let read = file.read_at(&mut original[..length], place - (at - first))?;
-            if differs(&there[..read], &original[..read], first, maps) {
+            if differs(&there[..read], &original[..read], first, &maps) {
                 patched.insert(*place);
             }
         }
