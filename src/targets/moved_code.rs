@@ -223,7 +223,7 @@ impl Worker {
             let changed = changed.map_or(0, |(memory, file)| code.changed(&looked_at, memory, file));
             if changed > 0 && self.code_checks.is_new(pid, identity, Finding::Changed) {
                 log::error!(
-                    "Target {}: process {pid} has changed its code behind the breakpoints at {changed} of {} traced sites of {}: it                      executes wrong instructions there; restart it",
+                    "Target {}: process {pid} has changed its code behind the breakpoints at {changed} of {} traced sites of {}: it executes wrong instructions there; restart it",
                     planned.name,
                     looked_at.len(),
                     file.display
