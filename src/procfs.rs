@@ -1,6 +1,6 @@
 //! Reading of processes in /proc; see proc(5).
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::Path;
 
@@ -88,6 +88,14 @@ pub(crate) fn living_thread(pid: u32) -> u32 {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
     let others = threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     others.filter(|id| *id != pid).find(|id| runs(*id)).unwrap_or(pid)
+}
+
+/// Opens the memory of a process for reading and writing; `thread` is as from [`living_thread`].
+///
+/// # Errors
+/// If it has ended, or must not be inspected.
+pub(crate) fn writable_memory(thread: u32) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(format!("/proc/{thread}/mem"))
 }
 
 /// Returns whether permission to inspect the process is missing. /proc reports the same error for a process that has

@@ -6,14 +6,14 @@
 //! written over it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::attached_file::AttachedFile;
 use super::file::Stamp;
 use crate::mapping::PAGE;
-use crate::procfs::{Mapping, living_thread, processes, text};
+use crate::procfs::{Mapping, living_thread, processes, text, writable_memory};
 
 /// Processes that one message names.
 const MAX_NAMED: usize = 16;
@@ -84,7 +84,7 @@ impl Overrun {
         if maps.is_empty() {
             return Ok(None);
         }
-        let memory = OpenOptions::new().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        let memory = writable_memory(pid)?;
         let mut mended = 0;
         for map in &maps {
             for page in (map.start..map.end).step_by(PAGE as usize) {

@@ -2,7 +2,7 @@
 //! `semaphores.rs`.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::file::Identity;
 use crate::kernel::BREAKPOINT;
-use crate::procfs::{Mapping, living_thread, text};
+use crate::procfs::{Mapping, living_thread, text, writable_memory};
 
 /// Semaphores of libraries that processes have loaded several times: the kernel lowers only one per process.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ impl RaisedCopy {
         let (device, inode, offset) = self.place;
         let of_file = maps.lines().filter_map(Mapping::parse);
         let of_file: Vec<_> = of_file.filter(|map| (map.device, map.inode) == (device, inode)).collect();
-        let memory = open_memory(pid)?;
+        let memory = writable_memory(pid)?;
         if breakpoints(&memory, &self.sites, of_file.iter()) > 0 {
             return Ok(true);
         }
@@ -89,10 +89,6 @@ pub(super) fn note_copy(copies: &mut Vec<RaisedCopy>, copy: RaisedCopy) {
     };
     known.sites.extend(copy.sites);
     known.by = known.by.max(copy.by);
-}
-
-pub(super) fn open_memory(thread: u32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open(format!("/proc/{thread}/mem"))
 }
 
 pub(super) fn read(memory: &File, at: u64) -> io::Result<u16> {

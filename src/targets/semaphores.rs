@@ -17,10 +17,10 @@ use std::os::unix::fs::FileExt;
 
 use super::denied::why_denied;
 use super::file::Identity;
-use super::raised::{RaisedCopy, breakpoints, note_copy, open_memory, read};
+use super::raised::{RaisedCopy, breakpoints, note_copy, read};
 use super::worker::Worker;
 use crate::elf::Semaphore;
-use crate::procfs::{Mapping, living_thread, text};
+use crate::procfs::{Mapping, living_thread, text, writable_memory};
 
 /// A semaphore by its offset in the file, and the sites that refer to it.
 type Wanted = BTreeMap<u64, (Semaphore, BTreeSet<u64>)>;
@@ -107,7 +107,7 @@ fn raise(
     let maps = text(format!("/proc/{thread}/maps"))?;
     let maps = maps.lines().filter_map(Mapping::parse);
     let maps: Vec<Mapping<'_>> = maps.filter(|map| starts.contains(&map.start)).collect();
-    let memory = open_memory(thread)?;
+    let memory = writable_memory(thread)?;
     let mut raised = 0;
     for (semaphore, sites) in wanted.values() {
         let code = maps.iter().filter(|map| map.is_executable() && map.offset == semaphore.code_offset);

@@ -1,14 +1,14 @@
 //! Writes a file's own bytes over breakpoints in a process's memory.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::super::file::Identity;
 use crate::kernel::{BREAKPOINT, Files};
-use crate::procfs::{Mapping, living_thread, text};
+use crate::procfs::{Mapping, living_thread, text, writable_memory};
 
 /// Which mappings of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Memory {
     pub fn of(kernel: &mut Files, pid: u32) -> io::Result<Self> {
         let thread = living_thread(pid);
         // Opened first: from then on it refers to this address space only.
-        let file = OpenOptions::new().read(true).write(true).open(format!("/proc/{thread}/mem"))?;
+        let file = writable_memory(thread)?;
         Ok(Self { file, mapped: kernel.mapped_by(pid)?, maps: text(format!("/proc/{thread}/maps"))? })
     }
 
