@@ -7,7 +7,7 @@ use object::read::elf::ProgramHeader;
 use super::Image;
 use super::headers::{LE, executable};
 use super::names::{Signature, clone_of, demangle};
-use super::symbol_table::{Kind, Symbol};
+use super::symbol_table::{Symbol, SymbolKind};
 use super::symbols::symbols;
 use super::unwind::frame_at;
 
@@ -55,18 +55,20 @@ impl AddressNames {
             .collect();
         let is_code = |vaddr: u64| segments.iter().any(|segment| segment.holds(vaddr));
         let mut all: Vec<Symbol<'_>> = symbols(image)
-            .filter(|symbol| matches!(symbol.kind, Kind::Function | Kind::Ifunc | Kind::Label))
+            .filter(|symbol| {
+                matches!(symbol.kind, SymbolKind::Function | SymbolKind::Ifunc | SymbolKind::Label)
+            })
             .filter(|symbol| symbol.defined && is_code(symbol.vaddr))
             .collect();
         all.sort_by_key(|symbol| {
-            (symbol.vaddr, symbol.size == 0, symbol.kind == Kind::Label, !symbol.global)
+            (symbol.vaddr, symbol.size == 0, symbol.kind == SymbolKind::Label, !symbol.global)
         });
         all.dedup_by_key(|symbol| symbol.vaddr);
         let mut found = AddressNames { functions: Vec::new(), names: String::new(), segments };
         let (mut reach, mut room) = (0, MAX_UNSIZED);
         for (number, symbol) in all.iter().enumerate() {
             let end = match symbol.size {
-                0 if symbol.kind == Kind::Label || room == 0 => None,
+                0 if symbol.kind == SymbolKind::Label || room == 0 => None,
                 0 => {
                     room -= 1;
                     found.end_of(image, symbol, all.get(number + 1))

@@ -14,7 +14,7 @@ use iced_x86::{
 };
 
 use super::Image;
-use super::body::{Body, Condition, Jump, is_write, writes};
+use super::body::{Body, Jump, JumpCondition, is_write, writes};
 
 /// Instructions between such a jump and the `ret` at most.
 const MAX_INSTRUCTIONS: usize = 24;
@@ -66,8 +66,8 @@ impl Code<'_, '_> {
                 break;
             }
             if let Some(jump) = self.jumps.iter().find(|jump| jump.at == before) {
-                let Condition::If(code) = jump.when else { return None };
-                found.push(self.approach(body, before, Condition::If(code ^ 1), above, is_final)?);
+                let JumpCondition::If(code) = jump.when else { return None };
+                found.push(self.approach(body, before, JumpCondition::If(code ^ 1), above, is_final)?);
                 break;
             }
             let effect = effect_of(&self.decode(before)?)?;
@@ -88,14 +88,14 @@ impl Code<'_, '_> {
         &self,
         body: &Body,
         vaddr: u64,
-        when: Condition,
+        when: JumpCondition,
         above: i32,
         is_final: bool,
     ) -> Option<Approach> {
         let when = match when {
-            Condition::Always => None,
-            Condition::If(code) => Some(code),
-            Condition::Untold => return None,
+            JumpCondition::Always => None,
+            JumpCondition::If(code) => Some(code),
+            JumpCondition::Untold => return None,
         };
         // In a loop, it may be hit many times per return.
         let turns = |jump: &Jump| jump.at >= vaddr && jump.target <= vaddr;

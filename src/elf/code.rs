@@ -10,7 +10,7 @@ use super::headers::LE;
 use super::names::{is_callable_fragment, is_fragment};
 use super::runtimes::Runtime;
 use super::shape::ENDBR64;
-use super::symbol_table::{Kind, Symbol};
+use super::symbol_table::{Symbol, SymbolKind};
 use super::symbols::symbols;
 use super::unwind::{Frame, Unwind};
 use super::{Image, is_program, non_local_exits};
@@ -44,8 +44,8 @@ impl<'a> Functions<'a> {
         let mut named: BTreeMap<u64, (u64, &'a str)> = BTreeMap::new();
         // Basic blocks in sections of their own are named, but not typed as functions.
         let is_code = |symbol: &Symbol<'_>| match symbol.kind {
-            Kind::Function => symbol.defined,
-            Kind::Label => symbol.defined && is_fragment(symbol.name),
+            SymbolKind::Function => symbol.defined,
+            SymbolKind::Label => symbol.defined && is_fragment(symbol.name),
             _ => false,
         };
         for symbol in symbols(image).filter(is_code) {

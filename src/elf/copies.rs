@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, thunk};
-use super::symbol_table::{Kind, Symbol};
+use super::symbol_table::{Symbol, SymbolKind};
 use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
 /// The size of the largest function that is decoded.
@@ -47,7 +47,8 @@ pub(super) fn remarks_on(
         }
     }
     for symbol in bases.iter().flat_map(|base| index.named(base)) {
-        let is_part = symbol.kind == Kind::Function && symbol.name.split('.').any(|suffix| suffix == "part");
+        let is_part =
+            symbol.kind == SymbolKind::Function && symbol.name.split('.').any(|suffix| suffix == "part");
         if is_part && symbol.defined && !found.contains_key(&symbol.vaddr) {
             parts.insert(symbol.name);
         } else if coroutine_of(symbol.name).is_some_and(|of| bases.contains(of)) {

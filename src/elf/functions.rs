@@ -6,11 +6,11 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use super::golang;
 use super::names::{CloneKind, clone_of};
-use super::pclntab::{Function, Layout};
+use super::pclntab::{Function, TableVersion};
 use super::runtimes::Runtime;
 use super::select::{Selected, matching, missing};
 use super::sites::share_semaphores;
-use super::symbol_table::{Kind, Symbol};
+use super::symbol_table::{Symbol, SymbolKind};
 use super::symbols::symbols;
 use super::unwind::frame_at;
 use super::{Arch, Convention, Cost, FunctionSite, Image, Site, SiteError, SiteShape, SymbolIndex};
@@ -170,7 +170,7 @@ fn is_specialised(symbol: &Symbol<'_>, pattern: &str) -> bool {
 
 /// Checks that a function can begin at a symbol that has no type, or that is not from the program's own tables.
 fn check_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<(), SiteError> {
-    let is_label = symbol.kind == Kind::Label;
+    let is_label = symbol.kind == SymbolKind::Label;
     if !is_label && !symbol.from_debug_symbols {
         return Ok(());
     }
@@ -219,7 +219,7 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
         // convention is unknown.
         let end = symbol.vaddr.saturating_add(symbol.size.max(1));
         let function = Function { name: symbol.name, entry: symbol.vaddr, end, is_assembly: false };
-        let entry = at_go_entry(image, Layout::Go1_16, &function, entry)?;
+        let entry = at_go_entry(image, TableVersion::Go1_16, &function, entry)?;
         return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
     let mut entry = FunctionSite { convention: convention(index, symbol.name), ..entry };
@@ -256,7 +256,7 @@ fn convention(index: &SymbolIndex<'_>, name: &str) -> Convention {
 /// Returns the place in a Go function that each call passes exactly once.
 fn at_go_entry(
     image: &Image<'_>,
-    layout: Layout,
+    layout: TableVersion,
     function: &Function<'_>,
     symbol: FunctionSite,
 ) -> Result<FunctionSite, SiteError> {

@@ -10,7 +10,7 @@ use super::names::{
     literal_words,
 };
 use super::parameters::{Parameters, parameters};
-use super::symbol_table::{Kind, Symbol, versioned};
+use super::symbol_table::{Symbol, SymbolKind, versioned};
 use super::symbols::{relocated, symbols};
 use super::{
     Convention, DebugInfo, FunctionSite, Functions, Image, NonLocalExit, go_binary, non_local_exits,
@@ -70,7 +70,7 @@ impl<'a> SymbolIndex<'a> {
             if let Some(clone) = clone_of(symbol.name) {
                 names.push((hash(clone.base), number));
             }
-            if symbol.kind == Kind::Function && symbol.defined {
+            if symbol.kind == SymbolKind::Function && symbol.defined {
                 by_address.push((number, 0));
             }
         }
@@ -268,7 +268,7 @@ impl<'a> SymbolIndex<'a> {
     pub(super) fn ifuncs(&self) -> impl Iterator<Item = &'a str> {
         self.symbols
             .iter()
-            .filter(|symbol| symbol.kind == Kind::Ifunc && symbol.defined)
+            .filter(|symbol| symbol.kind == SymbolKind::Ifunc && symbol.defined)
             .map(|symbol| symbol.name)
     }
 

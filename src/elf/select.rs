@@ -7,7 +7,7 @@ use super::error::Unnamed;
 use super::ifunc::implementations;
 use super::names::{Signature, canonical, demangle, glob, is_fragment, literal_words};
 use super::near::nearest;
-use super::symbol_table::{Kind, Symbol, versioned, versioned_pattern};
+use super::symbol_table::{Symbol, SymbolKind, versioned, versioned_pattern};
 use super::{Image, SiteError, SymbolIndex, golang};
 
 /// The functions that a pattern matches.
@@ -95,12 +95,12 @@ fn of_symbol<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Option<Select
         }
         // Besides an IFUNC, a plain function of the same name may exist for programs linked long ago (memcpy in glibc).
         // A probe there would look right but never fire.
-        if symbol.kind == Kind::Ifunc && symbol.defined {
+        if symbol.kind == SymbolKind::Ifunc && symbol.defined {
             return implemented(index, pattern, symbol).map(Some);
         }
         match not_probeable(symbol) {
             None => keep_best(&mut found, *symbol),
-            Some(_) if symbol.kind == Kind::Label && symbol.defined => labels.push(*symbol),
+            Some(_) if symbol.kind == SymbolKind::Label && symbol.defined => labels.push(*symbol),
             Some(reason) => refused = Some(reason),
         }
     }
@@ -208,7 +208,7 @@ const IMPORTED: &str = "this file only imports it; use the shared library that d
 fn not_probeable(symbol: &Symbol<'_>) -> Option<&'static str> {
     match symbol {
         Symbol { defined: false, .. } => Some(IMPORTED),
-        Symbol { kind: Kind::Function, .. } => None,
+        Symbol { kind: SymbolKind::Function, .. } => None,
         _ => Some("it is not a function"),
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Symbol<'a> {
     pub vaddr: u64,
     /// Bytes; 0 if the table does not say.
     pub size: u64,
-    pub kind: Kind,
+    pub kind: SymbolKind,
     /// False for a symbol that the file imports from another one.
     pub defined: bool,
     pub global: bool,
@@ -31,7 +31,7 @@ pub(super) struct Symbol<'a> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SymbolKind {
     Function,
     /// A function whose implementation is chosen when the program starts.
     Ifunc,
@@ -98,13 +98,13 @@ impl<'a> SymbolTable<'a> {
             let name = std::str::from_utf8(name).ok()?;
             let (name, version) = versioned(name);
             let kind = match entry.st_type() {
-                elf::STT_FUNC => Kind::Function,
-                elf::STT_GNU_IFUNC => Kind::Ifunc,
-                elf::STT_TLS => Kind::ThreadLocal,
+                elf::STT_FUNC => SymbolKind::Function,
+                elf::STT_GNU_IFUNC => SymbolKind::Ifunc,
+                elf::STT_TLS => SymbolKind::ThreadLocal,
                 // These name source files and sections rather than places in the program.
                 elf::STT_FILE | elf::STT_SECTION => return None,
-                elf::STT_NOTYPE => Kind::Label,
-                _ => Kind::Other,
+                elf::STT_NOTYPE => SymbolKind::Label,
+                _ => SymbolKind::Other,
             };
             let symbol = Symbol {
                 name,

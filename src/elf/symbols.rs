@@ -7,7 +7,7 @@ use object::elf;
 use super::Image;
 use super::headers::LE;
 use super::pclntab::Pclntab;
-use super::symbol_table::{Kind, Symbol, SymbolTable};
+use super::symbol_table::{Symbol, SymbolKind, SymbolTable};
 
 /// Iterates over every named symbol: from `.symtab`, from the separate debug file if there is one, and from `.dynsym`.
 /// If the first two are missing, those from the table by which a Go program names its own functions follow; otherwise
@@ -33,7 +33,7 @@ pub(super) fn symbols<'a>(image: &Image<'a>) -> impl Iterator<Item = Symbol<'a>>
         version: None,
         vaddr: function.entry,
         size: function.end - function.entry,
-        kind: Kind::Function,
+        kind: SymbolKind::Function,
         defined: true,
         global: false,
         from_debug_symbols: false,
@@ -57,7 +57,7 @@ pub(super) fn variables<'n>(image: &Image<'_>, names: &[&'n str]) -> HashMap<&'n
         let Some(place) = found.get_mut(symbol.name) else { continue };
         let name = symbol.name;
         *place = Some(match place {
-            _ if symbol.kind == Kind::ThreadLocal => Err(format!("`{name}` is thread-local")),
+            _ if symbol.kind == SymbolKind::ThreadLocal => Err(format!("`{name}` is thread-local")),
             None => Ok(symbol.vaddr),
             Some(Ok(vaddr)) if *vaddr == symbol.vaddr => Ok(symbol.vaddr),
             Some(_) => Err(format!("several variables have the name `{name}`")),

@@ -4,14 +4,14 @@ use iced_x86::{
     Code, ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::{Condition, JumpTable, MAX_LOOKBACK};
+use super::{JumpCondition, JumpTable, MAX_LOOKBACK};
 use crate::elf::{Form, Reg};
 
-pub(super) fn condition_of(jump: &Instruction) -> Condition {
+pub(super) fn condition_of(jump: &Instruction) -> JumpCondition {
     match jump.condition_code() {
-        ConditionCode::None => Condition::Untold,
-        _ if !jump.is_jcc_short_or_near() => Condition::Untold,
-        code => Condition::If(code as u8 - ConditionCode::o as u8),
+        ConditionCode::None => JumpCondition::Untold,
+        _ if !jump.is_jcc_short_or_near() => JumpCondition::Untold,
+        code => JumpCondition::If(code as u8 - ConditionCode::o as u8),
     }
 }
 

@@ -53,12 +53,12 @@ pub(in crate::elf) struct Body {
 pub(in crate::elf) struct Jump {
     pub at: u64,
     pub target: u64,
-    pub when: Condition,
+    pub when: JumpCondition,
 }
 
 /// When a jump is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::elf) enum Condition {
+pub(in crate::elf) enum JumpCondition {
     Always,
     /// Under this condition of the processor's flags: 0 overflow, 1 no overflow, to 15 greater.
     If(u8),
@@ -269,7 +269,7 @@ impl Body {
             FlowControl::Return => return Err("it uses a return as a jump,".to_string()),
             FlowControl::UnconditionalBranch => {
                 let target = near_target(now).ok_or("it jumps to another segment,")?;
-                self.jumps.push(Jump { at, target, when: Condition::Always });
+                self.jumps.push(Jump { at, target, when: JumpCondition::Always });
             }
             FlowControl::ConditionalBranch => {
                 let target = near_target(now).ok_or("it jumps to another segment,")?;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
-use crate::elf::pclntab::{Function, Layout, Pclntab};
+use crate::elf::pclntab::{Function, Pclntab, TableVersion};
 use crate::elf::{Convention, Image};
 
 /// Where a probe is hit exactly once per call.
@@ -43,7 +43,7 @@ enum Goroutine {
 /// Returns the place to probe. `Err` is the reason why there is none, phrased to follow a colon.
 pub(in crate::elf) fn entry(
     image: &Image<'_>,
-    layout: Layout,
+    layout: TableVersion,
     function: &Function<'_>,
 ) -> Result<Entry, &'static str> {
     let code = code_of(image, function);
@@ -61,11 +61,11 @@ pub(in crate::elf) fn entry(
     }
     let convention = match layout {
         _ if function.is_assembly => Convention::Unknown,
-        Layout::Go1_2 => Convention::GoStack,
+        TableVersion::Go1_2 => Convention::GoStack,
         // Go 1.16 passes arguments on the stack, 1.17 in registers.
-        Layout::Go1_16 => Convention::Unknown,
+        TableVersion::Go1_16 => Convention::Unknown,
         _ if sets_goroutine(code, function.entry) => Convention::GoStack,
-        Layout::Go1_18 | Layout::Go1_20 => Convention::GoRegisters,
+        TableVersion::Go1_18 | TableVersion::Go1_20 => Convention::GoRegisters,
     };
     Ok(Entry { vaddr: function.entry, convention, jump: None })
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::entry;
-use crate::elf::body::{Body, Condition, Jump};
+use crate::elf::body::{Body, Jump, JumpCondition};
 use crate::elf::exit::{Exit, ExitKind, Exits};
 use crate::elf::pclntab::{Function, Pclntab};
 use crate::elf::{Convention, Form, Image};
@@ -40,7 +40,7 @@ pub(in crate::elf) fn exits(
             }
             let callee = table.covering(target).filter(|callee| callee.entry == target);
             match callee.and_then(|callee| body(image, table, &callee).ok()) {
-                _ if when != Condition::Always => {
+                _ if when != JumpCondition::Always => {
                     return Err(format!("a conditional jump leads out of it at {at:#x}"));
                 }
                 Some(body) if bodies.len() + followed.len() <= MAX_TAIL_CALLS => followed.push(body),

@@ -29,7 +29,7 @@ pub(in crate::elf) struct Function<'a> {
 
 /// The layout of the table, named after the first Go version that writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::elf) enum Layout {
+pub(in crate::elf) enum TableVersion {
     Go1_2,
     /// Go 1.16 and 1.17.
     Go1_16,
@@ -41,7 +41,7 @@ pub(in crate::elf) enum Layout {
 /// The parsed header of the table, together with the bytes that follow it.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::elf) struct Pclntab<'a> {
-    pub layout: Layout,
+    pub layout: TableVersion,
     /// The base of function entries; 0 in layouts with absolute addresses.
     text: u64,
     /// Pairs of a function's entry and its record's offset, sorted by entry, followed by the end of the last function.
@@ -76,9 +76,9 @@ impl<'a> Pclntab<'a> {
         let count = usize::try_from(u64_at(data, 8)?).ok()?;
         let from = |field: usize| data.get(usize::try_from(u64_at(data, field)?).ok()?..);
         let (index, records, names) = match layout {
-            Layout::Go1_2 => (data.get(16..)?, data, data),
-            Layout::Go1_16 => (from(56)?, from(56)?, from(24)?),
-            Layout::Go1_18 | Layout::Go1_20 => (from(64)?, from(64)?, from(32)?),
+            TableVersion::Go1_2 => (data.get(16..)?, data, data),
+            TableVersion::Go1_16 => (from(56)?, from(56)?, from(24)?),
+            TableVersion::Go1_18 | TableVersion::Go1_20 => (from(64)?, from(64)?, from(32)?),
         };
         let mut table = Pclntab { layout, text: 0, index, records, names, count };
         // The index must fit; that also bounds the count by the file's size.
@@ -86,7 +86,7 @@ impl<'a> Pclntab<'a> {
         if count == 0 || bytes > index.len() {
             return None;
         }
-        if layout >= Layout::Go1_18 {
+        if layout >= TableVersion::Go1_18 {
             table.text =
                 text_start(image, vaddr, data, &|text| Pclntab { text, ..table }.is_plausible(image))?;
         }
@@ -102,7 +102,7 @@ impl<'a> Pclntab<'a> {
 
     /// Returns the size in bytes of a number in the index.
     fn word(&self) -> usize {
-        if self.layout >= Layout::Go1_18 { 4 } else { 8 }
+        if self.layout >= TableVersion::Go1_18 { 4 } else { 8 }
     }
 
     fn index_at(&self, n: usize) -> Option<u64> {
@@ -121,12 +121,12 @@ impl<'a> Pclntab<'a> {
     fn function(&self, n: usize) -> Option<Function<'a>> {
         let (entry, end) = (self.entry(n)?, self.entry(n + 1)?);
         let record = self.records.get(usize::try_from(self.index_at(2 * n + 1)?).ok()?..)?;
-        let at_entry = if self.layout >= Layout::Go1_18 { 4 } else { 8 };
+        let at_entry = if self.layout >= TableVersion::Go1_18 { 4 } else { 8 };
         let name = std::str::from_utf8(bounded_str(self.names, u32_at(record, at_entry)?)?).ok()?;
         let flag = match self.layout {
-            Layout::Go1_20 => *record.get(41)?,
-            Layout::Go1_18 => *record.get(37)?,
-            Layout::Go1_2 | Layout::Go1_16 => 0,
+            TableVersion::Go1_20 => *record.get(41)?,
+            TableVersion::Go1_18 => *record.get(37)?,
+            TableVersion::Go1_2 | TableVersion::Go1_16 => 0,
         };
         let is_assembly = flag & FLAG_ASSEMBLY != 0;
         (entry < end && !name.is_empty()).then_some(Function { name, entry, end, is_assembly })
@@ -155,15 +155,15 @@ pub(in crate::elf) fn is_marked(image: &Headers<'_>) -> bool {
 }
 
 /// Returns the layout if a header begins here.
-fn magic(data: &[u8]) -> Option<Layout> {
+fn magic(data: &[u8]) -> Option<TableVersion> {
     if data.get(4..8)? != HEADER_TAIL {
         return None;
     }
     Some(match u32_at(data, 0)? {
-        0xffff_fffb => Layout::Go1_2,
-        0xffff_fffa => Layout::Go1_16,
-        0xffff_fff0 => Layout::Go1_18,
-        0xffff_fff1 => Layout::Go1_20,
+        0xffff_fffb => TableVersion::Go1_2,
+        0xffff_fffa => TableVersion::Go1_16,
+        0xffff_fff0 => TableVersion::Go1_18,
+        0xffff_fff1 => TableVersion::Go1_20,
         _ => return None,
     })
 }
@@ -188,34 +188,34 @@ mod tests {
     const ENTRIES: [u64; 4] = [0x10, 0x20, 0x40, 0x60];
 
     /// Builds a table with [`NAMES`], the second of them in assembly if the layout records that.
-    fn table(layout: Layout) -> Vec<u8> {
+    fn table(layout: TableVersion) -> Vec<u8> {
         let (magic, word) = match layout {
-            Layout::Go1_2 => (0xffff_fffb_u32, 8),
-            Layout::Go1_16 => (0xffff_fffa, 8),
-            Layout::Go1_18 => (0xffff_fff0, 4),
-            Layout::Go1_20 => (0xffff_fff1, 4),
+            TableVersion::Go1_2 => (0xffff_fffb_u32, 8),
+            TableVersion::Go1_16 => (0xffff_fffa, 8),
+            TableVersion::Go1_18 => (0xffff_fff0, 4),
+            TableVersion::Go1_20 => (0xffff_fff1, 4),
         };
-        let header = if layout == Layout::Go1_2 { 16 } else { 72 };
+        let header = if layout == TableVersion::Go1_2 { 16 } else { 72 };
         let relative = word == 4;
         let index = header + NAMES.iter().map(|name| name.len() + 1).sum::<usize>();
         // Record offsets are relative to the index, in the oldest layout to the table.
-        let base = if layout == Layout::Go1_2 { 0 } else { index };
-        let index = if layout == Layout::Go1_2 { header } else { index };
+        let base = if layout == TableVersion::Go1_2 { 0 } else { index };
+        let index = if layout == TableVersion::Go1_2 { header } else { index };
         let records = index + (2 * NAMES.len() + 1) * word;
-        let names = if layout == Layout::Go1_2 { records + 48 * NAMES.len() } else { header };
-        let name_base = if layout == Layout::Go1_2 { 0 } else { names };
+        let names = if layout == TableVersion::Go1_2 { records + 48 * NAMES.len() } else { header };
+        let name_base = if layout == TableVersion::Go1_2 { 0 } else { names };
         let mut data = vec![0; records + 48 * NAMES.len() + 128];
         let mut put = |at: usize, bytes: &[u8]| data[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &magic.to_le_bytes());
         put(4, &HEADER_TAIL);
         put(8, &(NAMES.len() as u64).to_le_bytes());
         match layout {
-            Layout::Go1_2 => {}
-            Layout::Go1_16 => {
+            TableVersion::Go1_2 => {}
+            TableVersion::Go1_16 => {
                 put(24, &(names as u64).to_le_bytes());
                 put(56, &(index as u64).to_le_bytes());
             }
-            Layout::Go1_18 | Layout::Go1_20 => {
+            TableVersion::Go1_18 | TableVersion::Go1_20 => {
                 put(24, &CODE.to_le_bytes());
                 put(32, &(names as u64).to_le_bytes());
                 put(64, &(index as u64).to_le_bytes());
@@ -232,7 +232,7 @@ mod tests {
             put(record + word, &((name - name_base) as u32).to_le_bytes());
             put(name, text.as_bytes());
             if n == 1 && relative {
-                put(record + if layout == Layout::Go1_18 { 37 } else { 41 }, &[FLAG_ASSEMBLY]);
+                put(record + if layout == TableVersion::Go1_18 { 37 } else { 41 }, &[FLAG_ASSEMBLY]);
             }
             name += text.len() + 1;
         }
@@ -257,7 +257,8 @@ mod tests {
         bytes
     }
 
-    const LAYOUTS: [Layout; 4] = [Layout::Go1_2, Layout::Go1_16, Layout::Go1_18, Layout::Go1_20];
+    const LAYOUTS: [TableVersion; 4] =
+        [TableVersion::Go1_2, TableVersion::Go1_16, TableVersion::Go1_18, TableVersion::Go1_20];
 
     #[test]
     fn parses_every_layout() {
@@ -270,7 +271,7 @@ mod tests {
             let expected: Vec<_> = (0..3).map(|n| (NAMES[n], ENTRIES[n], ENTRIES[n + 1])).collect();
             assert_eq!(found, expected, "{layout:?}");
             let in_assembly: Vec<_> = table.functions().map(|f| f.is_assembly).collect();
-            assert_eq!(in_assembly, [false, layout >= Layout::Go1_18, false]);
+            assert_eq!(in_assembly, [false, layout >= TableVersion::Go1_18, false]);
             let name = |at| table.covering(CODE + at).map(|f| f.name);
             assert_eq!(
                 [0, 0x10, 0x3f, 0x40, 0x5f, 0x60].map(name),

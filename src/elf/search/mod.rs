@@ -5,7 +5,7 @@ mod ways_out;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::body::{Body, Condition, IndirectJump, Jump, JumpTable};
+use super::body::{Body, IndirectJump, Jump, JumpCondition, JumpTable};
 use super::code::Functions;
 use super::exit::{NoExits, Passage, PassageKind};
 use super::names::{is_callable_fragment, is_fragment};
@@ -71,7 +71,7 @@ impl<'s, 'a> Search<'s, 'a> {
         }
         for jump in body.jumps.clone() {
             let Some(register) = jumps_by(&self.code.image, jump.target) else { continue };
-            if jump.when != Condition::Always {
+            if jump.when != JumpCondition::Always {
                 return Err(format!("it has a conditional jump through a retpoline at {:#x}", jump.at));
             }
             body.jumps_by_register(jump, register);
@@ -129,7 +129,7 @@ impl<'s, 'a> Search<'s, 'a> {
             let mut jumps = part.body.jumps.clone();
             if part.body.falls_through {
                 let end = self.code.past_padding(part.body.range.end);
-                jumps.push(Jump { at: end, target: end, when: Condition::Untold });
+                jumps.push(Jump { at: end, target: end, when: JumpCondition::Untold });
             }
             for jump in jumps {
                 self.jump(jump, of)?;
@@ -280,9 +280,9 @@ impl<'s, 'a> Search<'s, 'a> {
             return Ok(());
         }
         let when = match jump.when {
-            Condition::Always => None,
-            Condition::If(code) => Some(code),
-            Condition::Untold => {
+            JumpCondition::Always => None,
+            JumpCondition::If(code) => Some(code),
+            JumpCondition::Untold => {
                 return Err(format!(
                     "control falls through to {:#x}, the entry of another function",
                     jump.target
@@ -295,7 +295,7 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Records the jump as an exit.
     fn leave(&mut self, jump: Jump) -> Result<(), NoExits> {
-        if jump.when == Condition::Untold {
+        if jump.when == JumpCondition::Untold {
             return Err(format!(
                 "control falls through to {:#x}, a function that cannot be followed",
                 jump.target

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{MAX_ENTRIES, MAX_EXITS, Part, Search};
 use crate::elf::Form;
 use crate::elf::approach::Code;
-use crate::elf::body::{Body, Condition, IndirectJump, Jump};
+use crate::elf::body::{Body, IndirectJump, Jump, JumpCondition};
 use crate::elf::exit::{Exit, ExitKind, Exits, NoExits};
 use crate::elf::names::is_fragment;
 
@@ -30,7 +30,7 @@ impl Search<'_, '_> {
                 exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
             }
             for jump in body.jumps.iter().filter(|jump| self.left.contains(jump)) {
-                let when = if let Condition::If(code) = jump.when { Some(code) } else { None };
+                let when = if let JumpCondition::If(code) = jump.when { Some(code) } else { None };
                 exits.insert(jump.at, Exit { when, ..exit(jump.at, ExitKind::TailCall, shared) });
             }
             for jump in self.indirect(part) {
