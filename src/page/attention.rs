@@ -2,7 +2,7 @@
 
 use super::families::{ByName, Row};
 use super::history::History;
-use super::model::{Attention, Blocklist, Probe, Scrape, Severity, Target};
+use super::model::{Attention, BlocklistSummary, ProbeSummary, Scrape, Severity, TargetSummary};
 use crate::kernel::LOST;
 
 /// The maximum number of items.
@@ -24,10 +24,10 @@ pub(super) struct AttentionInput<'a> {
     pub time: f64,
     pub started: f64,
     pub own: &'a ByName<'a>,
-    pub targets: &'a [Target],
+    pub targets: &'a [TargetSummary],
     /// The network conditions that `/ready` waits for, in words.
     pub network: &'a [String],
-    pub blocklist: Option<&'a Blocklist>,
+    pub blocklist: Option<&'a BlocklistSummary>,
     pub scrapes: &'a [Scrape],
 }
 
@@ -77,11 +77,11 @@ fn note(subject: impl Into<String>, reason: impl Into<String>, action: impl Into
 }
 
 /// Adds probes by state, with what can be done about it.
-fn of_target(target: &Target, facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
-    let mut groups: Vec<(&Probe, bool, Vec<&str>)> = Vec::new();
+fn of_target(target: &TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
+    let mut groups: Vec<(&ProbeSummary, bool, Vec<&str>)> = Vec::new();
     for probe in target.probes.iter().filter(|probe| probe.state != "attached") {
         let missing = probe.is_missing;
-        let same = |group: &&mut (&Probe, bool, Vec<&str>)| {
+        let same = |group: &&mut (&ProbeSummary, bool, Vec<&str>)| {
             (&group.0.state, &group.0.reason, group.1) == (&probe.state, &probe.reason, missing)
                 // The reason of an absent probe contains its own name.
                 || (group.0.state == "absent" && probe.state == "absent" && group.1 == missing)
@@ -304,7 +304,7 @@ fn slow(facts: &AttentionInput<'_>, history: &mut History, all: &mut Vec<Attenti
     }
 }
 
-fn blocklist(list: &Blocklist, all: &mut Vec<Attention>) {
+fn blocklist(list: &BlocklistSummary, all: &mut Vec<Attention>) {
     for file in &list.unreadable_files {
         all.push(warning(
             format!("Blocklist: {file} cannot be read"),

@@ -2,7 +2,7 @@
 
 use super::families::{ByName, cut};
 use super::history::History;
-use super::model::{BlockedSource, Blocklist};
+use super::model::{BlockedSource, BlocklistSummary};
 use crate::net::BlockRow;
 
 /// `None` without a blocklist.
@@ -11,7 +11,7 @@ pub(super) fn blocklist(
     busiest: &[BlockRow],
     now: f64,
     history: &mut History,
-) -> Option<Blocklist> {
+) -> Option<BlocklistSummary> {
     let is_enforced = families.value("xdp_blocklist_enforced")? == 1.0;
     let sources = families.rows("xdp_blocklist_entries");
     let entries = sources.iter().map(|row| row.value).fold(0.0, std::ops::Add::add);
@@ -27,7 +27,7 @@ pub(super) fn blocklist(
     let ages = families.rows("xdp_blocklist_source_age_seconds");
     let age = |source: &str| ages.iter().find(|row| row.label("source") == source).map(|row| row.value);
     let silent = families.rows("xdp_blocklist_source_up").into_iter().filter(|row| row.value == 0.0);
-    Some(Blocklist {
+    Some(BlocklistSummary {
         is_enforced,
         entries,
         sources: sources.map(|row| (cut(&row.label("source")), row.value)).collect(),

@@ -4,7 +4,7 @@ use super::model::Connect;
 
 /// How the metrics are reached.
 #[derive(Debug, Default)]
-pub(crate) struct Access<'a> {
+pub(crate) struct ScrapeAccess<'a> {
     pub node: &'a str,
     pub port: u16,
     pub has_tls: bool,
@@ -15,7 +15,7 @@ pub(crate) struct Access<'a> {
 }
 
 /// Returns a scrape_config to copy. The reader must adapt the file names in it.
-pub(crate) fn connect(access: &Access<'_>) -> Connect {
+pub(crate) fn connect(access: &ScrapeAccess<'_>) -> Connect {
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let mut text = "scrape_configs:\n  - job_name: fibre\n".to_owned();
     if access.has_tls {
@@ -43,14 +43,14 @@ mod tests {
 
     #[test]
     fn scrape_config_is_valid_yaml_for_any_name() {
-        let hostile = Access {
+        let hostile = ScrapeAccess {
             node: "a\"]\nb: c",
             port: 9435,
             has_tls: true,
             wants_certificate: true,
             user: Some("u\n  x: y"),
         };
-        for access in [Access { node: "london", port: 1, ..Access::default() }, hostile] {
+        for access in [ScrapeAccess { node: "london", port: 1, ..ScrapeAccess::default() }, hostile] {
             let made = connect(&access);
             let yaml: serde_yaml::Value = serde_yaml::from_str(&made.scrape_config).unwrap();
             let job = &yaml["scrape_configs"][0];

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use super::model::{
-    Attention, Blocklist, Health, Metric, Network, Probe, Scrapes, Severity, SlowEvent, Status, Target,
+    Attention, BlocklistSummary, Health, MetricSummary, NetworkSummary, ProbeSummary, Scrapes, Severity,
+    SlowEvent, Status, TargetSummary,
 };
 use crate::slow::shown_reason;
 
@@ -200,7 +201,7 @@ fn folded(words: &str, names: impl Iterator<Item = String>) -> String {
     format!("<details><summary>{words}</summary><ul class=\"names\">{items}</ul></details>")
 }
 
-fn target_row(target: &Target, now: f64, to: &mut String) {
+fn target_row(target: &TargetSummary, now: f64, to: &mut String) {
     let _ = writeln!(
         to,
         "<tr class=\"group\"><th scope=\"row\">{}</th><td>{} of {} attached</td><td>{}</td><td>{}</td><td>{}</td>\
@@ -215,7 +216,7 @@ fn target_row(target: &Target, now: f64, to: &mut String) {
     );
 }
 
-fn probe_row(probe: &Probe, now: f64, to: &mut String) {
+fn probe_row(probe: &ProbeSummary, now: f64, to: &mut String) {
     let lost = probe.lost.iter().map(|lost| lost.hits).sum();
     let _ = writeln!(
         to,
@@ -249,7 +250,7 @@ fn metrics(status: &Status, to: &mut String) {
     section("metrics", "What was measured", &content, to);
 }
 
-fn metric_rows(metric: &Metric, to: &mut String) {
+fn metric_rows(metric: &MetricSummary, to: &mut String) {
     let name = escape(&metric.name);
     let row = |labels: &str, value: &str| {
         format!("<tr><th scope=\"row\">{name}</th><td>{labels}</td><td>{value}</td></tr>\n")
@@ -283,7 +284,7 @@ fn metric_rows(metric: &Metric, to: &mut String) {
     }
 }
 
-fn network(network: &Network, to: &mut String) {
+fn network(network: &NetworkSummary, to: &mut String) {
     let (quiet, shown) = fold(&network.interfaces, |interface| {
         interface.is_counted && interface.malformed == 0.0 && interface.packets_per_second == Some(0.0)
     });
@@ -314,7 +315,7 @@ fn network(network: &Network, to: &mut String) {
     section("network", "Packets", &content, to);
 }
 
-fn blocklist(list: &Blocklist, now: f64, to: &mut String) {
+fn blocklist(list: &BlocklistSummary, now: f64, to: &mut String) {
     let by: Vec<_> =
         list.sources.iter().map(|(source, count)| format!("{} {}", escape(source), number(*count))).collect();
     let by = if by.is_empty() { String::new() } else { format!(" ({})", by.join(", ")) };

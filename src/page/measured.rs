@@ -1,7 +1,7 @@
 //! A metric's series as shown: the largest ones, however many there are.
 
 use super::families::cut;
-use super::model::{Distribution, Metric, Quantile, Series};
+use super::model::{Distribution, MetricSummary, Quantile, SeriesSummary};
 use crate::exposition::{Head, Kind, Sample, SampleValue, labels};
 use crate::kinds::panel::{base_unit, is_timestamp};
 
@@ -12,7 +12,11 @@ const MAX_SERIES: usize = 8;
 const QUANTILES: [f64; 3] = [0.5, 0.9, 0.99];
 
 /// Summarizes a family. `node` is a label of every series, and left out.
-pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'a>>, node: &str) -> Metric {
+pub(crate) fn metric<'a>(
+    head: &Head,
+    samples: &mut dyn Iterator<Item = Sample<'a>>,
+    node: &str,
+) -> MetricSummary {
     let (mut total, mut number) = (0.0, 0);
     let mut largest: Vec<(f64, Sample<'a>)> = Vec::new();
     for sample in samples {
@@ -34,7 +38,7 @@ pub(crate) fn metric<'a>(head: &Head, samples: &mut dyn Iterator<Item = Sample<'
         Kind::Counter | Kind::Gauge => &[],
     };
     let series = largest.iter().map(|(_, sample)| series(head, sample, bounds, node)).collect();
-    Metric {
+    MetricSummary {
         name: head.name().to_owned(),
         help: head.help().trim().to_owned(),
         kind: head.kind().word(),
@@ -57,17 +61,21 @@ pub(super) fn unit_of(name: &str) -> &'static str {
     }
 }
 
-fn series(head: &Head, sample: &Sample<'_>, bounds: &[f64], node: &str) -> Series {
+fn series(head: &Head, sample: &Sample<'_>, bounds: &[f64], node: &str) -> SeriesSummary {
     let labels = labels(head.labels(sample.key))
         .into_iter()
         .filter(|(name, value)| !(*name == "node" && value == node))
         .map(|(name, value)| (name.to_owned(), cut(&value)))
         .collect();
     match sample.value {
-        SampleValue::Number(value) => Series { labels, value: Some(value.as_real()), distribution: None },
-        SampleValue::Histogram { counts, sum, .. } => {
-            Series { labels, value: None, distribution: Some(distribution(counts, sum.as_real(), bounds)) }
+        SampleValue::Number(value) => {
+            SeriesSummary { labels, value: Some(value.as_real()), distribution: None }
         }
+        SampleValue::Histogram { counts, sum, .. } => SeriesSummary {
+            labels,
+            value: None,
+            distribution: Some(distribution(counts, sum.as_real(), bounds)),
+        },
     }
 }
 
@@ -109,7 +117,7 @@ mod tests {
     use super::*;
     use crate::exposition::Family;
 
-    fn shown(family: &Family) -> Metric {
+    fn shown(family: &Family) -> MetricSummary {
         metric(family.head(), &mut family.samples(), "here")
     }
 

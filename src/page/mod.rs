@@ -33,9 +33,9 @@ use model::{Exporter, Health, HitCost, LeftOut, Scrape, Scrapes, Severity, Statu
 use targets::{sum, targets};
 
 pub(crate) use cache::StatusCache;
-pub(crate) use connect::{Access, connect};
+pub(crate) use connect::{ScrapeAccess, connect};
 pub(crate) use measured::metric;
-pub(crate) use model::{Connect, Link, Metric};
+pub(crate) use model::{Connect, Link, MetricSummary};
 pub(crate) use network::interfaces;
 pub(crate) use runbook::runbook;
 
@@ -63,7 +63,7 @@ pub(crate) struct Snapshot {
     /// The exporter's own metrics.
     pub own: Families,
     /// The configured metrics, at most [`MAX_METRICS`].
-    pub metrics: Vec<Metric>,
+    pub metrics: Vec<MetricSummary>,
     /// Number of configured metrics beyond those.
     pub more_metrics: usize,
     /// Number of series of all configured metrics.

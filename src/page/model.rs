@@ -18,14 +18,14 @@ pub struct Status {
     pub totals: Totals,
     /// What needs attention, the worst first.
     pub attention: Vec<Attention>,
-    pub targets: Vec<Target>,
-    pub metrics: Vec<Metric>,
+    pub targets: Vec<TargetSummary>,
+    pub metrics: Vec<MetricSummary>,
     /// Number of probes and metrics that are not shown.
     pub left_out: LeftOut,
     /// `None` without `network:` in the configuration.
-    pub network: Option<Network>,
+    pub network: Option<NetworkSummary>,
     /// `None` without `network: { block: ... }`.
-    pub blocklist: Option<Blocklist>,
+    pub blocklist: Option<BlocklistSummary>,
     /// Recorded slow events, the latest first.
     pub slow: Vec<SlowEvent>,
     pub scrapes: Scrapes,
@@ -101,7 +101,7 @@ pub struct Attention {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Target {
+pub struct TargetSummary {
     pub name: String,
     /// Number of its probes in the configuration.
     pub configured: usize,
@@ -117,11 +117,11 @@ pub struct Target {
     /// CPU time that tracing has taken from its processes so far.
     pub overhead_seconds: f64,
     /// In the order of the configuration. If there are too many, those that are not attached and the busiest.
-    pub probes: Vec<Probe>,
+    pub probes: Vec<ProbeSummary>,
 }
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Probe {
+pub struct ProbeSummary {
     pub name: String,
     /// As in `fibre_exporter_probe_state`.
     pub state: String,
@@ -149,7 +149,7 @@ pub struct Lost {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Metric {
+pub struct MetricSummary {
     pub name: String,
     pub help: String,
     /// `counter`, `gauge` or `histogram`.
@@ -164,11 +164,11 @@ pub struct Metric {
     /// Number of all series.
     pub series_total: usize,
     /// The series with the largest values, in descending order.
-    pub series: Vec<Series>,
+    pub series: Vec<SeriesSummary>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Series {
+pub struct SeriesSummary {
     /// Name and value, without `node`.
     pub labels: Vec<(String, String)>,
     pub value: Option<f64>,
@@ -200,17 +200,17 @@ pub struct LeftOut {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Network {
+pub struct NetworkSummary {
     pub received_bytes_per_second: Option<f64>,
     pub sent_bytes_per_second: Option<f64>,
-    pub interfaces: Vec<Interface>,
+    pub interfaces: Vec<InterfaceSummary>,
     /// Number of interfaces that are not shown.
     pub left_out: usize,
-    pub talkers: Vec<Talker>,
+    pub talkers: Vec<TalkerSummary>,
 }
 
 #[derive(Debug, Serialize)]
-pub struct Interface {
+pub struct InterfaceSummary {
     /// The labels that identify it: `interface`, `netns`, `container`.
     pub labels: Vec<(String, String)>,
     /// `ingress` or `egress`.
@@ -229,7 +229,7 @@ pub struct Interface {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Talker {
+pub struct TalkerSummary {
     pub address: String,
     pub interface: String,
     pub received_bytes: u64,
@@ -239,7 +239,7 @@ pub struct Talker {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Blocklist {
+pub struct BlocklistSummary {
     /// Packets are dropped, not only counted.
     pub is_enforced: bool,
     pub entries: f64,
@@ -282,7 +282,7 @@ pub struct SlowEvent {
     pub target: String,
     pub probe: String,
     pub metric: String,
-    /// As [`Metric::unit`], of the value and its bound.
+    /// As [`MetricSummary::unit`], of the value and its bound.
     pub unit: &'static str,
     pub value: f64,
     /// Why it was recorded: it is above this, or among this many worst of its hour.

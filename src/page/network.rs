@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::families::{ByName, Row, cut};
 use super::history::History;
-use super::model::{Interface, Network, Talker};
+use super::model::{InterfaceSummary, NetworkSummary, TalkerSummary};
 use super::targets::sum;
 use crate::exposition::Family;
 use crate::net::TalkerRow;
@@ -53,7 +53,7 @@ impl Direction {
 }
 
 /// What is counted about packets.
-pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mut History) -> Network {
+pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mut History) -> NetworkSummary {
     let directions =
         [Direction::of(families, "ingress", "xdp"), Direction::of(families, "egress", "tc_egress")];
     let speed = by_place(families, "network_speed_bytes", |_| true);
@@ -84,7 +84,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
             None if direction.word == "egress" => "tc".to_owned(),
             None => modes.get(&here).cloned().unwrap_or_default(),
         };
-        interfaces.push(Interface {
+        interfaces.push(InterfaceSummary {
             direction: direction.word,
             is_counted: row.value == 1.0,
             hook,
@@ -104,7 +104,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
     };
     let (received, sent) = (rate("ingress"), rate("egress"));
     // Uncounted interfaces first, then the busiest; ties keep their order.
-    let weight = |interface: &Interface| match interface.is_counted {
+    let weight = |interface: &InterfaceSummary| match interface.is_counted {
         true => interface.bytes.unwrap_or(0.0),
         false => f64::INFINITY,
     };
@@ -113,7 +113,7 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
         interfaces.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
         interfaces.truncate(2 * MAX_INTERFACES);
     }
-    Network {
+    NetworkSummary {
         received_bytes_per_second: received,
         sent_bytes_per_second: sent,
         interfaces,
@@ -123,12 +123,12 @@ pub(super) fn network(families: &ByName<'_>, talkers: &[TalkerRow], history: &mu
 }
 
 /// What is counted on each interface.
-pub(crate) fn interfaces(families: &[Family]) -> Vec<Interface> {
+pub(crate) fn interfaces(families: &[Family]) -> Vec<InterfaceSummary> {
     network(&ByName::of(families), &[], &mut History::default()).interfaces
 }
 
-fn talker(row: &TalkerRow) -> Talker {
-    Talker {
+fn talker(row: &TalkerRow) -> TalkerSummary {
+    TalkerSummary {
         address: row.address.to_string(),
         interface: cut(&row.place.interface),
         received_bytes: row.received_bytes,

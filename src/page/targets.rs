@@ -5,7 +5,7 @@ use std::ops::Add;
 
 use super::families::{ByName, Row, cut_to};
 use super::history::History;
-use super::model::{Lost, Probe, Target};
+use super::model::{Lost, ProbeSummary, TargetSummary};
 
 /// Probes that are shown, of all targets together.
 const MAX_PROBES: usize = 300;
@@ -40,13 +40,13 @@ impl Columns {
         }
     }
 
-    fn probe(&self, row: &Row, missing: &HashSet<&(String, String)>, history: &mut History) -> Probe {
+    fn probe(&self, row: &Row, missing: &HashSet<&(String, String)>, history: &mut History) -> ProbeSummary {
         let key = (row.label("target"), row.label("probe"));
         let of = |column: &Column| column.get(&key).copied().unwrap_or(0.0);
         let track = |what: &str| format!("{what}\0{}\0{}", key.0, key.1);
         let trend = history.trend(track("hits"), of(&self.hits));
         let cost = history.trend(track("cost"), of(&self.cost));
-        Probe {
+        ProbeSummary {
             name: cut_to(&key.1, MAX_REASON),
             state: row.label("state"),
             is_missing: missing.contains(&key),
@@ -70,21 +70,21 @@ pub(super) fn targets(
     missing: &[(String, String)],
     own: &ByName<'_>,
     history: &mut History,
-) -> (Vec<Target>, usize) {
+) -> (Vec<TargetSummary>, usize) {
     let missing = missing.iter().collect();
     let columns = Columns::of(own);
     let ratio = own.by_target("fibre_exporter_target_tracing_ratio");
     let seconds = own.by_target("fibre_exporter_target_tracing_seconds_total");
-    let mut of_target: HashMap<String, Vec<Probe>> = HashMap::new();
+    let mut of_target: HashMap<String, Vec<ProbeSummary>> = HashMap::new();
     for row in own.rows("fibre_exporter_probe_state") {
         let probe = columns.probe(&row, &missing, history);
         of_target.entry(row.label("target")).or_default().push(probe);
     }
-    let mut targets: Vec<Target> = names
+    let mut targets: Vec<TargetSummary> = names
         .iter()
         .map(|name| {
             let probes = of_target.remove(name).unwrap_or_default();
-            Target {
+            TargetSummary {
                 name: name.clone(),
                 configured: probes.len(),
                 attached: probes.iter().filter(|probe| probe.is_attached()).count(),
@@ -103,7 +103,7 @@ pub(super) fn targets(
     (targets, left_out)
 }
 
-impl Probe {
+impl ProbeSummary {
     /// Whether hits are counted, at least at some of its sites.
     pub(super) fn is_attached(&self) -> bool {
         matches!(self.state.as_str(), "attached" | "partly")
@@ -122,8 +122,9 @@ pub(super) fn sum(all: impl Iterator<Item = Option<f64>>) -> Option<f64> {
 }
 
 /// Keeps the most important probes, in their original order.
-fn leave_out(targets: &mut [Target]) -> usize {
-    let mut weights: Vec<f64> = targets.iter().flat_map(|target| &target.probes).map(Probe::weight).collect();
+fn leave_out(targets: &mut [TargetSummary]) -> usize {
+    let mut weights: Vec<f64> =
+        targets.iter().flat_map(|target| &target.probes).map(ProbeSummary::weight).collect();
     if weights.len() <= MAX_PROBES {
         return 0;
     }

@@ -50,7 +50,7 @@ fn snapshot_at(probes: &[Row], at: Instant) -> Snapshot {
         blocked: Vec::new(),
         slow: Vec::new(),
         visitors: Vec::new(),
-        connect: connect(&Access { node: "london", port: 9435, ..Access::default() }),
+        connect: connect(&ScrapeAccess { node: "london", port: 9435, ..ScrapeAccess::default() }),
         links: vec![Link { path: "/metrics", about: "Metrics" }],
     }
 }
@@ -333,7 +333,7 @@ fn untrusted_text_is_escaped() {
         status: 200,
         requests: 1,
     });
-    all.connect = connect(&Access { node: hostile, user: Some(hostile), ..Access::default() });
+    all.connect = connect(&ScrapeAccess { node: hostile, user: Some(hostile), ..ScrapeAccess::default() });
     let status = seen(all);
     let text = page(&status);
     assert_eq!(text.matches("<script").count(), 1, "its own only: {text}");

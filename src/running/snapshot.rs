@@ -8,7 +8,7 @@ use super::active::ActiveConfig;
 use crate::clock::unix_now;
 use crate::config::endpoint::{Listen, ListenAddress};
 use crate::http::Demand;
-use crate::page::{self, Access, Connect, Link, MAX_METRICS, MAX_TALKERS, Snapshot, connect};
+use crate::page::{self, Connect, Link, MAX_METRICS, MAX_TALKERS, ScrapeAccess, Snapshot, connect};
 
 impl Running {
     /// Returns the current values of all metrics. This does not change what scrapers see: no window of extremes ends,
@@ -73,7 +73,7 @@ impl Running {
             }),
             Listen::Port | Listen::Inherited => None,
         };
-        connect(&Access {
+        connect(&ScrapeAccess {
             node: &self.started.node_name,
             port: port.unwrap_or(self.started.metrics_port),
             has_tls: web.tls.is_some(),
