@@ -11,7 +11,7 @@ use crate::pins::Pin;
 use super::abi::Direction;
 use super::hook::Hook;
 use super::links::Interface;
-use super::refusal::{Refusal, is_unknown, tcx_refusal, xdp_refusal};
+use super::refusal::{AttachRefusal, is_unknown, tcx_refusal, xdp_refusal};
 use super::sys::{chain, create_link, detach_link, link_target, pin as pin_at, program_id, update_link};
 
 /// An attached program; dropping it detaches it.
@@ -171,7 +171,7 @@ pub(crate) fn attach_ingress(
     on: &Interface,
     hook: Hook,
     ours: &dyn Fn(u32) -> bool,
-) -> Result<Attached, Refusal> {
+) -> Result<Attached, AttachRefusal> {
     let flags = match hook {
         Hook::Generic => XdpFlags::SKB_MODE,
         Hook::Native => XdpFlags::DRV_MODE,
@@ -204,7 +204,7 @@ const EGRESS_NAME: &str = "net_egress";
 ///
 /// # Errors
 /// Why it failed; nothing is changed then.
-pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, Refusal> {
+pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, AttachRefusal> {
     match attach_tcx(program, on, libbpf_sys::BPF_TCX_EGRESS) {
         Ok(attached) => Ok(attached),
         Err(error) if is_unknown(&error) => attach_filter(program, on),
@@ -217,10 +217,10 @@ pub(crate) fn attach_egress(program: BorrowedFd<'_>, on: &Interface) -> Result<A
 ///
 /// # Errors
 /// Why it failed.
-pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, Refusal> {
+pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<Attached, AttachRefusal> {
     let program = program.try_clone_to_owned().map_err(|error| tcx_refusal(on, "egress", &error))?;
     let mut hook = filter_hook(program.as_fd(), on.index);
-    let other = |error: libbpf_rs::Error| Refusal {
+    let other = |error: libbpf_rs::Error| AttachRefusal {
         reason: "other",
         text: format!(
             "{}: failed to attach the TC egress filter: {error:#}; it needs the kernel modules sch_ingress \
@@ -232,7 +232,7 @@ pub(crate) fn attach_filter(program: BorrowedFd<'_>, on: &Interface) -> Result<A
     if let Ok(id) = hook.query() {
         let name = ProgramHandle::from_prog_id(id).ok().map(|program| program.name().to_os_string());
         if name.as_deref() != Some(std::ffi::OsStr::new(EGRESS_NAME)) {
-            return Err(Refusal {
+            return Err(AttachRefusal {
                 reason: "busy",
                 text: format!(
                     "{}: failed to attach the TC egress filter: program {name:?}, id {id}, already uses \

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::hook::Hook;
-use super::refusal::Refusal;
+use super::refusal::AttachRefusal;
 
 /// An event that is logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub enum Event {
     /// An interface is counted; `hook` is `None` if only sent packets are. `reason` explains the choice of the hook.
     Attached { interface: String, hook: Option<Hook>, reason: String },
     /// One direction of an interface is not counted.
-    Refused { interface: String, direction: &'static str, refusal: Refusal },
+    Refused { interface: String, direction: &'static str, refusal: AttachRefusal },
     /// A program that was detached by force is attached again.
     Restored { interface: String, direction: &'static str },
     /// A program that was attached later and ran before ours runs after it again.

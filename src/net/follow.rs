@@ -11,7 +11,7 @@ use super::hook::{Hook, receives_nothing};
 use super::links::{Changed, Changes, Interface, interfaces, interfaces_and_counts};
 use super::port::{Change, Port};
 use super::programs::Programs;
-use super::refusal::Refusal;
+use super::refusal::AttachRefusal;
 use super::status::{Missing, NetworkStatus};
 
 /// Interfaces that are attached in one step regardless of the time it takes. The kernel needs 12 ms to attach or detach
@@ -296,7 +296,7 @@ impl Follower {
         let Some(port) = self.ports.get(&index) else { return };
         let name = || self.display_name(&port.on.name);
         let mut attached: Option<(Direction, Option<Hook>, String)> = None;
-        let mut refused: Option<Refusal> = None;
+        let mut refused: Option<AttachRefusal> = None;
         for change in changes {
             match change {
                 Change::Attached { direction, .. } if lost => {

@@ -62,7 +62,7 @@ pub use config::{Count, Mode, NetworkConfig, Scope, Space, TABLE_ENTRIES, TOP_SO
 pub use counter_maps::cpu_slots;
 pub use counters::{Counters, Sum, combinations};
 pub use decode::{NETWORK, decode};
-pub use detect::{Detection, Detections, Outcome, Sighting};
+pub use detect::{BanOutcome, Detection, Detections, Sighting};
 pub use error::{BeginError, NetworkError};
 pub use event::Event;
 pub use hook::Hook;
@@ -71,7 +71,7 @@ pub(crate) use pinned::{detach_filters, remove_pinned};
 pub use preview::describe;
 pub use query::{FlowRow, InterfaceName, MAX_PER_PAGE, QueryError, TalkerRow};
 pub(crate) use reference::every_family;
-pub use refusal::Refusal;
+pub use refusal::AttachRefusal;
 pub use stats::{Reason, TcpKind};
 pub use sys::set_operand;
 pub use tables::{Flow, FlowKey, Talker, TalkerKey, read_flows, read_talkers};

@@ -14,7 +14,7 @@ use super::interface_table::Entry;
 use super::links::{Interface, KernelCount};
 use super::pinned::keep;
 use super::programs::{Program, Programs};
-use super::refusal::{ONE_PIECE_MTU, Refusal, described};
+use super::refusal::{AttachRefusal, ONE_PIECE_MTU, described};
 
 /// Packets that the kernel counted and the exporter did not, before it is reported: some pass between the two
 /// readings.
@@ -34,7 +34,7 @@ pub(crate) struct Port {
 /// One direction.
 #[derive(Debug)]
 struct Side {
-    state: Result<AttachedProgram, Refusal>,
+    state: Result<AttachedProgram, AttachRefusal>,
     /// Packets at the last comparison, counted by the kernel and here.
     compared: Option<(u64, u64)>,
     /// Consecutive comparisons with missing packets.
@@ -62,7 +62,7 @@ pub(crate) enum Change {
     /// It is not attached, or no longer.
     Refused {
         direction: Direction,
-        refusal: Refusal,
+        refusal: AttachRefusal,
     },
     /// It is first in its chain again.
     Moved {
@@ -182,11 +182,11 @@ impl Port {
     }
 
     /// Why a direction is not counted.
-    pub fn refusal(&self, direction: Direction) -> Option<Refusal> {
+    pub fn refusal(&self, direction: Direction) -> Option<AttachRefusal> {
         let side = if direction == Direction::Ingress { &self.ingress } else { &self.egress };
         match &side.state {
             Err(refusal) => Some(refusal.clone()),
-            Ok(placed) => side.is_hidden().then(|| Refusal {
+            Ok(placed) => side.is_hidden().then(|| AttachRefusal {
                 reason: "hidden",
                 text: format!(
                     "{}: {} is attached but sees less than half of the packets that the kernel counts; see \
@@ -224,7 +224,7 @@ impl Port {
 }
 
 impl Side {
-    fn new(state: Result<AttachedProgram, Refusal>) -> Self {
+    fn new(state: Result<AttachedProgram, AttachRefusal>) -> Self {
         Self { state, compared: None, missing: 0 }
     }
 
@@ -242,19 +242,19 @@ impl Side {
 }
 
 /// The state while a program is detached and attached again.
-fn unattached() -> Refusal {
-    Refusal { reason: "other", text: String::new() }
+fn unattached() -> AttachRefusal {
+    AttachRefusal { reason: "other", text: String::new() }
 }
 
-fn refuse(on: &Interface, err: &str) -> Refusal {
-    Refusal { reason: "no_hook", text: format!("{}: {err}", on.name) }
+fn refuse(on: &Interface, err: &str) -> AttachRefusal {
+    AttachRefusal { reason: "no_hook", text: format!("{}: {err}", on.name) }
 }
 
-fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> Refusal + '_ {
+fn refuse_load(on: &Interface) -> impl Fn(libbpf_rs::Error) -> AttachRefusal + '_ {
     |error| {
         let denied = error.kind() == libbpf_rs::ErrorKind::PermissionDenied;
         let next = "loading needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and Linux 5.18 or later";
-        Refusal {
+        AttachRefusal {
             reason: if denied { "permission" } else { "other" },
             text: format!("{}: failed to load the packet programs: {error:#}; {next}", on.name),
         }
@@ -273,7 +273,7 @@ fn open_ingress(
     programs: &Programs,
     entry: &Entry,
     held: &mut Vec<HeldLink>,
-) -> Result<AttachedProgram, Refusal> {
+) -> Result<AttachedProgram, AttachRefusal> {
     let choice = choose(on, mode).map_err(|err| refuse(on, &err))?;
     let mut reason = choice.reason;
     if let Some((attached, program, hook)) = take_over(
@@ -349,7 +349,7 @@ fn open_hook(
     hook: Hook,
     programs: &Programs,
     entry: &Entry,
-) -> Result<(Attached, Arc<OwnedFd>), Refusal> {
+) -> Result<(Attached, Arc<OwnedFd>), AttachRefusal> {
     let mut error = None;
     for candidate in candidates(on, hook, programs, entry) {
         match programs.get(*candidate) {
@@ -374,7 +374,7 @@ fn open_egress(
     on: &Interface,
     programs: &Programs,
     held: &mut Vec<HeldLink>,
-) -> Result<AttachedProgram, Refusal> {
+) -> Result<AttachedProgram, AttachRefusal> {
     crosses_hooks(on).map_err(|err| refuse(on, &err))?;
     let reason = String::new();
     if let Some((attached, program, hook)) =

@@ -15,14 +15,14 @@ pub(crate) const ONE_PIECE_MTU: u32 = 4096 - 256 - 320 - 22;
 
 /// Why a program is not attached to an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct AttachRefusal {
     /// The label value: `busy`, `mtu`, `unsupported`, `no_hook`, `hidden`, `permission`, `other`.
     pub reason: &'static str,
     /// What failed, on what, why, and what to do next.
     pub text: String,
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for AttachRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
@@ -40,9 +40,9 @@ pub(super) fn xdp_refusal(
     mode: Hook,
     error: &io::Error,
     ours: &dyn Fn(u32) -> bool,
-) -> Refusal {
+) -> AttachRefusal {
     let (name, label) = (&on.name, mode.label());
-    let refusal = |reason, text: String| Refusal {
+    let refusal = |reason, text: String| AttachRefusal {
         reason,
         text: format!("{name}: failed to attach {label} XDP: {text}"),
     };
@@ -107,7 +107,7 @@ pub(super) fn xdp_refusal(
 }
 
 /// Explains an error of a TCX link.
-pub(super) fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> Refusal {
+pub(super) fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) -> AttachRefusal {
     let (reason, next) = match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
             ("permission", "run with CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON, or as root")
@@ -120,7 +120,7 @@ pub(super) fn tcx_refusal(on: &Interface, direction: &str, error: &io::Error) ->
         _ if is_unknown(error) => ("unsupported", "TCX needs Linux 6.6 or later; use `mode: auto`"),
         _ => ("other", "see `bpftool net` for attached programs"),
     };
-    Refusal { reason, text: format!("{}: failed to attach TC {direction}: {error}; {next}", on.name) }
+    AttachRefusal { reason, text: format!("{}: failed to attach TC {direction}: {error}; {next}", on.name) }
 }
 
 /// The program that holds XDP on the interface: its id and description.

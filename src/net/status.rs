@@ -9,7 +9,7 @@ use super::config::Space;
 use super::hook::Hook;
 use super::interface_table::Entry;
 use super::port::Port;
-use super::refusal::Refusal;
+use super::refusal::AttachRefusal;
 
 /// The state of one interface at its last check.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub(crate) struct InterfaceStatus {
     /// The link speed in bytes per second, from its driver.
     pub speed: Option<u64>,
     /// For either direction.
-    pub refusals: Vec<(Direction, Refusal)>,
+    pub refusals: Vec<(Direction, AttachRefusal)>,
     pub entry: Arc<Entry>,
 }
 

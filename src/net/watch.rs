@@ -20,7 +20,7 @@ use super::event::Event;
 use super::hook::Hook;
 use super::pinned_spaces::forget_others;
 use super::query::{FlowRow, Query, QueryError, TalkerRow, tcp_state};
-use super::refusal::Refusal;
+use super::refusal::AttachRefusal;
 use super::selection::InterfaceSelection;
 use super::sockets::tcp_connections;
 use super::stack::Stack;
@@ -254,7 +254,7 @@ impl Network {
     }
 
     /// What is not attached although it is configured, in words.
-    pub fn refusals(&self) -> Vec<Refusal> {
+    pub fn refusals(&self) -> Vec<AttachRefusal> {
         let all = self.status.all();
         all.iter()
             .flat_map(|interface| interface.refusals.iter().map(|(_, refusal)| refusal.clone()))

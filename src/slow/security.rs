@@ -6,7 +6,7 @@ use super::SlowRecorder;
 use super::event::{Event, Fields, SlowCounters};
 use crate::clock::wall;
 use crate::layout::SLOW_SLOTS;
-use crate::net::{Detection, Network, Outcome};
+use crate::net::{BanOutcome, Detection, Network};
 use crate::store::UserStore;
 
 /// The metric name of such events.
@@ -40,10 +40,10 @@ fn event(detection: Detection) -> Event {
     fields.extend(source.map(|source| ("address", source)));
     fields.extend(details);
     let (word, more) = match outcome {
-        Outcome::Banned(time) => ("banned", Some(("ttl", format!("{}s", time.as_secs())))),
-        Outcome::Observed(time) => ("observed", Some(("ttl", format!("{}s", time.as_secs())))),
-        Outcome::Refused(_, why) => ("refused", Some(("why", why))),
-        Outcome::Reported => ("reported", None),
+        BanOutcome::Banned(time) => ("banned", Some(("ttl", format!("{}s", time.as_secs())))),
+        BanOutcome::Observed(time) => ("observed", Some(("ttl", format!("{}s", time.as_secs())))),
+        BanOutcome::Refused(_, why) => ("refused", Some(("why", why))),
+        BanOutcome::Reported => ("reported", None),
     };
     fields.push(("outcome", word.to_string()));
     fields.extend(more);

@@ -10,8 +10,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use exporter::net::{
-    BanTerms, BlockConfig, BlockMode, Count, DetectConfig, Detection, Detections, Mode, Network,
-    NetworkConfig, Outcome, PortScan, Prefix, Rates, Source, SynFlood, TcpAnomalies,
+    BanOutcome, BanTerms, BlockConfig, BlockMode, Count, DetectConfig, Detection, Detections, Mode, Network,
+    NetworkConfig, PortScan, Prefix, Rates, Source, SynFlood, TcpAnomalies,
 };
 
 use crate::counting::{config, number, settle, start, until};
@@ -119,7 +119,7 @@ fn scans_are_detected_banned_and_released() {
             ),
         );
         let found = watched.next("port_scan");
-        assert!(found.count >= 20.0 && matches!(found.outcome, Outcome::Banned(_)), "{kind}: {found:?}");
+        assert!(found.count >= 20.0 && matches!(found.outcome, BanOutcome::Banned(_)), "{kind}: {found:?}");
         until("it is banned", || !watched.is_reached());
         assert_eq!(list.row(source).map(|row| row.source), Some(Source::named("detection")), "{kind}");
         list.unblock(source).unwrap();
@@ -136,7 +136,7 @@ fn syn_flood_is_detected_banned_and_released() {
     // another.
     attack(&watched.there, &format!("hping3 -q -S -p 7000 -i u1000 -c 2000 {HERE}"));
     let found = watched.next("syn_flood");
-    assert!(found.count >= 10.0 && matches!(found.outcome, Outcome::Banned(_)), "{found:?}");
+    assert!(found.count >= 10.0 && matches!(found.outcome, BanOutcome::Banned(_)), "{found:?}");
     let source = Prefix::new(THERE.into(), 32);
     let list = watched.network.blocklist().unwrap();
     assert_eq!(list.row(source).map(|row| row.reason).as_deref(), Some("syn_flood"));
@@ -157,7 +157,7 @@ fn syn_flood_is_detected_banned_and_released() {
     client.read_exact(&mut [0]).unwrap();
     attack(&watched.there, &format!("hping3 -q -S -p 7001 -i u1000 -c 2000 {HERE}"));
     let found = watched.next("syn_flood");
-    assert!(matches!(found.outcome, Outcome::Refused("connected", _)), "{found:?}");
+    assert!(matches!(found.outcome, BanOutcome::Refused("connected", _)), "{found:?}");
     assert!(list.row(source).is_none());
     assert_eq!((watched.bans("syn_flood"), watched.events("syn_flood")), (1, 2));
 }
@@ -193,7 +193,7 @@ fn tcp_anomalies_are_counted_by_kind() {
         });
     }
     let found = watched.next("tcp_anomaly");
-    assert!(matches!(found.outcome, Outcome::Observed(_)), "{found:?}");
+    assert!(matches!(found.outcome, BanOutcome::Observed(_)), "{found:?}");
     assert_eq!(watched.events("tcp_anomaly"), 1, "once, as long as the ban would hold");
     assert!(watched.network.blocklist().unwrap().is_empty(), "nothing acts unless it is asked to");
 }
@@ -213,7 +213,7 @@ fn excessive_sender_is_banned() {
     let watched = watched(DetectConfig { rates: Some(rates), ..DetectConfig::default() });
     crate::counting::send_datagrams(&watched.there, 3000, 100);
     let found = watched.next("rate");
-    assert!(found.count >= 20.0 && matches!(found.outcome, Outcome::Banned(_)), "{found:?}");
+    assert!(found.count >= 20.0 && matches!(found.outcome, BanOutcome::Banned(_)), "{found:?}");
 }
 
 /// Answered traffic is no attack: many users behind one address, pages with many connections, connections to many

@@ -33,7 +33,7 @@ use worker::{Message, Output, Worker};
 
 pub(super) use cookies::SynCookies;
 pub(super) use metrics::every_family;
-pub use sentence::Outcome;
+pub use sentence::BanOutcome;
 pub(super) use snapshot::Snapshot;
 
 /// Hits that may be queued for the detection thread.
@@ -73,7 +73,7 @@ pub struct Detection {
     pub allowed: f64,
     /// Further details by name.
     pub details: Vec<(&'static str, String)>,
-    pub outcome: Outcome,
+    pub outcome: BanOutcome,
 }
 
 /// Receives detections.
@@ -231,12 +231,12 @@ impl fmt::Display for Detection {
         write!(f, "detection: {kind}{source} ({probe}: {count}")?;
         details.iter().try_for_each(|(name, value)| write!(f, ", {name} {value}"))?;
         match outcome {
-            Outcome::Banned(time) => write!(f, "): banned for {}s", time.as_secs()),
-            Outcome::Observed(time) => {
+            BanOutcome::Banned(time) => write!(f, "): banned for {}s", time.as_secs()),
+            BanOutcome::Observed(time) => {
                 write!(f, "): mode observe, would be banned for {}s", time.as_secs())
             }
-            Outcome::Refused(_, why) => write!(f, "): not banned: {why}"),
-            Outcome::Reported => write!(f, ")"),
+            BanOutcome::Refused(_, why) => write!(f, "): not banned: {why}"),
+            BanOutcome::Reported => write!(f, ")"),
         }
     }
 }

@@ -12,7 +12,7 @@ const MAX_ADDRESSES: usize = 1 << 16;
 
 /// The outcome of a detection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum BanOutcome {
     Banned(Duration),
     /// It would have been banned for this long (`observe`).
     Observed(Duration),
@@ -66,7 +66,7 @@ impl Sentences {
         terms: &BanTerms,
         now: u64,
         by: &dyn Ban,
-    ) -> Option<Outcome> {
+    ) -> Option<BanOutcome> {
         let longest = nanoseconds(terms.max_ttl);
         let before = self.of.get(&source).copied().flatten();
         let holds = before.filter(|before| now < before.until).is_some_and(|before| match before.state {
@@ -83,11 +83,11 @@ impl Sentences {
         let time = terms.time(before);
         let (state, outcome) = if terms.enforce {
             match by.ban(source, reason, time) {
-                Ok(()) => (State::Banned, Outcome::Banned(time)),
-                Err((cause, why)) => (State::Refused, Outcome::Refused(cause, why)),
+                Ok(()) => (State::Banned, BanOutcome::Banned(time)),
+                Err((cause, why)) => (State::Refused, BanOutcome::Refused(cause, why)),
             }
         } else {
-            (State::Observed, Outcome::Observed(time))
+            (State::Observed, BanOutcome::Observed(time))
         };
         let (number, time) = match state {
             // It is reported again after the shortest time.
@@ -149,8 +149,8 @@ mod tests {
         BanTerms { enforce, ttl: Duration::from_secs(10), max_ttl: Duration::from_secs(30) }
     }
 
-    fn banned(seconds: u64) -> Option<Outcome> {
-        Some(Outcome::Banned(Duration::from_secs(seconds)))
+    fn banned(seconds: u64) -> Option<BanOutcome> {
+        Some(BanOutcome::Banned(Duration::from_secs(seconds)))
     }
 
     #[test]
@@ -179,11 +179,11 @@ mod tests {
         let source = Prefix::parse("2001:db8::/64").unwrap();
         let mut pass =
             |enforce, second: u64| sentences.pass(source, "r", &terms(enforce), second * SECOND, &list);
-        assert_eq!(pass(false, 0), Some(Outcome::Observed(Duration::from_secs(10))));
+        assert_eq!(pass(false, 0), Some(BanOutcome::Observed(Duration::from_secs(10))));
         assert_eq!(pass(false, 9), None);
-        assert!(matches!(pass(true, 9), Some(Outcome::Refused("protected", _))), "to observe bans nobody");
+        assert!(matches!(pass(true, 9), Some(BanOutcome::Refused("protected", _))), "to observe bans nobody");
         assert_eq!(pass(true, 18), None);
-        assert!(matches!(pass(true, 19), Some(Outcome::Refused(..))));
-        assert_eq!(pass(false, 30), Some(Outcome::Observed(Duration::from_secs(20))));
+        assert!(matches!(pass(true, 19), Some(BanOutcome::Refused(..))));
+        assert_eq!(pass(false, 30), Some(BanOutcome::Observed(Duration::from_secs(20))));
     }
 }

@@ -10,7 +10,7 @@ use super::super::cidr::Prefix;
 use super::super::thresholds::{BanTerms, DetectConfig};
 use super::hits::Hits;
 use super::metrics::Numbers;
-use super::sentence::{Ban, Outcome, Sentences};
+use super::sentence::{Ban, BanOutcome, Sentences};
 use super::traffic::{Finding, Traffic};
 use super::{Detection, Look, Report, Sighting, lock, source_of};
 use crate::clock::{monotonic_now, wall};
@@ -100,7 +100,7 @@ impl Worker {
         }
         for Finding { kind, source, count, allowed, details, terms, is_connected } in found {
             let (target, probe) = ("network".to_string(), kind.to_string());
-            let outcome = Outcome::Reported;
+            let outcome = BanOutcome::Reported;
             let detection =
                 Detection { kind: kind.to_string(), target, probe, source, count, allowed, details, outcome };
             self.decide(detection, &terms, is_connected);
@@ -122,7 +122,7 @@ impl Worker {
                 count: f64::from(rule.after),
                 allowed: f64::from(rule.after),
                 details: vec![("within", format!("{}s", rule.within.as_secs()))],
-                outcome: Outcome::Reported,
+                outcome: BanOutcome::Reported,
             };
             self.decide(detection, &rule.terms, false);
         }
@@ -145,10 +145,10 @@ impl Worker {
             };
             let passed = self.sentences.pass(source, &detection.kind, terms, now, &list);
             let Some(outcome) = passed else { return };
-            if is_flood && matches!(outcome, Outcome::Banned(_)) {
+            if is_flood && matches!(outcome, BanOutcome::Banned(_)) {
                 self.flooders.push_back(now);
             }
-            if let (Outcome::Banned(time), Some(list)) = (&outcome, &self.output.list) {
+            if let (BanOutcome::Banned(time), Some(list)) = (&outcome, &self.output.list) {
                 let ends_in = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
                 let longest = i64::try_from(terms.max_ttl.as_secs()).unwrap_or(i64::MAX);
                 list.remember(&PastBan {
@@ -172,9 +172,9 @@ impl Worker {
             let of = numbers.of(&detection.kind);
             of.events += 1;
             match detection.outcome {
-                Outcome::Banned(_) => of.bans += 1,
-                Outcome::Refused(cause, _) => *of.refused.entry(cause).or_default() += 1,
-                Outcome::Observed(_) | Outcome::Reported => {}
+                BanOutcome::Banned(_) => of.bans += 1,
+                BanOutcome::Refused(cause, _) => *of.refused.entry(cause).or_default() += 1,
+                BanOutcome::Observed(_) | BanOutcome::Reported => {}
             }
         }
         log::warn!("{detection}");
