@@ -3,7 +3,7 @@
 
 use crate::abi::accounting_slot;
 use crate::config::model::ReturnsBy;
-use crate::kernel::{Accounting, Counts, Prices, Shared};
+use crate::kernel::{Accounting, Counts, Prices, SharedHandles};
 use crate::plan::{ComputedIn, Hook, Plan, ProbePlan};
 
 /// Seconds that the exporter's own program takes for a hit, in addition to counting it (ARCHITECTURE.md, "Cost of a
@@ -40,7 +40,7 @@ pub(crate) fn seconds(
 }
 
 /// The same for a probe by index, at this moment.
-pub fn so_far(plan: &Plan, shared: &Shared, prices: &Prices, probe: usize) -> f64 {
+pub fn so_far(plan: &Plan, shared: &SharedHandles, prices: &Prices, probe: usize) -> f64 {
     seconds(&plan.probes[probe], prices, |which| shared.accounting(probe, which))
 }
 

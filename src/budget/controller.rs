@@ -77,7 +77,7 @@ pub struct Candidate<'a> {
 
 /// An action on the entry at index `at`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Step {
+pub enum BudgetAction {
     /// Shed it; it takes this share of the target's time, and is retried after `pause` seconds.
     Shed {
         at: usize,
@@ -129,7 +129,7 @@ impl Controller {
         rules: Rules,
         share: Option<f64>,
         entries: &[Candidate<'_>],
-    ) -> Option<Vec<Step>> {
+    ) -> Option<Vec<BudgetAction>> {
         let limit = rules.limit;
         let share = if self.update_averages(now, entries) > rules.negligible { share } else { Some(0.0) };
         let Some(share) = share.filter(|_| now >= self.settled_at) else {
@@ -158,7 +158,7 @@ impl Controller {
                     memory.restored_at = Some(now);
                 }
                 self.settled_at = now + SETTLE_SECONDS;
-                vec![Step::Restore { at }]
+                vec![BudgetAction::Restore { at }]
             }
             _ => Vec::new(),
         })
@@ -169,13 +169,13 @@ impl Controller {
     }
 
     /// Warns that probes will be shed, if that takes a while and no warning was given recently.
-    fn warning(&mut self, now: f64, rules: Rules) -> Option<Step> {
+    fn warning(&mut self, now: f64, rules: Rules) -> Option<BudgetAction> {
         let is_due = rules.looks > CHECKS && self.over >= rules.looks / 3;
         if !is_due || self.warned_at.is_some_and(|at| now - at < WARNING_PAUSE) {
             return None;
         }
         self.warned_at = Some(now);
-        Some(Step::Warn { within: f64::from(rules.looks - self.over) })
+        Some(BudgetAction::Warn { within: f64::from(rules.looks - self.over) })
     }
 
     /// Called while nothing is measured.
@@ -211,7 +211,7 @@ impl Controller {
     }
 
     /// Sheds the most expensive entries, those on trial first, until the cost is low enough.
-    fn shed(&mut self, now: f64, limit: f64, share: f64, entries: &[Candidate<'_>]) -> Vec<Step> {
+    fn shed(&mut self, now: f64, limit: f64, share: f64, entries: &[Candidate<'_>]) -> Vec<BudgetAction> {
         let all: f64 = entries.iter().filter(|entry| !entry.is_shed).map(|entry| self.recent(entry)).sum();
         let may =
             |(_, entry): &(usize, &Candidate<'_>)| !entry.keep && !entry.is_shed && self.recent(entry) > 0.0;
@@ -234,7 +234,7 @@ impl Controller {
             left -= part;
             memory.pause = (memory.pause * 2.0).clamp(MIN_PAUSE, MAX_PAUSE);
             (memory.shed_at, memory.restored_at) = (now, None);
-            steps.push(Step::Shed { at, share: part, pause: memory.pause });
+            steps.push(BudgetAction::Shed { at, share: part, pause: memory.pause });
         }
         self.over = 0;
         self.settled_at = now + SETTLE_SECONDS;

@@ -11,9 +11,9 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use controller::{Candidate, Controller, Step};
+use controller::{BudgetAction, Candidate, Controller};
 
-use crate::engine::{Engines, Entry};
+use crate::engine::{Engines, ShedUnit};
 use crate::plan::Plan;
 use crate::privileges::given_up;
 use crate::targets::{ProbeState, ProbeStatus};
@@ -109,7 +109,7 @@ impl Controllers {
         let now = self.began.elapsed().as_secs_f64();
         let entries = engines.entries();
         for (target, planned) in plan.targets.iter().enumerate() {
-            let here: Vec<&Entry> = entries.iter().filter(|entry| entry.target == target).collect();
+            let here: Vec<&ShedUnit> = entries.iter().filter(|entry| entry.target == target).collect();
             let Some(limit) = limit else {
                 // The limit was removed.
                 here.iter().filter(|entry| is_shed(entry, &states)).for_each(|entry| engines.restore(entry));
@@ -148,12 +148,12 @@ impl Controllers {
             };
             for step in steps {
                 match step {
-                    Step::Warn { within } => log::warn!(
+                    BudgetAction::Warn { within } => log::warn!(
                         "{}: if that continues, the most expensive probes are detached for a while in {within:.0} s; `keep: true` keeps a \
                          probe attached, `limits: {{ overhead: off }}` all",
                         too_much()
                     ),
-                    Step::Shed { at, share: part, pause } => {
+                    BudgetAction::Shed { at, share: part, pause } => {
                         log::warn!(
                             "{}: {} is detached for {pause:.0} s (about {})",
                             too_much(),
@@ -162,7 +162,7 @@ impl Controllers {
                         );
                         engines.shed(here[at], &reason(limit.share));
                     }
-                    Step::Restore { at } => {
+                    BudgetAction::Restore { at } => {
                         log::info!("Target {}: {} is attached again", planned.name, names(plan, here[at]));
                         engines.restore(here[at]);
                     }
@@ -185,11 +185,11 @@ fn reason(limit: f64) -> String {
     )
 }
 
-fn is_shed(entry: &Entry, states: &[ProbeStatus]) -> bool {
+fn is_shed(entry: &ShedUnit, states: &[ProbeStatus]) -> bool {
     entry.probes.iter().any(|probe| matches!(states[*probe].state, ProbeState::Shed(_)))
 }
 
-fn names(plan: &Plan, entry: &Entry) -> String {
+fn names(plan: &Plan, entry: &ShedUnit) -> String {
     let names: Vec<&str> = entry.probes.iter().map(|probe| plan.probes[*probe].name.as_str()).collect();
     names.join(", ")
 }

@@ -20,7 +20,7 @@ use libbpf_rs::RingBufferBuilder;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
 use crate::abi::wake;
-use crate::kernel::Shared;
+use crate::kernel::SharedHandles;
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::slow::SlowRecorder;
@@ -67,7 +67,7 @@ impl Drain {
         plan: Arc<Plan>,
         layout: &Layout,
         store: Arc<UserStore>,
-        shared: Shared,
+        shared: SharedHandles,
         recorder: Option<Arc<SlowRecorder>>,
     ) -> io::Result<Self> {
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -124,7 +124,7 @@ fn ring(bell: &OwnedFd) -> io::Result<()> {
 
 struct Worker {
     handler: Handler,
-    shared: Shared,
+    shared: SharedHandles,
     bell: Arc<OwnedFd>,
     asked: Receiver<SyncSender<()>>,
     stop: Arc<AtomicBool>,
@@ -193,7 +193,7 @@ impl Worker {
 }
 
 /// Edge-triggered: the ring is readable as long as it contains anything, and it is left to fill up on purpose.
-fn watch(bell: &OwnedFd, shared: &Shared) -> io::Result<OwnedFd> {
+fn watch(bell: &OwnedFd, shared: &SharedHandles) -> io::Result<OwnedFd> {
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
     epoll::add(&epoll, bell, epoll::EventData::new_u64(0), edge)?;

@@ -14,7 +14,7 @@ use self::retired::RetiredCounts;
 use crate::clock::unix_now;
 use crate::costs::so_far;
 use crate::drain::Drain;
-use crate::kernel::{Attach, KernelError, Pinning, Shared, SharedPrices};
+use crate::kernel::{Attach, KernelError, Pinning, SharedHandles, SharedPrices};
 use crate::layout::Layout;
 use crate::metrics::{CounterStore, ProbeRef};
 use crate::pins::{EnginePins, PinError, StateDirectory};
@@ -30,7 +30,7 @@ pub(crate) struct Engine {
     manager: ProbeManager,
     drain: Drain,
     counters: CounterStore,
-    shared: Shared,
+    shared: SharedHandles,
     prices: SharedPrices,
     status: Arc<TargetsStatus>,
     /// Where its maps and links are, if they outlive the exporter.
@@ -122,7 +122,7 @@ pub(crate) struct Engines {
 
 /// Probes that are shed together, by their indices in the plan: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct ShedUnit {
     pub target: usize,
     pub probes: Vec<usize>,
 }
@@ -272,29 +272,29 @@ impl Engines {
     }
 
     /// What can be shed separately: probes of one target that share their links.
-    pub fn entries(&self) -> Vec<Entry> {
+    pub fn entries(&self) -> Vec<ShedUnit> {
         let mut entries: BTreeMap<(usize, usize, usize), Vec<usize>> = BTreeMap::new();
         for (number, (probe, probe_ref)) in self.plan.probes.iter().zip(&self.probe_refs).enumerate() {
             let unit = self.all[probe_ref.engine].plan.probes[probe_ref.probe].unit;
             entries.entry((probe.target, probe_ref.engine, unit)).or_default().push(number);
         }
-        entries.into_iter().map(|((target, ..), probes)| Entry { target, probes }).collect()
+        entries.into_iter().map(|((target, ..), probes)| ShedUnit { target, probes }).collect()
     }
 
     /// Detaches an entry temporarily, for this reason.
-    pub fn shed(&self, entry: &Entry, reason: &str) {
+    pub fn shed(&self, entry: &ShedUnit, reason: &str) {
         let (engine, probes) = self.there(entry);
         engine.manager.shed(probes.map(|probe| (probe, reason.to_string())).collect());
     }
 
     /// Attaches it again.
-    pub fn restore(&self, entry: &Entry) {
+    pub fn restore(&self, entry: &ShedUnit) {
         let (engine, probes) = self.there(entry);
         engine.manager.restore(probes.collect());
     }
 
     /// The engine of an entry, and its probes' indices there.
-    fn there(&self, entry: &Entry) -> (&Engine, impl Iterator<Item = usize>) {
+    fn there(&self, entry: &ShedUnit) -> (&Engine, impl Iterator<Item = usize>) {
         let engine = self.probe_refs[entry.probes[0]].engine;
         (&self.all[engine], entry.probes.iter().map(|probe| self.probe_refs[*probe].probe))
     }

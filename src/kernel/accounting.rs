@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::load::Shared;
+use super::load::SharedHandles;
 use crate::abi::accounting_slot;
 
 /// Every way in which a hit can be lost, with its label value.
@@ -63,7 +63,7 @@ pub(crate) struct SlowCounts {
 /// Every way in which a slow event can be lost, with its label value.
 pub(crate) const SLOW_LOST: [&str; 3] = ["ring_full", "queue_full", "write_failed"];
 
-impl Counts for Shared {
+impl Counts for SharedHandles {
     fn accounting(&self, probe: usize, which: accounting_slot) -> u64 {
         self.store.accounting(probe, which)
     }
@@ -101,7 +101,7 @@ pub struct Accounting {
 
 impl Accounting {
     /// Reads a probe's accounting. Outcomes are read before hits, so that a hit in between is in flight, never missing.
-    pub fn read(shared: &Shared, probe: usize) -> Self {
+    pub fn read(shared: &SharedHandles, probe: usize) -> Self {
         Self::of(|which| shared.store.accounting(probe, which))
     }
 

@@ -50,7 +50,7 @@ const MAX_PROCESS_TEXTS: u32 = 1 << 14;
 
 /// The parts of the loaded programs that other threads use.
 #[derive(Debug, Clone)]
-pub struct Shared {
+pub struct SharedHandles {
     pub store: Arc<KernelStore>,
     pub control: Arc<Control>,
     pub ring: Arc<MapHandle>,
@@ -71,7 +71,7 @@ pub struct Kernel {
     loaded: ProbePrograms,
     /// Maximum number of open starts.
     limit: u32,
-    shared: Shared,
+    shared: SharedHandles,
     pub(super) filters: FilterIndex,
     pins: Option<Arc<EnginePins>>,
     shape: Shape,
@@ -229,7 +229,7 @@ impl Kernel {
     }
 
     /// What the drain thread and scrapes need.
-    pub fn shared(&self) -> Shared {
+    pub fn shared(&self) -> SharedHandles {
         self.shared.clone()
     }
 
@@ -418,7 +418,7 @@ fn share(
     layout: &Layout,
     shards: u32,
     programs: Vec<LoadedProgram>,
-) -> io::Result<Shared> {
+) -> io::Result<SharedHandles> {
     let maps = &skel.maps;
     let entries = layout.kernel.entries.max(1) as usize;
     let interners = layout.kernel.interners.len().max(1);
@@ -434,7 +434,7 @@ fn share(
     };
     let control = Mapped::new(maps.control.as_fd(), 1)?;
     let ring = MapHandle::try_from(&maps.ring).map_err(io::Error::other)?;
-    Ok(Shared {
+    Ok(SharedHandles {
         store: Arc::new(KernelStore::new(parts, &layout.kernel)),
         control: Arc::new(Control::new(control)),
         ring: Arc::new(ring),

@@ -49,7 +49,7 @@ pub use lease::{Lease, LeaseBreak, LeaseBreaks, NoLease};
 pub use link_kind::{Attach, choose};
 pub use links::Rearmed;
 pub(crate) use load::Pinning;
-pub use load::{Kernel, Shape, Shared};
+pub use load::{Kernel, Shape, SharedHandles};
 pub use misses::{LoadedProgram, misses};
 pub use pinnable_link::{PinnableLink, detach, release};
 pub use placed::{AttachMethod, Attached, PlacedSite};

@@ -16,7 +16,7 @@ use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::{ProbeState, TargetsStatus};
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::kernel::{Attach, Guard, KernelError, KnownUnless, MAX_HOLD, Shared};
+use crate::kernel::{Attach, Guard, KernelError, KnownUnless, MAX_HOLD, SharedHandles};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::selectors::{FileSelector, ProcessSelector, Selector};
@@ -33,7 +33,7 @@ const NAME_INTERVAL: Duration = Duration::from_secs(60);
 /// The running thread. Dropping it detaches everything and unloads the programs.
 #[derive(Debug)]
 pub struct ProbeManager {
-    shared: Shared,
+    shared: SharedHandles,
     status: Arc<TargetsStatus>,
     attach: Attach,
     stop: Option<UnixStream>,
@@ -127,7 +127,7 @@ impl ProbeManager {
         }
     }
 
-    pub fn shared(&self) -> Shared {
+    pub fn shared(&self) -> SharedHandles {
         self.shared.clone()
     }
 

@@ -56,16 +56,16 @@ impl Target {
         let steps = self.controller.step(self.now, self.overhead.into(), Some(share), &candidates);
         for step in steps.iter().flatten() {
             match step {
-                Step::Shed { at, .. } => {
+                BudgetAction::Shed { at, .. } => {
                     assert!(!self.is_shed[*at] && !self.entries[*at].2);
                     self.is_shed[*at] = true;
                     self.sheds[*at].push(self.now);
                 }
-                Step::Restore { at } => {
+                BudgetAction::Restore { at } => {
                     assert!(self.is_shed[*at]);
                     self.is_shed[*at] = false;
                 }
-                Step::Warn { .. } => self.warnings.push(self.now),
+                BudgetAction::Warn { .. } => self.warnings.push(self.now),
             }
         }
         steps.is_some()
