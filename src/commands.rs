@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
-use crate::cli::{Format, Invocation};
+use crate::cli::{Invocation, ProbesFormat};
 use crate::config::model::Settings;
 use crate::config::place::Place;
 use crate::config::{self, Diagnostics, Overrides, default_events_file};
 use crate::file_size::fail_beyond_limit;
 use crate::kernel::choose;
-use crate::loading::{Checked, load};
+use crate::loading::{CheckedConfig, load};
 use crate::logging::{LogFile, Logging};
 use crate::net::detach_filters;
 use crate::pins::PinDir;
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
 use crate::run::{Listeners, RunError, drop_privileges, run};
-use crate::slow::{self, Query, SlowRecorder};
+use crate::slow::{self, EventQuery, SlowRecorder};
 use crate::table::wrap;
 use crate::{blocking, check, dashboard, pins, reference, terminal, trial};
 
@@ -80,7 +80,7 @@ fn refuse(errors: &Diagnostics) -> ExitCode {
 }
 
 fn start(overrides: &Overrides) -> ExitCode {
-    let Checked { loaded, plan, tls } = match load(overrides) {
+    let CheckedConfig { loaded, plan, tls } = match load(overrides) {
         Ok(checked) => checked,
         Err(wrong) => return refuse(&wrong),
     };
@@ -113,7 +113,7 @@ fn start(overrides: &Overrides) -> ExitCode {
         .map_err(RunError::from)
         .and_then(|listeners| kept.map(|()| listeners).map_err(RunError::from))
         .and_then(|listeners| {
-            let checked = Checked { loaded, plan, tls };
+            let checked = CheckedConfig { loaded, plan, tls };
             run(overrides, checked, attaching, logging.clone(), listeners, recorder)
         });
     match ran {
@@ -132,7 +132,7 @@ fn no_log_file(settings: &Settings, err: &io::Error) -> String {
 }
 
 fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
-    let Checked { loaded, plan, .. } = match load(overrides) {
+    let CheckedConfig { loaded, plan, .. } = match load(overrides) {
         Ok(checked) => checked,
         Err(wrong) => return refuse(&wrong),
     };
@@ -167,7 +167,7 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
 fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
     let state = match (file, directory) {
         (Some(file), _) => match load(&Overrides::file(file)) {
-            Ok(Checked { loaded, .. }) => {
+            Ok(CheckedConfig { loaded, .. }) => {
                 let settings = &loaded.config.settings;
                 let port = settings.metrics_port;
                 settings.pinned.clone().unwrap_or_else(|| config::default_state_directory(port))
@@ -197,7 +197,7 @@ fn unpin(file: Option<PathBuf>, directory: Option<PathBuf>) -> ExitCode {
     }
 }
 
-fn show_events(config: Option<PathBuf>, file: Option<PathBuf>, query: &Query, json: bool) -> ExitCode {
+fn show_events(config: Option<PathBuf>, file: Option<PathBuf>, query: &EventQuery, json: bool) -> ExitCode {
     let file = match (config, file) {
         (None, Some(file)) => file,
         (None, None) => default_events_file(DEFAULT_PORT),
@@ -231,7 +231,7 @@ fn change_blocklist(
         (_, Some(socket)) => socket,
         (None, None) => blocking::socket(None, DEFAULT_PORT),
         (Some(config), None) => match load(&Overrides::file(config)) {
-            Ok(Checked { loaded, plan, .. }) => {
+            Ok(CheckedConfig { loaded, plan, .. }) => {
                 let block = plan.network.as_ref().and_then(|network| network.block.as_ref());
                 blocking::socket(block, loaded.config.settings.metrics_port)
             }
@@ -250,11 +250,11 @@ fn change_blocklist(
     }
 }
 
-fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCode {
+fn list_probes(target: &str, functions: Option<&str>, format: ProbesFormat) -> ExitCode {
     let text = probes::list(target, functions).and_then(|listing| match format {
-        Format::Columns => Ok(probes::columns(&listing, terminal::width())),
-        Format::Json => Ok(probes::json(&listing)),
-        Format::Yaml => probes::yaml(&listing),
+        ProbesFormat::Columns => Ok(probes::columns(&listing, terminal::width())),
+        ProbesFormat::Json => Ok(probes::json(&listing)),
+        ProbesFormat::Yaml => probes::yaml(&listing),
     });
     match text {
         Ok(text) => show(&text),
@@ -267,8 +267,8 @@ fn list_probes(target: &str, functions: Option<&str>, format: Format) -> ExitCod
 
 fn show_dashboard(overrides: &Overrides, alerts: bool, runbooks: Option<&str>) -> ExitCode {
     match load(overrides) {
-        Ok(Checked { plan, .. }) if alerts => show(&dashboard::alerts(&plan, runbooks)),
-        Ok(Checked { plan, .. }) => show(&dashboard::dashboard(&plan)),
+        Ok(CheckedConfig { plan, .. }) if alerts => show(&dashboard::alerts(&plan, runbooks)),
+        Ok(CheckedConfig { plan, .. }) => show(&dashboard::dashboard(&plan)),
         Err(wrong) => refuse(&wrong),
     }
 }

@@ -6,7 +6,7 @@ const HEADER: usize = 16;
 
 /// One hit of a probe.
 #[derive(Debug, Clone, Copy)]
-pub struct Event<'a> {
+pub struct ProbeEvent<'a> {
     /// Index into the plan's probes.
     pub probe: usize,
     faults: u32,
@@ -49,7 +49,7 @@ impl std::fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-impl<'a> Event<'a> {
+impl<'a> ProbeEvent<'a> {
     /// Decodes one record, laid out as `struct event` in `bpf/abi.h`.
     ///
     /// # Errors
@@ -120,19 +120,19 @@ mod tests {
     #[test]
     fn decodes_integers_text_and_faults() {
         let bytes = record(2, &[u64::MAX, 3 << 32 | 4, 9], b"abcdefg", 256, 0b100);
-        let event = Event::decode(&bytes).unwrap();
+        let event = ProbeEvent::decode(&bytes).unwrap();
         assert_eq!(event.probe, 3);
         assert_eq!(event.value(0, false), EventValue::Int(-1));
         assert_eq!(event.value(1, true), EventValue::Text(b"defg"));
         assert_eq!(event.value(2, false), EventValue::Unreadable);
         let bytes = record(0, &[u64::MAX, u64::MAX], b"", 0, 1 << (LARGE_VALUE + 1));
-        let event = Event::decode(&bytes).unwrap();
+        let event = ProbeEvent::decode(&bytes).unwrap();
         assert_eq!(
             (event.value(0, false), event.value(1, false)),
             (EventValue::Int(-1), EventValue::Large(u64::MAX))
         );
         let bytes = record(1, &[], b"", 0, 0);
-        let event = Event::decode(&bytes).unwrap();
+        let event = ProbeEvent::decode(&bytes).unwrap();
         assert_eq!(event.value(11, false), EventValue::Int(0));
         assert_eq!(event.value(12, false), EventValue::Unreadable);
     }
@@ -140,17 +140,17 @@ mod tests {
     #[test]
     fn out_of_bounds_text_is_unreadable() {
         let bytes = record(2, &[250 << 32 | 250], b"abc", 256, 0);
-        assert_eq!(Event::decode(&bytes).unwrap().value(0, true), EventValue::Unreadable);
+        assert_eq!(ProbeEvent::decode(&bytes).unwrap().value(0, true), EventValue::Unreadable);
     }
 
     #[test]
     fn rejects_truncated_records() {
         let bytes = record(1, &[1; 12], b"", 0, 0);
         for len in 0..bytes.len() {
-            assert!(Event::decode(&bytes[..len]).is_err(), "{len}");
+            assert!(ProbeEvent::decode(&bytes[..len]).is_err(), "{len}");
         }
         let mut odd = bytes;
         odd[10] = 9;
-        assert!(Event::decode(&odd).is_err());
+        assert!(ProbeEvent::decode(&odd).is_err());
     }
 }

@@ -15,14 +15,14 @@ use crate::slow;
 pub(crate) type LoadedTls = (Tls, Vec<String>);
 
 /// A valid configuration, with what was loaded to check it.
-pub(crate) struct Checked {
+pub(crate) struct CheckedConfig {
     pub loaded: config::LoadedConfig,
     pub plan: Plan,
     pub tls: Option<LoadedTls>,
 }
 
 /// Reads the configuration and plans it, or reports every error.
-pub(crate) fn load(overrides: &Overrides) -> Result<Checked, Diagnostics> {
+pub(crate) fn load(overrides: &Overrides) -> Result<CheckedConfig, Diagnostics> {
     load_keeping(overrides, |_| {})
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn load(overrides: &Overrides) -> Result<Checked, Diagnostics> {
 pub(crate) fn load_keeping(
     overrides: &Overrides,
     keep: impl FnOnce(&mut Settings),
-) -> Result<Checked, Diagnostics> {
+) -> Result<CheckedConfig, Diagnostics> {
     let mut draft = config::read(overrides, &config::environment());
     let tls = refuse_unusable(&draft.settings().web, |at, text| draft.error(at, text));
     if let Some(webhook) = &draft.settings().slow_events.webhook
@@ -40,7 +40,7 @@ pub(crate) fn load_keeping(
     }
     keep(draft.settings_mut());
     let (loaded, plan) = plan_draft(draft)?;
-    Ok(Checked { loaded, plan, tls })
+    Ok(CheckedConfig { loaded, plan, tls })
 }
 
 /// How the endpoints are secured, and warnings about it. Users of `previous` with unchanged passwords stay
@@ -95,7 +95,7 @@ fn options_of(settings: &TlsSettings, http2: bool) -> TlsOptions {
 
 const CLIENT_CA: &str = "`client_ca`";
 
-fn pem_of(pem: &endpoint::Pem, name: &str) -> Pem {
+fn pem_of(pem: &endpoint::PemSetting, name: &str) -> Pem {
     match &pem.source {
         PemSource::File(path) => Pem::File(path.clone()),
         PemSource::Text(text) => Pem::Text { name: name.into(), text: text.clone() },

@@ -1,11 +1,11 @@
 //! Decoders of bytes from outside, for the fuzz targets in `fuzz/`, which cannot access private modules.
 
-use crate::decode::{Event, EventValue};
+use crate::decode::{EventValue, ProbeEvent};
 use crate::{kernel, net};
 
 /// A record of the hits' ring buffer: the length of each of its values read as text; `None` if it is not an event.
 pub fn event(record: &[u8]) -> Option<Vec<usize>> {
-    let event = Event::decode(record).ok()?;
+    let event = ProbeEvent::decode(record).ok()?;
     let values = (0..=crate::abi::MAX_VALUES).map(|value| match event.value(value, true) {
         EventValue::Text(text) => text.len(),
         EventValue::Int(_) | EventValue::Large(_) | EventValue::Unreadable => 0,

@@ -29,7 +29,7 @@ use places::Notes;
 
 /// The plan as a table, and its errors.
 #[derive(Debug)]
-pub struct Checked {
+pub struct CheckReport {
     pub table: String,
     /// Probes that are missing from a target's file, or cannot be used there. A file that does not exist yet is not an
     /// error.
@@ -39,7 +39,7 @@ pub struct Checked {
 /// Resolves every probe of the plan in the files that its targets currently select.
 ///
 /// Rows wider than `screen` are printed as blocks.
-pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
+pub fn check(plan: &Plan, screen: Option<usize>) -> CheckReport {
     let mut checker = Checker { plan, screen, text: String::new(), errors: Diagnostics::new() };
     for target in &plan.targets {
         if !checker.text.is_empty() {
@@ -66,7 +66,7 @@ pub fn check(plan: &Plan, screen: Option<usize>) -> Checked {
         checker.text.push('\n');
         checker.line(&format!("state: pinned in {}", pins::describe(directory)));
     }
-    Checked { table: checker.text, errors: checker.errors }
+    CheckReport { table: checker.text, errors: checker.errors }
 }
 
 struct Checker<'a> {

@@ -14,7 +14,7 @@ use crate::blocking;
 use crate::config::Overrides;
 use crate::config::keys::KEYS;
 use crate::net::{BlockDirection, BlockProtocol, BlockScope, Prefix};
-use crate::slow::Query;
+use crate::slow::EventQuery;
 
 pub use self::definition::{command, man_page};
 
@@ -30,7 +30,7 @@ pub enum Invocation {
         target: String,
         /// A glob of functions to list as well.
         functions: Option<String>,
-        format: Format,
+        format: ProbesFormat,
     },
     /// List the profiles, or print the named one.
     Profiles { name: Option<String> },
@@ -43,7 +43,7 @@ pub enum Invocation {
     /// Detach what `state: pinned` has left attached: by the exporter of `file`, or in `directory`.
     Unpin { file: Option<PathBuf>, directory: Option<PathBuf> },
     /// Show slow events: those of the exporter configured by `config`, or in `file`.
-    Events { config: Option<PathBuf>, file: Option<PathBuf>, query: Query, json: bool },
+    Events { config: Option<PathBuf>, file: Option<PathBuf>, query: EventQuery, json: bool },
     /// Change or show the blocklist of the exporter configured by `config`, or listening on `socket`.
     Blocklist { config: Option<PathBuf>, socket: Option<PathBuf>, command: blocking::Command },
     /// Print a shell completion script.
@@ -54,7 +54,7 @@ pub enum Invocation {
 
 /// The output format of `probes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
+pub enum ProbesFormat {
     Columns,
     Json,
     /// An initial configuration.
@@ -113,11 +113,11 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
             target: text("target").unwrap_or_default(),
             functions: text("functions"),
             format: if matches.get_flag("json") {
-                Format::Json
+                ProbesFormat::Json
             } else if matches.get_flag("yaml") {
-                Format::Yaml
+                ProbesFormat::Yaml
             } else {
-                Format::Columns
+                ProbesFormat::Columns
             },
         },
         "profiles" => Invocation::Profiles { name: text("name") },
@@ -138,7 +138,7 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
         "events" => Invocation::Events {
             config: matches.get_one("config").cloned(),
             file: matches.get_one("file").cloned(),
-            query: Query {
+            query: EventQuery {
                 since: matches.get_one("since").copied(),
                 probe: text("probe"),
                 metric: text("metric"),
@@ -285,11 +285,11 @@ mod tests {
             functions: functions.map(str::to_owned),
             format,
         };
-        assert_eq!(parsed(&["probes", "1234"]), probes(None, Format::Columns));
-        assert_eq!(parsed(&["probes", "1234", "--json"]), probes(None, Format::Json));
+        assert_eq!(parsed(&["probes", "1234"]), probes(None, ProbesFormat::Columns));
+        assert_eq!(parsed(&["probes", "1234", "--json"]), probes(None, ProbesFormat::Json));
         assert_eq!(
             parsed(&["probes", "--functions", "S*", "1234", "--yaml"]),
-            probes(Some("S*"), Format::Yaml)
+            probes(Some("S*"), ProbesFormat::Yaml)
         );
         assert_eq!(parsed(&["profiles"]), Invocation::Profiles { name: None });
         assert_eq!(parsed(&["profiles", "fibre"]), Invocation::Profiles { name: Some("fibre".into()) });
@@ -327,13 +327,13 @@ mod tests {
             Invocation::Unpin { file: None, directory: Some("/sys/fs/bpf/x".into()) }
         );
         refused(&["unpin"]);
-        let query = Query { limit: 100, ..Query::default() };
+        let query = EventQuery { limit: 100, ..EventQuery::default() };
         assert_eq!(
             parsed(&["events"]),
             Invocation::Events { config: None, file: None, query: query.clone(), json: false }
         );
         let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        let query = Query {
+        let query = EventQuery {
             since: Some(Duration::from_secs(300)),
             probe: Some("a:b".into()),
             metric: Some("m".into()),

@@ -144,11 +144,11 @@ impl fmt::Debug for Auth {
 #[derive(Debug, Clone)]
 pub struct TlsSettings {
     pub at: Place,
-    pub cert: Pem,
-    pub key: Pem,
+    pub cert: PemSetting,
+    pub key: PemSetting,
     pub client_auth: Demand,
     /// The authority that issues client certificates; the system's authorities if `None`.
-    pub client_ca: Option<Pem>,
+    pub client_ca: Option<PemSetting>,
     /// A client certificate must have one of these names; an empty list allows any.
     pub client_allowed_sans: Vec<String>,
     pub versions: TlsVersions,
@@ -162,7 +162,7 @@ pub struct TlsSettings {
 
 /// PEM data, and where the configuration refers to it.
 #[derive(Clone)]
-pub struct Pem {
+pub struct PemSetting {
     pub at: Place,
     pub source: PemSource,
 }
@@ -175,7 +175,7 @@ pub enum PemSource {
 }
 
 /// Hides the text, which may be a private key.
-impl fmt::Debug for Pem {
+impl fmt::Debug for PemSetting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.source {
             PemSource::File(path) => write!(f, "{}", path.display()),

@@ -7,17 +7,17 @@ use super::DrainStats;
 use super::slow::SlowSelection;
 use crate::clock::wall_at;
 use crate::config::model::Settings;
-use crate::decode::{Event, EventValue};
+use crate::decode::{EventValue, ProbeEvent};
 use crate::exposition::Exemplar;
 use crate::kernel::KernelStore;
 use crate::kinds;
 use crate::layout::{ActionLayout, Layout};
-use crate::metrics::evaluate::{Outcome, all_hold, evaluate, fitting, found_slow};
+use crate::metrics::evaluate::{Evaluation, all_hold, evaluate, fitting, found_slow};
 use crate::metrics::event_series::labels_of;
 use crate::metrics::show::{show, show_exactly, show_with_unit};
 use crate::net::{BanRule, Sighting};
 use crate::plan::{ActionPlan, LabelPlan, LogPart, Plan, ProbePlan, STACK, SlowPlan, ValueSource};
-use crate::slow::{self, Fields, Related, SlowCounters, SlowRecorder, Wanted};
+use crate::slow::{self, EventFields, Related, SlowCounters, SlowRecorder, Wanted};
 use crate::store::UserStore;
 use crate::symbols::{Symbols, UNKNOWN};
 
@@ -67,7 +67,7 @@ impl Handler {
         // Only this thread writes it.
         let events = self.stats.events.load(Ordering::Relaxed);
         self.stats.events.store(events + 1, Ordering::Relaxed);
-        let event = match Event::decode(record) {
+        let event = match ProbeEvent::decode(record) {
             Ok(event) => event,
             Err(_) => {
                 self.stats.undecodable.fetch_add(1, Ordering::Relaxed);
@@ -100,9 +100,9 @@ impl Handler {
         };
         for layout in &evaluation.actions {
             let lost = match evaluate(&self.store, layout, probe, time, &read, &mut self.scratch) {
-                Outcome::Done => continue,
-                Outcome::Unreadable => &self.stats.unreadable,
-                Outcome::Negative => &self.stats.negative,
+                Evaluation::Done => continue,
+                Evaluation::Unreadable => &self.stats.unreadable,
+                Evaluation::Negative => &self.stats.negative,
             };
             lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -233,7 +233,7 @@ fn kept<'a>(
     time: u64,
     stack: Option<String>,
     read: &dyn Fn(usize) -> EventValue<'a>,
-) -> slow::Event {
+) -> slow::EventRecord {
     let mut fields = fields(probe, &slow.kept, read);
     fields.0.extend(stack.map(|stack| (STACK.to_owned(), stack)));
     let wanted = slow.related.as_ref().map(|by| Wanted {
@@ -241,7 +241,7 @@ fn kept<'a>(
         key: (probe.values[by.key].name.clone(), shown(probe, by.key, read)),
         with: by.with.clone(),
     });
-    slow::Event {
+    slow::EventRecord {
         time: wall_at(time),
         target: target.to_owned(),
         probe: probe.name.clone(),
@@ -282,8 +282,8 @@ fn record_exemplar<'a>(
 }
 
 /// Values by name, as they are recorded.
-fn fields<'a>(probe: &ProbePlan, kept: &[usize], read: &dyn Fn(usize) -> EventValue<'a>) -> Fields {
-    Fields(kept.iter().map(|at| (probe.values[*at].name.clone(), shown(probe, *at, read))).collect())
+fn fields<'a>(probe: &ProbePlan, kept: &[usize], read: &dyn Fn(usize) -> EventValue<'a>) -> EventFields {
+    EventFields(kept.iter().map(|at| (probe.values[*at].name.clone(), shown(probe, *at, read))).collect())
 }
 
 fn shown<'a>(probe: &ProbePlan, at: usize, read: &dyn Fn(usize) -> EventValue<'a>) -> String {

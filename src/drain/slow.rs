@@ -7,7 +7,7 @@ use crate::clock::wall_at;
 use crate::kernel::KernelStore;
 use crate::layout::SlowLayout;
 use crate::plan::ProbePlan;
-use crate::slow::{Event, SlowCounters, SlowRecorder, Worst, end_of_hour};
+use crate::slow::{EventRecord, SlowCounters, SlowRecorder, Worst, end_of_hour};
 
 /// Where a probe's slow events are counted, and which of them are kept.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl SlowSelection {
         &mut self,
         time: u64,
         value: i64,
-        event: impl FnOnce() -> Event,
+        event: impl FnOnce() -> EventRecord,
         counters: SlowCounters,
         recorder: Option<&SlowRecorder>,
     ) {
@@ -55,7 +55,7 @@ impl SlowSelection {
         let number = recorder.map_or(0, SlowRecorder::number);
         let until = || end_of_hour(time, wall_at(time));
         let keep = |ranked| {
-            let event = || Event { ranked: Some(ranked), ..event() };
+            let event = || EventRecord { ranked: Some(ranked), ..event() };
             recorder.is_none_or(|recorder| recorder.offer(event(), counters.clone()))
         };
         if !worst.offer(time, until, value, number, keep) {

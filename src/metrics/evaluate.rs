@@ -15,7 +15,7 @@ const MAX_SET_LABELS: usize = 32;
 
 /// The outcome of an event for one metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum Evaluation {
     /// The event was counted, or the conditions do not hold.
     Done,
     /// A number or a condition was unreadable.
@@ -33,12 +33,12 @@ pub fn evaluate<'a>(
     time: u64,
     read: &impl Fn(usize) -> EventValue<'a>,
     scratch: &mut String,
-) -> Outcome {
+) -> Evaluation {
     let action = &probe.actions[layout.action];
     for condition in &action.when {
         match holds(condition, read(condition.value), &probe.values[condition.value].kind, scratch) {
-            None => return Outcome::Unreadable,
-            Some(false) => return Outcome::Done,
+            None => return Evaluation::Unreadable,
+            Some(false) => return Evaluation::Done,
             Some(true) => {}
         }
     }
@@ -46,16 +46,16 @@ pub fn evaluate<'a>(
         None => 1,
         Some(EventValue::Int(number)) => number,
         Some(EventValue::Large(number)) if layout.kind.shows_any_word() => number as i64,
-        Some(EventValue::Large(_)) => return Outcome::Negative,
-        Some(EventValue::Text(_) | EventValue::Unreadable) => return Outcome::Unreadable,
+        Some(EventValue::Large(_)) => return Evaluation::Negative,
+        Some(EventValue::Text(_) | EventValue::Unreadable) => return Evaluation::Unreadable,
     };
     if action.refuses_negative && value < 0 {
-        return Outcome::Negative;
+        return Evaluation::Negative;
     }
     let slot = layout.slot + series(store, layout, action, probe, read, scratch) * layout.stride;
     let update = Update { value, has_value: action.value.is_some(), time, bounds: &layout.bounds };
     layout.kind.update(store, slot, &update);
-    Outcome::Done
+    Evaluation::Done
 }
 
 /// Whether all these conditions hold; `None` if one of them is unreadable.

@@ -25,7 +25,7 @@ use std::time::Instant;
 use crate::exposition::{Families, Family};
 use crate::http::Visitor;
 use crate::net::{BlockRow, TalkerRow};
-use crate::slow::Row;
+use crate::slow::StoredEvent;
 use attention::{AttentionInput, attention};
 use families::ByName;
 use history::History;
@@ -74,7 +74,7 @@ pub(crate) struct Snapshot {
     /// The most active blocked sources.
     pub blocked: Vec<BlockRow>,
     /// Slow events, the latest first.
-    pub slow: Vec<Arc<Row>>,
+    pub slow: Vec<Arc<StoredEvent>>,
     pub visitors: Vec<Visitor>,
     pub connect: Connect,
     pub links: Vec<Link>,

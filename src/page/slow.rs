@@ -5,17 +5,17 @@ use std::sync::Arc;
 use super::families::cut;
 use super::measured::unit_of;
 use super::model::{RelatedEvent, SlowEvent};
-use crate::slow::{Fields, Row};
+use crate::slow::{EventFields, StoredEvent};
 
 /// Related events that are shown with one event.
 const MAX_RELATED: usize = 16;
 
 /// The events as shown.
-pub(super) fn slow(rows: &[Arc<Row>]) -> Vec<SlowEvent> {
+pub(super) fn slow(rows: &[Arc<StoredEvent>]) -> Vec<SlowEvent> {
     rows.iter().map(|row| event(row)).collect()
 }
 
-fn event(row: &Row) -> SlowEvent {
+fn event(row: &StoredEvent) -> SlowEvent {
     let event = &row.event;
     let related = event.related.iter().take(MAX_RELATED).map(|other| RelatedEvent {
         after: other.after,
@@ -36,6 +36,6 @@ fn event(row: &Row) -> SlowEvent {
     }
 }
 
-fn fields(fields: &Fields) -> Vec<(String, String)> {
+fn fields(fields: &EventFields) -> Vec<(String, String)> {
     fields.0.iter().map(|(name, value)| (name.clone(), cut(value))).collect()
 }

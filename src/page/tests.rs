@@ -6,7 +6,7 @@ use super::html::page;
 use super::*;
 use crate::exposition::Kind;
 use crate::net::{BlockDirection, Prefix, Source};
-use crate::slow::{Event, Fields, RelatedRow};
+use crate::slow::{EventFields, EventRecord, RelatedRow};
 
 const TARGETS: [&str; 2] = ["bitcoind", "billing"];
 
@@ -308,8 +308,8 @@ fn untrusted_text_is_escaped() {
     let mut histogram = Family::new("b_seconds", Kind::Histogram(vec![1.0]), "");
     histogram.histogram_of(&[], &[("peer", hostile)], &[1, 0], 0.5);
     all.metrics = [&family, &histogram].map(|one| metric(one.head(), &mut one.samples(), "london")).into();
-    let fields = Fields(vec![("peer".to_owned(), hostile.to_owned())]);
-    let event = Event {
+    let fields = EventFields(vec![("peer".to_owned(), hostile.to_owned())]);
+    let event = EventRecord {
         time: 1,
         target: hostile.to_owned(),
         probe: hostile.to_owned(),
@@ -322,7 +322,7 @@ fn untrusted_text_is_escaped() {
         wanted: None,
         ranked: None,
     };
-    all.slow.push(Arc::new(crate::slow::Row { id: 1, node: "london".to_owned(), event }));
+    all.slow.push(Arc::new(crate::slow::StoredEvent { id: 1, node: "london".to_owned(), event }));
     all.visitors.push(Visitor {
         peer: "192.0.2.1".parse().unwrap(),
         user: Some(hostile.to_owned()),

@@ -18,7 +18,7 @@ use crate::http::{
     self, Endpoint, EndpointKind, HttpStats, Level, Listener, Notice, Security, ServerOptions,
 };
 use crate::kernel::Attach;
-use crate::loading::{Checked, LoadedTls, secured};
+use crate::loading::{CheckedConfig, LoadedTls, secured};
 use crate::logging::Logging;
 use crate::net::{self, Event, Network, NetworkConfig};
 use crate::pins::{self, PinDir, PinError, StateDirectory};
@@ -49,14 +49,14 @@ const MIN_DESCRIPTORS: u64 = 128;
 /// If the certificate is unusable, the limit of open files is too low, or the kernel refuses the probe programs.
 pub(crate) fn run(
     overrides: &Overrides,
-    checked: Checked,
+    checked: CheckedConfig,
     attaching: Attaching,
     logging: Logging,
     listeners: Listeners,
     recorder: Arc<SlowRecorder>,
 ) -> Result<(), RunError> {
     demand_descriptors()?;
-    let Checked { loaded, plan, tls } = checked;
+    let CheckedConfig { loaded, plan, tls } = checked;
     let settings = loaded.config.settings;
     let keep_privileges = settings.keep_privileges;
     announce(&settings, &plan, &listeners);

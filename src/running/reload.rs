@@ -7,7 +7,7 @@ use crate::config::endpoint::Web;
 use crate::config::model::Settings;
 use crate::config::{self, Diagnostics};
 use crate::http::{Fingerprint, exposure_warnings};
-use crate::loading::{Checked, load_keeping, refuse_unusable, secured};
+use crate::loading::{CheckedConfig, load_keeping, refuse_unusable, secured};
 use crate::logging::set_level;
 use crate::net::NetworkConfig;
 use crate::service;
@@ -54,7 +54,7 @@ impl Running {
 
     fn exchange(&self) -> Result<String, String> {
         let mut notices = Vec::new();
-        let Checked { loaded, plan, tls } =
+        let CheckedConfig { loaded, plan, tls } =
             load_keeping(&self.overrides, |settings| notices = keep(&self.started, settings))
                 .map_err(|wrong| wrong.render())?;
         let settings = &loaded.config.settings;

@@ -15,7 +15,7 @@ use crate::store::UserStore;
 
 /// The recorded data of an event.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Event {
+pub struct EventRecord {
     /// When the probe was hit, in nanoseconds since 1970.
     pub time: i64,
     pub target: String,
@@ -27,7 +27,7 @@ pub struct Event {
     pub over: Option<f64>,
     /// If set, it is one of this many worst events of its hour.
     pub worst: Option<u32>,
-    pub fields: Fields,
+    pub fields: EventFields,
     /// Related events of other probes, in order.
     pub related: Vec<RelatedRow>,
     /// The criteria for related events, until these have been looked up.
@@ -53,7 +53,7 @@ pub(crate) struct Related {
     pub point: Point,
     pub probe: String,
     pub keys: Vec<(String, String)>,
-    pub fields: Fields,
+    pub fields: EventFields,
 }
 
 /// A related event as stored with the slow one.
@@ -62,24 +62,24 @@ pub struct RelatedRow {
     /// Seconds after the slow event; negative if before it.
     pub after: f64,
     pub probe: String,
-    pub fields: Fields,
+    pub fields: EventFields,
 }
 
 /// An event as stored in the file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct StoredEvent {
     /// Increases from event to event.
     pub id: i64,
     /// The label `node` of the exporter that stored it.
     pub node: String,
-    pub event: Event,
+    pub event: EventRecord,
 }
 
 /// Values by name, as text, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Fields(pub Vec<(String, String)>);
+pub struct EventFields(pub Vec<(String, String)>);
 
-impl Fields {
+impl EventFields {
     /// Returns the value with this name.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
@@ -91,9 +91,10 @@ pub(super) fn shown_time(nanoseconds: i64) -> String {
     DateTime::from_timestamp_nanos(nanoseconds).to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
-impl Serialize for Row {
+impl Serialize for StoredEvent {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let Event { time, target, probe, metric, value, over, worst, fields, related, .. } = &self.event;
+        let EventRecord { time, target, probe, metric, value, over, worst, fields, related, .. } =
+            &self.event;
         let mut row = to.serialize_struct("event", 11)?;
         row.serialize_field("id", &self.id)?;
         row.serialize_field("time", &shown_time(*time))?;
@@ -110,28 +111,28 @@ impl Serialize for Row {
     }
 }
 
-impl Serialize for Fields {
+impl Serialize for EventFields {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
 }
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for EventFields {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct InOrder;
         impl<'de> Visitor<'de> for InOrder {
-            type Value = Fields;
+            type Value = EventFields;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object of texts")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EventFields, A::Error> {
                 let mut fields = Vec::new();
                 while let Some(field) = map.next_entry()? {
                     fields.push(field);
                 }
-                Ok(Fields(fields))
+                Ok(EventFields(fields))
             }
         }
         from.deserialize_map(InOrder)
@@ -181,14 +182,14 @@ mod tests {
 
     #[test]
     fn fields_round_trip_in_order() {
-        let fields = Fields(vec![
+        let fields = EventFields(vec![
             ("z".into(), "1".into()),
             ("a".into(), "\"\\\u{7}é\n".into()),
             ("m".into(), String::new()),
         ]);
         let text = serde_json::to_string(&fields).unwrap();
         assert!(text.starts_with(r#"{"z":"1","a":"#), "{text}");
-        assert_eq!(serde_json::from_str::<Fields>(&text).unwrap(), fields);
+        assert_eq!(serde_json::from_str::<EventFields>(&text).unwrap(), fields);
         assert_eq!(fields.get("a"), Some("\"\\\u{7}é\n"));
         assert_eq!(fields.get("b"), None);
     }

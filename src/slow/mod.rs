@@ -23,12 +23,12 @@ use crate::http::HttpError;
 use crate::net::{DetectConfig, Detections};
 use crate::plan::{Plan, ProbePlan};
 use crate::webhook::{Receiver, Webhook, WebhookNumbers};
-use store::{Bounds, Store};
+use store::{Bounds, EventStore};
 use writer::{Message, Writer};
 
-pub use event::{Event, Fields, RelatedRow, Row, SlowCounters};
+pub use event::{EventFields, EventRecord, RelatedRow, SlowCounters, StoredEvent};
 pub(crate) use event::{Related, Wanted};
-pub use query::{Query, read, table};
+pub use query::{EventQuery, read, table};
 pub(crate) use query::{shown_reason, shown_value};
 pub use store::SlowError;
 pub(crate) use worst::{Worst, end_of_hour};
@@ -59,7 +59,7 @@ pub struct SlowRecorder {
 #[derive(Debug, Default)]
 struct Work {
     /// An open file that has no writer thread yet.
-    open: Option<(Store, String)>,
+    open: Option<(EventStore, String)>,
     /// Whether threads may be spawned.
     is_started: bool,
     thread: Option<JoinHandle<()>>,
@@ -76,7 +76,7 @@ struct Shared {
     related_waiting: AtomicU64,
     related_lost: AtomicU64,
     is_ending: AtomicBool,
-    recent: Mutex<Vec<Arc<Row>>>,
+    recent: Mutex<Vec<Arc<StoredEvent>>>,
 }
 
 /// Totals over all slow events.
@@ -133,7 +133,7 @@ impl SlowRecorder {
             return self.begin_to_send();
         }
         let mut work = lock(&self.work);
-        work.open = Some((Store::open(&settings.file, bounds)?, plan.settings.node_name.clone()));
+        work.open = Some((EventStore::open(&settings.file, bounds)?, plan.settings.node_name.clone()));
         self.webhook.set(receiver);
         if work.is_started { self.write(&mut work) } else { Ok(()) }
     }
@@ -188,7 +188,7 @@ impl SlowRecorder {
     }
 
     /// Queues an event, or counts it as refused if the queue is full. Never blocks. Returns whether it was queued.
-    pub(crate) fn offer(&self, event: Event, counters: SlowCounters) -> bool {
+    pub(crate) fn offer(&self, event: EventRecord, counters: SlowCounters) -> bool {
         let Some(queue) = self.queue.get() else {
             counters.rejected();
             return false;
@@ -215,7 +215,7 @@ impl SlowRecorder {
     }
 
     /// Returns the latest written events, latest first: at most ten.
-    pub fn recent(&self) -> Vec<Arc<Row>> {
+    pub fn recent(&self) -> Vec<Arc<StoredEvent>> {
         lock(&self.shared.recent).clone()
     }
 

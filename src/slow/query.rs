@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::event::{RelatedRow, Row, shown_time};
+use super::event::{RelatedRow, StoredEvent, shown_time};
 use super::store::{SlowError, scan};
 use crate::clock::wall;
 use crate::plan::STACK;
@@ -14,7 +14,7 @@ use crate::table::TextTable;
 
 /// A filter for events.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Query {
+pub struct EventQuery {
     /// Only events within this period before now.
     pub since: Option<Duration>,
     pub probe: Option<String>,
@@ -25,8 +25,8 @@ pub struct Query {
     pub limit: usize,
 }
 
-impl Query {
-    fn means(&self, row: &Row) -> bool {
+impl EventQuery {
+    fn means(&self, row: &StoredEvent) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_ref().is_none_or(|wanted| wanted == found);
         let event = &row.event;
         is(&self.probe, &event.probe)
@@ -39,11 +39,11 @@ impl Query {
 ///
 /// # Errors
 /// If the file cannot be read or contains no slow events.
-pub fn read(path: &Path, query: &Query) -> Result<Vec<Row>, SlowError> {
+pub fn read(path: &Path, query: &EventQuery) -> Result<Vec<StoredEvent>, SlowError> {
     read_at(path, query, wall())
 }
 
-fn read_at(path: &Path, query: &Query, now: i64) -> Result<Vec<Row>, SlowError> {
+fn read_at(path: &Path, query: &EventQuery, now: i64) -> Result<Vec<StoredEvent>, SlowError> {
     // The system's message about the file itself is clearer.
     if let Err(err) = std::fs::File::open(path) {
         let next = "`exporter events --file FILE` reads another file";
@@ -100,12 +100,12 @@ fn open(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
 /// Formats events as a table, with the fields of each event below it.
 ///
 /// Rows wider than `screen` become blocks.
-pub fn table(rows: &[Row], screen: Option<usize>) -> String {
+pub fn table(rows: &[StoredEvent], screen: Option<usize>) -> String {
     if rows.is_empty() {
         return "no slow events\n".to_owned();
     }
     let mut table = TextTable::new(0, &["TIME", "TARGET", "METRIC", "VALUE", "OVER"]).named_by(3);
-    for Row { event, .. } in rows {
+    for StoredEvent { event, .. } in rows {
         let shown = |value: f64| shown_value(&event.metric, value);
         table.row([
             shown_time(event.time),
@@ -157,11 +157,11 @@ fn shown_seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::store::tests::event;
-    use super::super::store::{Bounds, Store};
+    use super::super::store::{Bounds, EventStore};
     use super::*;
 
-    fn all() -> Query {
-        Query { limit: 100, ..Query::default() }
+    fn all() -> EventQuery {
+        EventQuery { limit: 100, ..EventQuery::default() }
     }
 
     #[test]
@@ -170,27 +170,27 @@ mod tests {
         // A name with characters that are special in a URI.
         let path = directory.path().join("a b?c#d%20.db");
         let bounds = Bounds { rows: 100, bytes: 1 << 20, age: Duration::from_secs(1 << 40) };
-        let mut store = Store::open(&path, bounds).unwrap();
+        let mut store = EventStore::open(&path, bounds).unwrap();
         let second = 1_000_000_000;
         let events: Vec<_> =
             (0..4).map(|n| event(n * second, n as f64, ["x", "y"][n as usize % 2])).collect();
         store.write("n", &events.iter().collect::<Vec<_>>(), &[]).unwrap();
-        let values = |query: Query| -> Vec<f64> {
+        let values = |query: EventQuery| -> Vec<f64> {
             read_at(&path, &query, 4 * second).unwrap().iter().map(|row| row.event.value).collect()
         };
-        let field = |value: &str| Query { fields: vec![("z".into(), value.into())], ..all() };
+        let field = |value: &str| EventQuery { fields: vec![("z".into(), value.into())], ..all() };
         // While it is open, and after it was closed.
         for _ in 0..2 {
             assert_eq!(values(all()), [0.0, 1.0, 2.0, 3.0]);
-            assert_eq!(values(Query { limit: 2, ..all() }), [2.0, 3.0]);
-            assert_eq!(values(Query { since: Some(Duration::from_secs(2)), ..all() }), [2.0, 3.0]);
+            assert_eq!(values(EventQuery { limit: 2, ..all() }), [2.0, 3.0]);
+            assert_eq!(values(EventQuery { since: Some(Duration::from_secs(2)), ..all() }), [2.0, 3.0]);
             assert_eq!(values(field("y")), [1.0, 3.0]);
-            assert_eq!(values(Query { limit: 1, ..field("x") }), [2.0]);
-            assert_eq!(values(Query { probe: Some("p:q".into()), ..all() }).len(), 4);
-            assert_eq!(values(Query { probe: Some("p".into()), ..all() }).len(), 0);
-            assert_eq!(values(Query { metric: Some("m_seconds".into()), ..all() }).len(), 4);
+            assert_eq!(values(EventQuery { limit: 1, ..field("x") }), [2.0]);
+            assert_eq!(values(EventQuery { probe: Some("p:q".into()), ..all() }).len(), 4);
+            assert_eq!(values(EventQuery { probe: Some("p".into()), ..all() }).len(), 0);
+            assert_eq!(values(EventQuery { metric: Some("m_seconds".into()), ..all() }).len(), 4);
             if store.rows().is_ok() {
-                store = Store::open(&directory.path().join("other.db"), bounds).unwrap();
+                store = EventStore::open(&directory.path().join("other.db"), bounds).unwrap();
             }
         }
         let missing = read(&directory.path().join("none.db"), &all()).unwrap_err().to_string();
@@ -201,8 +201,11 @@ mod tests {
 
     #[test]
     fn table_describes_the_events() {
-        let row =
-            |value| Row { id: 1, node: "n".into(), event: event(1_700_000_000_000_000_000, value, "x y") };
+        let row = |value| StoredEvent {
+            id: 1,
+            node: "n".into(),
+            event: event(1_700_000_000_000_000_000, value, "x y"),
+        };
         assert_eq!(
             table(&[row(0.612), row(12.0)], None),
             "TIME                         TARGET  METRIC     VALUE  OVER\n\

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::event::{Event, Related, RelatedRow};
+use super::event::{EventRecord, Related, RelatedRow};
 
 /// Events that are remembered.
 const MAX_EVENTS: usize = 4096;
@@ -26,7 +26,7 @@ impl RecentEvents {
     }
 
     /// Attaches the related events to a slow event: the latest ones, in order.
-    pub(super) fn complete(&self, event: &mut Event) {
+    pub(super) fn complete(&self, event: &mut EventRecord) {
         let Some(wanted) = event.wanted.take() else { return };
         let belongs = |other: &&Related| {
             other.target == event.target
@@ -51,7 +51,7 @@ impl RecentEvents {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::{Fields, Wanted};
+    use super::super::event::{EventFields, Wanted};
     use super::super::store::tests::event;
     use super::*;
     use crate::config::model::Point;
@@ -68,7 +68,7 @@ mod tests {
             point: point(name),
             probe: name.into(),
             keys: vec![("hash".into(), "x".into()), ("height".into(), height.into())],
-            fields: Fields(vec![("n".into(), time.to_string())]),
+            fields: EventFields(vec![("n".into(), time.to_string())]),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::SlowRecorder;
-use super::event::{Event, Fields, SlowCounters};
+use super::event::{EventFields, EventRecord, SlowCounters};
 use crate::clock::wall;
 use crate::layout::SLOW_SLOTS;
 use crate::net::{BanOutcome, Detection, Network};
@@ -30,7 +30,7 @@ impl SlowRecorder {
     }
 }
 
-fn event(detection: Detection) -> Event {
+fn event(detection: Detection) -> EventRecord {
     let Detection { kind, target, probe, source, count, allowed, details, outcome } = detection;
     let source = source.map(|source| match source.is_single() {
         true => source.address().to_string(),
@@ -47,7 +47,7 @@ fn event(detection: Detection) -> Event {
     };
     fields.push(("outcome", word.to_string()));
     fields.extend(more);
-    Event {
+    EventRecord {
         time: wall(),
         target,
         probe,
@@ -55,7 +55,7 @@ fn event(detection: Detection) -> Event {
         value: count,
         over: Some(allowed),
         worst: None,
-        fields: Fields(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()),
+        fields: EventFields(fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()),
         related: Vec::new(),
         wanted: None,
         ranked: None,

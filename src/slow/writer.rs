@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use super::event::{Event, Related, Row, SlowCounters};
+use super::event::{EventRecord, Related, SlowCounters, StoredEvent};
 use super::related::RecentEvents;
-use super::store::{Bounds, Store, is_damage};
+use super::store::{Bounds, EventStore, is_damage};
 use super::{MAX_RECENT, QUEUE_EVENTS, Shared, lock};
 use crate::webhook::Outbox;
 
@@ -30,23 +30,23 @@ const BATCH_EVENTS: usize = 128;
 /// Messages to the writer thread.
 #[derive(Debug)]
 pub(super) enum Message {
-    Event(Box<(Event, SlowCounters)>),
+    Event(Box<(EventRecord, SlowCounters)>),
     Related(Box<Related>),
     Bounds(Bounds),
 }
 
 #[derive(Debug)]
 pub(super) struct Writer {
-    store: Store,
+    store: EventStore,
     node: String,
     messages: Receiver<Message>,
     shared: Arc<Shared>,
     /// The queue to the webhook.
     outbox: Arc<Outbox>,
     /// Events not yet written.
-    events: Vec<(Event, SlowCounters)>,
+    events: Vec<(EventRecord, SlowCounters)>,
     /// Events waiting for related ones, with the deadline.
-    incomplete: VecDeque<(Instant, Event, SlowCounters)>,
+    incomplete: VecDeque<(Instant, EventRecord, SlowCounters)>,
     related: RecentEvents,
     /// The rows of the events among the worst of an hour, for as long as they can be displaced.
     ranked: BTreeMap<u64, (Instant, i64)>,
@@ -56,7 +56,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        store: Store,
+        store: EventStore,
         node: String,
         messages: Receiver<Message>,
         shared: Arc<Shared>,
@@ -140,13 +140,13 @@ impl Writer {
     }
 
     /// Drops the event that this one displaces.
-    fn displace(&mut self, by: &Event) {
+    fn displace(&mut self, by: &EventRecord) {
         let Some(gone) = by.ranked.and_then(|ranked| ranked.displaces) else { return };
         if let Some((_, row)) = self.ranked.remove(&gone) {
             self.gone.push(row);
             return;
         }
-        let is_it = |event: &Event| event.ranked.is_some_and(|ranked| ranked.number == gone);
+        let is_it = |event: &EventRecord| event.ranked.is_some_and(|ranked| ranked.number == gone);
         let counters = if let Some(at) = self.events.iter().position(|(event, _)| is_it(event)) {
             self.events.remove(at).1
         } else if let Some(at) = self.incomplete.iter().position(|(_, event, _)| is_it(event)) {
@@ -187,7 +187,7 @@ impl Writer {
                 // Before counting them as kept: a reader who sees that none are waiting sees all rows.
                 self.show_latest();
                 for ((event, counters), id) in self.events.drain(..).zip(rows) {
-                    let row = Row { id, node: self.node.clone(), event };
+                    let row = StoredEvent { id, node: self.node.clone(), event };
                     // Plain data with text keys always serializes.
                     self.outbox.offer(|| serde_json::to_string(&row).unwrap_or_default());
                     counters.written();
@@ -243,7 +243,7 @@ impl Writer {
         let rows = self.store.rows().unwrap_or_default();
         self.shared.rows.store(rows, Ordering::Relaxed);
         self.shared.bytes.store(self.store.file_bytes().unwrap_or_default(), Ordering::Relaxed);
-        let latest: Vec<Row> = self.store.latest(MAX_RECENT).unwrap_or_default();
+        let latest: Vec<StoredEvent> = self.store.latest(MAX_RECENT).unwrap_or_default();
         *lock(&self.shared.recent) = latest.into_iter().map(Arc::new).collect();
     }
 }

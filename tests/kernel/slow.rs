@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use exporter::slow::{Query, Row, SlowRecorder, read};
+use exporter::slow::{EventQuery, SlowRecorder, StoredEvent, read};
 
 use crate::support::program::{compile, directory};
 use crate::support::tracer::Tracer;
@@ -80,7 +80,7 @@ fn keeps_the_worst_of_an_hour_and_skips_smaller_events() {
             // 994 to 999 are above the seventh of the first run, 993; 997 and 999 are above the threshold.
             println!("all to the ring: {all_to_ring}: {first} and {second} events");
             assert!(if all_to_ring { second == 2000 } else { second <= 8 }, "{second}");
-            break read(&file, &Query { limit: 10_000, ..Query::default() }).unwrap();
+            break read(&file, &EventQuery { limit: 10_000, ..EventQuery::default() }).unwrap();
         };
         let of = |metric: &str| {
             let rows: Vec<_> = rows.iter().filter(|row| row.event.metric == metric).cloned().collect();
@@ -111,7 +111,7 @@ fn configuration(file: &Path, binary: &Path, probes: &str) -> String {
 }
 
 /// Checks what is stored of one run, with everything decided in the kernel and with everything in user space.
-fn both_ways(probes: &str, held: impl Fn(&[Row])) {
+fn both_ways(probes: &str, held: impl Fn(&[StoredEvent])) {
     let directory = directory();
     let binary = compile("cc", "slow.c", PROGRAM, &[], directory.path());
     for all_to_ring in [false, true] {
@@ -121,7 +121,7 @@ fn both_ways(probes: &str, held: impl Fn(&[Row])) {
     }
 }
 
-fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<Row> {
+fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<StoredEvent> {
     let recorder = Arc::new(SlowRecorder::default());
     let tracer = Tracer::start_recording(yaml, all_to_ring, Some(recorder.clone()));
     assert!(Command::new(binary).status().unwrap().success());
@@ -132,13 +132,13 @@ fn run(yaml: &str, all_to_ring: bool, binary: &Path, file: &Path) -> Vec<Row> {
     let whole = tracer.plan.probes.iter().any(|probe| probe.emit.is_some());
     // Dropping the last owner writes what is queued.
     drop((tracer, recorder));
-    let rows = read(file, &Query { limit: 10_000, ..Query::default() }).unwrap();
+    let rows = read(file, &EventQuery { limit: 10_000, ..EventQuery::default() }).unwrap();
     assert!(whole || events == rows.len() as u64, "only slow hits are sent: {events} for {}", rows.len());
     println!("all to the ring: {all_to_ring}: {} rows, the first {:?}", rows.len(), rows.first());
     rows
 }
 
-fn numbers(rows: &[Row], field: &str) -> Vec<i64> {
+fn numbers(rows: &[StoredEvent], field: &str) -> Vec<i64> {
     let mut numbers: Vec<_> =
         rows.iter().map(|row| row.event.fields.get(field).unwrap().parse().unwrap()).collect();
     numbers.sort_unstable();
@@ -300,7 +300,7 @@ fn records_the_call_stack_on_request() {
             drop(program.stdin.take());
             assert!(program.wait().unwrap().success());
             drop((tracer, recorder));
-            let rows = read(&file, &Query { limit: 1000, ..Query::default() }).unwrap();
+            let rows = read(&file, &EventQuery { limit: 1000, ..EventQuery::default() }).unwrap();
             for (metric, beginning) in [
                 ("entries", &["answer", "probed", "middle", "outer", "main"][..]),
                 ("returns", &["answer", "probed", "middle", "outer", "main"]),

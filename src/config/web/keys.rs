@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::config::diagnose::Diagnostics;
-use crate::config::endpoint::{Auth, Pem, PemSource, TlsSettings, TlsVersions};
+use crate::config::endpoint::{Auth, PemSetting, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::Node;
 use crate::config::layers::{Layers, Sourced};
 use crate::config::limits::PASSWORD_FILE_BYTES;
@@ -142,7 +142,7 @@ pub(super) fn tls(layers: &Layers<'_>, complete: bool) -> Option<TlsSettings> {
 }
 
 fn of_files(cert: Sourced<PathBuf>, key: Sourced<PathBuf>) -> TlsSettings {
-    let pem = |given: Sourced<PathBuf>| Pem { at: given.at, source: PemSource::File(given.value) };
+    let pem = |given: Sourced<PathBuf>| PemSetting { at: given.at, source: PemSource::File(given.value) };
     TlsSettings {
         at: cert.at.clone(),
         cert: pem(cert),

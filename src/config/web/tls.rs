@@ -3,7 +3,7 @@
 use super::keys::check_readable;
 use super::sections::{CIPHER_SUITES, CLIENT_AUTH, CURVES, Named, TLS, VERSIONS, implemented};
 use super::{mapping, present};
-use crate::config::endpoint::{Pem, PemSource, TlsSettings, TlsVersions};
+use crate::config::endpoint::{PemSetting, PemSource, TlsSettings, TlsVersions};
 use crate::config::fields::{Fields, Node};
 use crate::http::{Demand, is_tls13_suite};
 
@@ -73,7 +73,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
 }
 
 /// Decodes PEM data from a file or given as text.
-fn pem(fields: &Fields<'_>, file: &str, text: &str, what: &str) -> Option<Pem> {
+fn pem(fields: &Fields<'_>, file: &str, text: &str, what: &str) -> Option<PemSetting> {
     match (present(fields, file), present(fields, text)) {
         (Some(_), Some(inline)) => {
             inline.error(format!("`{file}` and `{text}` are mutually exclusive")).help("keep one of them");
@@ -82,11 +82,11 @@ fn pem(fields: &Fields<'_>, file: &str, text: &str, what: &str) -> Option<Pem> {
         (Some(node), None) => {
             let path = node.path()?;
             check_readable(&node.at, &path, what, node.diags);
-            Some(Pem { at: node.at, source: PemSource::File(path) })
+            Some(PemSetting { at: node.at, source: PemSource::File(path) })
         }
         (None, Some(node)) => {
             let text = node.secret()?.to_owned();
-            Some(Pem { at: node.at, source: PemSource::Text(text) })
+            Some(PemSetting { at: node.at, source: PemSource::Text(text) })
         }
         (None, None) => None,
     }

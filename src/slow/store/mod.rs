@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::event::{Event, Fields, Row};
+use super::event::{EventFields, EventRecord, StoredEvent};
 use crate::clock::wall;
 use crate::config::model::SlowEvents;
 pub use crate::database::DatabaseError as SlowError;
@@ -65,7 +65,7 @@ impl Bounds {
 
 /// The database, open for writing.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(super) struct EventStore {
     db: Connection,
     path: PathBuf,
     pub bounds: Bounds,
@@ -99,7 +99,7 @@ impl Clock {
     }
 }
 
-impl Store {
+impl EventStore {
     /// Opens or creates the file, readable by its owner only. A damaged file is moved aside.
     ///
     /// # Errors
@@ -111,7 +111,7 @@ impl Store {
     }
 
     /// Adds events, and deletes the rows `gone` and whatever exceeds the limits. Returns the IDs of the new rows.
-    pub fn write(&mut self, node: &str, events: &[&Event], gone: &[i64]) -> rusqlite::Result<Vec<i64>> {
+    pub fn write(&mut self, node: &str, events: &[&EventRecord], gone: &[i64]) -> rusqlite::Result<Vec<i64>> {
         let oldest =
             self.clock.now().saturating_sub(i64::try_from(self.bounds.age.as_nanos()).unwrap_or(i64::MAX));
         let bounds = self.bounds;
@@ -135,7 +135,8 @@ impl Store {
                  VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )?;
             for event in events {
-                let Event { time, target, probe, metric, value, over, worst, fields, related, .. } = event;
+                let EventRecord { time, target, probe, metric, value, over, worst, fields, related, .. } =
+                    event;
                 let related = serde_json::to_string(related).unwrap_or_default();
                 let fields = serde_json::to_string(fields).unwrap_or_default();
                 let values = params![time, node, target, probe, metric, value, over, worst, fields, related];
@@ -188,7 +189,7 @@ impl Store {
     }
 
     /// Returns the latest events, latest first.
-    pub fn latest(&self, most: usize) -> rusqlite::Result<Vec<Row>> {
+    pub fn latest(&self, most: usize) -> rusqlite::Result<Vec<StoredEvent>> {
         let mut found = Vec::new();
         scan(&self.db, i64::MIN, |row| {
             found.push(row);
@@ -207,9 +208,10 @@ fn used_bytes(db: &Transaction<'_>) -> rusqlite::Result<u64> {
 }
 
 /// Returns an upper estimate of the space that an event takes in the file, in bytes.
-fn room(event: &Event) -> u64 {
-    let of =
-        |fields: &Fields| fields.0.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>();
+fn room(event: &EventRecord) -> u64 {
+    let of = |fields: &EventFields| {
+        fields.0.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>()
+    };
     let related: usize = event.related.iter().map(|row| of(&row.fields) + row.probe.len() + 64).sum();
     ((of(&event.fields) + related) as u64 + 512).next_multiple_of(1 << 11)
 }
@@ -228,7 +230,11 @@ fn evict_oldest_until(bytes: u64, db: &Transaction<'_>, count: &mut usize) -> ru
 }
 
 /// Calls `each` for the events since `since`, latest first, until it returns false.
-pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> bool) -> rusqlite::Result<()> {
+pub(super) fn scan(
+    db: &Connection,
+    since: i64,
+    mut each: impl FnMut(StoredEvent) -> bool,
+) -> rusqlite::Result<()> {
     // The file was written by an earlier version and not opened for writing since.
     let worst = if pragma(db, "user_version")? == 1 { "NULL" } else { "worst" };
     let mut select = db.prepare(&format!(
@@ -237,7 +243,7 @@ pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> boo
     let mut rows = select.query([since])?;
     while let Some(row) = rows.next()? {
         let (fields, related): (String, String) = (row.get(9)?, row.get(10)?);
-        let event = Event {
+        let event = EventRecord {
             time: row.get(1)?,
             target: row.get(3)?,
             probe: row.get(4)?,
@@ -250,7 +256,7 @@ pub(super) fn scan(db: &Connection, since: i64, mut each: impl FnMut(Row) -> boo
             wanted: None,
             ranked: None,
         };
-        if !each(Row { id: row.get(0)?, node: row.get(2)?, event }) {
+        if !each(StoredEvent { id: row.get(0)?, node: row.get(2)?, event }) {
             break;
         }
     }
