@@ -4,7 +4,7 @@
 use crate::abi::accounting_slot;
 use crate::config::model::ReturnsBy;
 use crate::kernel::{Accounting, Counts, Prices, SharedHandles};
-use crate::plan::{ComputedIn, Hook, Plan, ProbePlan};
+use crate::plan::{ComputedIn, Plan, ProbeHook, ProbePlan};
 
 /// Seconds that the exporter's own program takes for a hit, in addition to counting it (ARCHITECTURE.md, "Cost of a
 /// hit").
@@ -29,10 +29,10 @@ pub(crate) fn seconds(
     let hits = Accounting::of(accounting).begun as f64;
     let stop = match (probe.hook, probe.returns_by) {
         // The entry is a hit of the start.
-        (Hook::Return, ReturnsBy::Trampoline) if probe.span.is_some() => {
+        (ProbeHook::Return, ReturnsBy::Trampoline) if probe.span.is_some() => {
             (prices.trampoline - prices.emulated).max(0.0)
         }
-        (Hook::Return, ReturnsBy::Trampoline) => prices.trampoline,
+        (ProbeHook::Return, ReturnsBy::Trampoline) => prices.trampoline,
         _ => prices.emulated,
     };
     let more = (prices.single_stepped - prices.emulated).max(0.0);

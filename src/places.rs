@@ -4,7 +4,7 @@ use crate::abi::{site, site_flag};
 use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
 use crate::elf::{Convention, FunctionResult, FunctionSite, Parameters, Site, SymbolIndex};
-use crate::plan::{Hook, Pairing, ProbePlan, ValueSource};
+use crate::plan::{Pairing, ProbeHook, ProbePlan, ValueSource};
 use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
 use crate::unusable::{UnusableSite, unusable_reason};
 
@@ -60,7 +60,7 @@ pub(crate) fn places_in(
     functions: Vec<FunctionSite>,
     name: &mut dyn FnMut(&str) -> u32,
 ) -> FoundPlaces {
-    let is_return = probe.hook == Hook::Return;
+    let is_return = probe.hook == ProbeHook::Return;
     // A start without its end would only use up space.
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
     let mut found = FoundPlaces::default();

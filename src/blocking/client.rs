@@ -42,7 +42,7 @@ pub enum Command {
 
 /// Why a command failed.
 #[derive(Debug)]
-pub(crate) enum ClientError {
+pub(crate) enum CommandError {
     /// Nothing answers on this socket.
     Unreachable(PathBuf, io::Error),
     /// The response is malformed.
@@ -51,7 +51,7 @@ pub(crate) enum ClientError {
     Refused(u16, String),
 }
 
-impl fmt::Display for ClientError {
+impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(path, error) => {
@@ -72,7 +72,7 @@ impl fmt::Display for ClientError {
     }
 }
 
-impl ClientError {
+impl CommandError {
     /// Whether the request itself is invalid.
     pub fn is_in_request(&self) -> bool {
         matches!(self, Self::Refused(400, _))
@@ -85,7 +85,7 @@ pub(crate) fn command(
     socket: &Path,
     command: &Command,
     say: &mut dyn FnMut(&str),
-) -> Result<String, ClientError> {
+) -> Result<String, CommandError> {
     match command {
         Command::Block { prefix, reason, ttl, direction, scope, confirm } => {
             let mut asked = json!({ "prefix": prefix.to_string() });
@@ -217,8 +217,8 @@ fn shown_time(seconds: f64) -> String {
     }
 }
 
-fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
-    let unreachable = |error| ClientError::Unreachable(socket.to_owned(), error);
+fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<Value, CommandError> {
+    let unreachable = |error| CommandError::Unreachable(socket.to_owned(), error);
     let mut stream = UnixStream::connect(socket).map_err(unreachable)?;
     stream.set_read_timeout(Some(RESPONSE_TIMEOUT)).map_err(unreachable)?;
     let body = body.map(Value::to_string).unwrap_or_default();
@@ -229,11 +229,11 @@ fn ask(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<
     stream.write_all(format!("{head}{body}").as_bytes()).map_err(unreachable)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(unreachable)?;
-    let wrong = |what: &str| ClientError::Answer(socket.to_owned(), what.to_string());
+    let wrong = |what: &str| CommandError::Answer(socket.to_owned(), what.to_string());
     let answer = String::from_utf8(answer).map_err(|_| wrong("its response is not text"))?;
     let (status, body) = parsed(&answer).ok_or_else(|| wrong("its response is not HTTP"))?;
     if status != 200 {
-        return Err(ClientError::Refused(status, body.trim_end().to_string()));
+        return Err(CommandError::Refused(status, body.trim_end().to_string()));
     }
     serde_json::from_str(body).map_err(|err| wrong(&format!("its response is not JSON: {err}")))
 }

@@ -3,7 +3,7 @@
 use crate::arguments::{is_kept, name};
 use crate::config::model::Point;
 use crate::elf::{Image, usdt_sites};
-use crate::plan::{Hook, Pairing, ProbePlan, SpanEnd, SpanPlan, ValuePlan, ValueSource};
+use crate::plan::{Pairing, ProbeHook, ProbePlan, SpanEnd, SpanPlan, ValuePlan, ValueSource};
 use crate::resolve::{ResolveError, Resolved};
 
 /// Notes shown for one argument at most; inlining can produce hundreds of sites.
@@ -59,7 +59,8 @@ impl Notes {
     /// span, also when it is read.
     pub(super) fn describe(&self, value: &ValuePlan, probe: &ProbePlan) -> String {
         let is_end = matches!(probe.span, Some(SpanPlan { end: SpanEnd::End, .. }));
-        let (start, end) = if probe.hook == Hook::Return { ("entry", "return") } else { ("start", "end") };
+        let (start, end) =
+            if probe.hook == ProbeHook::Return { ("entry", "return") } else { ("start", "end") };
         let when = match value.source {
             ValueSource::Carried(_) => format!(", read at the {start}"),
             ValueSource::Duration => String::new(),

@@ -3,7 +3,7 @@
 
 /// A setting with its three names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Key {
+pub struct SettingKey {
     /// The key in the file and in [`super::Overrides`].
     pub name: &'static str,
     pub env: &'static str,
@@ -26,21 +26,21 @@ const fn key(
     flag: &'static str,
     value: Option<&'static str>,
     help: &'static str,
-) -> Key {
-    Key { name, env, flag, short: None, value, help, default: None }
+) -> SettingKey {
+    SettingKey { name, env, flag, short: None, value, help, default: None }
 }
 
-const fn short(key: Key, short: char) -> Key {
-    Key { short: Some(short), ..key }
+const fn short(key: SettingKey, short: char) -> SettingKey {
+    SettingKey { short: Some(short), ..key }
 }
 
-const fn default(key: Key, default: &'static str) -> Key {
-    Key { default: Some(default), ..key }
+const fn default(key: SettingKey, default: &'static str) -> SettingKey {
+    SettingKey { default: Some(default), ..key }
 }
 
 /// All such settings. The first twelve are named as in the Python exporter for FIBRE.
 #[rustfmt::skip]
-pub const KEYS: &[Key] = &[
+pub const KEYS: &[SettingKey] = &[
     short(key("bitcoind_path", "FIBRE_BITCOIND_PATH", "bitcoind", Some("PATH"),
         "Trace this bitcoind binary with the profile `fibre`"), 'b'),
     short(key("pid", "FIBRE_PID", "pid", Some("PID"),
@@ -77,9 +77,9 @@ pub const KEYS: &[Key] = &[
         "Serve /metrics on the sockets that systemd has opened"),
 ];
 
-impl Key {
+impl SettingKey {
     /// Returns the entry called `name`. Names are hard-coded, so a wrong one is a bug.
-    pub(super) fn named(name: &str) -> &'static Key {
+    pub(super) fn named(name: &str) -> &'static SettingKey {
         match KEYS.iter().find(|key| key.name == name) {
             Some(key) => key,
             None => unreachable!("{name} is not in the table of settings"),

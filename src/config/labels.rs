@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::diagnose::Diagnostics;
 use super::fields::Node;
 use super::limits;
-use super::model::{Label, LabelValue, Pattern};
+use super::model::{Label, LabelPattern, LabelValue};
 use super::place::Place;
 use super::scalars::is_name;
 use super::section::{Key, Schema, Section};
@@ -109,7 +109,7 @@ fn label(name: &str, node: &Node<'_>) -> Option<Label> {
     Some(Label { mapping, default, limit, ..plain(value?) })
 }
 
-fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
+fn mapping(node: &Node<'_>) -> Vec<(LabelPattern, String)> {
     if !node.value.is_mapping() {
         node.expected("a mapping from patterns to label values").help("write match: { \"F*\": fibre }");
         return Vec::new();
@@ -118,7 +118,7 @@ fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
     let entries = node.entries("a mapping").unwrap_or_default();
     let pair = |(key, node): (&Scalar, Node<'_>)| {
         let pattern = match key.meaning {
-            Meaning::Integer(number) => Ok(Pattern::Int(number)),
+            Meaning::Integer(number) => Ok(LabelPattern::Int(number)),
             Meaning::Float(_) => Err("is neither text nor an integer"),
             _ => text_pattern(&key.text),
         };
@@ -134,13 +134,13 @@ fn mapping(node: &Node<'_>) -> Vec<(Pattern, String)> {
 }
 
 /// Parses exact text, `PREFIX*`, or a glob of `*`, `?` and `[...]`.
-fn text_pattern(text: &str) -> Result<Pattern, &'static str> {
+fn text_pattern(text: &str) -> Result<LabelPattern, &'static str> {
     let special = |c| matches!(c, '*' | '?' | '[');
     if !text.contains(special) {
-        return Ok(Pattern::Exact(text.to_owned()));
+        return Ok(LabelPattern::Exact(text.to_owned()));
     }
     if let Some(prefix) = text.strip_suffix('*').filter(|prefix| !prefix.contains(special)) {
-        return Ok(Pattern::Prefix(prefix.to_owned()));
+        return Ok(LabelPattern::Prefix(prefix.to_owned()));
     }
     let characters: Vec<char> = text.chars().collect();
     let mut rest = characters.as_slice();
@@ -149,7 +149,7 @@ fn text_pattern(text: &str) -> Result<Pattern, &'static str> {
         let set = glob::set(behind).ok_or("has an unterminated `[`")?;
         rest = &behind[set.length..];
     }
-    Ok(Pattern::Glob(text.to_owned()))
+    Ok(LabelPattern::Glob(text.to_owned()))
 }
 
 #[cfg(test)]
@@ -158,12 +158,12 @@ mod tests {
 
     #[test]
     fn pattern_kind_follows_from_the_text() {
-        assert_eq!(text_pattern("abc"), Ok(Pattern::Exact("abc".into())));
-        assert_eq!(text_pattern(""), Ok(Pattern::Exact("".into())));
-        assert_eq!(text_pattern("F*"), Ok(Pattern::Prefix("F".into())));
-        assert_eq!(text_pattern("*"), Ok(Pattern::Prefix("".into())));
+        assert_eq!(text_pattern("abc"), Ok(LabelPattern::Exact("abc".into())));
+        assert_eq!(text_pattern(""), Ok(LabelPattern::Exact("".into())));
+        assert_eq!(text_pattern("F*"), Ok(LabelPattern::Prefix("F".into())));
+        assert_eq!(text_pattern("*"), Ok(LabelPattern::Prefix("".into())));
         for glob in ["*F", "a?c", "[ab]*", "a**", "[]]", "[!]x]é", "a[b]c[d]"] {
-            assert_eq!(text_pattern(glob), Ok(Pattern::Glob(glob.into())), "{glob}");
+            assert_eq!(text_pattern(glob), Ok(LabelPattern::Glob(glob.into())), "{glob}");
         }
         for bad in ["[", "[]", "[!]", "[^]", "a[bc", "[a][é"] {
             assert!(text_pattern(bad).is_err(), "{bad}");
@@ -183,10 +183,10 @@ mod tests {
         let label = labels.unwrap().remove(0);
         let text = |t: &str| t.to_owned();
         let expected = vec![
-            (Pattern::Prefix(text("z")), text("1")),
-            (Pattern::Int(-5), text("b")),
-            (Pattern::Exact(text("7")), text("true")),
-            (Pattern::Exact(text("a")), text("d")),
+            (LabelPattern::Prefix(text("z")), text("1")),
+            (LabelPattern::Int(-5), text("b")),
+            (LabelPattern::Exact(text("7")), text("true")),
+            (LabelPattern::Exact(text("a")), text("d")),
         ];
         assert_eq!(label.mapping, expected);
         assert_eq!((label.default, label.limit), (Some(text("e")), Some(9)));

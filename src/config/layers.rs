@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::diagnose::Diagnostics;
 use super::fields::{Fields, Node};
-use super::keys::{KEYS, Key};
+use super::keys::{KEYS, SettingKey};
 use super::place::Place;
 use super::tree::Tree;
 
@@ -28,7 +28,7 @@ impl Overrides {
     }
 
     /// Sets the value of a flag; for a switch it is `true`.
-    pub fn set(&mut self, key: &Key, text: impl Into<String>) {
+    pub fn set(&mut self, key: &SettingKey, text: impl Into<String>) {
         self.values.insert(key.name, text.into());
     }
 
@@ -70,7 +70,7 @@ impl Layers<'_> {
     pub fn read<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Option<Sourced<T>> {
         let from_text =
             |at: Place, text: &str, rank| given(&Node::new(at, &Tree::text(text), self.diags), rank, &decode);
-        let key = Key::named(name);
+        let key = SettingKey::named(name);
         let flag = self.overrides.get(name).map(|text| {
             let at = Place::flag(&format!("--{}", key.flag));
             from_text(at, text, 3)
@@ -87,18 +87,18 @@ impl Layers<'_> {
 
     /// Returns the default of a setting that has one. It is written like a flag's value.
     pub fn default<T>(&self, name: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> T {
-        let text = Key::named(name).default.unwrap_or_default();
+        let text = SettingKey::named(name).default.unwrap_or_default();
         let value = decode(&Node::new(Place::none(), &Tree::text(text), self.diags));
         value.unwrap_or_else(|| unreachable!("the default of {name} is valid"))
     }
 
     /// Whether a source has the setting `name`, whether valid, invalid or misspelled.
     pub fn has(&self, name: &str) -> bool {
-        let key = Key::named(name);
+        let key = SettingKey::named(name);
         self.overrides.get(name).is_some() || self.variable(key).is_some() || self.file_has(name)
     }
 
-    fn variable(&self, key: &Key) -> Option<&str> {
+    fn variable(&self, key: &SettingKey) -> Option<&str> {
         self.env.get(key.env).map(String::as_str).filter(|text| !text.is_empty())
     }
 

@@ -12,7 +12,7 @@ use super::scalars::is_metric_name;
 use super::section::{Key, Schema, Section, words};
 use super::slow::{self, SLOW_KEY};
 use super::words::quote;
-use crate::kinds::{FORMS, Form, MODES, Options, ValueUse};
+use crate::kinds::{FORMS, KindSyntax, MODES, Options, ValueUse};
 
 pub(super) const HELP_KEY: Key =
     Key::new("help", Schema::Text, "Help text, one line. Default: the metric's name in words.");
@@ -173,7 +173,12 @@ fn metric(node: &Node<'_>) -> Option<Metric> {
 }
 
 /// Returns the kind given by the form and its options; `None` if one of them is invalid, which has been reported.
-fn kind(form: &Form, fields: &Fields<'_>, name: Option<&str>, value: Option<&Named>) -> Option<MetricKind> {
+fn kind(
+    form: &KindSyntax,
+    fields: &Fields<'_>,
+    name: Option<&str>,
+    value: Option<&Named>,
+) -> Option<MetricKind> {
     let mut options = Options::default();
     if let Some(mode) = fields.get("mode").filter(|_| form.has("mode")) {
         options.mode = mode.one_of("mode", MODES)?;

@@ -57,7 +57,7 @@ use yaml::Document;
 
 /// The top-level keys of a file: those that have flags, and the others.
 pub static TOP: LazyLock<Section> = LazyLock::new(|| {
-    let of_flag = |key: &keys::Key| {
+    let of_flag = |key: &keys::SettingKey| {
         let form = match key.name {
             "pid" => Schema::Integer(i64::from(*limits::PID.start()), i64::from(*limits::PID.end())),
             "metrics_port" | "health_port" => {

@@ -410,7 +410,7 @@ pub struct Label {
     pub name: String,
     pub value: LabelValue,
     /// Patterns and label values; the first match wins.
-    pub mapping: Vec<(Pattern, String)>,
+    pub mapping: Vec<(LabelPattern, String)>,
     /// The value if no pattern matches; if `None`, the original value is used.
     pub default: Option<String>,
     /// The maximum number of distinct values; further ones are counted as `other`.
@@ -425,7 +425,7 @@ pub enum LabelValue {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Pattern {
+pub enum LabelPattern {
     Int(i128),
     Exact(String),
     /// `F*`.

@@ -31,7 +31,7 @@ use crate::layout::Layout;
 use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
 use crate::pins::EnginePins;
-use crate::plan::{Hook, Pairing, Plan, ProbePlan, ValueKind};
+use crate::plan::{Pairing, Plan, ProbeHook, ProbePlan, ValueKind};
 
 /// Maximum memory of all shards together; fewer shards only cost time.
 const SLOT_BYTES: u64 = 64 << 20;
@@ -349,7 +349,7 @@ fn fill_all(skel: &ProbeSkel<'_>, tables: &ProbeTables, filters: &FilterIndex) -
 
 /// Whether it is a return that the kernel traces by replacing the return address.
 fn by_trampoline(probe: &ProbePlan) -> bool {
-    probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline
+    probe.hook == ProbeHook::Return && probe.returns_by == ReturnsBy::Trampoline
 }
 
 /// A power of two, enough for every CPU if memory permits.

@@ -6,7 +6,7 @@ use crate::abi::{
     condition, condition_op, event_class, interner, label, label_flag, pattern, probe, probe_flag, slow_slot,
     value, value_kind,
 };
-use crate::config::model::{ArgKind, Op, Operand, Pattern};
+use crate::config::model::{ArgKind, LabelPattern, Op, Operand};
 use crate::layout::{ActionLayout, InternerLayout, LabelLayout, Layout, SlowLayout};
 use crate::plan::{
     ActionPlan, ComputedIn, ConditionPlan, LabelPlan, Pairing, Plan, ProbePlan, SlowPlan, SpanEnd, ValueKind,
@@ -295,17 +295,17 @@ fn interner_entry(layout: &InternerLayout) -> interner {
     }
 }
 
-fn pattern_entry(wanted: &Pattern) -> pattern {
+fn pattern_entry(wanted: &LabelPattern) -> pattern {
     match wanted {
-        Pattern::Int(number) => {
+        LabelPattern::Int(number) => {
             let mut row = pattern::default();
             // Unsigned values can be 2^63 and more; the plan has checked that it fits into 64 bits.
             row.word[0] = *number as u64;
             row.mask[0] = u64::MAX;
             row
         }
-        Pattern::Prefix(text) => text_pattern(text, false),
-        Pattern::Exact(text) | Pattern::Glob(text) => text_pattern(text, true),
+        LabelPattern::Prefix(text) => text_pattern(text, false),
+        LabelPattern::Exact(text) | LabelPattern::Glob(text) => text_pattern(text, true),
     }
 }
 

@@ -1,12 +1,12 @@
 //! Counters: the number of hits, or the sum of a value.
 
 use super::panel::{Panel, Query, Selection};
-use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
+use super::{Kind, KindSyntax, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
 
-pub(super) const FORM: Form = Form {
+pub(super) const FORM: KindSyntax = KindSyntax {
     key: "counter",
     about: "Name of a counter.",
     value: ValueUse::Optional,
@@ -19,7 +19,7 @@ pub(super) const FORM: Form = Form {
 pub(super) struct Counter;
 
 impl Kind for Counter {
-    fn form(&self) -> &'static Form {
+    fn form(&self) -> &'static KindSyntax {
         &FORM
     }
 

@@ -2,7 +2,7 @@
 
 use super::last::{self, gauge_panel};
 use super::panel::{Panel, Selection};
-use super::{Form, Kind, NumberFormat, Slots, Total, Update};
+use super::{Kind, KindSyntax, NumberFormat, Slots, Total, Update};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
@@ -25,7 +25,7 @@ impl Extreme {
 }
 
 impl Kind for Extreme {
-    fn form(&self) -> &'static Form {
+    fn form(&self) -> &'static KindSyntax {
         &last::FORM
     }
 

@@ -1,12 +1,12 @@
 //! Histograms: the number of values up to each bound, and their sum.
 
 use super::panel::{Panel, Query, Selection};
-use super::{Form, Kind, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
+use super::{Kind, KindSyntax, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
 
-pub(super) const FORM: Form = Form {
+pub(super) const FORM: KindSyntax = KindSyntax {
     key: "histogram",
     about: "Name of a histogram.",
     value: ValueUse::Required,
@@ -23,7 +23,7 @@ pub(super) struct Histogram {
 }
 
 impl Kind for Histogram {
-    fn form(&self) -> &'static Form {
+    fn form(&self) -> &'static KindSyntax {
         &FORM
     }
 

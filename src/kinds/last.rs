@@ -1,13 +1,13 @@
 //! Gauges of the latest value.
 
 use super::panel::{Panel, Query, Selection};
-use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
+use super::{Kind, KindSyntax, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
 
 /// The form of all gauges of a value.
-pub(super) const FORM: Form = Form {
+pub(super) const FORM: KindSyntax = KindSyntax {
     key: "gauge",
     about: "Name of a gauge.",
     value: ValueUse::Required,
@@ -21,7 +21,7 @@ pub(super) const FORM: Form = Form {
 pub(super) struct Last;
 
 impl Kind for Last {
-    fn form(&self) -> &'static Form {
+    fn form(&self) -> &'static KindSyntax {
         &FORM
     }
 

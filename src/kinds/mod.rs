@@ -52,7 +52,7 @@ pub enum GaugeKind {
 
 /// How a kind is configured: by a key whose value is the metric's name.
 #[derive(Debug)]
-pub struct Form {
+pub struct KindSyntax {
     pub key: &'static str,
     /// The key's description in the reference.
     pub about: &'static str,
@@ -65,7 +65,7 @@ pub struct Form {
     pub kind: fn(Options) -> MetricKind,
 }
 
-impl Form {
+impl KindSyntax {
     /// Whether it has a key that is valid only for some forms.
     pub fn has(&self, option: &str) -> bool {
         self.options.contains(&option)
@@ -81,7 +81,7 @@ pub enum ValueUse {
     None,
 }
 
-/// The values of those [`Form::options`] that decide the kind.
+/// The values of those [`KindSyntax::options`] that decide the kind.
 #[derive(Debug, Default)]
 pub struct Options {
     pub mode: GaugeKind,
@@ -89,7 +89,7 @@ pub struct Options {
 }
 
 /// All forms, in the order in which the reference lists them.
-pub const FORMS: &[&Form] =
+pub const FORMS: &[&KindSyntax] =
     &[&counter::FORM, &last::FORM, &histogram::FORM, &up_down::FORM, &timestamp::FORM];
 
 /// Values of a gauge's `mode`.
@@ -113,7 +113,7 @@ pub(crate) fn of(kind: &MetricKind) -> Arc<dyn Kind> {
 /// hits.
 pub(crate) trait Kind: fmt::Debug + Send + Sync {
     /// How it is configured.
-    fn form(&self) -> &'static Form;
+    fn form(&self) -> &'static KindSyntax;
 
     /// Its type in the exposition.
     fn exposed_as(&self) -> exposition::Kind;

@@ -2,13 +2,13 @@
 
 use super::last::{read_time, set_with_time};
 use super::panel::{Panel, Query, Selection};
-use super::{Form, Kind, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
+use super::{Kind, KindSyntax, MetricKind, NumberFormat, Scale, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::clock::wall_at;
 use crate::exposition;
 use crate::store::UserStore;
 
-pub(super) const FORM: Form = Form {
+pub(super) const FORM: KindSyntax = KindSyntax {
     key: "timestamp",
     about: "Name of a gauge of the time of the latest hit, in seconds since the Unix epoch.",
     value: ValueUse::None,
@@ -22,7 +22,7 @@ pub(super) const FORM: Form = Form {
 pub(super) struct Timestamp;
 
 impl Kind for Timestamp {
-    fn form(&self) -> &'static Form {
+    fn form(&self) -> &'static KindSyntax {
         &FORM
     }
 

@@ -3,12 +3,12 @@
 use super::counter::{add, read_sum, sum_slots};
 use super::last::gauge_panel;
 use super::panel::{Panel, Selection};
-use super::{Form, Kind, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
+use super::{Kind, KindSyntax, MetricKind, NumberFormat, Slots, Total, Update, ValueUse};
 use crate::abi::action_kind;
 use crate::exposition;
 use crate::store::UserStore;
 
-pub(super) const FORM: Form = Form {
+pub(super) const FORM: KindSyntax = KindSyntax {
     key: "up_down",
     about: "Name of a gauge that probes increment and decrement.",
     value: ValueUse::Optional,
@@ -22,7 +22,7 @@ pub(super) const FORM: Form = Form {
 pub(super) struct UpDown;
 
 impl Kind for UpDown {
-    fn form(&self) -> &'static Form {
+    fn form(&self) -> &'static KindSyntax {
         &FORM
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::facts::ProbeFacts;
-use super::registry::{Carried, Family, Registry, SeriesSource};
+use super::registry::{Carried, MeasuredFamily, Registry, SeriesSource};
 use crate::exposition::Kind;
 use crate::kinds::Total;
 use crate::plan::{LabelPlan, Plan, ValueSource};
@@ -54,11 +54,11 @@ impl Registry {
         let metric_of = |(probe, action): &(usize, usize)| self.plan.probes[*probe].actions[*action].metric;
         let new_in: Vec<usize> = new.iter().map(metric_of).collect();
         self.add_up(facts, |_| true);
-        let fed: Vec<HashSet<Box<str>>> = self.families.iter().map(Family::live).collect();
+        let fed: Vec<HashSet<Box<str>>> = self.families.iter().map(MeasuredFamily::live).collect();
         old.add_up(facts_before, |source| !kept_before.contains(&(source.probe, source.action)));
         self.add_up(facts, |source| new.contains(&(source.probe, source.action)));
         for (metric, family) in self.families.iter_mut().enumerate() {
-            let is_same = |other: &&Family| {
+            let is_same = |other: &&MeasuredFamily| {
                 other.head.name() == family.head.name() && other.head.kind() == family.head.kind()
             };
             if is_cumulative(family)
@@ -72,7 +72,7 @@ impl Registry {
 
     /// The contributions of probes that no longer exist, to be saved.
     pub fn carried(&self) -> Vec<CarriedSeries> {
-        let of = |family: &Family| {
+        let of = |family: &MeasuredFamily| {
             let name = family.head.name().to_string();
             let of_series = |carried: &Carried| CarriedSeries {
                 metric: name.clone(),
@@ -112,7 +112,7 @@ impl Registry {
 }
 
 /// Whether it can only grow. A gauge's former value means nothing.
-fn is_cumulative(family: &Family) -> bool {
+fn is_cumulative(family: &MeasuredFamily) -> bool {
     family.head.kind() != &Kind::Gauge
 }
 
@@ -130,14 +130,14 @@ fn is_by_process(plan: &Plan, metric: usize) -> bool {
     })
 }
 
-impl Family {
+impl MeasuredFamily {
     /// Keys of series that have a value.
     fn live(&self) -> HashSet<Box<str>> {
         self.series.iter().filter(|series| series.total.live).map(|series| series.key.clone()).collect()
     }
 
     /// Carries the amounts by which another family's series exceed the same series of this one.
-    fn carry(&mut self, other: &Family, is_wanted: impl Fn(&str) -> bool) {
+    fn carry(&mut self, other: &MeasuredFamily, is_wanted: impl Fn(&str) -> bool) {
         let buckets = self.head.buckets();
         let live = other.series.iter().enumerate().filter(|(_, series)| series.total.live);
         for (at, series) in live.filter(|(_, series)| is_wanted(&series.key)) {

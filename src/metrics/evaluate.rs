@@ -1,7 +1,7 @@
 //! Metrics computed from events in user space, following `bpf/aggregate.bpf.h` in the kernel step by step.
 
 use crate::abi::label_id;
-use crate::config::model::{Op, Operand, Pattern};
+use crate::config::model::{LabelPattern, Op, Operand};
 use crate::decode::EventValue;
 use crate::kinds::Update;
 use crate::layout::ActionLayout;
@@ -206,7 +206,7 @@ fn series<'a>(
 
 /// The index of the first pattern that matches the value.
 pub fn fitting(
-    mapping: &[(Pattern, String)],
+    mapping: &[(LabelPattern, String)],
     kind: &ValueKind,
     current: EventValue<'_>,
     scratch: &mut String,
@@ -214,18 +214,18 @@ pub fn fitting(
     mapping.iter().position(|(pattern, _)| {
         scratch.clear();
         match (pattern, current) {
-            (Pattern::Int(wanted), current) => integer(kind, current) == Some(*wanted),
+            (LabelPattern::Int(wanted), current) => integer(kind, current) == Some(*wanted),
             _ => fits(pattern, |to| show(kind, current, false, to), scratch),
         }
     })
 }
 
-fn fits(pattern: &Pattern, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {
+fn fits(pattern: &LabelPattern, show: impl FnOnce(&mut String), scratch: &mut String) -> bool {
     show(scratch);
     match pattern {
-        Pattern::Exact(wanted) => scratch == wanted,
-        Pattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
-        Pattern::Glob(glob) => crate::glob::matches(glob, scratch),
-        Pattern::Int(_) => false,
+        LabelPattern::Exact(wanted) => scratch == wanted,
+        LabelPattern::Prefix(wanted) => scratch.starts_with(wanted.as_str()),
+        LabelPattern::Glob(glob) => crate::glob::matches(glob, scratch),
+        LabelPattern::Int(_) => false,
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::ended::LabelVisibility;
 use super::labels::{Scratch, ids};
-use super::registry::{Family, Registry, SeriesSource, UNKNOWN, WINDOW};
+use super::registry::{MeasuredFamily, Registry, SeriesSource, UNKNOWN, WINDOW};
 use crate::abi::label_id;
 use crate::layout::ActionLayout;
 use crate::plan;
@@ -90,7 +90,7 @@ impl SeriesSource {
         position: usize,
         is_over: impl Fn(u32) -> bool,
         store: &dyn Store,
-        family: &mut Family,
+        family: &mut MeasuredFamily,
         scratch: &mut Scratch,
     ) {
         for number in 0..layout.series {

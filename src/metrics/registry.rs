@@ -22,7 +22,7 @@ pub struct Registry {
     pub(super) stores: Vec<CounterStore>,
     /// Where each probe of the plan is counted.
     probe_refs: Vec<ProbeRef>,
-    pub(super) families: Vec<Family>,
+    pub(super) families: Vec<MeasuredFamily>,
     pub(super) sources: Vec<SeriesSource>,
     pub(super) scratch: Scratch,
     /// When the current window of minima and maxima began.
@@ -52,7 +52,7 @@ pub struct ProbeRef {
 
 /// One metric, with its series.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(super) struct MeasuredFamily {
     pub(super) head: Head,
     pub(super) kind: Arc<dyn Kind>,
     /// Whether some action has a scale, so that values are not whole numbers.
@@ -109,11 +109,11 @@ impl Registry {
 
     /// Creates the registry of a plan with a reference for each probe: an engine, and the probe's index in it.
     pub fn of(plan: Arc<Plan>, stores: Vec<CounterStore>, probe_refs: Vec<ProbeRef>) -> Self {
-        let mut families: Vec<Family> = plan
+        let mut families: Vec<MeasuredFamily> = plan
             .metrics
             .iter()
             .map(|metric| (metric, kinds::of(&metric.kind)))
-            .map(|(metric, kind)| Family {
+            .map(|(metric, kind)| MeasuredFamily {
                 head: Head::new(metric.name.clone(), metric.help.clone(), kind.exposed_as())
                     .native_if(metric.native)
                     .beside(|name| plan.metrics.iter().any(|other| other.name == name)),
@@ -257,7 +257,7 @@ impl Registry {
     }
 }
 
-impl Family {
+impl MeasuredFamily {
     fn reset(&mut self) {
         self.counts.fill(0);
         for series in &mut self.series {
@@ -365,7 +365,7 @@ impl SeriesSource {
         plan: &Plan,
         kernel: &KernelStore,
         facts: &ProbeFacts,
-        family: &mut Family,
+        family: &mut MeasuredFamily,
         scratch: &mut Scratch,
     ) {
         // Not the hits that began minus the filtered ones: read one after the other, these could differ arbitrarily.
@@ -391,7 +391,7 @@ impl SeriesSource {
         store: &dyn Store,
         texts: &KernelStore,
         facts: &ProbeFacts,
-        family: &mut Family,
+        family: &mut MeasuredFamily,
         scratch: &mut Scratch,
     ) {
         let Some(layout) = &self.layout else { return };

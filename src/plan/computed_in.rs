@@ -10,7 +10,7 @@ use crate::abi::{
     TEXT_WORDS,
 };
 use crate::config::diagnose::Diagnostics;
-use crate::config::model::{ArgKind, MetricKind, Operand, Pattern, Point, Settings, Unit};
+use crate::config::model::{ArgKind, LabelPattern, MetricKind, Operand, Point, Settings, Unit};
 use crate::kinds;
 
 /// The longest text that is compared with patterns in the kernel. One byte less than its words, so that a longer text,
@@ -209,7 +209,12 @@ fn refuse_conditions(when: &[ConditionPlan], probe: &ProbePlan) -> Option<String
     None
 }
 
-fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw: bool) -> Option<String> {
+fn refuse_label(
+    name: &str,
+    kind: &ValueKind,
+    mapping: &[(LabelPattern, String)],
+    raw: bool,
+) -> Option<String> {
     if kind.is_symbol() {
         return Some(format!("{name}: symbol names are only known in user space"));
     }
@@ -218,10 +223,10 @@ fn refuse_label(name: &str, kind: &ValueKind, mapping: &[(Pattern, String)], raw
     }
     for (pattern, _) in mapping {
         match pattern {
-            Pattern::Glob(glob) => {
+            LabelPattern::Glob(glob) => {
                 return Some(format!("{name}: the glob \"{glob}\" is matched in user space"));
             }
-            Pattern::Exact(text) | Pattern::Prefix(text) if text.len() > MAX_PATTERN => {
+            LabelPattern::Exact(text) | LabelPattern::Prefix(text) if text.len() > MAX_PATTERN => {
                 return Some(format!("{name}: \"{text}\" is longer than {MAX_PATTERN} bytes"));
             }
             _ => {}

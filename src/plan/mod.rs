@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::abi::MAX_BYTES;
 use crate::config::model::{
-    Arg, ArgKind, ArgOf, IntType, MetricKind, Op, Operand, Pattern, Point, ReturnsBy, Selector, Settings,
-    Unit,
+    Arg, ArgKind, ArgOf, IntType, LabelPattern, MetricKind, Op, Operand, Point, ReturnsBy, Selector,
+    Settings, Unit,
 };
 use crate::config::place::Place;
 pub use crate::kinds::Scale;
@@ -84,7 +84,7 @@ pub struct ProbePlan {
     /// As displayed: `udp:block_race_winner`, `SSL_write`.
     pub name: String,
     pub point: Point,
-    pub hook: Hook,
+    pub hook: ProbeHook,
     /// How a function's return is traced; meaningless for other probes.
     pub returns_by: ReturnsBy,
     /// Its part in a span, if it has one.
@@ -110,7 +110,7 @@ pub struct ProbePlan {
 
 /// Where in a function a probe is placed. A USDT probe is an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Hook {
+pub enum ProbeHook {
     Entry,
     Return,
 }
@@ -388,7 +388,7 @@ pub enum LabelPlan {
     Const(String),
     From {
         value: usize,
-        mapping: Vec<(Pattern, String)>,
+        mapping: Vec<(LabelPattern, String)>,
         default: Option<String>,
         /// Distinct free values before `other`.
         limit: u32,

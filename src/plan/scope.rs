@@ -6,8 +6,8 @@ use super::{
     ActionPlan, ComputedIn, ConditionPlan, LabelPlan, ProbePlan, Scale, ValueKind, ValuePlan, ValueSource,
 };
 use crate::config::model::{
-    Arg, ArgKind, ArgOf, BUILT_INS, Ban, Condition, IntType, Label, LabelValue, Metric, Named, Op, Operand,
-    Pattern, Point, Probe, Unit,
+    Arg, ArgKind, ArgOf, BUILT_INS, Ban, Condition, IntType, Label, LabelPattern, LabelValue, Metric, Named,
+    Op, Operand, Point, Probe, Unit,
 };
 use crate::config::place::Place;
 use crate::config::{Diagnostics, did_you_mean};
@@ -154,14 +154,14 @@ impl Scope<'_> {
         if *kind == ValueKind::Arg(ArgKind::Bool) {
             // Any number other than 0 is true, so there are only two values.
             let display = |number, plain: &str| {
-                let found = mapping.iter().find(|(pattern, _)| *pattern == Pattern::Int(number));
+                let found = mapping.iter().find(|(pattern, _)| *pattern == LabelPattern::Int(number));
                 found.map_or_else(
                     || label.default.clone().unwrap_or_else(|| plain.to_string()),
                     |(_, display)| display.clone(),
                 )
             };
             let (no, yes) = (display(0, "false"), display(1, "true"));
-            let mapping = vec![(Pattern::Int(0), no)];
+            let mapping = vec![(LabelPattern::Int(0), no)];
             return Some(LabelPlan::From { value, mapping, default: Some(yes), limit });
         }
         Some(LabelPlan::From { value, mapping, default: label.default.clone(), limit })
@@ -335,32 +335,32 @@ fn unit_scale(unit: Unit) -> Scale {
 }
 
 /// The pattern for values of this kind; `None` if it can match none of them.
-fn fit_pattern(pattern: &Pattern, kind: &ValueKind) -> Option<Pattern> {
+fn fit_pattern(pattern: &LabelPattern, kind: &ValueKind) -> Option<LabelPattern> {
     if kind.is_text() || kind.is_symbol() {
         return Some(match pattern {
-            Pattern::Int(number) => Pattern::Exact(number.to_string()),
+            LabelPattern::Int(number) => LabelPattern::Exact(number.to_string()),
             other => other.clone(),
         });
     }
     match pattern {
-        Pattern::Int(number) if kind.is_unsigned_word() => {
+        LabelPattern::Int(number) if kind.is_unsigned_word() => {
             u64::try_from(*number).ok().map(|_| pattern.clone())
         }
-        Pattern::Int(number) if i64::try_from(*number).is_ok() => Some(pattern.clone()),
-        Pattern::Exact(text) if *kind == ValueKind::Arg(ArgKind::Bool) => match text.as_str() {
-            "true" => Some(Pattern::Int(1)),
-            "false" => Some(Pattern::Int(0)),
+        LabelPattern::Int(number) if i64::try_from(*number).is_ok() => Some(pattern.clone()),
+        LabelPattern::Exact(text) if *kind == ValueKind::Arg(ArgKind::Bool) => match text.as_str() {
+            "true" => Some(LabelPattern::Int(1)),
+            "false" => Some(LabelPattern::Int(0)),
             _ => None,
         },
         _ => None,
     }
 }
 
-fn describe(pattern: &Pattern) -> String {
+fn describe(pattern: &LabelPattern) -> String {
     match pattern {
-        Pattern::Int(number) => number.to_string(),
-        Pattern::Exact(text) | Pattern::Glob(text) => format!("\"{text}\""),
-        Pattern::Prefix(text) => format!("\"{text}*\""),
+        LabelPattern::Int(number) => number.to_string(),
+        LabelPattern::Exact(text) | LabelPattern::Glob(text) => format!("\"{text}\""),
+        LabelPattern::Prefix(text) => format!("\"{text}*\""),
     }
 }
 

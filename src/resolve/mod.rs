@@ -15,7 +15,7 @@ use crate::elf::{
     usdt_sites,
 };
 use crate::places::{FoundPlaces, ProbePlace, places_in};
-use crate::plan::{Hook, Plan, ProbePlan, ValueSource};
+use crate::plan::{Plan, ProbeHook, ProbePlan, ValueSource};
 use crate::unusable::{UnusableSite, reasons, unusable_reason};
 use locate::{locate, narrowed};
 
@@ -129,7 +129,7 @@ pub fn resolve(
         found.remarks.extend(told);
     }
     let is_function = matches!(probe.point, Point::Function(_));
-    let is_return = probe.hook == Hook::Return && probe.returns_by == ReturnsBy::Trampoline;
+    let is_return = probe.hook == ProbeHook::Return && probe.returns_by == ReturnsBy::Trampoline;
     let mut sites = Vec::with_capacity(found.places.len());
     let mut arguments = Vec::new();
     let mut unsigned = u32::MAX;

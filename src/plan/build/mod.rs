@@ -19,7 +19,8 @@ use crate::plan::carried::{CarriedValues, raw};
 use crate::plan::computed_in;
 use crate::plan::scope::{Scope, is_unread, mentioned, mentioned_by, warn_of_unused};
 use crate::plan::{
-    ActionPlan, Hook, MetricPlan, Pairing, Plan, ProbePlan, SpanEnd, SpanPlan, TargetPlan, profile, profiles,
+    ActionPlan, MetricPlan, Pairing, Plan, ProbeHook, ProbePlan, SpanEnd, SpanPlan, TargetPlan, profile,
+    profiles,
 };
 
 /// Returns the plan for a configuration, or every error in it.
@@ -179,7 +180,7 @@ impl Builder<'_> {
         }
         self.refuse_repeated(number, probe);
         if probe.unread.on {
-            let plan = self.described(number, probe, &Point::Function(String::new()), Hook::Entry);
+            let plan = self.described(number, probe, &Point::Function(String::new()), ProbeHook::Entry);
             self.filled(target, probe, plan, None, true);
             return;
         }
@@ -190,7 +191,7 @@ impl Builder<'_> {
             On::Usdt(point) => self.single(number, target, probe, point, &probe.metrics),
             On::Function(name) => self.function(number, target, probe, &Point::Function(name.clone())),
             On::Span { from, to, .. } => {
-                let late = self.described(number, probe, to, Hook::Entry);
+                let late = self.described(number, probe, to, ProbeHook::Entry);
                 self.pair(number, target, probe, from, late, (&[], &[]), key);
             }
         }
@@ -214,7 +215,7 @@ impl Builder<'_> {
         if late.is_empty() && late_bans.is_empty() && !logs_late {
             return self.single(number, target, probe, point, &probe.metrics);
         }
-        let mut plan = self.described(number, probe, point, Hook::Return);
+        let mut plan = self.described(number, probe, point, ProbeHook::Return);
         plan.name.push_str(":return");
         let returning = Probe { metrics: late, bans: late_bans, ..probe.clone() };
         self.pair(number, target, &returning, point, plan, (&early, &early_bans), None);
@@ -222,7 +223,7 @@ impl Builder<'_> {
 
     /// Adds a probe without a counterpart.
     fn single(&mut self, number: usize, target: &Target, probe: &Probe, point: &Point, metrics: &[Metric]) {
-        let plan = self.described(number, probe, point, Hook::Entry);
+        let plan = self.described(number, probe, point, ProbeHook::Entry);
         let own = Probe { metrics: metrics.to_vec(), ..probe.clone() };
         let (plan, _) = self.filled(target, &own, plan, None, true);
         self.add(plan);
@@ -240,7 +241,7 @@ impl Builder<'_> {
         (early, early_bans): (&[Metric], &[Ban]),
         key: Option<&str>,
     ) {
-        let is_return = late_plan.hook == Hook::Return;
+        let is_return = late_plan.hook == ProbeHook::Return;
         let key_arg = key.and_then(|key| probe.args.iter().find(|arg| arg.name == key));
         if let (Some(key), None) = (key, key_arg)
             && !is_unread(probe, key)
@@ -267,7 +268,7 @@ impl Builder<'_> {
             None => Pairing::Thread,
         };
         if needs_start || !early.is_empty() || !early_bans.is_empty() {
-            let mut start = self.described(number, probe, from, Hook::Entry);
+            let mut start = self.described(number, probe, from, ProbeHook::Entry);
             if !is_return {
                 start.name =
                     format!("{} (start of {})", start.name, probe.metrics.first().map_or("", |m| &m.name));
@@ -294,7 +295,7 @@ impl Builder<'_> {
     }
 
     /// Returns a plan that reads nothing and does nothing.
-    fn described(&self, target: usize, probe: &Probe, point: &Point, hook: Hook) -> ProbePlan {
+    fn described(&self, target: usize, probe: &Probe, point: &Point, hook: ProbeHook) -> ProbePlan {
         let name = match point {
             Point::Usdt { provider, name } => format!("{provider}:{name}"),
             Point::Function(name) => name.clone(),

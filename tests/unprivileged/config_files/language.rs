@@ -126,7 +126,7 @@ fn design_example_loads() {
     let relay = &config.targets[3].probes[0];
     assert_eq!(relay.args[0].kind, ArgKind::Int(None));
     let [mechanism, peer] = relay.metrics[0].labels.as_slice() else { panic!("two labels") };
-    let prefix = |text: &str, value: &str| (Pattern::Prefix(text.to_owned()), value.to_owned());
+    let prefix = |text: &str, value: &str| (LabelPattern::Prefix(text.to_owned()), value.to_owned());
     assert_eq!(mechanism.value, LabelValue::From("winner".into()));
     assert_eq!(mechanism.mapping, [prefix("F", "fibre_udp"), prefix("B", "bip152_cmpct")]);
     assert_eq!(mechanism.default.as_deref(), Some("other"));
@@ -222,16 +222,20 @@ fn every_language_construct() {
     let pair = |pattern, value: &str| (pattern, value.to_owned());
     assert_eq!(
         kind.mapping,
-        [pair(Pattern::Int(0), "none"), pair(Pattern::Int(-1), "failed"), pair(Pattern::Int(255), "255"),]
+        [
+            pair(LabelPattern::Int(0), "none"),
+            pair(LabelPattern::Int(-1), "failed"),
+            pair(LabelPattern::Int(255), "255"),
+        ]
     );
     assert_eq!(
         name.mapping,
         [
-            pair(Pattern::Exact("exact".into()), "a"),
-            pair(Pattern::Prefix("pre".into()), "b"),
-            pair(Pattern::Glob("*.c".into()), "c"),
-            pair(Pattern::Glob("x?z".into()), "d"),
-            pair(Pattern::Glob("[a-f]*".into()), "e"),
+            pair(LabelPattern::Exact("exact".into()), "a"),
+            pair(LabelPattern::Prefix("pre".into()), "b"),
+            pair(LabelPattern::Glob("*.c".into()), "c"),
+            pair(LabelPattern::Glob("x?z".into()), "d"),
+            pair(LabelPattern::Glob("[a-f]*".into()), "e"),
         ]
     );
     assert_eq!((name.limit, &name.default), (Some(10), &None));

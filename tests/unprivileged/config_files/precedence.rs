@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use exporter::config::keys::{KEYS, Key};
+use exporter::config::keys::{KEYS, SettingKey};
 use exporter::config::model::Config;
 use exporter::config::{Diagnostics, Environment, LoadedConfig, Overrides, load, load_bytes};
 
@@ -102,7 +102,7 @@ fn companion(name: &str) -> &'static str {
     }
 }
 
-fn key(name: &str) -> &'static Key {
+fn key(name: &str) -> &'static SettingKey {
     KEYS.iter().find(|key| key.name == name).unwrap()
 }
 
@@ -123,8 +123,9 @@ fn setting_table_is_complete() {
     known.sort_unstable();
     known.dedup();
     assert_eq!(known.len(), KEYS.len());
-    let distinct =
-        |of: fn(&Key) -> &'static str| KEYS.iter().map(of).collect::<std::collections::BTreeSet<_>>().len();
+    let distinct = |of: fn(&SettingKey) -> &'static str| {
+        KEYS.iter().map(of).collect::<std::collections::BTreeSet<_>>().len()
+    };
     assert_eq!((distinct(|key| key.env), distinct(|key| key.flag)), (KEYS.len(), KEYS.len()));
 }
 
