@@ -48,7 +48,7 @@ pub(crate) use slow::default_file as default_events_file;
 pub use web::read_again;
 pub use words::{did_you_mean, nearest};
 #[cfg(test)]
-pub(crate) use yaml::tree;
+pub(crate) use yaml::decode_text;
 
 use layers::Layers;
 use section::{Schema, Section};

@@ -280,13 +280,10 @@ fn entries(node: &Node<'_>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Diagnostics, Place};
+    use crate::config::decode_text;
 
     fn read(text: &str) -> Result<NetworkConfig, String> {
-        let value = crate::config::tree(text);
-        let diags = Diagnostics::new();
-        let config = decode(&Node::new(Place::none(), &value, &diags));
-        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+        decode_text(text, decode)
     }
 
     #[test]

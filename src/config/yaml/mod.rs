@@ -10,7 +10,11 @@ use std::sync::Arc;
 use saphyr_parser::{Event, Marker, Parser, ScanError};
 
 use crate::config::diagnose::Diagnostics;
+#[cfg(test)]
+use crate::config::fields::Node;
 use crate::config::place::ConfigSource;
+#[cfg(test)]
+use crate::config::place::Place;
 use crate::config::tree::{Position, Tree, TreeValue};
 use reader::Reader;
 
@@ -110,6 +114,14 @@ pub(crate) fn tree(text: &str) -> Tree {
     let document = parse(&Arc::new(ConfigSource::Default), text, &diags);
     assert!(diags.is_empty(), "{diags}");
     document.tree
+}
+
+/// Reads a text as a part of a configuration, or returns the errors as they are shown.
+#[cfg(test)]
+pub(crate) fn decode_text<T>(text: &str, decode: impl Fn(&Node<'_>) -> Option<T>) -> Result<T, String> {
+    let (value, diags) = (tree(text), Diagnostics::new());
+    let config = decode(&Node::new(Place::none(), &value, &diags));
+    if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
 }
 
 #[cfg(test)]

@@ -286,13 +286,10 @@ fn origin(node: &Node<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Diagnostics, Place};
+    use crate::config::decode_text;
 
     fn read(text: &str) -> Result<CrowdsecConfig, String> {
-        let value = crate::config::tree(text);
-        let diags = Diagnostics::new();
-        let config = crowdsec(&Node::new(Place::none(), &value, &diags));
-        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+        decode_text(text, crowdsec)
     }
 
     #[test]
@@ -335,10 +332,7 @@ mod tests {
     }
 
     fn list(text: &str) -> Result<UrlConfig, String> {
-        let value = crate::config::tree(text);
-        let diags = Diagnostics::new();
-        let config = blocklist_url(&Node::new(Place::none(), &value, &diags));
-        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+        decode_text(text, blocklist_url)
     }
 
     const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";

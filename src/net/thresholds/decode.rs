@@ -257,13 +257,10 @@ impl<'a> Module<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Diagnostics, Place};
+    use crate::config::decode_text;
 
     fn read(text: &str) -> Result<DetectConfig, String> {
-        let value = crate::config::tree(text);
-        let diags = Diagnostics::new();
-        let config = decode(&Node::new(Place::none(), &value, &diags));
-        if diags.is_empty() { Ok(config.unwrap()) } else { Err(diags.render()) }
+        decode_text(text, decode)
     }
 
     #[test]
