@@ -105,7 +105,7 @@ impl fmt::Display for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Cost::Cheap => "the kernel emulates the probed instruction: a hit costs less than 1 us",
-            Cost::SingleStepped => "the kernel single-steps the probed instruction: a hit costs 5 to 10 us",
+            Cost::SingleStepped => "the kernel single-steps the probed instruction: a hit costs 5 to 15 us",
             Cost::NeverFires => "the instruction cannot be probed",
         })
     }
