@@ -1,5 +1,5 @@
 //! A stopped exporter (SIGSTOP, a debugger, CPU starvation) never blocks anything indefinitely: whatever waits for it
-//! waits for a bounded time, as listed in ARCHITECTURE.md.
+//! waits for a bounded time, as listed in docs/design/processes.md.
 
 use std::fs;
 use std::io::{Read, Write};
