@@ -86,7 +86,7 @@ pub(crate) fn places_in(
         if is_traced {
             match trace(index, probe, &function) {
                 Ok(Traced::Exits(returns)) => {
-                    exits.add(&display, &function, &returns);
+                    exits.add(index, &display, &function, &returns);
                     left = returns.sites;
                     left.extend(returns.passages);
                 }

@@ -78,24 +78,20 @@ pub fn turns(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result<Vec<(Si
 #[derive(Debug, Default)]
 pub struct Costs {
     exits: usize,
-    dear: usize,
-    /// Further remarks on their costs.
-    besides: &'static str,
+    single_stepped: usize,
+    are_go: bool,
+    /// Whether a trampoline is an alternative for any of them.
+    may_use_trampoline: bool,
     followed: Vec<String>,
     untold: Vec<String>,
 }
 
 impl Costs {
-    pub fn add(&mut self, name: &str, function: &FunctionSite, returns: &Returns) {
-        self.besides = match function.convention {
-            Convention::GoRegisters => "; calls are paired by goroutine",
-            Convention::SystemV if !function.is_go => {
-                "; if nothing unwinds through it, `returns_by: trampoline` costs about 1 us"
-            }
-            _ => "",
-        };
+    pub fn add(&mut self, index: &SymbolIndex<'_>, name: &str, function: &FunctionSite, returns: &Returns) {
+        self.are_go |= function.convention == Convention::GoRegisters;
+        self.may_use_trampoline |= matches!(by_trampoline(index, function), Ok(None));
         self.exits += returns.sites.len();
-        self.dear += returns.single_stepped();
+        self.single_stepped += returns.single_stepped();
         if !returns.exits.followed.is_empty() {
             self.followed.push(name.to_string());
         }
@@ -110,14 +106,22 @@ impl Costs {
         if self.exits == 0 {
             return notes;
         }
-        notes.push(format!(
-            "the return is traced at the function's exits: {} exit{}, {} of them single-stepped (5 to 15 us \
-             per hit, the others below 1){}",
-            self.exits,
-            if self.exits == 1 { "" } else { "s" },
-            self.dear,
-            self.besides
-        ));
+        let exits = if self.exits == 1 { "one exit".to_string() } else { format!("{} exits", self.exits) };
+        let cost = match self.single_stepped {
+            0 => "less than 1 us per call".to_string(),
+            all if all == self.exits => "single-stepped, 5 to 15 us per call".to_string(),
+            some => {
+                format!("5 to 15 us per call at {some} of them (single-stepped), less than 1 at the others")
+            }
+        };
+        let besides = match (self.are_go, self.single_stepped > 0 && self.may_use_trampoline) {
+            (true, _) => "; calls are paired by goroutine",
+            (false, true) => {
+                "; where nothing unwinds through the function, `returns_by: trampoline` costs about 1 us"
+            }
+            (false, false) => "",
+        };
+        notes.push(format!("the return is traced at {exits}: {cost}{besides}"));
         if !self.followed.is_empty() {
             notes.push(format!(
                 "{} with a call to functions in tail position: their exits are probed too, for every caller",
@@ -263,12 +267,35 @@ pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result
     let Some(non_local_exit) = index.non_local_exit() else { return Ok(None) };
     if is_program(index.image()) {
         return Err(format!(
-            "`returns_by: trampoline` could crash the program, which uses {non_local_exit}: that may leave this function \
-             without returning; remove it"
+            "`returns_by: trampoline` could crash the program: it uses {non_local_exit}, which may leave this function without \
+             returning; remove it"
         ));
     }
     Ok(Some(format!(
         "`returns_by: trampoline` is used and the library uses {non_local_exit}: a program crashes if that passes \
          through this function"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_say_what_a_return_costs() {
+        let notes = |exits, single_stepped, may_use_trampoline| {
+            Costs { exits, single_stepped, may_use_trampoline, ..Costs::default() }.notes()
+        };
+        assert_eq!(notes(0, 0, true), [""; 0]);
+        assert_eq!(notes(1, 0, true), ["the return is traced at one exit: less than 1 us per call"]);
+        assert_eq!(
+            notes(2, 2, false),
+            ["the return is traced at 2 exits: single-stepped, 5 to 15 us per call"]
+        );
+        let some = notes(3, 1, true).concat();
+        assert!(
+            some.contains("at 1 of them (single-stepped), less than 1") && some.contains("trampoline"),
+            "{some}"
+        );
+    }
 }

@@ -153,8 +153,7 @@ impl Checker<'_> {
         }
         if index.debug_info().is_none() && index.debug_info_lacks().is_empty() {
             self.text.push_str(
-                "  note: without debug information it is unknown which functions are inlined into their callers, too; inlined \
-                 calls are not counted\n",
+                "  note: inlined calls are not counted, and without debug information it is unknown which are inlined\n",
             );
         }
         for probe in target.probes.iter().map(|number| &self.plan.probes[*number]) {

@@ -109,14 +109,14 @@ fn show_functions(to: &mut String, functions: &[Function], screen: Option<usize>
             None => "Where nothing unwinds through a function, `returns_by: trampoline` costs about 1 us."
                 .to_owned(),
             Some(function) => format!(
-                "`returns_by: trampoline` is refused for {}: {}",
+                "Refused for {}: {}",
                 display_name(function),
                 function.returned.trampoline_refused.as_deref().unwrap_or_default()
             ),
         };
         let about = format!(
             "\nRETURN: a return is traced by probes where the code leaves the function, so exceptions and coroutines are \
-             not disturbed; a single-stepped exit costs 5 to 15 us a hit, the others below 1.\n{trampoline}\n"
+             not disturbed; a single-stepped exit costs 5 to 15 us a call, any other less than 1.\n{trampoline}\n"
         );
         to.push_str(&wrapped(&about, screen));
     }

@@ -208,7 +208,7 @@ fn functions_list_cost_and_limitations() {
     assert_eq!((&returned["exits"], &returned["single_stepped"]), (&Json::from(1), &Json::from(1)));
     assert_eq!((&returned["refused"], &returned["trampoline_refused"]), (&Json::Null, &Json::Null));
     let text = exporter(&["probes", &plain, "--functions", "twice"]).good();
-    assert!(text.contains("1 exit, single-stepped") && text.contains("5 to 15 us a hit"), "{text}");
+    assert!(text.contains("1 exit, single-stepped") && text.contains("5 to 15 us a call"), "{text}");
     assert!(text.contains("`returns_by: trampoline` costs about 1 us"), "{text}");
     let inside = functions(&[&plain, "--functions", "twice+0x1"]);
     assert!(
@@ -221,13 +221,24 @@ fn functions_list_cost_and_limitations() {
     let text = exporter(&["probes", &go, "--functions", "twice"]).good();
     assert!(text.contains("words in Go's order") && text.contains("an unknown Go version"), "{text}");
 
-    let jumps = "#include <setjmp.h>\n#include <stdlib.h>\njmp_buf b;\nvoid ends(void) { exit(1); }\n\
+    let jumps = "#include <setjmp.h>\n#include <stdlib.h>\njmp_buf b;\nint twice(int n) { return 2 * n; }\nvoid ends(void) { exit(1); }\n\
                  int main(void) { if (!setjmp(b)) longjmp(b, 1); ends(); }\n";
     let jumps = scratch.compile("jumps", "cc", jumps, &["-O1", "-fno-inline"]);
     let text = exporter(&["probes", &jumps, "--functions", "*"]).good();
     assert!(text.contains("its return cannot be traced: it never returns"), "{text}");
     let text = exporter(&["probes", &jumps, "--functions", "main"]).good();
     assert!(!text.contains("costs about 1 us"), "{text}");
+    // Nor does `check` recommend what is refused.
+    let timed = |program: &str, name: &str| {
+        let yaml = format!(
+            "targets: [{{ name: t, binary: {program}, probes: [{{ function: {name}, metrics: [{{ gauge: g, value: retval }}] }}] }}]"
+        );
+        exporter(&["check", &scratch.write("timed.yaml", &yaml)]).good()
+    };
+    let text = timed(&plain, "twice");
+    assert!(text.contains("`returns_by: trampoline` costs about 1 us"), "{text}");
+    let text = timed(&jumps, "twice");
+    assert!(text.contains("the return is traced at") && !text.contains("trampoline"), "{text}");
 
     let stripped = scratch.compile("stripped", "cc", source, &["-O0", "-s"]);
     let text = exporter(&["probes", &stripped, "--functions", "twice"]).good();
