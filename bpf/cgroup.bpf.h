@@ -20,6 +20,21 @@ static __always_inline long without(const char *name, long end, __u64 suffix)
 	return end - 6;
 }
 
+static __always_inline bool is_colon(const char *at)
+{
+	char c = 0;
+
+	return !bpf_probe_read_kernel(&c, 1, at) && c == ':';
+}
+
+/* kubepods-podUID.slice:cri-containerd:ID, or :crio:, without the container. */
+static __always_inline long without_container(const char *name, long end)
+{
+	if (end <= 80 || !is_colon(name + end - 65))
+		return end;
+	return is_colon(name + end - 80) ? end - 80 : is_colon(name + end - 70) ? end - 70 : end;
+}
+
 /* What a cgroup is looked up by: first the relevant part of its name, then the key of its container or pod. */
 union group {
 	__u64 name[12];
@@ -104,6 +119,13 @@ __noinline int has_member(__u64 address, __u32 number)
 
 	if (!filter || end <= 0)
 		return 0;
+	/* The name of a pod and of a container, joined. */
+	if (end == (long)sizeof(group.name) - 1) {
+		long more = bpf_probe_read_kernel_str(group.name, sizeof(group.name), name + end) - 1;
+
+		if (more > 0)
+			end += more;
+	}
 	group.key.filter = number;
 	group.key.pad = 0;
 	/* A container without an id from its engine is identified by the whole name. */
@@ -115,7 +137,7 @@ __noinline int has_member(__u64 address, __u32 number)
 	}
 	if (is_container(filter, name, end, &group))
 		return 1;
-	end = without(name, end, DOT_SLICE);
+	end = without(name, without_container(name, end), DOT_SLICE);
 	return is_pod(name, end, 36, &group) || is_pod(name, end, 32, &group);
 }
 

@@ -15,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
@@ -68,6 +69,45 @@ pub fn cgroup_root() -> Option<PathBuf> {
         let (at, kind) = (words.next()?, words.next()?);
         (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
     })
+}
+
+/// The path in the version 2 hierarchy below [`cgroup_root`] of a cgroup that `/proc/PID/cgroup` shows as `shown`: that
+/// is relative to the exporter's cgroup namespace, where `/../b` is a sibling whose slice and pod are not shown.
+pub fn whole_cgroup_path(shown: &str) -> String {
+    static NAMESPACE: LazyLock<String> = LazyLock::new(|| namespace_path().unwrap_or_default());
+    if NAMESPACE.is_empty() { shown.to_owned() } else { below_namespace(&NAMESPACE, shown) }
+}
+
+fn below_namespace(namespace: &str, shown: &str) -> String {
+    let mut names: Vec<&str> = namespace.split('/').filter(|name| !name.is_empty()).collect();
+    for name in shown.split('/').filter(|name| !name.is_empty()) {
+        if name == ".." {
+            names.pop();
+        } else {
+            names.push(name);
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
+/// The path of the cgroup that is the root of the exporter's cgroup namespace, if process 1 is outside of it.
+fn namespace_path() -> Option<String> {
+    let shown = |pid: &str| version_2(&text(format!("/proc/{pid}/cgroup")).ok()?).map(str::to_owned);
+    if !shown("1")?.starts_with("/..") {
+        return None;
+    }
+    let (root, pid) = (cgroup_root()?, std::process::id().to_string());
+    let holds_this = |path: &str| {
+        let members = text(root.join(path.trim_start_matches('/')).join("cgroup.procs"));
+        members.is_ok_and(|members| members.lines().any(|member| member == pid))
+    };
+    let (_, own) = cgroups(&root).find(|(_, path)| holds_this(path))?;
+    Some(own.strip_suffix(shown("self")?.trim_end_matches('/'))?.to_owned())
+}
+
+/// The version 2 cgroup in `/proc/PID/cgroup`.
+pub fn version_2(cgroups: &str) -> Option<&str> {
+    cgroups.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
 /// Ids (the inodes of their directories) and paths of cgroups, from the root of the hierarchy.
@@ -373,6 +413,16 @@ mod tests {
             assert_eq!(containers.name(&id(of)).as_deref(), Some(name), "{name}");
         }
         assert_eq!(containers.id("rootless"), Some(id("b")));
+    }
+
+    #[test]
+    fn paths_in_a_cgroup_namespace_are_completed() {
+        let whole = |shown| below_namespace("/kubepods/podA/exporter", shown);
+        assert_eq!(whole("/"), "/kubepods/podA/exporter");
+        assert_eq!(whole("/init"), "/kubepods/podA/exporter/init");
+        assert_eq!(whole("/../web"), "/kubepods/podA/web");
+        assert_eq!(whole("/../../../system.slice/a.service"), "/system.slice/a.service");
+        assert_eq!((whole("/../../.."), whole("/../../../..")), ("/".into(), "/".into()));
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl fmt::Display for Pod {
 }
 
 /// The id of the container for which the cgroup of this name was created, determined as by `is_container` in
-/// `bpf/filter.bpf.h`.
+/// `bpf/cgroup.bpf.h`.
 fn container_of(cgroup: &str) -> Option<&str> {
     let name = cgroup.strip_suffix(".scope").unwrap_or(cgroup);
     let (before, id) = name.split_at_checked(name.len().checked_sub(DIGITS)?)?;
@@ -142,9 +142,12 @@ fn unescaped(part: &str) -> String {
 }
 
 /// The uid of the pod for which the cgroup of this name was created: `kubepods-burstable-podUID.slice` with
-/// underscores, or `podUID`; for a static pod it is a hash. Determined as by `pod_uid` in `bpf/filter.bpf.h`.
+/// underscores, or `podUID`; for a static pod it is a hash. A runtime that uses no systemd below a kubelet that does
+/// joins the pod's name and the container's: `kubepods-podUID.slice:cri-containerd:ID`. Determined as by `has_member`
+/// in `bpf/cgroup.bpf.h`.
 fn pod_of(cgroup: &str) -> Option<String> {
-    let name = cgroup.strip_suffix(".slice").unwrap_or(cgroup);
+    let name =
+        cgroup.strip_suffix(".slice").or_else(|| Some(cgroup.split_once(".slice:")?.0)).unwrap_or(cgroup);
     let of = |length: usize| {
         let (before, uid) = name.split_at_checked(name.len().checked_sub(length)?)?;
         let before = before.strip_suffix("pod")?;
@@ -201,6 +204,9 @@ mod tests {
         let underscored = uid.replace('-', "_");
         for form in ["kubepods-burstable-pod{}.slice", "kubepods-pod{}.slice", "kubelet-kubepods-pod{}.slice"]
         {
+            assert_eq!(pod_of(&form.replace("{}", &underscored)).as_deref(), Some(uid), "{form}");
+        }
+        for form in ["kubepods-burstable-pod{}.slice:cri-containerd:ID", "kubepods-pod{}.slice:crio:ID"] {
             assert_eq!(pod_of(&form.replace("{}", &underscored)).as_deref(), Some(uid), "{form}");
         }
         assert_eq!(pod_of(&format!("pod{uid}")).as_deref(), Some(uid));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{ProcessFilter, Processes};
 use crate::cgroups;
+use crate::containers::{version_2, whole_cgroup_path};
 use crate::procfs::text;
 use crate::selectors::{Belongs, ProcessSelector};
 
@@ -112,10 +113,10 @@ impl Processes {
 
 /// The cgroups in `/proc/PID/cgroup`: v2, and those of v1 joined.
 fn paths_of(text: &str) -> (String, String) {
-    let new = text.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
+    let new = version_2(text).map(whole_cgroup_path).unwrap_or_default();
     let old =
         text.lines().filter(|line| !line.starts_with("0::")).filter_map(|line| line.splitn(3, ':').nth(2));
-    (new.to_owned(), old.collect())
+    (new, old.collect())
 }
 
 #[cfg(test)]

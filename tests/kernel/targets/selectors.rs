@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::support::*;
+use crate::support::exporter::{Place, Setup};
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
 
@@ -184,6 +185,71 @@ fn matches_pods_namespaces_images_and_container_names() {
     fire_at_once(&path, 10_000);
     let more: Vec<u64> = counts().iter().zip(before).map(|(now, before)| now - before).collect();
     assert_eq!(more, [100, 100, 0, 0, 0, 1000]);
+}
+
+/// A kubelet with systemd's cgroups above a runtime without: the names of the pod and the container are one.
+#[test]
+fn matches_pods_and_containers_of_joined_names() {
+    let directory = directory();
+    let path = program(&directory, "joined");
+    let own = std::process::id();
+    let uid = format!("{own:08x}-2fa1-11d2-883f-0016d3cca43");
+    let mut written = Written(Vec::new());
+    let [first, second] = [10, 11].map(id);
+    let joined = |n: u32, runtime: &str, id: &str| {
+        let pod = PathBuf::from(format!("/var/log/pods/ns{own}_joined{own}-{n}_{uid}{n}"));
+        fs::create_dir_all(&pod).unwrap();
+        let uid = format!("{uid}{n}").replace('-', "_");
+        let cgroup = format!("kubelet-kubepods-besteffort-pod{uid}.slice:{runtime}:{id}");
+        (pod, Cgroup::new(hierarchy().join(cgroup)))
+    };
+    let [(pod, one), (other, two)] = [joined(1, "cri-containerd", &first), joined(2, "crio", &second)];
+    written.0.extend([pod, other]);
+    let tracer = Tracer::start_unready(
+        &config(&[
+            ("whole", &format!("container: \"{first}\"")),
+            ("short", &format!("container: \"{}\"", &second[..12])),
+            ("pod", &format!("pod: joined{own}-1")),
+            ("space", &format!("namespace: ns{own}")),
+        ]),
+        false,
+    );
+    for (group, times, targets) in [(one, 3, [0, 2, 3]), (two, 50, [1, 1, 3])] {
+        let mut program = group.start(&path);
+        program.fire(0);
+        eventually("it is attached", || targets.iter().all(|target| tracer.state(*target).1 > 0));
+        program.fire(times);
+    }
+    let counts = ["whole", "short", "pod", "space"].map(|of| count(&tracer, &format!("{of}_total")));
+    assert_eq!(counts, [3, 50, 3, 53]);
+}
+
+/// Docker and the kubelet give every container its own, in which `/proc` shows `/../ID` for a container of the same pod.
+#[test]
+fn exporter_in_a_cgroup_namespace_knows_whole_paths() {
+    let (place, directory) = (Place::new(), directory());
+    let path = program(&directory, "shown");
+    let own = std::process::id();
+    let uid = format!("{own:08x}-2fa1-11d2-883f-0016d3cca441");
+    let mut written = Written(Vec::new());
+    let pod = PathBuf::from(format!("/var/log/pods/ns{own}_shown{own}_{uid}"));
+    fs::create_dir_all(&pod).unwrap();
+    written.0.push(pod);
+    let slice = hierarchy().join(format!("shown{own}.slice"));
+    let [exporter, program] = [12, 13].map(|n| Cgroup::new(slice.join(format!("pod{uid}/{}", id(n)))));
+    let enter = format!("echo $$ > {}/cgroup.procs && exec unshare --cgroup \"$@\"", exporter.0.display());
+    let yaml = config(&[("unit", &format!("unit: shown{own}.slice")), ("pod", &format!("pod: shown{own}"))]);
+    let running = Setup::new(&place, yaml).through(&["sh", "-c", &enter, "sh"]).start();
+    let mut program = program.start(&path);
+    program.fire(0);
+    let is_attached = |text: String| {
+        text.lines().filter(|line| line.starts_with("fibre_exporter_probe_attached{")).count() == 2
+    };
+    eventually("both are attached", || is_attached(running.text()));
+    program.fire(7);
+    let counts = ["unit", "pod"].map(|of| running.scrape().sum(&format!("{of}_total"), &[]));
+    assert_eq!(counts, [7.0, 7.0]);
+    running.stop();
 }
 
 #[test]
