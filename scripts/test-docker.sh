@@ -91,7 +91,7 @@ make_images() {
 	rm -rf --one-file-system "$work/slim" "$work/rust" "$work/stack"
 }
 
-# The command in docs/docker.md that begins so, for a container of the name $2 with the configuration in $3. The program's
+# The command in docs/docker.md by which $1 runs the exporter, for a container of the name $2 with the configuration in $3. The program's
 # directory is this test's.
 documented_run() {
 	local other=
@@ -99,7 +99,7 @@ documented_run() {
 	[[ $1 != podman || $(podman --version) != *' 4.'[0-3].* ]] || other='s/--cap-add=BPF /&--cap-add=SYS_ADMIN /'
 	[[ $1 == podman || $(docker version --format '{{.Server.Version}}') == 2[3-9]* ]] ||
 		other='s/--cap-add=BPF --cap-add=PERFMON --cap-add=CHECKPOINT_RESTORE/--cap-add=SYS_ADMIN/'
-	sed -n "/^$1 run/,/fibre-exporter\$/p" docs/docker.md | sed 's/\\$//' | tr '\n' ' ' |
+	sed -n "/^$1 run .*--name fibre-exporter/,/fibre-exporter\$/p" docs/docker.md | sed 's/\\$//' | tr '\n' ' ' |
 		sed "s|--name fibre-exporter|--name $2|; s|-v /etc/fibre-exporter:|-v $3:|; $other"
 }
 
