@@ -153,6 +153,17 @@ pub(crate) fn run(
     Ok(())
 }
 
+/// Keeps SIGHUP from ending the exporter while it starts; the reload takes place when it has started.
+///
+/// # Errors
+/// If no more files can be opened.
+pub fn defer_reloads() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let _context = runtime.enter();
+    // The handler outlives the runtime, as does the signal that it notes.
+    signal(SignalKind::hangup()).map(drop)
+}
+
 fn demand_descriptors() -> Result<(), RunError> {
     match getrlimit(Resource::Nofile).current {
         Some(limit) if limit < MIN_DESCRIPTORS => {

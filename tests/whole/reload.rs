@@ -307,6 +307,23 @@ fn notifies_systemd_of_a_reload() {
 }
 
 #[test]
+fn reload_during_the_start_takes_place_after_it() {
+    let place = Place::new();
+    let program = compiled(&place, FINITE);
+    let yaml = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
+    // The shell becomes the exporter.
+    let meanwhile = format!(
+        "(until grep -q 'exporter v' {}; do sleep 0.01; done; sed -i s/one_total/two_total/ {}; kill -HUP $$) & exec \"$@\"",
+        place.path("log").display(),
+        place.path("config.yaml").display()
+    );
+    let exporter = Setup::new(&place, yaml).through(&["sh", "-c", &meanwhile, "sh"]).start();
+    exporter.wait_for_log("Configuration reloaded");
+    assert!(Command::new(&program).arg("10").status().expect("run it").success());
+    exporter.scrape_until("the new configuration to count", |scrape| scrape.sum("two_total", &[]) == 20.0);
+}
+
+#[test]
 fn interfaces_can_change_but_other_network_settings_cannot() {
     let place = Place::new();
     let network = |more: &str| format!("node_name: test\nnetwork: {{ interfaces: [lo{more} }}\n");
