@@ -23,9 +23,10 @@ pub struct CarriedSeries {
 
 impl Registry {
     /// Continues where another registry left off. Probes with the same reference in both are the same. What series
-    /// received from other probes of the old registry is carried over, minus what new probes have counted so far: from
-    /// now on only these count. A series that nothing feeds anymore is dropped, unless a new probe feeds the metric and
-    /// so may feed it again.
+    /// received from other probes of the old registry is carried over, and what new probes have counted so far is
+    /// subtracted, as the old ones have counted it, too: from now on only the new ones count. A series that nothing
+    /// feeds anymore is dropped when a probe of its metric is removed, unless a new one feeds the metric and so may feed
+    /// it again.
     pub fn take_over(&mut self, old: &mut Self, facts_before: &[ProbeFacts], facts: &[ProbeFacts]) {
         self.window = old.window;
         let pairs: Vec<Option<usize>> = self
@@ -44,6 +45,12 @@ impl Registry {
             .flatten()
             .map(|other| (old.sources[*other].probe, old.sources[*other].action))
             .collect();
+        let lost_in: Vec<usize> = old
+            .sources
+            .iter()
+            .filter(|source| !kept_before.contains(&(source.probe, source.action)))
+            .map(|source| old.plan.probes[source.probe].actions[source.action].metric)
+            .collect();
         let new: Vec<(usize, usize)> = self
             .sources
             .iter()
@@ -58,14 +65,16 @@ impl Registry {
         old.add_up(facts_before, |source| !kept_before.contains(&(source.probe, source.action)));
         self.add_up(facts, |source| new.contains(&(source.probe, source.action)));
         for (metric, family) in self.families.iter_mut().enumerate() {
-            let is_same = |other: &&MeasuredFamily| {
+            let is_same = |other: &MeasuredFamily| {
                 other.head.name() == family.head.name() && other.head.kind() == family.head.kind()
             };
             if is_cumulative(family)
                 && !is_by_process(&self.plan, metric)
-                && let Some(other) = old.families.iter().find(is_same)
+                && let Some((before, other)) =
+                    old.families.iter().enumerate().find(|(_, other)| is_same(other))
             {
-                family.carry(other, |key| new_in.contains(&metric) || fed[metric].contains(key));
+                let are_all_kept = new_in.contains(&metric) || !lost_in.contains(&before);
+                family.carry(other, |key| are_all_kept || fed[metric].contains(key));
             }
         }
     }
@@ -136,17 +145,28 @@ impl MeasuredFamily {
         self.series.iter().filter(|series| series.total.live).map(|series| series.key.clone()).collect()
     }
 
-    /// Carries the amounts by which another family's series exceed the same series of this one.
+    /// Carries the amounts by which another family's series exceed the same series of this one, as far as they are
+    /// wanted. Those that the other does not have start from zero.
     fn carry(&mut self, other: &MeasuredFamily, is_wanted: impl Fn(&str) -> bool) {
         let buckets = self.head.buckets();
+        let mut pairs: Vec<(u32, Option<usize>)> = Vec::new();
         let live = other.series.iter().enumerate().filter(|(_, series)| series.total.live);
         for (at, series) in live.filter(|(_, series)| is_wanted(&series.key)) {
-            let here = self.series_of(series.key.clone());
+            pairs.push((self.series_of(series.key.clone()), Some(at)));
+        }
+        let known = other.live();
+        for key in self.live() {
+            if !known.contains(&key) {
+                pairs.push((self.series_of(key), None));
+            }
+        }
+        for (here, there) in pairs {
             let now = &self.series[here as usize].total;
-            let total = series.total.minus(now);
-            let counts = other.counts[at * buckets..][..buckets].iter();
-            let counts = counts.zip(&self.counts[here as usize * buckets..][..buckets]);
-            let counts = counts.map(|(before, now)| before.wrapping_sub(*now)).collect();
+            let total = there.map_or_else(Total::default, |at| other.series[at].total.clone()).minus(now);
+            let before = |bucket: usize| there.map_or(0, |at| other.counts[at * buckets + bucket]);
+            let now = &self.counts[here as usize * buckets..][..buckets];
+            let counts =
+                now.iter().enumerate().map(|(bucket, now)| before(bucket).wrapping_sub(*now)).collect();
             self.carried.push(Carried { series: here, total, counts });
         }
     }

@@ -179,6 +179,33 @@ fn counters_continue_when_one_of_their_probes_changes() {
     assert_eq!((events["one"], events["two"]), (800.0, 300.0), "of probes that are no more, too");
 }
 
+/// With other labels a counter has other series beside its former ones; no hit is in both.
+#[test]
+fn series_before_and_after_a_change_of_labels_add_up() {
+    let place = Place::new();
+    let program = compiled(&place, STEADY);
+    let labelled = |label: &str| {
+        let metric = format!("counter: calls_total, labels: {{ label: {{ const: {label} }} }}");
+        target(&program, &[&format!("      - function: counted\n        metrics: [{{ {metric} }}]\n")])
+    };
+    let exporter = Setup::new(&place, labelled("a")).start();
+    exporter.wait_until_ready();
+    let steady = Steady::start(&program);
+    // The last one changes nothing.
+    for label in ["b", "c", "d", "e", "e"] {
+        let before = exporter.scrape();
+        write(&place, &exporter, &labelled(label));
+        assert_eq!(post(&exporter, &[]).0, 200);
+        assert!(exporter.scrape().sum("calls_total", &[]) >= before.sum("calls_total", &[]), "{label}");
+    }
+    let calls = steady.end();
+    let scrape = exporter.scrape();
+    let sum = scrape.sum("calls_total", &[]);
+    // At the exchange both are read one after the other; hits in between, of some microseconds, are in neither.
+    assert!(sum <= calls && sum > calls - 5000.0, "{sum} of {calls}");
+    assert_eq!(scrape.by("calls_total", "label").len(), 5);
+}
+
 #[test]
 fn invalid_file_changes_nothing_and_reports_all_errors() {
     let place = Place::new();
