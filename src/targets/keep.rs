@@ -63,8 +63,15 @@ impl Worker {
             changing,
         };
         match pins.dir().save(&record) {
-            Ok(()) => self.kept = Some(record.changing),
-            Err(err) => log::error!("the pinned state cannot be taken over later: {err}"),
+            Ok(()) => (self.kept, self.keep_error) = (Some(record.changing), None),
+            Err(err) => {
+                // It is tried every second.
+                let text = err.to_string();
+                if self.keep_error.as_ref() != Some(&text) {
+                    log::error!("the pinned state cannot be taken over later: {text}");
+                    self.keep_error = Some(text);
+                }
+            }
         }
     }
 

@@ -72,6 +72,8 @@ pub(super) struct Worker {
     pub(super) signature: Signature,
     /// What was last written for the next exporter.
     pub(super) kept: Option<Changing>,
+    /// Why it could not be written, as last logged.
+    pub(super) keep_error: Option<String>,
 }
 
 impl Worker {
@@ -178,6 +180,7 @@ impl Worker {
             last_kept: Instant::now(),
             signature: Signature::new(),
             kept: None,
+            keep_error: None,
         };
         worker.set_candidate_names();
         if let Some(record) = beginning.record {
