@@ -105,6 +105,12 @@ fn namespace_path() -> Option<String> {
     Some(own.strip_suffix(shown("self")?.trim_end_matches('/'))?.to_owned())
 }
 
+/// Whether process 1 is in the same cgroup, as in a container with a pid namespace of its own.
+pub fn is_with_first_process() -> bool {
+    let cgroups = |pid: &str| text(format!("/proc/{pid}/cgroup")).ok();
+    cgroups("self").is_some_and(|own| cgroups("1") == Some(own))
+}
+
 /// The version 2 cgroup in `/proc/PID/cgroup`.
 pub fn version_2(cgroups: &str) -> Option<&str> {
     cgroups.lines().find_map(|line| line.strip_prefix("0::"))

@@ -21,6 +21,7 @@ use super::state::TargetState;
 use super::status::TargetsStatus;
 use super::watch::Watch;
 use crate::config::model::Point;
+use crate::containers::is_with_first_process;
 use crate::kernel::{
     Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, SharedPrices, Wanted,
 };
@@ -97,6 +98,14 @@ impl Worker {
                 "Process ids are those of this pid namespace; processes outside of it are also traced, with \
                  the id 0"
             );
+            let by_process = |target: &TargetPlan| target.selector.is_by_process();
+            if files.sees_all() && is_with_first_process() && plan.targets.iter().any(by_process) {
+                log::warn!(
+                    "/proc only shows processes of this container, so targets that are not chosen by `binary` are not \
+                     found elsewhere: start it in the pid namespace of the host (`--pid=host`, or `hostPID: true` in \
+                     Kubernetes)"
+                );
+            }
         }
         if !files.sees_all() {
             log::warn!(

@@ -76,6 +76,7 @@ fn ids_are_those_of_the_exporter_namespace() {
         assert_eq!(by_pid(text, "0"), Some(10_000), "outside of the namespace");
         assert_eq!(all(text), 11_100, "and what is below has an id of this one too: {text}");
         assert_eq!(value(text, "mine_total{node=\"t\"}"), Some(100));
+        assert!(log.contains("only shows processes of this container"), "{log}");
         assert!(!log.contains("has replaced") && !log.contains("no breakpoint"), "{log}");
     });
 }
