@@ -76,6 +76,33 @@ impl Panel {
     }
 }
 
+/// Returns what Grafana 11 to 13 substitute for a variable with `multi` or `includeAll` when these values are chosen, with
+/// the feature toggle of the compose file; without it, quotes are not escaped.
+pub fn chosen(values: &[&str]) -> String {
+    let escaped: Vec<String> = values
+        .iter()
+        .map(|value| {
+            let mut escaped = String::new();
+            for c in value.chars() {
+                match c {
+                    '\\' => escaped.push_str(r"\\\\"),
+                    '"' => escaped.push_str(r#"\\\""#),
+                    '$' | '^' | '*' | '{' | '}' | '[' | ']' | '\'' | '+' | '?' | '.' | '(' | ')' | '|' => {
+                        escaped.push_str(r"\\");
+                        escaped.push(c);
+                    }
+                    c => escaped.push(c),
+                }
+            }
+            escaped
+        })
+        .collect();
+    match escaped.as_slice() {
+        [one] => one.clone(),
+        several => format!("({})", several.join("|")),
+    }
+}
+
 /// Substitutes Grafana's variables. `$1` (of `label_replace`) is not a variable and stays.
 ///
 /// # Errors

@@ -228,6 +228,46 @@ fn variables_query_existing_series() {
     }
 }
 
+/// Grafana escapes names for `=~"$variable"`, and only of variables that have `multi` or `includeAll`.
+#[test]
+fn chosen_names_are_matched_as_grafana_escapes_them() {
+    each_dashboard(|dashboard| {
+        let list = dashboard.json["templating"]["list"].as_array().expect("variables");
+        let of_series: Vec<&Json> = list.iter().filter(|variable| variable["type"] == "query").collect();
+        let mut faults = Vec::new();
+        for variable in &of_series {
+            if variable["multi"] != true || variable["includeAll"] != true {
+                faults.push(format!("{} is not escaped", variable["name"]));
+            }
+        }
+        let texts = |json: &Json, key: &str| -> Vec<String> {
+            json.as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|one| one[key].as_str().map(str::to_owned))
+                .collect()
+        };
+        let mut expressions: Vec<String> = dashboard
+            .panels
+            .iter()
+            .flat_map(|panel| &panel.queries)
+            .map(|query| query.expr.clone())
+            .collect();
+        expressions.extend(texts(&dashboard.json["annotations"]["list"], "expr"));
+        expressions.extend(texts(&dashboard.json["templating"]["list"], "definition"));
+        for name in of_series.iter().filter_map(|variable| variable["name"].as_str()) {
+            let (matcher, word) = (format!("{name}=~\"${name}\""), format!("${name}"));
+            for expr in &expressions {
+                let rest = expr.replace(&matcher, "");
+                if rest.contains(&word) || rest.contains(&format!("${{{name}")) {
+                    faults.push(format!("{expr}: ${name} is not in {matcher}"));
+                }
+            }
+        }
+        faults
+    });
+}
+
 #[test]
 fn fibre_dashboard_shows_exactly_the_known_metrics() {
     let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();

@@ -236,6 +236,9 @@ fn grafana_finds_prometheus_and_the_dashboards() {
     assert!(same_file(&mounted(service, path), "grafana"), "{path}");
     let home = text(service, &["environment", "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]);
     assert!(same_file(&mounted(service, home), "grafana/fibre.json"), "{home}");
+    // `support::dashboard::chosen` assumes it.
+    let toggles = text(service, &["environment", "GF_FEATURE_TOGGLES_ENABLE"]);
+    assert_eq!(toggles, "prometheusSpecialCharsInLabelValues");
 
     for file in shipped_dashboards() {
         let dashboard = crate::support::dashboard::Dashboard::load(&file).unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::repository;
 use super::stand_in::{PASSWORD, StandIn};
-use crate::support::dashboard::{Dashboard, Variable};
+use crate::support::dashboard::{Dashboard, Variable, chosen};
 use crate::support::prometheus::{Prometheus, Scrape};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -22,20 +22,20 @@ fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedT
     (Prometheus::start(&scrape).unwrap(), file)
 }
 
-/// Returns the dashboard's queries without data when the exporter lacks one metric.
+/// A name with everything that has a meaning in a regular expression, in PromQL or for Grafana.
+const ODD_NODE: &str = r#"it's "$node" `a|b` [c] {d} ^e (f.g)+*? \d ü"#;
+
+/// Returns the dashboard's queries without data when the exporter lacks one metric. Two nodes are chosen by name, of
+/// which one exists.
 fn empty_queries(without: &'static str) -> Vec<String> {
-    let exporter = StandIn::start(without);
+    let exporter = StandIn::named(ODD_NODE, without);
     let (prometheus, _password) = scraping(&exporter, PASSWORD);
     prometheus.wait_until_up(TIMEOUT).unwrap();
     prometheus.wait_for_scrapes(4, TIMEOUT).unwrap();
     let dashboard = Dashboard::load(&repository("grafana/fibre.json")).unwrap();
-    let variables: &[Variable] = &[
-        ("job", "fibre"),
-        ("node", "demo"),
-        ("instance", &exporter.address),
-        ("window", "5m"),
-        ("top", "10"),
-    ];
+    let (nodes, instance) = (chosen(&[ODD_NODE, "other"]), chosen(&[&exporter.address]));
+    let variables: &[Variable] =
+        &[("job", "fibre"), ("node", &nodes), ("instance", &instance), ("window", "5m"), ("top", "10")];
     prometheus.queries_without_data(&dashboard, variables).unwrap()
 }
 

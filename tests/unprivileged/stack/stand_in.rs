@@ -92,6 +92,12 @@ pub struct StandIn {
 impl StandIn {
     /// Serves all families except the one named `without` (an empty name: all).
     pub fn start(without: &'static str) -> StandIn {
+        StandIn::named("demo", without)
+    }
+
+    /// Like [`StandIn::start`], for a node of this name.
+    pub fn named(node: &str, without: &'static str) -> StandIn {
+        let label = format!("node=\"{}\"", node.replace('\\', "\\\\").replace('"', "\\\""));
         let address = format!("127.0.0.1:{}", free_port());
         let listener = TcpListener::bind(&address).expect("cannot listen");
         let stop = Arc::new(AtomicBool::new(false));
@@ -101,8 +107,9 @@ impl StandIn {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
+                let text = exposition(scrape + 1, without).replace(NODE, &label);
                 // A client that disconnects is not the server's concern.
-                let _ = stream.and_then(|s| answer(s, &exposition(scrape + 1, without)));
+                let _ = stream.and_then(|s| answer(s, &text));
             }
         });
         StandIn { address, stop, thread: Some(thread) }
