@@ -35,7 +35,7 @@ pub(crate) const STATES: [&str; 12] = [
 /// If the kernel has no socket diagnostics (`CONFIG_INET_DIAG`, module `tcp_diag`) or refuses.
 pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
     let mut counts = [0; STATES.len()];
-    each_socket(u32::MAX, |message| {
+    each_socket(u32::MAX, 0, |message| {
         // struct inet_diag_msg: family, state, ...
         if let Some(count) =
             message.get(1).and_then(|state| counts.get_mut(usize::from(*state).wrapping_sub(1)))
@@ -46,26 +46,28 @@ pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
     Ok(counts)
 }
 
-/// Established connections to local ports for which `to` returns true: remote address, remote port, local port.
+/// Established connections to a local port: remote address, remote port, local port.
 ///
 /// # Errors
 /// As [`tcp_connections`].
-pub(crate) fn established(to: impl Fn(u16) -> bool) -> io::Result<BTreeSet<(IpAddr, u16, u16)>> {
+pub(crate) fn established(port: u16) -> io::Result<BTreeSet<(IpAddr, u16, u16)>> {
     const ESTABLISHED: u32 = 1 << 1;
     let mut found = BTreeSet::new();
-    each_socket(ESTABLISHED, |message| {
-        found.extend(connection(message).filter(|(_, _, port)| to(*port)));
+    each_socket(ESTABLISHED, port, |message| {
+        found.extend(connection(message).filter(|(_, _, to)| *to == port));
     })?;
     Ok(found)
 }
 
-/// Calls `take` for every IPv4 and IPv6 TCP socket in one of these states, a bit mask.
-fn each_socket(states: u32, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+/// Calls `take` for every IPv4 and IPv6 TCP socket in one of these states, a bit mask, and with this local port,
+/// unless it is zero.
+fn each_socket(states: u32, port: u16, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     for family in [libc::AF_INET, libc::AF_INET6] {
         let mut request = [0u8; REQUEST];
         request[0] = family as u8;
         request[1] = libc::IPPROTO_TCP as u8;
         request[4..8].copy_from_slice(&states.to_ne_bytes());
+        request[8..10].copy_from_slice(&port.to_be_bytes());
         // An interrupted dump does not matter: the number of connections is never exact.
         dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, &request, |_, message| take(message))?;
     }

@@ -309,6 +309,39 @@ fn established_ssh_connection_survives_a_block() {
     }
 }
 
+/// A connection that was opened a moment before its peer is blocked loses no packet.
+#[test]
+fn ssh_connection_is_protected_from_its_first_moment() {
+    let (here, there) = pair();
+    let (network, events) = start(&here, blocking(Mode::Auto, enforcing()));
+    attached(&events);
+    up(&here, &there);
+    // What is protected was determined for this entry, before the connection exists.
+    block(&here, &network, entry("192.0.2.1"));
+    let (mut client, mut server) = connected(&here, &there, 22);
+    let list = Arc::clone(network.blocklist().unwrap());
+    let blocked = here.run(move || list.block(&entry("10.99.0.0/24"), Asker::Api)).unwrap();
+    let told =
+        blocked.except.iter().any(|(except, why)| *except == prefix("10.99.0.2") && why.contains("SSH"));
+    assert!(told, "{blocked:?}");
+    client.write_all(b"a").unwrap();
+    assert!(arrives(&mut server, TIMEOUT));
+    assert_eq!(dropped(&network, "cidr"), 0);
+    // The same if the list begins to drop only now.
+    network.blocklist().unwrap().unblock(prefix("10.99.0.0/24")).unwrap();
+    let change = |mode| {
+        let config = BlockConfig { mode, entries: vec![entry("10.99.0.0/24")], ..enforcing() };
+        let list = Arc::clone(network.blocklist().unwrap());
+        here.run(move || list.change(&config)).unwrap();
+    };
+    change(BlockMode::Observe);
+    let (mut client, mut server) = connected(&here, &there, 22);
+    change(BlockMode::Enforce);
+    client.write_all(b"a").unwrap();
+    assert!(arrives(&mut server, TIMEOUT));
+    assert_eq!(dropped(&network, "cidr"), 0);
+}
+
 /// A simple list: the longest prefix whose rule applies decides, unless something lets the packet pass.
 struct Model {
     entries: Vec<BlockEntry>,

@@ -93,6 +93,8 @@ impl Blocklist {
             feeds: BTreeMap::new(),
             asked: asked.collect(),
             protected: Protected::default(),
+            sessions: BTreeSet::new(),
+            sessions_unknown: false,
             tables,
             held: BTreeMap::new(),
             sources: Sources::new(),
@@ -196,14 +198,19 @@ impl Blocklist {
         );
         state.protected_at = Some(now);
         let wanted = state.wanted(now);
-        let done =
-            state.protect(&self.maps, protected).and_then(|()| state.replace_all(&self.maps, wanted, now));
+        let done = state.protect(&self.maps, protected);
+        let done = done.and_then(|()| {
+            state.sparing_sessions(&self.maps, |state| {
+                state.replace_all(&self.maps, wanted, now)?;
+                self.maps.set_enforce(config.mode == BlockMode::Enforce);
+                Ok(())
+            })
+        });
         if let Err(error) = done {
             (state.deadlines, state.config, state.files, state.file_sources, state.decided) = before;
             return Err(error);
         }
         state.retain_feeds(config, ages, now);
-        self.maps.set_enforce(config.mode == BlockMode::Enforce);
         self.log(&state);
         self.publish(&state);
         Ok(())
@@ -216,7 +223,7 @@ impl Blocklist {
             BlockMode::Observe => "nothing is dropped (mode: observe)",
         };
         log::info!("blocklist: {} entries; {what}", state.held.len());
-        state.protected.log(&config.own_ports);
+        state.protected.log(&config.own_ports, &state.sessions);
     }
 
     /// Determines the protected addresses if they were last determined longer ago than `oldest`. It reads files and
@@ -259,7 +266,6 @@ impl Blocklist {
         if let Some((by, why)) = state.reasons_to_pass().find(|(by, _)| by.contains(prefix)) {
             return Err(BlockError::Protected(prefix, format!("{by} is {why}")));
         }
-        let except = state.reasons_to_pass().filter(|(by, _)| prefix.contains(*by)).collect();
         let before = state.asked.get(&prefix).filter(|asked| !has_expired(asked.until(), now));
         if confirm.is_some() && before.is_some_and(|asked| asked.confirm_by.is_none()) {
             return Err(BlockError::Settled(prefix));
@@ -281,7 +287,9 @@ impl Blocklist {
             Some(_) => (false, false),
         };
         if is_ours {
-            let done = state.set(&self.maps, prefix, Origin::Requested(by), rule, now);
+            let done = state.sparing_sessions(&self.maps, |state| {
+                state.set(&self.maps, prefix, Origin::Requested(by), rule, now)
+            });
             if let Err(error) = done {
                 state.errors += 1;
                 self.publish(&state);
@@ -291,6 +299,7 @@ impl Blocklist {
         let kept = asked.kept(prefix, now);
         state.asked.insert(prefix, asked);
         self.update_beside_decision(&mut state, prefix, now);
+        let except = state.exceptions(prefix);
         self.publish(&state);
         drop(state);
         if let (Some(store), Some(kept)) = (&mut *store, kept) {
@@ -407,6 +416,7 @@ impl Blocklist {
         }
         if let Some(found) = found {
             state.protect_found(&self.maps, found, now);
+            state.protect_sessions(&self.maps);
         }
         let over = state.asked.iter().filter(|(_, asked)| has_expired(asked.until(), now));
         let over: Vec<Prefix> = over.map(|(prefix, _)| *prefix).collect();
@@ -415,12 +425,14 @@ impl Blocklist {
         touched.extend(over.iter().copied());
         if changed || !touched.is_empty() {
             is_news = true;
-            let done = if changed {
-                let wanted = state.wanted(now);
-                state.apply(&self.maps, wanted, now)
-            } else {
-                state.refresh(&self.maps, &touched, now)
-            };
+            let done = state.sparing_sessions(&self.maps, |state| {
+                if changed {
+                    let wanted = state.wanted(now);
+                    state.apply(&self.maps, wanted, now)
+                } else {
+                    state.refresh(&self.maps, &touched, now)
+                }
+            });
             if let Err(error) = done {
                 state.errors += 1;
                 log::error!("blocklist: failed to apply a change: {error:#}");

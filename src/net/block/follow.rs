@@ -75,7 +75,11 @@ impl Blocklist {
             }
         }
         let (touched, released) = state.decide(answered, is_whole, now);
-        let done = state.refresh(&self.maps, &touched, now);
+        let done = if touched.is_empty() {
+            Ok(())
+        } else {
+            state.sparing_sessions(&self.maps, |state| state.refresh(&self.maps, &touched, now))
+        };
         if done.is_err() {
             state.errors += 1;
         }

@@ -26,6 +26,7 @@ mod protect;
 mod push;
 mod replace;
 mod rules;
+mod sessions;
 mod sources;
 mod state;
 mod summary;

@@ -6,9 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::super::cidr::Prefix;
 use super::super::netlink::{NETLINK_ROUTE, attributes, dump};
-use super::super::sockets::established;
 use super::gateways::gateways;
 use super::maps::Connection;
+use super::sessions::{session_of, ssh_ports};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -20,14 +20,16 @@ const ADDRESS: usize = 8;
 /// The configuration of DNS servers.
 pub(super) const RESOLVERS: &str = "/etc/resolv.conf";
 
-/// Protected addresses and connections.
+/// Protected addresses, and what is needed to find protected connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Protected {
     /// Addresses with the reason.
     pub prefixes: BTreeMap<Prefix, &'static str>,
-    /// Administrative connections. Other connections from the same address are not protected, so that password guessing
-    /// from there can still be blocked.
-    pub connections: BTreeSet<Connection>,
+    /// Established connections to these ports are protected. Other connections from the same address are not, so that
+    /// password guessing from there can still be blocked.
+    pub ssh_ports: BTreeSet<u16>,
+    /// The connection in which the exporter was started.
+    pub own_session: Option<Connection>,
 }
 
 impl Protected {
@@ -43,12 +45,8 @@ impl Protected {
         own_addresses().unwrap_or_default().into_iter().for_each(|address| add(address, "own address"));
         prefixes.insert(Prefix::new(Ipv4Addr::LOCALHOST.into(), 8), "loopback");
         prefixes.insert(Prefix::new(Ipv6Addr::LOCALHOST.into(), 128), "loopback");
-        let session = std::env::var("SSH_CONNECTION").unwrap_or_default();
-        let mut ports = ssh_ports(&read("/etc/ssh/sshd_config"));
-        let own = session_of(&session);
-        ports.extend(own.map(|(_, _, port)| port));
-        let connections = established(|port| ports.contains(&port)).unwrap_or_default();
-        Self { prefixes, connections: connections.into_iter().chain(own).collect() }
+        let own_session = session_of(&std::env::var("SSH_CONNECTION").unwrap_or_default());
+        Self { prefixes, ssh_ports: ssh_ports(own_session), own_session }
     }
 
     /// Logs what was not in `before`.
@@ -61,7 +59,7 @@ impl Protected {
     }
 
     /// Logs everything.
-    pub fn log(&self, own_ports: &[u16]) {
+    pub fn log(&self, own_ports: &[u16], sessions: &BTreeSet<Connection>) {
         let ports: Vec<String> = own_ports.iter().map(ToString::to_string).collect();
         if !ports.is_empty() {
             log::info!("blocklist: never dropped: TCP to the exporter's own ports {}", ports.join(", "));
@@ -73,7 +71,7 @@ impl Protected {
         for (why, prefixes) in by_reason {
             log::info!("blocklist: never dropped: {} ({why})", prefixes.join(", "));
         }
-        for (peer, from, to) in &self.connections {
+        for (peer, from, to) in sessions {
             log::info!("blocklist: never dropped: the SSH connection from {peer} port {from} to port {to}");
         }
         log::info!("blocklist: never dropped: ARP and IPv6 neighbour discovery");
@@ -93,25 +91,6 @@ fn resolvers(text: &str) -> impl Iterator<Item = IpAddr> {
         let address = words.next().filter(|_| is_server)?.split('%').next()?;
         address.parse().ok()
     })
-}
-
-/// Ports of the SSH server, from its configuration.
-fn ssh_ports(text: &str) -> BTreeSet<u16> {
-    let ports = text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let is_port = words.next().is_some_and(|word| word.eq_ignore_ascii_case("port"));
-        words.next().filter(|_| is_port)?.parse().ok()
-    });
-    let ports: BTreeSet<u16> = ports.collect();
-    if ports.is_empty() { BTreeSet::from([22]) } else { ports }
-}
-
-/// `SSH_CONNECTION`: the client's address and port, the server's address and port.
-fn session_of(text: &str) -> Option<Connection> {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let [client, from, _, to] = words[..] else { return None };
-    let client: IpAddr = client.split('%').next()?.parse().ok()?;
-    Some((client.to_canonical(), from.parse().ok()?, to.parse().ok()?))
 }
 
 /// The addresses of all interfaces.
@@ -140,26 +119,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_resolv_conf_and_sshd_config() {
+    fn parses_resolv_conf() {
         let text = "# x\nnameserver 192.0.2.53\nsearch a\nnameserver fe80::1%eth0\nnameserver\n";
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.53", "fe80::1"]);
-        assert_eq!(ssh_ports("#Port 23\nPort 2222\nport 2200\n"), BTreeSet::from([2200, 2222]));
-        assert_eq!(ssh_ports(""), BTreeSet::from([22]));
-        let session = session_of("192.0.2.9 50000 10.0.0.1 22").unwrap();
-        assert_eq!(session, ("192.0.2.9".parse().unwrap(), 50000, 22));
-        assert_eq!(session_of(""), None);
     }
 
     #[test]
-    fn finds_an_established_connection() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let _server = listener.accept().unwrap();
-        let found = established(|to| to == port).unwrap();
-        let peer = client.local_addr().unwrap();
-        assert_eq!(found, BTreeSet::from([(peer.ip(), peer.port(), port)]));
+    fn loopback_is_protected() {
         let protected = Protected::find();
         assert!(protected.prefixes.contains_key(&Prefix::parse("127.0.0.0/8").unwrap()));
     }

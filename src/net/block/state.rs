@@ -12,10 +12,11 @@ use super::entry::{Asker, BlockRow, Source};
 use super::feed::Feed;
 use super::file::WatchedFile;
 use super::kept::StoredEntry;
-use super::maps::{BOTH, BlockMaps, Hits, Rule};
+use super::maps::{BOTH, BlockMaps, Connection, Hits, Rule};
 use super::marks::Marks;
 use super::protect::Protected;
 use super::rules::RuleTables;
+use super::sessions::sessions;
 use super::sources::Sources;
 
 /// More changes than this rebuild the tables instead of being applied one by one.
@@ -35,6 +36,9 @@ pub(super) struct ListState {
     pub feeds: BTreeMap<String, Feed>,
     pub asked: BTreeMap<Prefix, Requested>,
     pub protected: Protected,
+    /// Protected connections, and whether they could not be determined the last time.
+    pub sessions: BTreeSet<Connection>,
+    pub sessions_unknown: bool,
     pub tables: RuleTables,
     pub held: BTreeMap<Prefix, Origin>,
     pub sources: Sources,
@@ -379,6 +383,13 @@ impl ListState {
         )
     }
 
+    /// What is never dropped within a prefix, and why.
+    pub fn exceptions(&self, prefix: Prefix) -> Vec<(Prefix, String)> {
+        let peers = self.sessions.iter().map(|(peer, ..)| Prefix::new(*peer, 128));
+        let sessions = peers.map(|peer| (peer, "its established SSH connections".to_string()));
+        sessions.chain(self.reasons_to_pass()).filter(|(by, _)| prefix.contains(*by)).collect()
+    }
+
     /// Whether the protected addresses were determined longer ago than `oldest`.
     pub fn is_update_due(&self, now: u64, oldest: Duration) -> bool {
         let age = self.protected_at.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
@@ -417,9 +428,36 @@ impl ListState {
             }
         }
         self.allowed = allowed;
-        self.tables.spare(maps, protected.connections.clone())?;
         self.protected = protected;
         Ok(())
+    }
+
+    /// Makes a change that may block more. The SSH connections that are established before it are protected first, and
+    /// those opened meanwhile right after it.
+    pub fn sparing_sessions<T>(&mut self, maps: &BlockMaps, change: impl FnOnce(&mut Self) -> T) -> T {
+        self.protect_sessions(maps);
+        let done = change(self);
+        self.protect_sessions(maps);
+        done
+    }
+
+    /// Protects the SSH connections that are established now.
+    pub fn protect_sessions(&mut self, maps: &BlockMaps) {
+        let found = sessions(&self.protected.ssh_ports).and_then(|mut found| {
+            found.extend(self.protected.own_session);
+            self.tables.spare(maps, found.clone()).map_err(std::io::Error::other)?;
+            Ok(found)
+        });
+        match found {
+            Ok(found) => (self.sessions, self.sessions_unknown) = (found, false),
+            Err(err) => {
+                if !std::mem::replace(&mut self.sessions_unknown, true) {
+                    log::warn!(
+                        "blocklist: new SSH connections are not protected: failed to determine them: {err}"
+                    );
+                }
+            }
+        }
     }
 
     pub fn row(&self, prefix: Prefix, origin: Origin, now: u64) -> BlockRow {

@@ -55,7 +55,7 @@ impl Summary {
             entries: entries.map(|(number, source)| (source.clone(), count(number))).collect(),
             packets: Vec::new(),
             allowed: state.allowed.len() as u64,
-            spared: state.protected.connections.len() as u64,
+            spared: state.sessions.len() as u64,
             files: state.files.iter().map(file).collect(),
             feeds: state.feeds.iter().map(feed).collect(),
             errors: state.errors,

@@ -1,0 +1,133 @@
+//! Established SSH connections, which go on although their peer is blocked.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use super::super::sockets::established;
+use super::maps::Connection;
+use crate::glob;
+
+/// The configuration of the SSH server.
+const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
+/// How deeply files may include others, as in sshd.
+const MAX_DEPTH: usize = 16;
+
+/// The TCP ports of the SSH server. `own` is the connection in which the exporter was started, if any.
+pub(super) fn ssh_ports(own: Option<Connection>) -> BTreeSet<u16> {
+    let mut ports = BTreeSet::new();
+    add_ports(Path::new(SSHD_CONFIG), MAX_DEPTH, &mut ports);
+    if ports.is_empty() {
+        ports.insert(22);
+    }
+    ports.extend(own.map(|(_, _, port)| port));
+    ports
+}
+
+/// The connections to these ports that are established now, in the calling thread's network namespace.
+///
+/// # Errors
+/// If the kernel has no socket diagnostics.
+pub(super) fn sessions(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<Connection>> {
+    let mut found = BTreeSet::new();
+    for port in ports {
+        found.extend(established(*port)?);
+    }
+    Ok(found)
+}
+
+/// `SSH_CONNECTION`: the client's address and port, the server's address and port.
+pub(super) fn session_of(text: &str) -> Option<Connection> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [client, from, _, to] = words[..] else { return None };
+    let client: IpAddr = client.split('%').next()?.parse().ok()?;
+    Some((client.to_canonical(), from.parse().ok()?, to.parse().ok()?))
+}
+
+/// `man 5 sshd_config`. What cannot be read is left out.
+fn add_ports(path: &Path, depth: usize, ports: &mut BTreeSet<u16>) {
+    let text = std::fs::read(path).unwrap_or_default();
+    for line in String::from_utf8_lossy(&text).lines() {
+        // A keyword may be separated from its arguments by `=`, and arguments may be quoted.
+        let mut words = line.split(|c: char| c.is_whitespace() || matches!(c, '=' | '"'));
+        let mut words = words.by_ref().filter(|word| !word.is_empty());
+        let keyword = words.next().unwrap_or_default().to_ascii_lowercase();
+        match keyword.as_str() {
+            "port" => ports.extend(words.next().and_then(|port| port.parse::<u16>().ok())),
+            "listenaddress" => ports.extend(words.next().and_then(port_of)),
+            "include" if depth > 0 => {
+                let included = words.flat_map(|pattern| files(path, pattern));
+                included.for_each(|file| add_ports(&file, depth - 1, ports));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The port of `HOST:PORT`, `ADDRESS:PORT` or `[ADDRESS]:PORT`.
+fn port_of(address: &str) -> Option<u16> {
+    let (host, port) = address.rsplit_once(':')?;
+    let is_ipv6_alone = host.contains(':') && !host.ends_with(']');
+    port.parse().ok().filter(|_| !is_ipv6_alone)
+}
+
+/// The files that a pattern in this file matches. Only the file's name may have wildcards.
+fn files(from: &Path, pattern: &str) -> Vec<PathBuf> {
+    let pattern = from.parent().unwrap_or(Path::new("/")).join(pattern);
+    let (Some(directory), Some(name)) = (pattern.parent(), pattern.file_name()) else { return Vec::new() };
+    let name = name.to_string_lossy();
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| glob::matches(&name, &entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_ports_of_sshd_and_included_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let main = directory.path().join("sshd_config");
+        let read = |text: &str| {
+            std::fs::write(&main, text).unwrap();
+            let mut ports = BTreeSet::new();
+            add_ports(&main, MAX_DEPTH, &mut ports);
+            ports.into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(read("#Port 23\nPort 2222\nport=2200\nPort \"2201\"\n"), [2200, 2201, 2222]);
+        assert_eq!(
+            read("ListenAddress 0.0.0.0:2222\nListenAddress [::]:2223\nListenAddress ::1\n"),
+            [2222, 2223]
+        );
+        std::fs::create_dir(directory.path().join("sshd_config.d")).unwrap();
+        std::fs::write(directory.path().join("sshd_config.d/50-cloud.conf"), "Port 2022\n").unwrap();
+        std::fs::write(directory.path().join("sshd_config.d/readme"), "Port 2023\n").unwrap();
+        assert_eq!(read("Include sshd_config.d/*.conf\n"), [2022]);
+        let absolute = format!("Include {}/sshd_config.d/*\n", directory.path().display());
+        assert_eq!(read(&absolute), [2022, 2023]);
+        // A file that includes itself ends somewhere.
+        assert_eq!(read("Port 7\nInclude sshd_config\n"), [7]);
+    }
+
+    #[test]
+    fn parses_the_session_of_the_environment() {
+        let session = session_of("192.0.2.9 50000 10.0.0.1 22").unwrap();
+        assert_eq!(session, ("192.0.2.9".parse().unwrap(), 50000, 22));
+        assert_eq!(session_of(""), None);
+    }
+
+    #[test]
+    fn finds_an_established_connection() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _server = listener.accept().unwrap();
+        let found = sessions(&BTreeSet::from([port])).unwrap();
+        let peer = client.local_addr().unwrap();
+        assert_eq!(found, BTreeSet::from([(peer.ip(), peer.port(), port)]));
+    }
+}
