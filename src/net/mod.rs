@@ -9,6 +9,7 @@ mod attribution;
 mod block;
 mod cidr;
 mod collect;
+mod comparison;
 mod config;
 mod counter_maps;
 mod counters;

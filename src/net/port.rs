@@ -8,6 +8,7 @@ use crate::pins::PinDir;
 use super::abi::{Direction, Link};
 use super::attach::HeldLink;
 use super::attach::{Attached, attach_egress, attach_ingress};
+use super::comparison::Comparison;
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
 use super::interface_table::Entry;
@@ -15,10 +16,6 @@ use super::links::{Interface, KernelCount};
 use super::pinned::keep;
 use super::programs::{Program, Programs};
 use super::refusal::{AttachRefusal, ONE_PIECE_MTU, described};
-
-/// Packets that the kernel counted and the exporter did not, before it is reported: some pass between the two
-/// readings.
-const MIN_MISSING: u64 = 32;
 
 /// An interface with its attached programs. Dropping it detaches them.
 #[derive(Debug)]
@@ -35,10 +32,7 @@ pub(crate) struct Port {
 #[derive(Debug)]
 struct Side {
     state: Result<AttachedProgram, AttachRefusal>,
-    /// Packets at the last comparison, counted by the kernel and here.
-    compared: Option<(u64, u64)>,
-    /// Consecutive comparisons with missing packets.
-    missing: u32,
+    comparison: Comparison,
 }
 
 /// An attached program.
@@ -154,16 +148,10 @@ impl Port {
             if side.state.is_err() {
                 continue;
             }
-            let Some((kernel_before, ours_before)) = side.compared.replace((kernel, ours)) else { continue };
-            let (theirs, ours) = (kernel.wrapping_sub(kernel_before), ours.wrapping_sub(ours_before));
-            let was_hidden = side.is_hidden();
-            if theirs >= MIN_MISSING && ours < theirs / 2 {
-                side.missing += 1;
-            } else if ours > 0 {
-                side.missing = 0;
-            }
-            match (was_hidden, side.is_hidden()) {
-                (false, true) => changes.push(Change::Hidden { direction, packets: theirs - ours }),
+            let was_hidden = side.comparison.is_hidden();
+            let packets = side.comparison.compare(kernel, ours);
+            match (was_hidden, side.comparison.is_hidden()) {
+                (false, true) => changes.push(Change::Hidden { direction, packets }),
                 (true, false) => changes.push(Change::Seen { direction }),
                 _ => {}
             }
@@ -186,7 +174,7 @@ impl Port {
         let side = if direction == Direction::Ingress { &self.ingress } else { &self.egress };
         match &side.state {
             Err(refusal) => Some(refusal.clone()),
-            Ok(placed) => side.is_hidden().then(|| AttachRefusal {
+            Ok(placed) => side.comparison.is_hidden().then(|| AttachRefusal {
                 reason: "hidden",
                 text: format!(
                     "{}: {} is attached but sees less than half of the packets that the kernel counts; see \
@@ -225,12 +213,7 @@ impl Port {
 
 impl Side {
     fn new(state: Result<AttachedProgram, AttachRefusal>) -> Self {
-        Self { state, compared: None, missing: 0 }
-    }
-
-    /// A single comparison may have fallen into a burst.
-    fn is_hidden(&self) -> bool {
-        self.missing >= 2
+        Self { state, comparison: Comparison::default() }
     }
 
     fn reported(&self, direction: Direction) -> Change {
