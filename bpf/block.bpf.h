@@ -300,11 +300,15 @@ static __always_inline __u32 find6(__u32 list, __u64 high, __u64 low, __u64 tran
 	return found ? found : find6_in(high, low, LENGTHS(0, list), transport, amount);
 }
 
+/* From and to which UDP ports DHCP servers answer (RFC 2131, RFC 8415). */
+#define DHCP_ANSWER (67u << 16 | 68)
+#define DHCPV6_ANSWER (547u << 16 | 546)
+
 /*
  * Whether a packet passes whatever its addresses: it belongs to the exporter's own listeners or to a spared
- * connection, or is neighbor discovery, without which no host on the link could be reached. Takes the address of the
- * remote end, as in net_talker. A separate function, so that the functions that look up prefixes do not need its
- * stack.
+ * connection, or is neighbor discovery, without which no host on the link could be reached, or this machine's DHCP,
+ * without which it would lose its own address. Takes the address of the remote end, as in net_talker. A separate
+ * function, so that the functions that look up prefixes do not need its stack.
  */
 __noinline __u32 is_exempt(__u64 high, __u64 low, __u64 transport)
 {
@@ -317,6 +321,12 @@ __noinline __u32 is_exempt(__u64 high, __u64 low, __u64 transport)
 	if (transport & TRANSPORT_NEIGHBOUR)
 		return true;
 	own &= 0xffff;
+	if (TRANSPORT_NUMBER(transport) == IPPROTO_UDP) {
+		__u32 peer = is_sent ? TRANSPORT_TO(transport) : TRANSPORT_FROM(transport) & 0xffff;
+
+		peer = peer << 16 | own;
+		return peer == DHCP_ANSWER || peer == DHCPV6_ANSWER;
+	}
 	if (TRANSPORT_NUMBER(transport) != IPPROTO_TCP || !own)
 		return false;
 #pragma unroll

@@ -411,9 +411,11 @@ impl Model {
         let found = self.entries.iter().filter(|entry| entry.prefix.contains(peer)).filter(holds);
         let found = found.max_by_key(|entry| entry.prefix.bits())?;
         let is_own = ends.number == 6 && own_port == self.own_port;
+        let peer_port = ends.source_port ^ ends.destination_port ^ own_port;
+        let is_dhcp = ends.number == 17 && matches!((peer_port, own_port), (67, 68) | (547, 546));
         let machine = ["127.0.0.0/8", "::1"].iter().map(|text| prefix(text));
         let is_allowed = self.allow.iter().copied().chain(machine).any(|allowed| allowed.contains(peer));
-        if is_own || is_allowed || is_neighbour_discovery(frame) {
+        if is_own || is_dhcp || is_allowed || is_neighbour_discovery(frame) {
             return None;
         }
         Some(if found.prefix.is_single() { Reason::Blocklist } else { Reason::Cidr })

@@ -49,6 +49,11 @@ fn transport(chance: &mut Chance, number: u8) -> Vec<u8> {
         bytes[..2].copy_from_slice(&(chance.below(4) as u16 + 1000).to_be_bytes());
         bytes[2..4].copy_from_slice(&(chance.below(4) as u16 + 2000).to_be_bytes());
     }
+    if number == 17 && chance.once_in(8) {
+        let (from, to) = chance.pick(&[(67u16, 68u16), (68, 67), (547, 546), (546, 547)]);
+        bytes[..2].copy_from_slice(&from.to_be_bytes());
+        bytes[2..4].copy_from_slice(&to.to_be_bytes());
+    }
     bytes.resize(bytes.len() + payload, 0x5a);
     bytes
 }

@@ -74,7 +74,7 @@ impl Protected {
         for (peer, from, to) in sessions {
             log::info!("blocklist: never dropped: the SSH connection from {peer} port {from} to port {to}");
         }
-        log::info!("blocklist: never dropped: ARP and IPv6 neighbour discovery");
+        log::info!("blocklist: never dropped: ARP, IPv6 neighbour discovery and the answers of DHCP servers");
     }
 }
 
