@@ -1,7 +1,7 @@
 //! Parses published lists of addresses and prefixes. Pure.
 //!
-//! One entry per line: an address, a prefix, or a range `FIRST-LAST`; `#` and `;` begin comments. A second column with
-//! a number, as some lists have, is ignored.
+//! One entry per line: an address, a prefix (also with a netmask, `ADDRESS MASK`), or a range `FIRST-LAST`; `#` and `;`
+//! begin comments. A second column with a number, as some lists have, is ignored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -69,7 +69,11 @@ fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
     let mut words = text.split([' ', '\t', ',']).filter(|word| !word.is_empty());
     let first = words.next().unwrap_or_default();
     let rest: Vec<&str> = words.collect();
+    let with_mask = rest.first().filter(|mask| is_masked(first, mask)).map(|mask| format!("{first}/{mask}"));
     let (first, last) = match (first.split_once('-'), rest.as_slice()) {
+        (None, [_, others @ ..]) if with_mask.is_some() && numbers(others) => {
+            (with_mask.as_deref().unwrap_or_default(), None)
+        }
         (Some((first, last)), []) => (first, Some(last)),
         (None, ["-", last]) => (first, Some(*last)),
         (None, [last, others @ ..]) if address(last).is_some() && !first.contains('/') && numbers(others) => {
@@ -82,17 +86,37 @@ fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
         let ends = address(first).zip(address(last));
         let ends = ends.filter(|(first, last)| first.is_ipv4() == last.is_ipv4() && first <= last);
         let (first, last) = ends.ok_or_else(|| format!("{text:?} is not a range of addresses"))?;
+        let before = to.len();
         range(first, last, to);
+        if to[before..].iter().any(|prefix| prefix.bits() == 0) {
+            to.truncate(before);
+            return Err(covers_everything(text));
+        }
         return Ok(None);
     }
     let (prefix, warning) = lenient(first)?;
     if prefix.bits() == 0 {
-        return Err(format!(
-            "{text:?} covers every address; list it in `network.block.entries` if that is intended"
-        ));
+        return Err(covers_everything(text));
     }
     to.push(prefix);
     Ok(warning)
+}
+
+fn covers_everything(text: &str) -> String {
+    format!("{text:?} covers every address; list it in `network.block.entries` if that is intended")
+}
+
+/// Whether `ADDRESS LAST` is an address with its netmask, and not a range: nothing after 223.255.255.255 is the source
+/// of a packet, so no range leads from there to a mask of three bits or more.
+fn is_masked(address: &str, last: &str) -> bool {
+    let is_source = address.parse().is_ok_and(|address: Ipv4Addr| address.octets()[0] < 224);
+    is_source && netmask(last).is_some_and(|bits| bits == 0 || bits >= 3)
+}
+
+/// The prefix length of a netmask such as 255.255.255.0.
+fn netmask(text: &str) -> Option<u8> {
+    let mask = text.parse::<Ipv4Addr>().ok()?.to_bits();
+    (mask.count_ones() == mask.leading_ones()).then_some(mask.count_ones() as u8)
 }
 
 fn numbers(words: &[&str]) -> bool {
@@ -103,11 +127,16 @@ fn address(text: &str) -> Option<IpAddr> {
     text.parse::<IpAddr>().ok().map(|address| address.to_canonical())
 }
 
-/// Parses a prefix leniently: host bits may be set, and IPv4 may be mapped to IPv6.
+/// Parses a prefix leniently: host bits may be set, IPv4 may be mapped to IPv6, or have a netmask instead of a length.
 ///
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn lenient(text: &str) -> Result<(Prefix, Option<String>), String> {
+    let with_mask = text.split_once('/').and_then(|(address, mask)| {
+        let address = address.parse::<Ipv4Addr>().ok()?;
+        Some(format!("{address}/{}", netmask(mask)?))
+    });
+    let text = with_mask.as_deref().unwrap_or(text);
     let parsed = match Prefix::parse(text) {
         Ok(prefix) => Ok((prefix, None)),
         Err(error) => text
@@ -183,6 +212,25 @@ mod tests {
                 "2001:db8::/32"
             ]
         );
+    }
+
+    #[test]
+    fn netmasks_are_not_ends_of_ranges() {
+        let list = "10.9.7.0 255.255.255.0\n10.9.8.1 255.255.255.255\n10.10.0.0\t255.255.0.0\t1\n192.0.2.0/255.255.255.128\n\
+                    198.51.100.0 198.51.100.1\n240.0.0.0 240.0.0.1\n";
+        assert_eq!(
+            prefixes(list),
+            ["10.9.7.0/24", "10.9.8.1/32", "10.10.0.0/16", "192.0.2.0/25", "198.51.100.0/31", "240.0.0.0/31"]
+        );
+        let file = ListFile::parse(b"10.9.7.1 255.255.255.0\n10.0.0.0/255.0.255.0\n");
+        assert_eq!(file.prefixes, [Prefix::parse("10.9.7.0/24").unwrap()]);
+        assert_eq!((file.invalid, file.warnings), (1, 2), "{:?}", file.told);
+        for all in
+            ["0.0.0.0-255.255.255.255", "0.0.0.0 0.0.0.0", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+        {
+            let file = ListFile::parse(all.as_bytes());
+            assert!(file.prefixes.is_empty() && file.told[0].1.contains("every address"), "{all}: {file:?}");
+        }
     }
 
     #[test]
