@@ -418,7 +418,7 @@ int mapped(__u64 *ctx)
 	if (regs->orig_ax != NR_mmap || regs->r10 & (MAP_ANONYMOUS | MAP_SHARED))
 		return 0;
 	event.pid = process_id(task);
-	if (!event.pid || !bpf_map_lookup_elem(&tracked, &event.pid))
+	if (!event.pid || event.pid == own_pid || !bpf_map_lookup_elem(&tracked, &event.pid))
 		return 0;
 	file = file_at(task, regs->r8);
 	if (!file)

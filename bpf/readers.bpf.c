@@ -45,9 +45,6 @@ struct readers_abi {
 };
 const volatile struct readers_abi readers_abi = {};
 
-/* The exporter, which inspects its breakpoints itself. */
-const volatile __u32 own_pid = 0;
-
 /* By the address of the kernel's inode, which the probes hold a reference to. */
 HASH(traced, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, __u64, __u32, 8192);
 

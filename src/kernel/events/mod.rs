@@ -325,7 +325,7 @@ fn load<'a>(
         (rodata.has_cgroups, rodata.wake_bytes) = (u32::from(wanted.by_cgroup), WAKE_BYTES);
         (rodata.name_globs, rodata.line_globs) = (names, lines);
         (rodata.wants_all, rodata.wants_children) = (u32::from(wanted.all), u32::from(wanted.children));
-        rodata.longest_wait = hold.as_nanos() as u64;
+        (rodata.own_pid, rodata.longest_wait) = (std::process::id(), hold.as_nanos() as u64);
     }
     open.load()
 }

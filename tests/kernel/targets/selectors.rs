@@ -252,6 +252,24 @@ fn exporter_in_a_cgroup_namespace_knows_whole_paths() {
     running.stop();
 }
 
+/// It maps each new file to identify it, and a process that maps a file may be loading a library.
+#[test]
+fn exporter_that_selects_itself_does_not_hold_itself_up() {
+    let (place, directory) = (Place::new(), directory());
+    let path = program(&directory, "beside");
+    let own = std::process::id();
+    let unit = Cgroup::new(hierarchy().join(format!("itself{own}.service")));
+    let enter = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", unit.0.display());
+    let unit_is = format!("unit: itself{own}");
+    let yaml = config(&[("unit", &unit_is), ("library", &format!("library: libitself.so\n  {unit_is}"))]);
+    let running = Setup::new(&place, yaml).through(&["sh", "-c", &enter, "sh"]).start();
+    run("sh", &["-c", &enter, "sh", path.to_str().unwrap(), "7"]);
+    if can_make_wait() {
+        running.scrape_until("the first start to be counted", |scrape| scrape.sum("unit_total", &[]) == 7.0);
+    }
+    running.stop();
+}
+
 #[test]
 fn removed_container_retains_its_labels() {
     let directory = directory();
