@@ -178,11 +178,14 @@ impl Finder {
     /// The files with this name or soname that the processes have loaded.
     fn of_library(&mut self, processes: &[u32], name: &Pattern) -> Result<Vec<TargetFile>, String> {
         let all = self.libraries_that(processes, |library| library.is_called(name));
-        match (all.is_empty(), processes.len()) {
-            (false, _) => Ok(all),
-            (true, 0) => Err(format!("no selected process is running, so none has loaded {name}")),
-            (true, count) => Err(format!("none of the {count} selected processes has loaded {name}")),
+        if !all.is_empty() {
+            return Ok(all);
         }
+        // Without their number: a reason that changes is logged again.
+        Err(match processes {
+            [] => format!("no selected process is running, so none has loaded {name}"),
+            _ => format!("none of the selected processes has loaded {name}"),
+        })
     }
 
     /// The library files that the processes have loaded, each once.

@@ -168,7 +168,8 @@ impl Worker {
                 }
                 // Attached files stay attached: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
-                    let is_new = state.missing.as_ref() != Some(&err);
+                    // Numbers of processes, and which of them, change all the time.
+                    let is_new = state.missing.as_deref().map(without_digits) != Some(without_digits(&err));
                     if is_new {
                         log::warn!("Target {}: {err}; waiting for it", planned.name);
                     }
@@ -373,4 +374,8 @@ pub(super) fn guard(
     old.is_taken_over = false;
     let now = file.open().and_then(|file| file.metadata());
     if now.is_ok_and(|now| Stamp::of(&now) == old.stamp) { Ok(()) } else { Err(None) }
+}
+
+fn without_digits(text: &str) -> String {
+    text.chars().filter(|character| !character.is_ascii_digit()).collect()
 }
