@@ -23,7 +23,7 @@ pub fn command() -> Command {
         let file = path("file").required_unless_present("config").conflicts_with("config");
         [
             file.help("Configuration file, or - for standard input"),
-            config().help("The same, as an option of the exporter itself"),
+            config().help("Configuration file, written as for the exporter itself"),
         ]
     };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
@@ -31,8 +31,9 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Traces USDT probes, functions and packets, and exports Prometheus metrics")
         .after_help(
-            "Flags override environment variables, which override the configuration file.\nEnvironment \
-             variables are named FIBRE_ plus the key of the file in capitals: FIBRE_METRICS_PORT.",
+            "Without a command it runs, with the targets of --config or --bitcoind, until SIGTERM.\n\nFlags override \
+             environment variables, which override the configuration file.\nEnvironment variables are named FIBRE_ \
+             plus the key of the file in capitals: FIBRE_METRICS_PORT.",
         )
         // The Python exporter's parser accepted abbreviated flags, and the last of repeated ones.
         .infer_long_args(true)
@@ -102,7 +103,7 @@ pub fn command() -> Command {
                         .long("runbooks")
                         .value_name("URL")
                         .requires("alerts")
-                        .help("Where docs/alerts.md is published [default: /alerts on the exporters]"),
+                        .help("Page that alerts link to, a copy of docs/alerts.md [default: /alerts of each exporter]"),
                 ),
         )
         .subcommand(
@@ -112,7 +113,7 @@ pub fn command() -> Command {
         )
         .subcommand(
             Command::new("hash-password")
-                .about("Read a password and print its bcrypt hash, for metrics_auth_password")
+                .about("Read a password from the terminal or standard input and print its bcrypt hash")
                 .arg(
                     Arg::new("cost")
                         .long("cost")
@@ -125,7 +126,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("unpin")
                 .about("Detach the probes that `state: pinned` left attached, and discard their counts")
-                .arg(config().help("Configuration file whose state is removed"))
+                .arg(config().help("Configuration file of the exporter that left them"))
                 .arg(
                     Arg::new("directory")
                         .value_name("DIRECTORY")
@@ -137,20 +138,20 @@ pub fn command() -> Command {
         )
         .subcommand(
             Command::new("events")
-                .about("Show the slow events that were kept")
+                .about("Show stored slow events")
                 .arg(config().help("Configuration file that names the event file"))
                 .arg(
                     path("file")
                         .long("file")
                         .conflicts_with("config")
-                        .help("Event file [default: that of port 9435]"),
+                        .help("Event file [default: /var/lib/fibre-exporter/events-9435.db]"),
                 )
                 .arg(
                     Arg::new("since")
                         .long("since")
                         .value_name("DURATION")
                         .value_parser(duration)
-                        .help("Only events of the last 90s, 5min or 24h"),
+                        .help("Only events of this last time: 90s, 5min or 24h"),
                 )
                 .arg(Arg::new("probe").long("probe").value_name("NAME").help("Only events of this probe"))
                 .arg(
@@ -165,7 +166,7 @@ pub fn command() -> Command {
                         .value_name("FIELD=VALUE")
                         .value_parser(field)
                         .action(ArgAction::Append)
-                        .help("Only events with this field; can be repeated"),
+                        .help("Only events with this value; can be repeated, and all must match"),
                 )
                 .arg(
                     Arg::new("limit")
@@ -173,7 +174,7 @@ pub fn command() -> Command {
                         .value_name("N")
                         .value_parser(value_parser!(u32).range(1..))
                         .default_value("100")
-                        .help("At most this many, the latest"),
+                        .help("Maximum number of events, the latest ones"),
                 )
                 .arg(table_or_json()),
         )
@@ -186,7 +187,7 @@ pub fn command() -> Command {
                         .long("ttl")
                         .value_name("TIME")
                         .value_parser(parse_ttl)
-                        .help("For how long: 90s, 15m, 12h or 7d [default: permanently]"),
+                        .help("For how long: 90s, 15m, 12h or 7d [default: until it is unblocked]"),
                 )
                 .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Shown with the entry"))
                 .arg(
@@ -194,14 +195,14 @@ pub fn command() -> Command {
                         .long("direction")
                         .value_name("DIRECTION")
                         .value_parser(["ingress", "egress", "both"])
-                        .help("Packets received from it, sent to it, or both [default: network.block.direction]"),
+                        .help("Packets received from it, sent to it, or both [default: `direction` of network.block]"),
                 )
                 .arg(
                     Arg::new("protocol")
                         .long("protocol")
                         .value_name("PROTOCOL")
                         .value_parser(["tcp", "udp", "icmp"])
-                        .help("Only packets of this protocol; with --ports, tcp if it is not given"),
+                        .help("Only packets of this protocol [default: all; tcp with --ports]"),
                 )
                 .arg(
                     Arg::new("ports")
@@ -212,14 +213,14 @@ pub fn command() -> Command {
                 )
                 .arg(
                     Arg::new("confirm").long("confirm").value_name("TIME").value_parser(parse_ttl).help(
-                        "Unblock again after this time unless Enter is pressed, in case it locks you out",
+                        "Unblock after this time unless Enter is pressed before, in case it locks you out",
                     ),
                 ),
         )
         .subcommand(
             blocklist_command("unblock")
                 .about("Unblock an address or prefix")
-                .arg(prefix().required(true).help("Address or prefix, as it is listed")),
+                .arg(prefix().required(true).help("Address or prefix, as `exporter blocklist` shows it")),
         )
         .subcommand(
             blocklist_command("blocklist")
@@ -239,7 +240,7 @@ pub fn command() -> Command {
         .subcommand(
             Command::new("man")
                 .about("Print the man page of the exporter or of a command")
-                .arg(Arg::new("command").value_name("COMMAND").help("Command: check, probes, ...")),
+                .arg(Arg::new("command").value_name("COMMAND").help("Command, such as check")),
         )
 }
 
@@ -252,7 +253,7 @@ fn blocklist_command(name: &'static str) -> Command {
             path("socket")
                 .value_name("PATH")
                 .conflicts_with("config")
-                .help("Its control socket [default: that of port 9435]"),
+                .help("Its control socket [default: /run/fibre-exporter/control-9435.sock]"),
         )
 }
 

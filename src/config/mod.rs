@@ -330,7 +330,7 @@ fn all_targets(layers: &Layers<'_>, top: &Place, complete: bool) -> Vec<model::T
     let no_list = lacks("targets") || listed.as_ref().is_some_and(is_empty);
     if complete && !layers.has("bitcoind_path") && no_list && lacks("network") {
         layers.diags.error(top, "nothing to trace: no target is configured").help(
-            "set bitcoind_path (or --bitcoind, FIBRE_BITCOIND_PATH) to a bitcoind, or write `targets:`; \
+            "set bitcoind_path (or --bitcoind, FIBRE_BITCOIND_PATH) to a bitcoind, or write `targets:` or `network:`; \
              see config.example.yaml",
         );
     }

@@ -104,7 +104,7 @@ pub(super) fn decode(node: &Node<'_>, from_profile: bool) -> Vec<Probe> {
 /// Decodes the width and sign of a function's return value.
 fn returns(node: &Node<'_>) -> Option<IntType> {
     if node.value.as_str().is_some_and(args::is_behind_an_address) {
-        node.error("`returns` is the type of a number").help(
+        node.error("`returns` takes the type of a number").help(
             "to read what the returned address points to, add an argument: \
              args: { NAME: { index: retval, type: string } }",
         );

@@ -111,7 +111,7 @@ pub(super) fn decide(
             .error(
                 &probe.at,
                 format!(
-                    "{} and {} both keep events, and one the worst of an hour: an event is kept once",
+                    "{} and {} both have `slow`, one of them with `worst`: an event is stored for one metric only",
                     first.metric, second.metric
                 ),
             )

@@ -106,12 +106,10 @@ fn selector(target: &str) -> Result<Selector, String> {
     let selector = Selector::process(target);
     find(&selector).map_err(|err| {
         let next = match in_search_path(target) {
-            Some(path) => {
-                format!("for the program with that name use `exporter probes {}`", path.display())
-            }
-            None => "give a file path, a process id or the name of a running process".to_string(),
+            Some(path) => format!("For the program of that name use `exporter probes {}`", path.display()),
+            None => "Give a file path, a process id or the name of a running process".to_string(),
         };
-        format!("no such file {target}, and {err}; {next}")
+        format!("there is no file {target}, and {err}. {next}.")
     })?;
     Ok(selector)
 }

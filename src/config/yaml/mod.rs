@@ -84,7 +84,7 @@ impl From<ScanError> for Fatal {
             ("invalid indentation", "indent continuation lines further than the key that they belong to"),
             (
                 "mapping values are not allowed",
-                "quote text that contains `: `; a mapping is written `key: value`",
+                "check the indentation of this line, and quote text that contains `: `",
             ),
             ("unexpected character", "quote text that begins with this character"),
             ("unexpected end of stream", "close the quote"),
