@@ -189,7 +189,7 @@ impl Bench {
                 ratios.push(told / cost);
             }
             let ((slower, _), (ratio, _)) = (middle_and_most(slower), middle_and_most(ratios));
-            let result = format!("{slower:.0} ns a call slower, told: {ratio:.2} of that");
+            let result = format!("{slower:.0} ns a call slower, estimated: {ratio:.2} of that");
             self.row(&format!("cost, {what}"), &result, "1");
         }
         Ok(())
