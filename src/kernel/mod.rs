@@ -26,6 +26,7 @@ mod prices;
 mod readers;
 mod refusal;
 mod ring;
+mod sizes;
 mod starts;
 mod storage;
 mod store;
