@@ -4,7 +4,7 @@ use log::Level;
 
 use super::TargetFile;
 use super::attached_file::AttachedFile;
-use super::status::ProbeState;
+use super::probe_state::ProbeState;
 use crate::plan::{Plan, TargetPlan};
 
 /// Probes that one message names.

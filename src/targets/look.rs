@@ -9,7 +9,7 @@ use super::attached_file::{AttachContext, AttachedFile};
 use super::file::{Identity, Stamp, TargetFile};
 use super::find::Finder;
 use super::outcome::Outcome;
-use super::status::ProbeState;
+use super::probe_state::ProbeState;
 use super::upgrade::lease;
 use super::worker::Worker;
 use crate::kernel::{Filter, LeaseBreaks};

@@ -1,6 +1,6 @@
 //! The result of one probe in one file, site by site.
 
-use super::status::ProbeState;
+use super::probe_state::ProbeState;
 use crate::kernel::Refusal;
 use crate::resolve::ResolvedSite;
 use crate::unusable::{UnusableSite, summary};

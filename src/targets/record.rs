@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::file::{Identity, Stamp};
-use super::status::{ProbeState, SavedCounts};
+use super::probe_state::ProbeState;
+use super::status::SavedCounts;
 use crate::elf::Semaphore;
 use crate::kernel::{Pinning, Shape};
 use crate::plan::SavedPlan;

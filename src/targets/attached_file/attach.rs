@@ -21,7 +21,8 @@ use crate::targets::file::TargetFile;
 use crate::targets::find::Finder;
 use crate::targets::outcome::Outcome;
 use crate::targets::patched_code::CodeComparison;
-use crate::targets::status::{ProbeState, TargetsStatus};
+use crate::targets::probe_state::ProbeState;
+use crate::targets::status::TargetsStatus;
 
 /// Why a function of a library is not traced.
 const ONLY_EXECUTABLE: &str =
