@@ -14,6 +14,7 @@ mod html;
 mod measured;
 mod model;
 mod network;
+mod numbers;
 mod runbook;
 mod slow;
 mod targets;
