@@ -158,3 +158,17 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     }
     None
 }
+
+/// Parses a bound in any format, including "+Inf".
+pub fn bound(text: &str) -> f64 {
+    text.parse().expect("a bound")
+}
+
+/// Formats the bound as in the text format.
+pub fn with_plain_bound(mut labels: Labels) -> Labels {
+    if let Some(bound) = labels.get_mut("le") {
+        let number = self::bound(bound);
+        *bound = if number.is_finite() { number.to_string() } else { "+Inf".to_owned() };
+    }
+    labels
+}

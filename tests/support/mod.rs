@@ -15,6 +15,7 @@ pub mod names;
 pub mod on_kernel;
 pub mod program;
 pub mod prometheus;
+pub mod protobuf;
 pub mod random;
 pub mod siege;
 pub mod tracer;
