@@ -15,6 +15,7 @@ use iced_x86::{
 
 use super::Image;
 use super::body::{Body, Jump, JumpCondition, is_write, writes};
+use super::probeable::LONGEST_INSTRUCTION;
 
 /// Instructions between such a jump and the `ret` at most.
 const MAX_INSTRUCTIONS: usize = 24;
@@ -117,7 +118,12 @@ impl Code<'_, '_> {
     }
 
     fn decode(&self, vaddr: u64) -> Option<Instruction> {
-        let mut decoder = Decoder::with_ip(64, self.image.code_at(vaddr, 15)?, vaddr, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(
+            64,
+            self.image.code_at(vaddr, LONGEST_INSTRUCTION)?,
+            vaddr,
+            DecoderOptions::NONE,
+        );
         Some(decoder.decode()).filter(|now| !now.is_invalid())
     }
 }

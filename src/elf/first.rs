@@ -8,6 +8,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Register};
 
 use super::body::{Body, writes};
 use super::code::Functions;
+use super::probeable::LONGEST_INSTRUCTION;
 use super::shape::ENDBR64;
 use super::{Arch, Image, Site, SiteShape};
 
@@ -62,7 +63,7 @@ impl Functions<'_> {
 
 /// Returns whether control continues only with the next instruction, the stack and the arguments being unchanged.
 fn keeps_arguments(image: &Image<'_>, vaddr: u64) -> bool {
-    let code = image.code_at(vaddr, 15).unwrap_or(&[]);
+    let code = image.code_at(vaddr, LONGEST_INSTRUCTION).unwrap_or(&[]);
     let now = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).decode();
     now.flow_control() == FlowControl::Next && !now.is_stack_instruction() && !writes_argument(&now)
 }

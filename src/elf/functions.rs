@@ -7,6 +7,7 @@ use iced_x86::{Decoder, DecoderOptions};
 use super::golang;
 use super::names::{CloneKind, clone_of};
 use super::pclntab::{Function, TableVersion};
+use super::probeable::LONGEST_INSTRUCTION;
 use super::runtimes::Runtime;
 use super::select::{Selected, matching, missing};
 use super::sites::share_semaphores;
@@ -336,8 +337,7 @@ fn check_boundary(image: &Image<'_>, symbol: &Symbol<'_>, into: u64, what: &str)
     if into > DECODED_MAX {
         return Err(unclear);
     }
-    // An instruction has at most 15 bytes.
-    let code = image.code_at(symbol.vaddr, into as usize + 15).unwrap_or(&[]);
+    let code = image.code_at(symbol.vaddr, into as usize + LONGEST_INSTRUCTION).unwrap_or(&[]);
     let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
     let mut at = 0;
     while at < into {

@@ -66,6 +66,7 @@ pub use names::signature;
 pub use non_local_exits::{NonLocalExit, is_program, non_local_exits};
 pub use notes::{Note, notes};
 pub use parameters::{FunctionResult, OtherWords, Parameter, ParameterPlace, Parameters};
+pub use probeable::LONGEST_INSTRUCTION;
 pub use shape::{Cost, SiteShape};
 pub use sites::{Convention, FunctionSite, Site, lacks_variables, usdt_sites};
 pub use types::{Pointee, ValueType};

@@ -12,6 +12,9 @@
 
 use iced_x86::{Decoder, DecoderOptions};
 
+/// The length in bytes of the longest instruction.
+pub const LONGEST_INSTRUCTION: usize = 15;
+
 /// The outcome of a probe on an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {

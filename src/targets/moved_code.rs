@@ -19,6 +19,7 @@ use super::follow::ProcessChanges;
 use super::pages::is_of_file;
 use super::readers::translates;
 use super::worker::Worker;
+use crate::elf::LONGEST_INSTRUCTION;
 use crate::kernel::{BREAKPOINT, Rearmed, Refusal};
 use crate::procfs::{Mapping, living_thread, text};
 
@@ -35,9 +36,6 @@ const BATCH: usize = 16;
 
 /// Traced sites of one process that are checked at most.
 const MAX_SITES: usize = 256;
-
-/// The length in bytes of the longest instruction.
-const LONGEST: usize = 15;
 
 /// A process's mappings of a file.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -81,7 +79,7 @@ impl Code {
     /// first byte, which is the breakpoint, it differs from the file's.
     fn changed(&self, sites: &[u64], memory: &File, file: &File) -> usize {
         let is_changed = |site: u64| {
-            let (mut original, mut there) = ([0; LONGEST], [0; LONGEST]);
+            let (mut original, mut there) = ([0; LONGEST_INSTRUCTION], [0; LONGEST_INSTRUCTION]);
             let read = file.read_at(&mut original, site).unwrap_or_default();
             let length = Decoder::new(64, &original[..read], DecoderOptions::NONE).decode().len();
             self.addresses(site).any(|at| {

@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use super::file::Identity;
 use super::find::Finder;
 use super::pages::is_of_file_by;
+use crate::elf::LONGEST_INSTRUCTION;
 use crate::kernel::{BREAKPOINT, MappedPart};
 use crate::mapping::PAGE;
 use crate::procfs::{self, Mapping, living_thread};
@@ -19,8 +20,8 @@ use crate::procfs::{self, Mapping, living_thread};
 /// Bytes before a site that are compared: a longer jump that starts there would reach into it.
 const BYTES_BEFORE: u64 = 4;
 
-/// Bytes from the site on that are compared: the longest instruction.
-const BYTES_AFTER: u64 = 15;
+/// Bytes that are compared for each site: those before it, and the longest instruction.
+const COMPARED: usize = BYTES_BEFORE as usize + LONGEST_INSTRUCTION;
 
 /// What the kernel turns a hit five-byte NOP into (Linux 6.18): a call into a page with this name.
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
@@ -84,12 +85,12 @@ fn patched_by(
         let Range { start, end } = map.memory;
         for place in places.range(map.offset..map.offset + (end - start)) {
             let at = start + (place - map.offset);
-            let (first, end) = ((at - BYTES_BEFORE).max(start), (at + BYTES_AFTER).min(end));
+            let (first, end) = ((at - BYTES_BEFORE).max(start), (at + LONGEST_INSTRUCTION as u64).min(end));
             let is_private = |address: u64| private[((address - start) / PAGE) as usize];
             if !is_private(first) && !is_private(end - 1) {
                 continue;
             }
-            let (mut there, mut original) = ([0; 19], [0; 19]);
+            let (mut there, mut original) = ([0; COMPARED], [0; COMPARED]);
             let length = (end - first) as usize;
             memory.read_exact_at(&mut there[..length], first)?;
             let read = file.read_at(&mut original[..length], place - (at - first))?;
