@@ -47,6 +47,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
     let network = plan.network.clone().map(|config| Network::start(config, |_| {})).transpose();
     let network = network.map_err(RunError::Network)?;
     let manager = ProbeManager::begin(plan.clone(), layout.clone(), &attaching, StartState::default())?;
+    manager.wait_until_attached();
     // Without it, the ring would fill up, and hits would be lost that are not lost in a normal run.
     let user = Arc::new(layout.user_store(plan.probes.len()));
     let drain = Drain::start(plan.clone(), &layout, user, manager.shared(), None)

@@ -173,7 +173,10 @@ impl Engines {
         let mut all = self.all.clone();
         if !new.is_empty() {
             let directory = self.directory.as_deref();
-            all.push(Arc::new(Engine::start_in(plan.part(&new), attaching, directory, recorder)?));
+            let engine = Engine::start_in(plan.part(&new), attaching, directory, recorder)?;
+            // Until then, the probes that they replace go on counting.
+            engine.manager.wait_until_attached();
+            all.push(Arc::new(engine));
         }
         let last = all.len() - 1;
         let probe_ref = |(probe, twin): (usize, &Option<usize>)| match twin {
@@ -253,6 +256,11 @@ impl Engines {
     /// Whether the threads that drain the rings are working.
     pub fn is_alive(&self, timeout: Duration) -> bool {
         self.all.iter().all(|engine| engine.drain.is_alive(timeout))
+    }
+
+    /// Waits until everything is attached that can be attached now.
+    pub fn wait_until_attached(&self) {
+        self.all.iter().for_each(|engine| engine.manager.wait_until_attached());
     }
 
     pub fn attach_kind(&self) -> Option<Attach> {

@@ -25,12 +25,26 @@ use super::refusal::{Refusal, RefusalKind};
 /// sets one in some 5 us, and removes all of them again if it refuses one.
 const MANY: usize = 10_000;
 
+/// Whether the kernel takes noticeably long to attach to this many sites in this many processes.
+pub fn is_large(sites: usize, processes: usize) -> bool {
+    sites.saturating_mul(processes) >= MANY
+}
+
 /// Sets of up to this many places are tried one by one to find the ones that the kernel refuses: it refuses a single
 /// one at once, but of a set it first removes those that it has already accepted, and waits for that.
 const ALONE: usize = 64;
 
 /// Keyed by the position in the list of sites.
 type Refused = BTreeMap<usize, Refusal>;
+
+/// What trials have shown.
+#[derive(Default)]
+struct Rehearsal {
+    /// The sites that another tracer holds, if that is known.
+    held: Option<Refused>,
+    /// The links of the trials.
+    tried: Vec<Link>,
+}
 
 /// The links, and the points that could not be attached.
 type Accepted = (Vec<Link>, Refused);
@@ -50,35 +64,42 @@ impl Kernel {
         processes: usize,
     ) -> Attached {
         without.extend(refuse_trampolines(sites, &kernel_release()));
-        let refused = |refusal: Refusal| {
+        let mut rehearsal = Rehearsal::default();
+        let attached = self.attach_except(file, sites, without, idle, processes, &mut rehearsal);
+        let attached = attached.unwrap_or_else(|refusal| {
             let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
             Attached { refused: all, ..Attached::default() }
-        };
-        let mut held = None;
-        if self.attach_kind() == Attach::Multi && sites.len() * processes >= MANY {
-            match self.rehearse(file, sites, &mut without) {
-                Ok(found) => held = Some(found),
-                Err(refusal) => return refused(refusal),
-            }
+        });
+        Attached { tried: rehearsal.tried, ..attached }
+    }
+
+    fn attach_except(
+        &self,
+        file: &File,
+        sites: &[PlacedSite<'_>],
+        mut without: Refused,
+        idle: &[u64],
+        processes: usize,
+        rehearsal: &mut Rehearsal,
+    ) -> Result<Attached, Refusal> {
+        if self.attach_kind() == Attach::Multi && is_large(sites.len(), processes) {
+            self.rehearse(file, sites, &mut without, rehearsal)?;
         }
         let mut known = 0;
         // Repeated if the kernel has refused a site, accepted a probe without setting a breakpoint, or attached only
         // half of a function: then without it.
         for _ in 0..4 {
             let mut attached = Attached { refused: without.clone(), ..Attached::default() };
-            match self.attach_to(&mut attached, file, sites, held.as_ref(), idle) {
+            match self.attach_to(&mut attached, file, sites, rehearsal, idle) {
                 Ok(true) => {}
                 Ok(false) => {
                     detach(attached.links);
-                    match self.rehearse(file, sites, &mut without) {
-                        Ok(found) => held = Some(found),
-                        Err(refusal) => return refused(refusal),
-                    }
+                    self.rehearse(file, sites, &mut without, rehearsal)?;
                     continue;
                 }
                 Err(refusal) => {
                     detach(attached.links);
-                    return refused(refusal);
+                    return Err(refusal);
                 }
             }
             let unarmed =
@@ -88,54 +109,53 @@ impl Kernel {
                 detach(attached.links);
                 without = attached.refused;
             } else {
-                return attached;
+                return Ok(attached);
             }
         }
-        refused(Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying"))
+        Err(Refusal::new(RefusalKind::Busy, "the kernel's answers are inconsistent; retrying"))
     }
 
     /// Finds out what the kernel refuses by attaching in the exporter's own process, where the kernel has to set and
-    /// remove each breakpoint only once, and nothing is counted. Adds the sites that cannot be attached to `without`,
-    /// and returns those that another tracer holds.
+    /// remove each breakpoint only once, and nothing is counted. Adds the sites that cannot be attached to `without`.
     fn rehearse(
         &self,
         file: &File,
         sites: &[PlacedSite<'_>],
         without: &mut Refused,
-    ) -> Result<Refused, Refusal> {
+        rehearsal: &mut Rehearsal,
+    ) -> Result<(), Refusal> {
         let mut held = BTreeMap::new();
-        let mut tried = Attached { refused: std::mem::take(without), ..Attached::default() };
+        let mut rehearsed = Attached { refused: std::mem::take(without), ..Attached::default() };
         for kind in LinkType::ALL {
-            let spots = nobodys(&spots_of(kind, sites, &tried.refused));
-            let bad = self.causes(own_process(), kind, &opened(file), &spots, &mut tried.links)?;
+            let spots = nobodys(&spots_of(kind, sites, &rehearsed.refused));
+            let bad = self.causes(own_process(), kind, &opened(file), &spots, &mut rehearsal.tried)?;
             let can_be_beside = |(position, refusal): &(usize, Refusal)| {
                 refusal.kind == RefusalKind::Held && sites[*position].site.ref_ctr_offset != 0
             };
             let (beside, refused): (Refused, Refused) = bad.into_iter().partition(can_be_beside);
             held.extend(beside);
-            tried.refused.extend(refused);
+            rehearsed.refused.extend(refused);
         }
         // The kernel now decodes the instructions that it accepted without decoding, and omits those that it cannot
         // probe.
         if let Some(view) = view(file, sites).map_err(|err| Refusal::of_file(&err))? {
-            let unarmed = unarmed(&tried.refused, &view, sites).into_iter();
+            let unarmed = unarmed(&rehearsed.refused, &view, sites).into_iter();
             let refused = unarmed.filter(|at| !held.contains_key(at));
-            tried.refused.extend(refused.map(|at| (at, Refusal::of_instruction())));
+            rehearsed.refused.extend(refused.map(|at| (at, Refusal::of_instruction())));
         }
-        refuse_halves(&mut tried, sites);
-        self.trials().detach(tried.links);
-        *without = tried.refused;
-        Ok(held)
+        refuse_halves(&mut rehearsed, sites);
+        *without = rehearsed.refused;
+        rehearsal.held = Some(held);
+        Ok(())
     }
 
-    /// Returns false if the kernel refuses a site and it is not known yet which one. `held` are the sites that another
-    /// tracer holds, if known.
+    /// Returns false if the kernel refuses a site and it is not known yet which one.
     fn attach_to(
         &self,
         attached: &mut Attached,
         file: &File,
         sites: &[PlacedSite<'_>],
-        held: Option<&Refused>,
+        rehearsal: &mut Rehearsal,
         idle: &[u64],
     ) -> Result<bool, Refusal> {
         let now = self.clock().map_or(0, |clock| clock.nanoseconds);
@@ -148,7 +168,7 @@ impl Kernel {
         // in the opposite order, its start would wait forever.
         for kind in LinkType::ALL {
             let spots = spots_of(kind, sites, &attached.refused);
-            if !self.attach_kind_of(attached, kind, &opened, spots, held, idle)? {
+            if !self.attach_kind_of(attached, kind, &opened, spots, rehearsal, idle)? {
                 return Ok(false);
             }
         }
@@ -165,11 +185,11 @@ impl Kernel {
         kind: LinkType,
         path: &Path,
         spots: Vec<AttachPoint>,
-        held: Option<&Refused>,
+        rehearsal: &mut Rehearsal,
         idle: &[u64],
     ) -> Result<bool, Refusal> {
         let accepted = match self.attach_kind() {
-            Attach::Multi => self.in_one_link(kind, path, &spots, held)?,
+            Attach::Multi => self.in_one_link(kind, path, &spots, rehearsal)?,
             Attach::Perf => Some(self.each_alone(kind, path, &spots)?),
         };
         let Some((links, bad)) = accepted else { return Ok(false) };
@@ -188,9 +208,10 @@ impl Kernel {
         kind: LinkType,
         path: &Path,
         spots: &[AttachPoint],
-        held: Option<&Refused>,
+        rehearsal: &mut Rehearsal,
     ) -> Result<Option<Accepted>, Refusal> {
-        let is_held = |at: usize| held.and_then(|held| Some((at, held.get(&at)?.clone())));
+        let Rehearsal { held, tried } = rehearsal;
+        let is_held = |at: usize| held.as_ref().and_then(|held| Some((at, held.get(&at)?.clone())));
         let mut bad: Refused = spots.iter().filter_map(|spot| is_held(spot.position)).collect();
         // Repeated more than once only if the kernel's answers change.
         for _ in 0..4 {
@@ -204,12 +225,7 @@ impl Kernel {
                 Err(refusal) if !refusal.kind.is_of_a_site() => return Err(refusal),
                 Err(_) if held.is_none() => return Ok(None),
                 // Something interferes in another process.
-                Err(_) => {
-                    let mut tried = Vec::new();
-                    let found = self.causes(ALL_PROCESSES, kind, path, &nobodys(&good), &mut tried);
-                    self.trials().detach(tried);
-                    bad.extend(found?);
-                }
+                Err(_) => bad.extend(self.causes(ALL_PROCESSES, kind, path, &nobodys(&good), tried)?),
             }
         }
         Ok(Some((Vec::new(), bad)))

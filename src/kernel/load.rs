@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput};
@@ -16,7 +16,7 @@ use super::files::PidNamespace;
 use super::filters::FilterIndex;
 use super::link_kind::Attach;
 use super::misses::{LoadedProgram, loaded as hit_programs};
-use super::pinnable_link::{PinnableLink, Trials, release};
+use super::pinnable_link::{PinnableLink, release};
 use super::pinned_maps::{pin_maps, reuse};
 use super::placed::{AttachMethod, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
@@ -62,8 +62,7 @@ pub struct Kernel {
     pins: Option<Arc<EnginePins>>,
     shape: Shape,
     /// Tracks the children of selected processes.
-    family: Vec<PinnableLink>,
-    trials: Trials,
+    family: Mutex<Vec<PinnableLink>>,
 }
 
 /// Decisions made when the programs were loaded, which an exporter that takes them over must keep.
@@ -205,8 +204,7 @@ impl Kernel {
             filters,
             pins: pinning.map(|pinning| pinning.pins.clone()),
             shape,
-            family,
-            trials: Trials::default(),
+            family: Mutex::new(family),
         })
     }
 
@@ -217,10 +215,6 @@ impl Kernel {
     /// What the drain thread and scrapes need.
     pub fn shared(&self) -> SharedHandles {
         self.shared.clone()
-    }
-
-    pub(super) fn trials(&self) -> &Trials {
-        &self.trials
     }
 
     pub fn attach_kind(&self) -> Attach {
@@ -270,8 +264,8 @@ impl Kernel {
     }
 
     /// Removes all pins.
-    pub(crate) fn unpin(&mut self) {
-        release(std::mem::take(&mut self.family));
+    pub(crate) fn unpin(&self) {
+        release(std::mem::take(&mut *self.family.lock().unwrap_or_else(PoisonError::into_inner)));
         if let Some(pins) = &self.pins
             && let Err(err) = pins.remove()
         {

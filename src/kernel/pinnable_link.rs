@@ -1,8 +1,6 @@
 //! Links that attach probes for their lifetime, or longer if they are pinned.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use libbpf_rs::Link;
 
@@ -14,7 +12,7 @@ pub struct PinnableLink {
 }
 
 impl PinnableLink {
-    pub(super) fn new(link: Link) -> Self {
+    pub(crate) fn new(link: Link) -> Self {
         Self { link: Some(link), pin: None }
     }
 
@@ -60,28 +58,6 @@ impl Drop for PinnableLink {
 /// Detaches, whether pinned or not.
 pub fn release(links: Vec<PinnableLink>) {
     detach(links.into_iter().filter_map(PinnableLink::into_link).collect());
-}
-
-/// Threads that detach trial links, which count nothing, so that nothing else has to wait for that.
-#[derive(Debug, Default)]
-pub(super) struct Trials(Mutex<Vec<JoinHandle<()>>>);
-
-impl Trials {
-    pub(super) fn detach(&self, links: Vec<Link>) {
-        let mut threads = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|thread| !thread.is_finished());
-        // If no thread can be started, the links are dropped here.
-        let work = move || detach(links);
-        threads.extend(std::thread::Builder::new().name("detach".to_string()).spawn(work));
-    }
-}
-
-impl Drop for Trials {
-    /// Waits for the threads: otherwise the kernel would detach the links one by one after the exporter has ended.
-    fn drop(&mut self) {
-        let threads = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        threads.drain(..).for_each(|thread| drop(thread.join()));
-    }
 }
 
 /// Detaching waits for the kernel, so many links are dropped at once.

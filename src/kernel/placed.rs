@@ -35,6 +35,9 @@ pub struct PlacedSite<'a> {
 #[derive(Debug, Default)]
 pub struct Attached {
     pub links: Vec<Link>,
+    /// Links by which it was found out what the kernel refuses; their hits are nobody's. They are to be detached only now: while
+    /// one thread attaches and another one detaches, each waits for the other at every site.
+    pub tried: Vec<Link>,
     /// By index in the list of sites.
     pub refused: BTreeMap<usize, Refusal>,
     /// The number of sites that another tracer holds without their semaphore, which is raised by a probe elsewhere in

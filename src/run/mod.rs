@@ -326,11 +326,12 @@ pub fn drop_privileges(
     Attaching::prepare(attach, || privileges::keep_only(needs))
 }
 
-/// `keep_privileges: none`: capabilities are dropped when everything is attached, or this long after the start.
+/// `keep_privileges: none`: capabilities are dropped when everything is attached, or this long after what is there is.
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Drops every capability when everything is attached; logs what is not, and no longer can be.
 fn drop_all_when_attached(running: &Running) {
+    running.wait_until_attached();
     let began = Instant::now();
     let mut missing = running.ready().err();
     while missing.is_some() && began.elapsed() < ATTACH_TIMEOUT {

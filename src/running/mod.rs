@@ -189,6 +189,11 @@ impl Running {
         }
     }
 
+    /// Waits until everything is attached that can be attached now.
+    pub fn wait_until_attached(&self) {
+        self.engines().wait_until_attached();
+    }
+
     pub fn is_alive(&self, timeout: Duration) -> bool {
         self.engines().is_alive(timeout)
     }

@@ -2,7 +2,6 @@
 
 use log::Level;
 
-use super::TargetFile;
 use super::attached_file::AttachedFile;
 use super::probe_state::ProbeState;
 use crate::plan::{Plan, TargetPlan};
@@ -11,13 +10,7 @@ use crate::plan::{Plan, TargetPlan};
 const MAX_NAMED: usize = 4;
 
 /// With `elsewhere`, the probes missing from this file are in libraries that its process has loaded.
-pub(super) fn announce(
-    plan: &Plan,
-    planned: &TargetPlan,
-    file: &TargetFile,
-    new_file: &AttachedFile,
-    elsewhere: bool,
-) {
+pub(super) fn announce(plan: &Plan, planned: &TargetPlan, new_file: &AttachedFile, elsewhere: bool) {
     let mut attached = 0;
     let mut others = NotAttached::default();
     for outcome in &new_file.probes {
@@ -45,11 +38,11 @@ pub(super) fn announce(
         "Attached {attached}/{} probes to {} ({})",
         new_file.probes.len(),
         planned.name,
-        file.display
+        new_file.display
     );
     match level {
         Level::Error => {
-            log::error!("{line}; `exporter probes {}` lists the probes of the file", file.display)
+            log::error!("{line}; `exporter probes {}` lists the probes of the file", new_file.display)
         }
         level => log::log!(level, "{line}"),
     }

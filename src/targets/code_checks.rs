@@ -26,6 +26,8 @@ pub(super) enum Finding {
 #[derive(Debug)]
 pub(super) struct CodeChecks {
     due: Instant,
+    /// Processes that are checked for the first time.
+    new: Vec<(u32, Identity)>,
     /// Processes of the file that remain to be checked.
     waiting: Vec<(u32, Identity)>,
     last: Option<Identity>,
@@ -37,6 +39,7 @@ impl CodeChecks {
     pub(super) fn new() -> Self {
         Self {
             due: Instant::now(),
+            new: Vec::new(),
             waiting: Vec::new(),
             last: None,
             told: BTreeSet::new(),
@@ -53,6 +56,21 @@ impl CodeChecks {
         let times = self.rearmed.entry((identity, pid)).or_default();
         *times = times.saturating_add(1);
         *times <= MAX_REARMED
+    }
+
+    /// Queues processes that were not checked yet.
+    pub(super) fn add(&mut self, processes: impl IntoIterator<Item = (u32, Identity)>) {
+        self.new.extend(processes);
+        self.new.sort_unstable_by_key(|(pid, of)| (*pid, of.address, of.number));
+        self.new.dedup();
+    }
+
+    pub(super) fn has_new(&self) -> bool {
+        !self.new.is_empty()
+    }
+
+    pub(super) fn next_new(&mut self) -> Option<(u32, Identity)> {
+        self.new.pop()
     }
 
     pub(super) fn is_due(&self) -> bool {

@@ -9,16 +9,20 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use super::attached_file::AttachJob;
 use super::cookies::Cookies;
 use super::file::Identity;
 use super::raised::RaisedCopies;
 use crate::kernel::{Lease, PinnableLink, release};
 
 /// The probes of a file that are being detached.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Leaving {
-    pub(super) identity: Identity,
+    /// The file; none if nothing is counted by them, so that nothing has to wait for this.
+    pub(super) identity: Option<Identity>,
     pub(super) links: Vec<PinnableLink>,
+    /// Is still creating links, which are detached then.
+    pub(super) job: Option<AttachJob>,
     /// Numbers of its sites: a hit can carry them until the links are gone.
     pub(super) numbers: Vec<u32>,
     /// Writers wait for it until then.
@@ -46,7 +50,7 @@ pub(super) struct Detacher {
     shared: Arc<Mutex<DetachState>>,
     /// Semaphores to lower because the kernel does not.
     raised: Arc<RaisedCopies>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +62,13 @@ struct DetachState {
     changes: u64,
 }
 
-fn lock(state: &Mutex<DetachState>) -> MutexGuard<'_, DetachState> {
+impl Leaving {
+    fn has_links(&self) -> bool {
+        !self.links.is_empty() || self.job.is_some()
+    }
+}
+
+fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -68,23 +78,23 @@ impl Detacher {
     }
 
     /// Detaches all of these at the same time, because the kernel needs as long for one, and then releases the leases.
-    pub(super) fn detach(&mut self, lot: Vec<Leaving>) {
+    pub(super) fn detach(&self, lot: Vec<Leaving>) {
         self.start(lot, None, None);
     }
 
     /// As [`Detacher::detach`], and signals `done` afterwards.
-    pub(super) fn detach_and_signal(&mut self, lot: Vec<Leaving>, done: SyncSender<()>) {
+    pub(super) fn detach_and_signal(&self, lot: Vec<Leaving>, done: SyncSender<()>) {
         self.start(lot, None, Some(done));
     }
 
     /// As [`Detacher::detach`], and runs `then` between detaching and releasing the leases.
-    pub(super) fn detach_then(&mut self, lot: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
+    pub(super) fn detach_then(&self, lot: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
         self.start(lot, Some(Box::new(then)), None);
     }
 
-    fn start(&mut self, lot: Vec<Leaving>, then: Option<Afterwards>, done: Option<SyncSender<()>>) {
-        self.threads.retain(|thread| !thread.is_finished());
-        if lot.iter().all(|leaving| leaving.links.is_empty()) {
+    fn start(&self, lot: Vec<Leaving>, then: Option<Afterwards>, done: Option<SyncSender<()>>) {
+        lock(&self.threads).retain(|thread| !thread.is_finished());
+        if !lot.iter().any(Leaving::has_links) {
             then.into_iter().for_each(|then| then());
             finish(&self.shared, lot, done);
             return;
@@ -92,7 +102,8 @@ impl Detacher {
         {
             let mut state = lock(&self.shared);
             state.changes += 1;
-            lot.iter().for_each(|leaving| *state.files.entry(leaving.identity).or_default() += 1);
+            let identities = lot.iter().filter_map(|leaving| leaving.identity);
+            identities.for_each(|identity| *state.files.entry(identity).or_default() += 1);
         }
         let (shared, raised) = (self.shared.clone(), self.raised.clone());
         // The batch is not lost if no thread can be started.
@@ -102,7 +113,7 @@ impl Detacher {
         match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
             Ok(thread) => {
                 let _ = give.send((lot, then, done));
-                self.threads.push(thread);
+                lock(&self.threads).push(thread);
             }
             Err(err) => {
                 log::debug!("failed to start a thread that detaches: {err}");
@@ -127,8 +138,9 @@ impl Detacher {
     }
 
     /// Waits until everything is detached.
-    pub(super) fn end(&mut self) {
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+    pub(super) fn end(&self) {
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        threads.into_iter().for_each(|thread| drop(thread.join()));
     }
 }
 
@@ -139,7 +151,10 @@ fn detach_all(
     then: Option<Afterwards>,
     done: Option<SyncSender<()>>,
 ) {
-    let identities: Vec<Identity> = lot.iter().map(|leaving| leaving.identity).collect();
+    let identities: Vec<Identity> = lot.iter().filter_map(|leaving| leaving.identity).collect();
+    for leaving in &mut lot {
+        leaving.links.extend(leaving.job.take().into_iter().flat_map(AttachJob::into_links));
+    }
     release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
     identities.iter().for_each(|identity| raised.lower(*identity));
     // Before the file can be attached again.

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::attached_file::{AttachContext, AttachedFile};
+use super::attached_file::{AttachContext, AttachJob, AttachedFile};
 use super::file::TargetFile;
 use super::look::guard;
 use super::outcome::Outcome;
@@ -182,6 +182,9 @@ impl AttachedFile {
         let names = self.links.iter().filter_map(|(unit, link)| Some((*unit, link.name()?)));
         let probe = |(at, probe): (usize, &Outcome)| {
             let open = probe.open.iter().map(|(site, _)| (site.offset, site.is_return));
+            // Until its links are pinned, the next exporter has to attach to them.
+            let under_way = self.job.iter().flat_map(AttachJob::sites).filter(|(of, _)| *of == at);
+            let open = open.chain(under_way.map(|(_, site)| (site.offset, site.is_return)));
             let before =
                 self.open.iter().filter(|(of, ..)| *of == at).map(|(_, offset, back)| (*offset, *back));
             ProbeRecord {
@@ -236,6 +239,7 @@ impl AttachedFile {
         attached.unread = record.unread;
         attached.attached_at = record.attached_at;
         attached.is_taken_over = true;
+        attached.take_news();
         if let Some(is_replaced) = record.unused {
             attached.leave(is_replaced);
         }

@@ -4,7 +4,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::announce::announce;
 use super::attached_file::{AttachContext, AttachedFile};
 use super::file::{Identity, Stamp, TargetFile};
 use super::find::Finder;
@@ -189,6 +188,7 @@ impl Worker {
             status: &self.status,
             target: planned,
             shed: &self.shed,
+            detacher: &self.detacher,
         };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
@@ -202,10 +202,7 @@ impl Worker {
                         continue;
                     }
                     old.stamp = file.stamp;
-                    if old.retry(context, file, &mut self.cookies, &mut self.finder) {
-                        announce(&self.plan, planned, file, &old, false);
-                        changed = true;
-                    }
+                    changed |= old.retry(context, file, &mut self.cookies, &mut self.finder);
                     state.current.push(old);
                 }
                 // Overwritten in place: the sites are elsewhere now.
@@ -235,8 +232,6 @@ impl Worker {
                 continue;
             }
             if let Some(new_file) = state.admit(&self.kernel, file) {
-                state.count_attached(&new_file, target, &self.status);
-                announce(&self.plan, planned, file, &new_file, elsewhere);
                 state.current.push(new_file);
                 changed = true;
                 continue;
@@ -269,8 +264,6 @@ impl Worker {
                 }
             };
             let new_file = AttachedFile::attach(context, file, lease, &mut self.cookies, &mut self.finder);
-            state.count_attached(&new_file, target, &self.status);
-            announce(&self.plan, planned, file, &new_file, elsewhere);
             state.current.push(new_file);
             changed = true;
         }
@@ -278,16 +271,13 @@ impl Worker {
         let state = &mut self.targets[target];
         for of in &mut state.current {
             let file = files.iter().find(|file| file.identity == of.identity);
-            if let Some(file) =
-                file.filter(|file| of.restore(context, file, &mut self.cookies, &mut self.finder))
-            {
-                announce(&self.plan, planned, file, of, false);
-                changed = true;
-            }
+            changed |=
+                file.is_some_and(|file| of.restore(context, file, &mut self.cookies, &mut self.finder));
             if let (Some(file), Some(events)) = (file, &self.finder.events) {
                 of.follow_loading(events, file);
             }
         }
+        changed |= state.announce(&self.plan, planned, &self.status, target, elsewhere);
         if changed {
             self.raise_copies(target);
             self.count_early(target);
@@ -337,9 +327,14 @@ impl Worker {
             let sites = attached.iter().map(|o| o.sites).sum();
             let unsigned = attached.iter().fold(u32::MAX, |all, o| all & o.unsigned);
             let unsigned = (!attached.is_empty()).then_some(unsigned);
+            let under_way = state.replaced.iter().filter(|old| old.is_attaching()).filter_map(of);
             let not_all = outcomes
                 .iter()
-                .find(|o| matches!(o.state, ProbeState::Partly(_) | ProbeState::Refused(_)))
+                .cloned()
+                .chain(under_way)
+                .find(|o| {
+                    matches!(o.state, ProbeState::Partly(_) | ProbeState::Refused(_) | ProbeState::Waiting(_))
+                })
                 .map(|o| ProbeState::Partly(o.state.reason().to_string()));
             let left_out = state.replaced.iter().any(|old| old.is_shelved(*probe));
             let not_all = not_all.or_else(|| left_out.then(|| ProbeState::Partly(LEFT_OUT.to_string())));

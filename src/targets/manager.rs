@@ -47,11 +47,13 @@ type Request = (Task, SyncSender<()>);
 
 /// Probes are given by their numbers in the plan.
 #[derive(Debug)]
-enum Task {
+pub(super) enum Task {
     Retire(BTreeSet<usize>),
     /// Each with its reason.
     Shed(Shed),
     Restore(BTreeSet<usize>),
+    /// Does nothing, once no thread is attaching.
+    Wait,
 }
 
 impl ProbeManager {
@@ -119,6 +121,12 @@ impl ProbeManager {
         self.request(Task::Restore(probes));
     }
 
+    /// Waits until everything is attached that can be attached now. Where that takes the kernel long, as in a library that
+    /// thousands of processes map, [`ProbeManager::start`] returns before.
+    pub fn wait_until_attached(&self) {
+        self.request(Task::Wait);
+    }
+
     fn request(&self, task: Task) {
         let (done, wait) = sync_channel(1);
         let asked = self.requests.send((task, done)).is_ok();
@@ -154,6 +162,8 @@ impl Worker {
     /// Runs until the other end of the watch's stream is dropped.
     fn run(&mut self, requests: &Receiver<Request>) {
         let mut pause = LOOK_INTERVAL / 5;
+        // Those that wait until a file is attached.
+        let mut tasks = Vec::new();
         loop {
             let due = self.finder.due_in().unwrap_or(pause);
             let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
@@ -162,12 +172,19 @@ impl Worker {
             self.release_for_writers(&wakeup.breaks);
             self.detacher.give_back(&mut self.cookies);
             self.end_shedding();
+            self.finish_attaching();
             if wakeup.is_over {
                 self.watch.open_gate();
                 break;
             }
-            for (task, done) in requests.try_iter() {
+            tasks.extend(requests.try_iter());
+            for (task, done) in std::mem::take(&mut tasks) {
+                if self.is_attaching_for(&task) {
+                    tasks.push((task, done));
+                    continue;
+                }
                 match task {
+                    Task::Wait => drop(done.try_send(())),
                     Task::Retire(probes) => {
                         let lot = self.retire(&probes);
                         self.keep();
@@ -212,6 +229,9 @@ impl Worker {
             self.record_if_changed();
         }
         self.detacher.end();
+        if self.kernel.pins().is_some() {
+            self.wait_for_links();
+        }
         // It is added to those of the managers that continue.
         self.status.end_usage();
         self.keep();
@@ -329,7 +349,10 @@ impl Worker {
                 child: lacking().any(|by| by.children),
             }
         };
-        let is_waiting = |identity| self.detacher.is_busy_with(identity);
+        let (detacher, targets) = (&self.detacher, &self.targets);
+        let is_waiting = |identity| {
+            detacher.is_busy_with(identity) || targets.iter().any(|state| state.is_attaching(identity))
+        };
         self.finder.update_known_files(changes, is_waiting, needs_semaphores, unless);
     }
 
@@ -379,9 +402,11 @@ impl Worker {
             self.raise_all_semaphores();
             self.drop_candidates();
             self.finder.forget_runs();
-            self.report_moved_code();
+            self.queue_code_checks();
+            self.check_code_in_turn();
             self.follow();
         }
+        self.report_moved_code();
     }
 
     fn begin_walk(&mut self) {

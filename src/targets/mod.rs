@@ -2,6 +2,7 @@
 
 mod ahead;
 mod announce;
+mod attach_jobs;
 mod attached_file;
 mod attaching;
 mod code_checks;

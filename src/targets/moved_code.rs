@@ -28,11 +28,16 @@ use crate::procfs::{Mapping, living_thread, text};
 const MAX_DEATHS: usize = 2;
 const DEATH_WINDOW: Duration = Duration::from_secs(600);
 
-/// Processes that are queued for a check whether they have replaced their code.
+/// Processes that have executed a file since the last check and are queued for the next one. Further ones have their turn with
+/// all others.
 const MAX_PENDING: usize = 256;
 
-/// Processes that are checked without a pause.
+/// Processes that are checked in turn without a pause.
 const BATCH: usize = 16;
+
+/// Processes are checked for the first time for about this long, and the others a second later: one takes about a millisecond, and
+/// a library may be mapped by thousands.
+const MAX_TIME: Duration = Duration::from_millis(100);
 
 /// Traced sites of one process that are checked at most.
 const MAX_SITES: usize = 256;
@@ -141,25 +146,33 @@ impl Worker {
         }
     }
 
-    /// Reports processes that have replaced traced code: those that ran a file when it was attached, and those that
+    /// Queues processes that may have replaced traced code: those that ran a file when it was attached, and those that
     /// executed one since the previous call.
-    pub(super) fn report_moved_code(&mut self) {
-        let mut asked = std::mem::take(&mut self.fresh);
+    pub(super) fn queue_code_checks(&mut self) {
+        self.code_checks.add(std::mem::take(&mut self.fresh));
         for file in self.targets.iter_mut().flat_map(|state| &mut state.current) {
-            if file.is_attached() && !std::mem::replace(&mut file.is_code_checked, true) {
-                asked.extend(self.finder.mapping(file.identity).into_iter().map(|pid| (pid, file.identity)));
+            if !file.is_attaching()
+                && file.is_attached()
+                && !std::mem::replace(&mut file.is_code_checked, true)
+            {
+                let mapping = self.finder.mapping(file.identity);
+                self.code_checks.add(mapping.into_iter().map(|pid| (pid, file.identity)));
             }
         }
-        asked.sort_unstable_by_key(|(pid, of)| (*pid, of.address, of.number));
-        asked.dedup();
-        for (pid, identity) in asked {
+    }
+
+    /// Reports queued processes that have replaced traced code.
+    pub(super) fn report_moved_code(&mut self) {
+        let begun = Instant::now();
+        while begun.elapsed() < MAX_TIME
+            && let Some((pid, identity)) = self.code_checks.next_new()
+        {
             self.report_if_moved(pid, identity);
         }
-        self.check_code_in_turn();
     }
 
     /// One file after the other, and a few processes of it at a time.
-    fn check_code_in_turn(&mut self) {
+    pub(super) fn check_code_in_turn(&mut self) {
         if !self.code_checks.is_due() {
             return;
         }
@@ -290,7 +303,7 @@ impl Worker {
         }
         self.status.add_thrown_away(target, lost.len() as u64);
         if let Ok(links) = rearmed {
-            self.detacher.detach(vec![Leaving { identity, links, numbers: Vec::new(), lease: None }]);
+            self.detacher.detach(vec![Leaving { identity: Some(identity), links, ..Leaving::default() }]);
         }
     }
 }

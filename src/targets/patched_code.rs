@@ -8,9 +8,8 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
 
-use super::file::Identity;
-use super::find::Finder;
 use super::pages::is_of_file_by;
 use crate::elf::LONGEST_INSTRUCTION;
 use crate::kernel::{BREAKPOINT, MappedPart};
@@ -23,6 +22,10 @@ const BYTES_BEFORE: u64 = 4;
 /// Bytes that are compared for each site: those before it, and the longest instruction.
 const COMPARED: usize = BYTES_BEFORE as usize + LONGEST_INSTRUCTION;
 
+/// Attaching waits this long for the comparison. A thousand processes whose code is as in the file take a fraction of it;
+/// where many have pages of their own, each place is read in each of them.
+const MAX_TIME: Duration = Duration::from_secs(2);
+
 /// What the kernel turns a hit five-byte NOP into (Linux 6.18): a call into a page with this name.
 const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes-trampoline]");
 
@@ -30,19 +33,29 @@ const OPTIMIZED: (&[u8], u8, &str) = (&[0x0f, 0x1f, 0x44, 0, 0], 0xe8, "[uprobes
 #[derive(Debug, Default)]
 pub(super) struct CodeComparison {
     pub(super) processes: usize,
+    /// Processes that were not compared, because the others took too long.
+    pub(super) left_out: usize,
     /// Places at which the code of a process differs from the file, and that process.
     pub(super) patched: BTreeMap<u64, u32>,
 }
 
 impl CodeComparison {
-    /// Compares these places of a file in all processes that map it. Pages that a process has not modified, usually
-    /// all, are reported by the kernel in one go and not read.
-    pub(super) fn of(finder: &mut Finder, identity: Identity, file: &File, places: &BTreeSet<u64>) -> Self {
+    /// Compares these places of a file in all processes that map it, whose mappings are given, as far as that does not take too long.
+    /// Pages that a process has not modified, usually all, are reported by the kernel in one go and not read.
+    pub(super) fn of(mappings: &[MappedPart], file: &File, places: &BTreeSet<u64>) -> Self {
+        Self::within(MAX_TIME, mappings, file, places)
+    }
+
+    fn within(time: Duration, mappings: &[MappedPart], file: &File, places: &BTreeSet<u64>) -> Self {
         let mut found = Self::default();
-        let mappings = finder.mappings(identity);
+        let begun = Instant::now();
         for mappings in mappings.chunk_by(|one, next| one.pid == next.pid) {
             let pid = mappings[0].pid;
             found.processes += 1;
+            if begun.elapsed() >= time {
+                found.left_out += 1;
+                continue;
+            }
             match patched_by(pid, mappings, file, places) {
                 Ok(patched) => found.patched.extend(patched.into_iter().map(|place| (place, pid))),
                 Err(err) => log::debug!("process {pid}: its code is not compared with its file: {err}"),
@@ -58,22 +71,17 @@ fn patched_by(
     file: &File,
     places: &BTreeSet<u64>,
 ) -> io::Result<BTreeSet<u64>> {
-    let of_interest = |of: &&MappedPart| {
-        places.range(of.offset..of.offset + (of.memory.end - of.memory.start)).next().is_some()
-    };
-    let mappings: Vec<_> = mappings.iter().filter(of_interest).collect();
-    if mappings.is_empty() {
+    let parts: Vec<_> = mappings.iter().filter_map(|map| Some((map, around(map, places)?))).collect();
+    if parts.is_empty() {
         return Ok(BTreeSet::new());
     }
     let thread = living_thread(pid);
     let pages = File::open(format!("/proc/{thread}/pagemap"))?;
-    let mut parts = Vec::new();
-    for map in mappings {
-        let private = private_pages(&pages, &map.memory)?;
-        if private.contains(&true) {
-            parts.push((map, private));
-        }
-    }
+    let is_private = |(map, memory): (_, Range<u64>)| {
+        let private = private_pages(&pages, &memory);
+        private.map(|private| private.contains(&true).then_some((map, memory.start, private))).transpose()
+    };
+    let parts: Vec<_> = parts.into_iter().filter_map(is_private).collect::<io::Result<_>>()?;
     if parts.is_empty() {
         return Ok(BTreeSet::new());
     }
@@ -81,12 +89,12 @@ fn patched_by(
     let maps: Vec<_> = text.lines().filter_map(Mapping::parse).collect();
     let memory = File::open(format!("/proc/{thread}/mem"))?;
     let mut patched = BTreeSet::new();
-    for (map, private) in parts {
+    for (map, from, private) in parts {
         let Range { start, end } = map.memory;
         for place in places.range(map.offset..map.offset + (end - start)) {
             let at = start + (place - map.offset);
-            let (first, end) = ((at - BYTES_BEFORE).max(start), (at + LONGEST_INSTRUCTION as u64).min(end));
-            let is_private = |address: u64| private[((address - start) / PAGE) as usize];
+            let (first, end) = compared(at, &map.memory);
+            let is_private = |address: u64| private[((address - from) / PAGE) as usize];
             if !is_private(first) && !is_private(end - 1) {
                 continue;
             }
@@ -100,6 +108,22 @@ fn patched_by(
         }
     }
     Ok(patched)
+}
+
+/// The bytes that are compared for a place.
+fn compared(at: u64, memory: &Range<u64>) -> (u64, u64) {
+    ((at - BYTES_BEFORE).max(memory.start), (at + LONGEST_INSTRUCTION as u64).min(memory.end))
+}
+
+/// The pages from the first place in a mapping to the last one. None if there is no place.
+fn around(map: &MappedPart, places: &BTreeSet<u64>) -> Option<Range<u64>> {
+    let Range { start, end } = map.memory;
+    let mut inside = places.range(map.offset..map.offset + (end - start));
+    let first = inside.next()?;
+    let at = |place: &u64| start + (place - map.offset);
+    let (from, _) = compared(at(first), &map.memory);
+    let (_, to) = compared(at(inside.next_back().unwrap_or(first)), &map.memory);
+    Some(from / PAGE * PAGE..to.next_multiple_of(PAGE))
 }
 
 /// Returns which pages of a memory range are not the file's own.

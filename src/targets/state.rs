@@ -77,7 +77,8 @@ impl TargetState {
 
     /// Counts a file that is attached in place of another, or again. A file of the same name in another container is a
     /// different file and replaces nothing.
-    pub(super) fn count_attached(&mut self, new_file: &AttachedFile, target: usize, status: &TargetsStatus) {
+    pub(super) fn count_attached(&mut self, at: usize, target: usize, status: &TargetsStatus) {
+        let new_file = &self.current[at];
         if !new_file.is_attached() {
             return;
         }
@@ -132,7 +133,18 @@ impl TargetState {
         all.into_iter().any(|of| of.identity == identity)
     }
 
+    /// Whether a thread is attaching the file, of which processes run.
+    pub(super) fn is_attaching(&self, identity: Identity) -> bool {
+        self.current.iter().any(|of| of.identity == identity && of.is_attaching())
+    }
+
     /// All files that may be attached.
+    pub(super) fn files(&self) -> impl Iterator<Item = &AttachedFile> {
+        let candidates = self.candidates.iter().map(|candidate| &candidate.attached);
+        self.current.iter().chain(&self.replaced).chain(&self.without_probes).chain(candidates)
+    }
+
+    /// The same.
     pub(super) fn files_mut(&mut self) -> impl Iterator<Item = &mut AttachedFile> {
         let candidates = self.candidates.iter_mut().map(|candidate| &mut candidate.attached);
         let files = self.current.iter_mut().chain(&mut self.replaced).chain(&mut self.without_probes);

@@ -133,13 +133,13 @@ impl Worker {
         }
     }
 
-    /// How long to wait for events while a target waits for a writer, or probes are being detached that something waits
-    /// for.
+    /// How long to wait for events while a target waits for a writer, or probes are being attached or detached that
+    /// something waits for.
     pub(super) fn pause_for_writers(&self, pause: Duration) -> Duration {
         let waits = |state: &TargetState| {
             state.written.is_some_and(|written| written.since.elapsed() < WRITER_TIMEOUT)
         };
-        let is_due = self.targets.iter().any(waits) || !self.shedding.is_empty();
+        let is_due = self.targets.iter().any(waits) || !self.shedding.is_empty() || self.is_attaching();
         if is_due { WRITER_PAUSE } else { pause }
     }
 
@@ -205,6 +205,7 @@ impl Worker {
             status: &self.status,
             target: planned,
             shed: &self.shed,
+            detacher: &self.detacher,
         };
         Some(AttachedFile::attach(context, found, lease, &mut self.cookies, &mut self.finder))
     }

@@ -48,22 +48,23 @@ impl Worker {
                 state.written.is_some() || !state.replaced.is_empty() || !state.candidates.is_empty();
             let may_change = |file: &AttachedFile| {
                 file.wants_retry()
+                    || file.is_attaching()
                     || file.is_attached() && !file.is_as_it_was()
                     || file.can_be_restored(&self.shed)
             };
             !is_pending && !state.current.iter().any(may_change)
         };
-        let is_still = !self.is_disturbed && !self.is_behind && self.fresh.is_empty();
+        let is_still =
+            !self.is_disturbed && !self.is_behind && self.fresh.is_empty() && !self.code_checks.has_new();
         is_still && self.finder.sees_all_changes() && self.targets.iter().all(is_settled)
     }
 
-    /// Notes that a process runs a file whose targets wait until its previous probes are removed.
+    /// Notes that a process runs a file that is being attached, or whose targets wait until its previous probes are removed.
     pub(super) fn note_early(&mut self, identity: Identity, time: u64) {
-        if !self.detacher.is_busy_with(identity) {
-            return;
-        }
-        for state in self.targets.iter_mut().filter(|state| state.written.is_some()) {
-            if state.early.len() < EARLY {
+        let is_leaving = self.detacher.is_busy_with(identity);
+        for state in &mut self.targets {
+            let is_early = is_leaving && state.written.is_some() || state.is_attaching(identity);
+            if is_early && state.early.len() < EARLY {
                 state.early.push((identity, time));
             }
         }
@@ -72,7 +73,11 @@ impl Worker {
     /// Counts how long such processes ran before the target's files were attached.
     pub(super) fn count_early(&mut self, target: usize) {
         let state = &mut self.targets[target];
-        for (identity, time) in std::mem::take(&mut state.early) {
+        let current = &state.current;
+        let is_over = |(identity, _): &mut (Identity, u64)| {
+            !current.iter().any(|of| of.identity == *identity && of.is_attaching())
+        };
+        for (identity, time) in state.early.extract_if(.., is_over).collect::<Vec<_>>() {
             let attached = state.current.iter().find(|of| of.identity == identity && of.is_attached());
             let late = attached.map_or(0, |of| of.attached_at.saturating_sub(time));
             self.status.add_unprobed(target, late);

@@ -35,7 +35,7 @@ pub(super) const WALK_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
-    pub(super) kernel: Kernel,
+    pub(super) kernel: Arc<Kernel>,
     /// The cost of a hit.
     pub(super) prices: SharedPrices,
     pub(super) status: Arc<TargetsStatus>,
@@ -162,7 +162,7 @@ impl Worker {
         let raised = Arc::new(RaisedCopies::default());
         let mut worker = Self {
             plan,
-            kernel,
+            kernel: Arc::new(kernel),
             prices: attaching.prices,
             status,
             cookies,

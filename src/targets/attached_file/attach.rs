@@ -4,23 +4,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use super::{AttachedFile, Shed};
+use super::job::{AttachJob, Links, UnitSites, Work};
+use super::{AttachedFile, News, Shed};
 use crate::abi::site_flag;
 use crate::clock::monotonic_now;
 use crate::config::model::Point;
 use crate::debug_symbols::DebugFiles;
 use crate::elf::Image;
-use crate::kernel::{AttachMethod, Kernel, Lease, PlacedSite, Refusal, RefusalKind};
+use crate::kernel::{AttachMethod, Kernel, Lease, PinnableLink, PlacedSite, Refusal, RefusalKind};
 use crate::mapping::PAGE;
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
 use crate::targets::cookies::Cookies;
+use crate::targets::detacher::{Detacher, Leaving};
 use crate::targets::file::TargetFile;
 use crate::targets::find::Finder;
 use crate::targets::outcome::Outcome;
-use crate::targets::patched_code::CodeComparison;
 use crate::targets::probe_state::ProbeState;
 use crate::targets::status::TargetsStatus;
 
@@ -28,15 +30,20 @@ use crate::targets::status::TargetsStatus;
 const ONLY_EXECUTABLE: &str =
     "functions are only searched in the executable; use `binary:` with the path of the library";
 
+/// Files that are attached by threads of their own at a time, per manager: these wait for one another in the kernel. One more is
+/// attached by the manager itself.
+const MAX_JOBS: usize = 16;
+
 /// The shared state that attaching needs.
 #[derive(Debug, Clone, Copy)]
 pub struct AttachContext<'a> {
-    pub kernel: &'a Kernel,
-    pub plan: &'a Plan,
+    pub kernel: &'a Arc<Kernel>,
+    pub plan: &'a Arc<Plan>,
     pub status: &'a TargetsStatus,
     pub target: &'a TargetPlan,
     /// Probes that are currently shed.
     pub shed: &'a Shed,
+    pub(in crate::targets) detacher: &'a Detacher,
 }
 
 impl AttachedFile {
@@ -50,7 +57,6 @@ impl AttachedFile {
     ) -> Self {
         let mut attached_file = Self::leased(found, lease);
         attached_file.read_and_attach(context, found, cookies, finder);
-        attached_file.attached_at = monotonic_now();
         attached_file
     }
 
@@ -65,7 +71,7 @@ impl AttachedFile {
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
         let file = found.open();
         let sites = self.resolve(context, found, file.as_ref());
-        if let Ok(file) = &file {
+        if let Ok(file) = file {
             self.attach_sites(context, file, sites, cookies, finder);
         }
     }
@@ -137,10 +143,11 @@ impl AttachedFile {
         sites
     }
 
+    /// Attaches to these sites, now or, where that takes long, on a thread whose result [`AttachedFile::finish`] takes.
     pub(super) fn attach_sites(
         &mut self,
         context: AttachContext<'_>,
-        file: &File,
+        file: File,
         sites: Vec<(usize, ResolvedSite)>,
         cookies: &mut Cookies,
         finder: &mut Finder,
@@ -157,91 +164,108 @@ impl AttachedFile {
         if sites.is_empty() {
             return;
         }
-        let places = sites.iter().map(|(_, site)| site.offset).collect();
-        let compared = CodeComparison::of(finder, self.identity, file, &places);
-        (self.processes, self.patched) = (compared.processes, compared.patched);
         let touched: BTreeSet<usize> = sites.iter().map(|(at, _)| *at).collect();
-        match cookies.take(sites.len()) {
-            None => {
-                let text = format!("{} probe sites more than limits.sites; raise it", sites.len());
-                let refusal = Refusal::new(RefusalKind::Sites, text);
-                for (at, site) in sites {
-                    self.probes[at].refuse(site, refusal.clone());
-                }
+        let Some(mut numbers) = cookies.take(sites.len()) else {
+            let text = format!("{} probe sites more than limits.sites; raise it", sites.len());
+            let refusal = Refusal::new(RefusalKind::Sites, text);
+            for (at, site) in sites {
+                self.probes[at].refuse(site, refusal.clone());
             }
-            Some(mut numbers) => {
-                // Each unit has links of its own, so that it can be detached without touching the others.
-                let mut units: BTreeMap<usize, Vec<(usize, ResolvedSite)>> = BTreeMap::new();
-                for (at, site) in sites {
-                    let probe = &context.plan.probes[self.probes[at].probe];
-                    units.entry(probe.unit).or_default().push((at, site));
+            touched.into_iter().for_each(|at| self.probes[at].settle());
+            return;
+        };
+        // Before the first breakpoint: processes that copy the file through a mapping must not copy it.
+        for (_, site) in &sites {
+            let mut byte = [0];
+            if file.read_exact_at(&mut byte, site.offset).is_ok() {
+                self.hidden.originals.insert(site.offset, byte[0]);
+            }
+        }
+        let mut units: BTreeMap<usize, Vec<(usize, ResolvedSite)>> = BTreeMap::new();
+        for (at, site) in sites {
+            let probe = &context.plan.probes[self.probes[at].probe];
+            units.entry(probe.unit).or_default().push((at, site));
+        }
+        let units = units.into_iter().map(|(unit, sites)| {
+            let numbers = numbers.split_off(numbers.len() - sites.len());
+            UnitSites { unit, sites, numbers }
+        });
+        let work = Work {
+            kernel: context.kernel.clone(),
+            plan: context.plan.clone(),
+            file,
+            display: self.display.clone(),
+            mappings: finder.mappings(self.identity),
+            idle: self.idle.clone(),
+            units: units.collect(),
+        };
+        // Each of the threads holds the programs.
+        let is_free = Arc::strong_count(context.kernel) <= MAX_JOBS + 1;
+        let started = if is_free && work.is_large() { work.start() } else { Err(work) };
+        match started {
+            Err(work) => self.record_links(context, work.run(), cookies),
+            Ok(job) => {
+                for at in touched {
+                    let count = job.sites().filter(|(of, _)| *of == at).count();
+                    let probe = &mut self.probes[at];
+                    let reason =
+                        format!("the kernel is attaching it at {count} sites in {} processes", job.processes);
+                    let is_partly = probe.sites > 0;
+                    probe.state =
+                        if is_partly { ProbeState::Partly(reason) } else { ProbeState::Waiting(reason) };
                 }
-                for (unit, sites) in units {
-                    let of_unit = numbers.split_off(numbers.len() - sites.len());
-                    self.attach_unit(context, file, unit, sites, &of_unit, cookies);
+                self.job = Some(job);
+            }
+        }
+    }
+
+    /// Records what the file's thread has attached, if it has finished; returns whether it has.
+    pub(in crate::targets) fn finish(&mut self, context: AttachContext<'_>, cookies: &mut Cookies) -> bool {
+        let Some(job) = self.job.take_if(AttachJob::is_done) else { return false };
+        self.record_links(context, job.wait(), cookies);
+        self.tell(News::Changed);
+        true
+    }
+
+    fn record_links(&mut self, context: AttachContext<'_>, all: Links, cookies: &mut Cookies) {
+        let mut touched = BTreeSet::new();
+        let (is_first, known) = (self.links.is_empty(), self.cookies.len());
+        for (UnitSites { unit, sites, numbers }, attached) in all {
+            let tried = attached.tried.into_iter().map(PinnableLink::new).collect();
+            context.detacher.detach(vec![Leaving { links: tried, ..Leaving::default() }]);
+            self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
+            if attached.beside > 0 {
+                log::info!(
+                    "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
+                    context.target.name,
+                    attached.beside
+                );
+            }
+            let mut refused = attached.refused;
+            for (position, ((at, site), number)) in sites.into_iter().zip(numbers).enumerate() {
+                touched.insert(at);
+                if let Some(refusal) = refused.remove(&position) {
+                    cookies.free.push(number);
+                    self.probes[at].refuse(site, refusal);
+                    continue;
                 }
+                self.cookies.push((unit, number));
+                self.semaphores.extend(site.semaphore.map(|semaphore| (site.offset, semaphore)));
+                self.probes[at].sites += 1;
+                if site.ref_ctr_offset != 0 {
+                    self.hidden.semaphores.insert(site.offset, site.ref_ctr_offset);
+                }
+                self.sites.push((at, site));
             }
         }
         touched.into_iter().for_each(|at| self.probes[at].settle());
-    }
-
-    fn attach_unit(
-        &mut self,
-        context: AttachContext<'_>,
-        file: &File,
-        unit: usize,
-        sites: Vec<(usize, ResolvedSite)>,
-        numbers: &[u32],
-        cookies: &mut Cookies,
-    ) {
-        let attached = {
-            let all: Vec<_> = sites.iter().map(|(_, site)| site).collect();
-            let placed = place(context.plan, context.kernel.has_sessions(), &all, numbers);
-            let patched = all.iter().enumerate().filter_map(|(position, site)| {
-                let pid = self.patched.get(&site.offset)?;
-                Some((position, patched(*pid)))
-            });
-            context.kernel.attach(file, &placed, patched.collect(), &self.idle, self.processes)
-        };
-        self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
-        if attached.beside > 0 {
-            log::info!(
-                "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
-                context.target.name,
-                attached.beside
-            );
+        if is_first && self.is_attached() {
+            self.attached_at = monotonic_now();
         }
-        let mut refused = attached.refused;
-        for (position, ((at, site), number)) in sites.into_iter().zip(numbers).enumerate() {
-            match refused.remove(&position) {
-                Some(refusal) => {
-                    cookies.free.push(*number);
-                    self.probes[at].refuse(site, refusal);
-                }
-                None => {
-                    self.cookies.push((unit, *number));
-                    self.semaphores.extend(site.semaphore.map(|semaphore| (site.offset, semaphore)));
-                    self.probes[at].sites += 1;
-                    if site.ref_ctr_offset != 0 {
-                        self.hidden.semaphores.insert(site.offset, site.ref_ctr_offset);
-                    }
-                    let mut byte = [0];
-                    if file.read_exact_at(&mut byte, site.offset).is_ok() {
-                        self.hidden.originals.insert(site.offset, byte[0]);
-                    }
-                    self.sites.push((at, site));
-                }
-            }
+        if self.is_admitted {
+            self.admit_sites(context.kernel, known);
         }
     }
-}
-
-fn patched(pid: u32) -> Refusal {
-    let text = format!(
-        "process {pid} has other code there than the file (a live patch, XRay), which a probe would break; \
-         attached once that process has ended"
-    );
-    Refusal::new(RefusalKind::Patched, text)
 }
 
 /// Assigns each site its number and attach point. Where the kernel has session uprobes, the return of a function whose

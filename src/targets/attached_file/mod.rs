@@ -2,6 +2,7 @@
 
 mod again;
 mod attach;
+mod job;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use self::again::RetrySchedule;
 pub use self::attach::{AttachContext, place};
+pub(super) use self::job::AttachJob;
 use super::cookies::Cookies;
 use super::detacher::Leaving;
 use super::file::{Identity, Stamp, TargetFile};
@@ -45,10 +47,12 @@ pub struct AttachedFile {
     pub(super) hidden: Hidden,
     /// Whether processes that ran the file before have been checked for changed code.
     pub is_code_checked: bool,
-    /// Sites where a process had other code than the file at the last attempt to attach, and that process.
-    patched: BTreeMap<u64, u32>,
-    /// The number of processes that mapped it at that time.
-    processes: usize,
+    /// A thread that is attaching further sites.
+    pub(super) job: Option<AttachJob>,
+    /// What the log does not say yet.
+    news: News,
+    /// It was a candidate when its sites were resolved, and is one no longer.
+    is_admitted: bool,
     /// Places in the file's code that no process ever executes.
     pub(super) idle: Vec<u64>,
     /// The file could not be read for a temporary reason.
@@ -64,6 +68,16 @@ pub struct AttachedFile {
     pub(super) open: Vec<(usize, u64, bool)>,
     /// Makes writers wait, where the file system supports it; released last.
     pub lease: Option<Lease>,
+}
+
+/// What has become of the probes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    None,
+    /// They are attached, or what has failed was tried again.
+    Changed,
+    /// They are attached for the first time.
+    Attached,
 }
 
 /// State of a file that no selected process runs.
@@ -97,8 +111,9 @@ impl AttachedFile {
             loading: None,
             hidden: Hidden::default(),
             is_code_checked: false,
-            patched: BTreeMap::new(),
-            processes: 0,
+            job: None,
+            news: News::Attached,
+            is_admitted: false,
             idle: Vec::new(),
             unread: false,
             again: RetrySchedule::new(),
@@ -153,14 +168,15 @@ impl AttachedFile {
         cookies: &mut Cookies,
         finder: &mut Finder,
     ) -> bool {
-        if !self.can_be_restored(context.shed) {
+        if self.is_attaching() || !self.can_be_restored(context.shed) {
             return false;
         }
         let Ok(file) = found.open() else { return false };
         let probes = &self.probes;
         let is_back = |(at, _): &mut (usize, ResolvedSite)| !context.shed.contains_key(&probes[*at].probe);
         let back = self.shelved.extract_if(.., is_back).collect();
-        self.attach_sites(context, &file, back, cookies, finder);
+        self.attach_sites(context, file, back, cookies, finder);
+        self.tell(News::Changed);
         true
     }
 
@@ -171,7 +187,7 @@ impl AttachedFile {
             links.extend(self.loading.take().and_then(Result::ok));
         }
         let numbers = self.cookies.extract_if(.., |(unit, _)| units.contains(unit)).map(|(_, number)| number);
-        Leaving { identity: self.identity, links, numbers: numbers.collect(), lease: None }
+        Leaving { identity: Some(self.identity), links, numbers: numbers.collect(), ..Leaving::default() }
     }
 
     /// Retries temporary failures if it is time; returns whether anything changed.
@@ -182,7 +198,7 @@ impl AttachedFile {
         cookies: &mut Cookies,
         finder: &mut Finder,
     ) -> bool {
-        if !self.wants_retry() || !self.again.is_due() {
+        if self.is_attaching() || !self.wants_retry() || !self.again.is_due() {
             return false;
         }
         let before: Vec<_> = self.probes.iter().map(|probe| (probe.state.clone(), probe.sites)).collect();
@@ -193,24 +209,39 @@ impl AttachedFile {
             let open = self.probes.iter_mut().enumerate();
             let sites =
                 open.flat_map(|(at, probe)| probe.open.drain(..).map(move |(site, _)| (at, site))).collect();
-            self.attach_sites(context, &file, sites, cookies, finder);
+            self.attach_sites(context, file, sites, cookies, finder);
         }
-        self.probes.iter().map(|probe| (&probe.state, probe.sites)).ne(before.iter().map(|(s, n)| (s, *n)))
+        let now = self.probes.iter().map(|probe| (&probe.state, probe.sites));
+        let is_changed = now.ne(before.iter().map(|(state, sites)| (state, *sites)));
+        if is_changed {
+            self.tell(News::Changed);
+        }
+        is_changed
+    }
+
+    fn tell(&mut self, news: News) {
+        if self.news == News::None {
+            self.news = news;
+        }
+    }
+
+    /// What is to be logged about it; nothing while a thread is attaching.
+    pub(super) fn take_news(&mut self) -> News {
+        if self.is_attaching() { News::None } else { std::mem::replace(&mut self.news, News::None) }
     }
 
     /// Detaches all probes. Site numbers are freed only when that is done: until then a hit could still carry them.
     pub fn leave_all(&mut self) -> Leaving {
         self.semaphores.clear();
         (self.sites, self.shelved) = (Vec::new(), Vec::new());
+        let job = self.job.take();
+        let links = self.links.drain(..).map(|(_, link)| link);
+        let numbers = self.cookies.drain(..).map(|(_, number)| number);
         Leaving {
-            identity: self.identity,
-            links: self
-                .links
-                .drain(..)
-                .map(|(_, link)| link)
-                .chain(self.loading.take().and_then(Result::ok))
-                .collect(),
-            numbers: self.cookies.drain(..).map(|(_, number)| number).collect(),
+            identity: Some(self.identity),
+            links: links.chain(self.loading.take().and_then(Result::ok)).collect(),
+            numbers: numbers.chain(job.iter().flat_map(AttachJob::numbers)).collect(),
+            job,
             lease: None,
         }
     }
@@ -278,7 +309,13 @@ impl AttachedFile {
     /// The file has become the target's: its hits count, whatever process runs it.
     pub fn admit(&mut self, kernel: &Kernel, found: &TargetFile) {
         (self.display, self.stamp) = (found.display.clone(), found.stamp);
-        let cookies: Vec<u32> = self.cookies.iter().map(|(_, cookie)| *cookie).collect();
+        self.is_admitted = true;
+        self.admit_sites(kernel, 0);
+    }
+
+    /// The same for the sites from this one on.
+    fn admit_sites(&mut self, kernel: &Kernel, from: usize) {
+        let cookies: Vec<u32> = self.cookies[from..].iter().map(|(_, cookie)| *cookie).collect();
         if let Err(err) = kernel.admit(&cookies) {
             log::error!("{}: hits of processes with other names are not counted: {err:#}", self.display);
         }
@@ -315,8 +352,19 @@ impl AttachedFile {
         self.lease.as_ref().is_some_and(Lease::is_held)
     }
 
+    /// Whether it has breakpoints, or is getting them.
     pub fn is_attached(&self) -> bool {
-        !self.links.is_empty()
+        !self.links.is_empty() || self.is_attaching()
+    }
+
+    /// Waits for the thread, if one is attaching further sites.
+    pub(super) fn wait(&mut self) {
+        self.job.iter_mut().for_each(AttachJob::wait_until_done);
+    }
+
+    /// Whether a thread is attaching further sites.
+    pub fn is_attaching(&self) -> bool {
+        self.job.is_some()
     }
 
     /// All attached sites, in the form in which breakpoints are set again.

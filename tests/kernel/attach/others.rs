@@ -152,6 +152,7 @@ fn functions_held_by_another_tracer_do_not_affect_others() {
         libc.display()
     );
     let tracer = Tracer::start_unready(&yaml, false);
+    eventually("the kernel to attach", || !matches!(tracer.state(0).0, ProbeState::Waiting(_)));
     let (state, sites) = tracer.state(0);
     assert!(matches!(&state, ProbeState::Partly(reason) if reason.contains("another tracer")), "{state:?}");
     assert!(sites * sleepers.len() > 10_000, "{sites}");

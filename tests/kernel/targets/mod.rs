@@ -7,6 +7,7 @@ mod events;
 mod file_systems;
 mod files;
 mod first_starts;
+mod large;
 mod loaded;
 mod meant;
 mod moments;
