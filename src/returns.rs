@@ -264,7 +264,7 @@ pub fn by_trampoline(index: &SymbolIndex<'_>, function: &FunctionSite) -> Result
              handler, so exceptions pass through it; remove it"
             .to_string());
     }
-    let Some(non_local_exit) = index.non_local_exit() else { return Ok(None) };
+    let Some(non_local_exit) = code.non_local_exit() else { return Ok(None) };
     if is_program(index.image()) {
         return Err(format!(
             "`returns_by: trampoline` could crash the program: it uses {non_local_exit}, which may leave this function without \

@@ -13,7 +13,7 @@ use super::shape::ENDBR64;
 use super::symbol_table::{Symbol, SymbolKind};
 use super::symbols::symbols;
 use super::unwind::{Frame, Unwind};
-use super::{Image, is_program, non_local_exits};
+use super::{Image, NonLocalExit, is_program};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
 
@@ -26,6 +26,7 @@ pub struct Functions<'a> {
     pub(super) symbols: BTreeMap<u64, (u64, &'a str)>,
     /// The linker's stubs that jump to functions of other files.
     stubs: Vec<Range<u64>>,
+    pub(super) non_local_exit: OnceCell<Option<NonLocalExit>>,
     may_unwind: OnceCell<bool>,
     nameless_blocks: OnceCell<bool>,
     runs_old_code: OnceCell<bool>,
@@ -65,6 +66,7 @@ impl<'a> Functions<'a> {
             unwind: Unwind::of(image),
             symbols: named,
             stubs,
+            non_local_exit: OnceCell::new(),
             may_unwind: OnceCell::new(),
             nameless_blocks: OnceCell::new(),
             runs_old_code: OnceCell::new(),
@@ -117,7 +119,7 @@ impl<'a> Functions<'a> {
     /// program that has none of these.
     pub fn may_unwind(&self) -> bool {
         *self.may_unwind.get_or_init(|| {
-            !is_program(&self.image) || self.symbols.is_empty() || non_local_exits(&self.image).is_some()
+            !is_program(&self.image) || self.symbols.is_empty() || self.non_local_exit().is_some()
         })
     }
 

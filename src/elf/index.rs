@@ -12,9 +12,7 @@ use super::names::{
 use super::parameters::{Parameters, parameters};
 use super::symbol_table::{Symbol, SymbolKind, versioned};
 use super::symbols::{relocated, symbols};
-use super::{
-    Convention, DebugInfo, FunctionSite, Functions, Image, NonLocalExit, go_binary, non_local_exits,
-};
+use super::{Convention, DebugInfo, FunctionSite, Functions, Image, go_binary};
 
 /// The symbols of a file, indexed by name, demangled name and address.
 ///
@@ -37,7 +35,6 @@ pub struct SymbolIndex<'a> {
     /// Functions by source name, for groups that share an identifier.
     demangled: RefCell<HashMap<(Group, bool), Rc<Demangled>>>,
     code: OnceCell<Functions<'a>>,
-    non_local_exit: OnceCell<Option<NonLocalExit>>,
     stubs: OnceCell<HashMap<u64, &'a str>>,
     /// Whether a function jumps to its first instruction: a cache by entry.
     pub(super) jumped_to: RefCell<HashMap<u64, bool>>,
@@ -92,7 +89,6 @@ impl<'a> SymbolIndex<'a> {
             by_identifier: OnceCell::new(),
             demangled: RefCell::default(),
             code: OnceCell::new(),
-            non_local_exit: OnceCell::new(),
             stubs: OnceCell::new(),
             jumped_to: RefCell::default(),
             debug_file: None,
@@ -125,11 +121,6 @@ impl<'a> SymbolIndex<'a> {
     /// Returns the code of the file, with the tables that tell where its functions begin and end.
     pub fn code(&self) -> &Functions<'a> {
         self.code.get_or_init(|| Functions::of(&self.image))
-    }
-
-    /// See [`non_local_exits`].
-    pub fn non_local_exit(&self) -> Option<&NonLocalExit> {
-        self.non_local_exit.get_or_init(|| non_local_exits(&self.image)).as_ref()
     }
 
     /// Returns the debug information of the file, or of its debug file.

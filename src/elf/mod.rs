@@ -63,7 +63,7 @@ pub use image::{Image, go_binary};
 pub use index::SymbolIndex;
 pub use minidebug::embedded_symbols;
 pub use names::signature;
-pub use non_local_exits::{NonLocalExit, is_program, non_local_exits};
+pub use non_local_exits::{NonLocalExit, is_program};
 pub use notes::{Note, notes};
 pub use parameters::{FunctionResult, OtherWords, Parameter, ParameterPlace, Parameters};
 pub use probeable::LONGEST_INSTRUCTION;

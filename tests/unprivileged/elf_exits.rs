@@ -6,9 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use exporter::elf::{
-    Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program, non_local_exits,
-};
+use exporter::elf::{Exit, ExitKind, Functions, Image, PassageKind, function_sites, is_program};
 
 use crate::assembly::{library, symbols};
 use crate::support::program::run;
@@ -296,19 +294,40 @@ fn detects_programs_with_non_local_exits() {
         run(Command::new(compiler).args(flags).arg("-o").arg(&made).arg(&file));
         let bytes = fs::read(&made).unwrap();
         let image = Image::parse(&bytes).unwrap();
-        (non_local_exits(&image).map(|non_local_exit| non_local_exit.symbol), is_program(&image))
+        let found = Functions::of(&image).non_local_exit().map(|found| found.symbol.clone());
+        (found, is_program(&image))
     };
+    let some = |symbol: &str| Some(symbol.to_string());
     let plain = "int main(void) { return 0; }";
     assert_eq!(build("plain.c", "gcc", plain, &[]), (None, true));
     assert_eq!(build("fixed.c", "gcc", plain, &["-no-pie"]), (None, true));
     assert_eq!(build("library.c", "gcc", plain, &["-shared", "-fPIC"]), (None, false));
     let throws = "int main() { try { throw 1; } catch (int) { return 0; } }";
-    assert_eq!(build("throws.cc", "g++", throws, &[]), (Some("_Unwind_Resume"), true));
+    assert_eq!(build("throws.cc", "g++", throws, &[]), (some("_Unwind_Resume"), true));
     let jumps = "#include <setjmp.h>\njmp_buf b; int main(void) { if (!setjmp(b)) longjmp(b, 1); return 0; }";
-    assert_eq!(build("jumps.c", "gcc", jumps, &[]), (Some("longjmp"), true));
+    assert_eq!(build("jumps.c", "gcc", jumps, &[]), (some("longjmp"), true));
     let switches = "#include <ucontext.h>\nucontext_t a; int main(void) { return swapcontext(&a, &a); }";
-    assert_eq!(build("switches.c", "gcc", switches, &[]), (Some("swapcontext"), true));
+    assert_eq!(build("switches.c", "gcc", switches, &[]), (some("swapcontext"), true));
     assert!(build("still.c", "gcc", plain, &["-static"]).0.is_some(), "the C library is in it");
+    let own = "__asm__(\".type go_on, @function\\ngo_on: push %rbp\\n mov %rsp, (%rdi)\\n mov %rsi, %rsp\\n pop %rbp\\n ret\\n\" \
+               \".size go_on, . - go_on\"); void go_on(void **from, void *to); \
+               int main(void) { void *here[1]; go_on(here, here[0]); return 0; }";
+    assert_eq!(build("own.c", "gcc", own, &["-O1"]), (some("go_on"), true));
+    assert_eq!(
+        build("own.c", "gcc", own, &["-O1", "-fno-asynchronous-unwind-tables"]),
+        (some("go_on"), true)
+    );
+    let inline =
+        "int main(int n, char **to) { __asm__ volatile(\"mov 8(%0), %%rsp\" : : \"r\"(to)); return n; }";
+    assert_eq!(build("inline.c", "gcc", inline, &["-O1"]), (some("main"), true));
+    // Arrays whose length is known at run time, and aligned ones, move the stack pointer and restore it.
+    let array = "void use(void *); void use(void *p) { __asm__ volatile(\"\" : : \"r\"(p)); } \
+                 int main(int n, char **to) { for (int i = 1; i < n; i++) { char some[i]; use(some); } \
+                 char wide[99] __attribute__((aligned(64))); use(wide); return 0; }";
+    for flags in ["-O0", "-O1", "-O3"] {
+        assert_eq!(build("array.c", "gcc", array, &[flags]), (None, true));
+        assert_eq!(build("array.c", "clang-14", array, &[flags]), (None, true));
+    }
 }
 
 /// Of two functions in assembly, one begins with its own code and continues in the middle of the other.

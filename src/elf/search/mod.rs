@@ -85,14 +85,8 @@ impl<'s, 'a> Search<'s, 'a> {
 
     /// Rejects code whose frames cannot be determined from the stack pointer.
     fn check(&self, body: &Body) -> Result<(), NoExits> {
-        for &at in &body.stack_switches {
-            // A function with a frame pointer restores its stack from it, whatever it does in between; and where the
-            // unwind table shows by how much the stack has moved, it has returned to an earlier position.
-            let [before, after] = [at, body.after(at)].map(|at| self.code.above(at));
-            let is_told = before == Some(None) || before.is_some() && before != after;
-            if !is_told && !body.restores_stack(&self.code.image, at) {
-                return Err(format!("it switches stacks at +{:#x}", at - body.range.start));
-            }
+        if let Some(at) = body.stack_switches.iter().find(|at| self.code.leaves_stack(body, **at)) {
+            return Err(format!("it switches stacks at +{:#x}", at - body.range.start));
         }
         let is_data = |own: &u64| body.reads.contains(own) || !body.has_instruction(*own);
         if body.own_addresses.iter().chain(&body.reads).any(is_data) {
