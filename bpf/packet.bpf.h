@@ -96,8 +96,12 @@ static __always_inline __u64 parse_transport(const struct frame *f, __u32 offset
 	if (IS_NUMBER(what) == IPPROTO_TCP) {
 		__u32 header;
 
-		if (left < TCP_HEADER || l4 + TCP_HEADER > f->end)
+		if (left < TCP_HEADER || l4 + TCP_HEADER > f->end) {
+			/* A first fragment with nothing but the ports; the receiver puts it together again. */
+			if ((what & FRAGMENT) && left >= 4 && l4 + 4 <= f->end)
+				what |= L4_AT(offset);
 			return what | PARSE_ERROR(NET_PARSE_ERROR_TRUNCATED);
+		}
 		header = (*(__u8 *)(l4 + 12) >> 4) * 4;
 		if (header < TCP_HEADER || header > left)
 			return what | PARSE_ERROR(NET_PARSE_ERROR_HEADER_LENGTH);

@@ -26,28 +26,28 @@ use crate::model::{Ends, parse};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 use crate::support::exporter::TIMEOUT;
 
-fn prefix(text: &str) -> Prefix {
+pub fn prefix(text: &str) -> Prefix {
     Prefix::parse(text).unwrap()
 }
 
-fn entry(text: &str) -> BlockEntry {
+pub fn entry(text: &str) -> BlockEntry {
     BlockEntry { prefix: prefix(text), rule: BlockRule::default() }
 }
 
-fn blocking(mode: Mode, block: BlockConfig) -> NetworkConfig {
+pub fn blocking(mode: Mode, block: BlockConfig) -> NetworkConfig {
     NetworkConfig { block: Some(block), ..config(mode) }
 }
 
-fn enforcing() -> BlockConfig {
+pub fn enforcing() -> BlockConfig {
     BlockConfig { mode: BlockMode::Enforce, ..BlockConfig::default() }
 }
 
-fn dropped(network: &Network, reason: &str) -> u64 {
+pub fn dropped(network: &Network, reason: &str) -> u64 {
     number(&network.collect(), "xdp_drops_total", &[("interface", "exn0"), ("reason", reason)])
 }
 
 /// Blocks from a thread in the namespace, like the one that serves requests.
-fn block(here: &Namespace, network: &Network, entry: BlockEntry) {
+pub fn block(here: &Namespace, network: &Network, entry: BlockEntry) {
     let list = Arc::clone(network.blocklist().unwrap());
     here.run(move || list.block(&entry, Asker::Api)).unwrap();
 }
