@@ -16,6 +16,8 @@ pub enum Event {
     Restored { interface: String, direction: &'static str },
     /// A program that was attached later and ran before ours runs after it again.
     Moved { interface: String, direction: &'static str, before: String },
+    /// Another program insists on running before ours.
+    Behind { interface: String, direction: &'static str, before: String },
     /// A program is attached but does not see what the kernel counts.
     Hidden { interface: String, direction: &'static str, packets: u64 },
     /// It sees it again.
@@ -44,6 +46,7 @@ impl Event {
             Self::Refused { .. }
                 | Self::Restored { .. }
                 | Self::Moved { .. }
+                | Self::Behind { .. }
                 | Self::Hidden { .. }
                 | Self::Missing { .. }
                 | Self::Absent { .. }
@@ -72,6 +75,11 @@ impl fmt::Display for Event {
                 f,
                 "{interface}: {before}, ran before the {direction} program and is behind it now; packets that \
                  it consumed before are not counted"
+            ),
+            Self::Behind { interface, direction, before } => write!(
+                f,
+                "{interface}: {before}, runs before the {direction} program again, and is left there; packets that \
+                 it consumes are not counted"
             ),
             Self::Hidden { interface, direction, packets } => write!(
                 f,

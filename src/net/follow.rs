@@ -317,6 +317,9 @@ impl Follower {
                 Change::Moved { direction, before } => {
                     report(Event::Moved { interface: name(), direction: direction.label(), before });
                 }
+                Change::Behind { direction, before } => {
+                    report(Event::Behind { interface: name(), direction: direction.label(), before });
+                }
                 Change::Hidden { direction, packets } => {
                     report(Event::Hidden { interface: name(), direction: direction.label(), packets });
                 }

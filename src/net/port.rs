@@ -1,5 +1,6 @@
 //! One interface with its programs.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -17,6 +18,9 @@ use super::pinned::keep;
 use super::programs::{Program, Programs};
 use super::refusal::{AttachRefusal, ONE_PIECE_MTU, described};
 
+/// Programs of others that are remembered for each direction.
+const MAX_OVERTAKEN: usize = 16;
+
 /// An interface with its attached programs. Dropping it detaches them.
 #[derive(Debug)]
 pub(crate) struct Port {
@@ -33,6 +37,10 @@ pub(crate) struct Port {
 struct Side {
     state: Result<AttachedProgram, AttachRefusal>,
     comparison: Comparison,
+    /// The last programs, by id, that it was moved ahead of.
+    overtaken: VecDeque<u32>,
+    /// One of them that insists on being first.
+    insists: Option<u32>,
 }
 
 /// An attached program.
@@ -60,6 +68,11 @@ pub(crate) enum Change {
     },
     /// It is first in its chain again.
     Moved {
+        direction: Direction,
+        before: String,
+    },
+    /// Another program insists on being first.
+    Behind {
         direction: Direction,
         before: String,
     },
@@ -112,7 +125,8 @@ impl Port {
         changes
     }
 
-    /// Moves programs before those that were attached before them later.
+    /// Moves programs before those that were attached before them later. Each is overtaken once: one that is first again
+    /// does the same, such as another exporter, and packets are missed at every move.
     pub fn lead(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
         for direction in Direction::ALL {
@@ -120,6 +134,14 @@ impl Port {
             let side = self.side(*direction);
             let Ok(placed) = &side.state else { continue };
             let Some(first) = placed.attached.is_behind(placed.program.as_fd(), &on) else { continue };
+            if side.overtaken.contains(&first) {
+                if side.insists.replace(first) != Some(first) {
+                    changes.push(Change::Behind { direction: *direction, before: described(first) });
+                }
+                continue;
+            }
+            side.overtaken.truncate(MAX_OVERTAKEN - 1);
+            side.overtaken.push_front(first);
             let (program, hook, reason) = (Arc::clone(&placed.program), placed.hook, placed.reason.clone());
             // Detached before it is attached again: in the other order, a packet in between would be counted twice.
             side.state = Err(unattached());
@@ -213,7 +235,7 @@ impl Port {
 
 impl Side {
     fn new(state: Result<AttachedProgram, AttachRefusal>) -> Self {
-        Self { state, comparison: Comparison::default() }
+        Self { state, comparison: Comparison::default(), overtaken: VecDeque::new(), insists: None }
     }
 
     fn reported(&self, direction: Direction) -> Change {

@@ -104,6 +104,29 @@ fn moves_ahead_of_a_later_program_that_ends_the_chain() {
     drop(others);
 }
 
+/// Two exporters do not move ahead of each other forever, which would lose packets at every move.
+#[test]
+fn two_exporters_count_the_same_interface() {
+    let (here, there) = pair();
+    let (first, of_first) = start(&here, config(Mode::Auto));
+    attached(&of_first);
+    let (second, of_second) = start(&here, config(Mode::Auto));
+    let mut behind = 0;
+    until("a program stays first in each direction", || {
+        let events = of_first.try_iter().chain(of_second.try_iter());
+        behind += events.filter(|event| matches!(event, Event::Behind { .. })).count();
+        behind == 2
+    });
+    up(&here, &there);
+    let before = [received(&first), received(&second)];
+    send_datagrams(&there, 100, 100);
+    settle(&here);
+    assert_eq!([received(&first) - before[0], received(&second) - before[1]], [100, 100]);
+    let moved =
+        of_first.try_iter().chain(of_second.try_iter()).any(|event| matches!(event, Event::Moved { .. }));
+    assert!(!moved);
+}
+
 /// Sends in several bursts, so that comparisons with the kernel's counts show a difference, until the event arrives.
 fn hidden_after(burst: impl Fn(), events: &Receiver<Event>, direction: &str) {
     for _ in 0..200 {
