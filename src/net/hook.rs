@@ -7,7 +7,7 @@
 
 use super::abi::Link;
 use super::config::{Mode, NetworkConfig, Scope};
-use super::links::Interface;
+use super::links::{IPVLAN_L3S, Interface};
 
 /// The hook for received packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +78,12 @@ pub(crate) fn choose(on: &Interface, mode: Mode) -> Result<Choice, String> {
         return Err(reason.to_string());
     }
     crosses_hooks(on)?;
+    if on.kind.as_deref() == Some(IPVLAN_L3S) {
+        return Err(
+            "an ipvlan in mode l3s receives packets behind all hooks: count them on its lower device"
+                .to_string(),
+        );
+    }
     let chosen = |hooks, reason: &str| Ok(Choice { hooks, reason: reason.to_string() });
     match mode {
         Mode::Native if on.link != Link::Ethernet => {
@@ -178,6 +184,9 @@ mod tests {
         assert!(crosses_hooks(&vrf).is_err());
         let ifb = interface(Some("ifb"), None, Link::Ethernet);
         assert!(choose(&ifb, Mode::Generic).is_err() && crosses_hooks(&ifb).is_ok());
+        let l3s = interface(Some(IPVLAN_L3S), None, Link::Ethernet);
+        assert!(choose(&l3s, Mode::Auto).is_err() && crosses_hooks(&l3s).is_ok());
+        assert!(receives_nothing(&l3s).is_none());
         let monitor = interface(Some("nlmon"), None, Link::Opaque);
         assert!(choose(&monitor, Mode::Auto).unwrap_err().contains("counted as sent"));
         assert!(crosses_hooks(&monitor).is_ok());

@@ -21,6 +21,9 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_IPVLAN_MODE: u16 = 1;
+const IPVLAN_MODE_L3S: u16 = 2;
 const IFLA_STATS64: u16 = 23;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_PROP_LIST: u16 = 52;
@@ -29,6 +32,9 @@ const IFLA_PARENT_DEV_BUS_NAME: u16 = 57;
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 /// `struct ifinfomsg`.
 const INFO: usize = 16;
+
+/// The kind of an ipvlan that takes its packets from the lower device in the firewall's input hook.
+pub(crate) const IPVLAN_L3S: &str = "ipvlan in mode l3s";
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +48,7 @@ pub(crate) struct Interface {
     /// The link layer.
     pub link: Link,
     pub loopback: bool,
-    /// The kind of a software device: `veth`, `bridge`, ...
+    /// The kind of a software device: `veth`, `bridge`, ..., or [`IPVLAN_L3S`].
     pub kind: Option<String>,
     /// The bus of a hardware device: `pci`, `usb`, `virtio`, ...
     pub bus: Option<String>,
@@ -143,8 +149,15 @@ fn interface(message: &[u8]) -> Option<Interface> {
             IFLA_MASTER => found.master = u32_at(value, 0).map(|index| index as i32),
             IFLA_PARENT_DEV_BUS_NAME => found.bus = Some(text(value)),
             IFLA_LINKINFO => {
-                found.kind =
-                    attributes(value).find(|(kind, _)| *kind == IFLA_INFO_KIND).map(|(_, value)| text(value));
+                let find =
+                    |wanted| attributes(value).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+                found.kind = find(IFLA_INFO_KIND).map(text);
+                let mode = find(IFLA_INFO_DATA)
+                    .and_then(|data| attributes(data).find(|(kind, _)| *kind == IFLA_IPVLAN_MODE))
+                    .and_then(|(_, mode)| u16_at(mode, 0));
+                if found.kind.as_deref() == Some("ipvlan") && mode == Some(IPVLAN_MODE_L3S) {
+                    found.kind = Some(IPVLAN_L3S.to_string());
+                }
             }
             IFLA_PROP_LIST => {
                 let names = attributes(value).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);

@@ -25,7 +25,7 @@ address() {
 }
 pair() { $IP link add $1 netns a type veth peer name $1 netns b; }
 both() { $A link add $1 $3 && $B link add $1 ${4:-$3} || exit 1; address $1 $2; }
-for n in 1 2 3; do pair v$n; address v$n $n; done
+for n in 1 2 3 4; do pair v$n; address v$n $n; done
 for n in a b; do $IP netns exec $n sh -c 'echo 0 >/proc/sys/net/ipv6/conf/v1/disable_ipv6'; done
 $A addr add fd01::1/64 dev v1 nodad; $B addr add fd01::2/64 dev v1 nodad
 four="local 10.1.0.1 remote 10.1.0.2" ruof="local 10.1.0.2 remote 10.1.0.1"
@@ -43,6 +43,7 @@ both qinq1 19 "link v2 type vlan id 6 proto 802.1ad"
 both qinq2 20 "link qinq1 type vlan id 7"
 both macvlan1 21 "link v2 type macvlan mode bridge"
 both ipvlan1 22 "link v3 type ipvlan mode l2"
+both layer1 33 "link v4 type ipvlan mode l3s"
 pair m1; pair m2
 $A link add bond1 type bond mode balance-rr miimon 100; $B link add bond1 type bond mode balance-rr miimon 100
 for n in 1 2; do $A link set m$n master bond1; $B link set m$n master bond1; $A link set m$n up; $B link set m$n up; done
@@ -90,7 +91,7 @@ both_counts() {
     done
     echo "-- metrics $1"; cat /metrics; echo "-- kernel $1"; cat /after
 }
-networks="1 2 3 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 30"
+networks="1 2 3 33 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 30"
 for n in $networks; do $IP netns exec b ping -c 1 -q 10.$n.0.1 >/dev/null || echo "no way to 10.$n.0.1"; done
 both_counts before
 for n in $networks; do
@@ -167,6 +168,7 @@ fn every_device_kind_matches_kernel_counters() {
         seen += 1;
     }
     assert!(log.contains("nlmon1: counting sent packets only") && !log.contains("missed"), "{log}");
+    assert!(log.contains("layer1: an ipvlan in mode l3s receives packets behind all hooks"), "{log}");
     // Two links of 10 Gbit/s; a veth's own speed is fictitious.
     let speed = |device| after.sum("network_speed_bytes", &[("interface", device)]);
     assert_eq!((speed("bond1"), speed("vlan1"), speed("v1")), (2.5e9, 1.25e9, 0.0), "{log}");

@@ -59,7 +59,8 @@ cat /log-pinned-2
 
 fn packets_are_counted_on(kernel: &str, hook: &str) {
     // Before 6.6, egress is counted by a TC filter.
-    let modules = "sch_ingress cls_bpf";
+    // Socket diagnostics find SSH connections to protect.
+    let modules = "sch_ingress cls_bpf tcp_diag";
     let output = Output::with_modules(kernel, modules, &COMMANDS.replace("$EXPORTER", EXPORTER), &[]);
     for count in ["flags", "talkers", "blocked"] {
         let (metrics, log) = (output.part(count), output.part(&format!("log of {count}")));
