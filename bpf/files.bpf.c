@@ -39,6 +39,7 @@ const volatile struct files_abi files_abi = {};
 
 struct bpf_iter_meta {
 	struct seq_file *seq;
+	__u64 seq_num; /* 0 for the first object */
 } __attribute__((preserve_access_index));
 
 struct bpf_iter__task_vma {
@@ -58,15 +59,24 @@ __u64 only_inode = 0;
 /* Likewise: the level of the namespace that is reported, and in which processes have their pids. */
 __u32 at_level = 0;
 
+/* The number of a process in the namespace at this level; 0 if it has none there. */
+static __always_inline __u32 number_of(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, group_leader, thread_pid);
+	struct upid upid = {};
+
+	if (!at_level)
+		return BPF_CORE_READ(task, tgid);
+	return pid && at_level <= BPF_CORE_READ(pid, level) && !upid_at(pid, at_level, &upid) ? upid.nr : 0;
+}
+
 SEC("iter/task_vma")
 int mappings(struct bpf_iter__task_vma *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct vm_area_struct *vma = ctx->vma;
 	struct mapped_file found = {};
-	struct upid upid = {};
 	struct inode *inode;
-	struct pid *pid;
 
 	if (!task || !vma || !vma->vm_file)
 		return 0;
@@ -80,12 +90,89 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	found.end = vma->vm_end;
 	found.page = vma->vm_pgoff;
 	found.device = inode->i_sb->s_dev;
-	found.tgid = task->tgid;
-	if (at_level) {
-		pid = task->group_leader->thread_pid;
-		found.tgid = pid && at_level <= pid->level && !upid_at(pid, at_level, &upid) ? upid.nr : 0;
-	}
+	found.tgid = number_of(task);
 	bpf_seq_write(ctx->meta->seq, &found, sizeof(found));
+	return 0;
+}
+
+/* More than the mappings whose rows fit into an iterator's buffer, with three steps for each. */
+#define WALK_STEPS 4096
+
+/* A walk through the tree of an inode's mappings. */
+struct walk {
+	struct seq_file *seq;
+	__u64 at; /* the current node, or 0 at the end */
+	__u64 before; /* the node from which it was reached */
+};
+
+/* Reports a node's mapping. Returns nonzero if the tree has changed, or the buffer is full. */
+static __always_inline int report(struct walk *walk)
+{
+	struct vm_area_struct *vma = NULL;
+	struct mapped_file found = {};
+	struct task_struct *owner;
+	struct inode *inode;
+
+	vma = (void *)(walk->at - __builtin_preserve_field_info(vma->shared.rb, 0));
+	inode = BPF_CORE_READ(vma, vm_file, f_inode);
+	if ((__u64)inode != only_inode)
+		return 1;
+	owner = BPF_CORE_READ(vma, vm_mm, owner);
+	if (!owner) /* it is ending */
+		return 0;
+	found.start = BPF_CORE_READ(vma, vm_start);
+	found.end = BPF_CORE_READ(vma, vm_end);
+	found.page = BPF_CORE_READ(vma, vm_pgoff);
+	found.is_code = !!(BPF_CORE_READ(vma, vm_flags) & VM_EXEC);
+	found.inode = only_inode;
+	found.number = BPF_CORE_READ(inode, i_ino);
+	found.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	found.tgid = number_of(owner);
+	return bpf_seq_write(walk->seq, &found, sizeof(found)) != 0;
+}
+
+static long walk_on(__u32 n, struct walk *walk)
+{
+	struct rb_node node = {};
+	__u64 left, right, parent, next;
+
+	if (!walk->at)
+		return 1;
+	if (bpf_probe_read_kernel(&node, sizeof(node), (void *)walk->at))
+		return 1;
+	left = (__u64)node.rb_left;
+	right = (__u64)node.rb_right;
+	parent = node.__rb_parent_color & ~3UL;
+	if (walk->before == parent) {
+		if (report(walk))
+			return 1;
+		next = left ?: right ?: parent;
+	} else {
+		next = walk->before == left && right ? right : parent;
+	}
+	walk->before = walk->at;
+	walk->at = next;
+	return 0;
+}
+
+/*
+ * The mappings of one inode, read from the inode itself, without the lock that protects them: all processes' mappings are many
+ * more. Ends with an empty row if none was left out as far as this walk could see.
+ */
+SEC("iter/task")
+int mappings_of_inode(struct bpf_iter__task *ctx)
+{
+	struct walk walk = { .seq = ctx->meta->seq };
+	struct mapped_file end = {};
+	struct inode *inode = (void *)only_inode;
+
+	/* Once, not for each thread. */
+	if (!ctx->task || ctx->meta->seq_num || !bpf_core_field_exists(struct mm_struct, owner))
+		return 0;
+	walk.at = (__u64)BPF_CORE_READ(inode, i_mapping, i_mmap.rb_root.rb_node);
+	bpf_loop(WALK_STEPS, walk_on, &walk, 0);
+	if (!walk.at)
+		bpf_seq_write(ctx->meta->seq, &end, sizeof(end));
 	return 0;
 }
 

@@ -16,8 +16,27 @@ struct super_block {
 	unsigned long s_magic;
 };
 
+struct rb_node {
+	unsigned long __rb_parent_color;
+	struct rb_node *rb_right;
+	struct rb_node *rb_left;
+};
+
+struct rb_root {
+	struct rb_node *rb_node;
+};
+
+struct rb_root_cached {
+	struct rb_root rb_root;
+};
+
+struct address_space {
+	struct rb_root_cached i_mmap; /* its mappings, of all processes */
+};
+
 struct inode {
 	struct super_block *i_sb;
+	struct address_space *i_mapping;
 	unsigned long i_ino;
 	long long i_size;
 	long long i_ctime_sec; /* since Linux 6.11 */
@@ -62,8 +81,11 @@ struct file {
 	void *private_data;
 };
 
+struct task_struct;
+
 struct mm_struct {
 	struct file *exe_file;
+	struct task_struct *owner; /* with CONFIG_MEMCG */
 	unsigned long arg_start;
 	unsigned long arg_end;
 };
@@ -81,6 +103,10 @@ struct vm_area_struct {
 	unsigned long vm_flags;
 	unsigned long vm_pgoff;
 	struct file *vm_file;
+	struct mm_struct *vm_mm;
+	struct {
+		struct rb_node rb;
+	} shared;
 	struct vm_userfaultfd_ctx vm_userfaultfd_ctx;
 };
 

@@ -158,19 +158,45 @@ impl Files {
         Ok(found)
     }
 
-    /// All mappings of the file by other processes, as far as the exporter's pid namespace reaches.
+    /// All mappings of the file by other processes, sorted by process, as far as the exporter's pid namespace reaches.
+    ///
+    /// If there are few, they are read from the inode, which takes 0.1 ms; a walk through the mappings of all processes takes 15 us
+    /// for each process, and the program that has just executed the file waits for that. What is read from the inode
+    /// without its lock is believed if it is read twice.
     ///
     /// # Errors
-    /// If the iterator fails.
+    /// If the iterators fail.
     pub fn mappings(&mut self, inode: Inode) -> io::Result<Vec<MappedPart>> {
+        let read = self.mappings_of_inode(inode)?;
+        if let Some(read) =
+            read.filter(|read| self.mappings_of_inode(inode).is_ok_and(|again| again.as_ref() == Some(read)))
+        {
+            return Ok(read);
+        }
         let (mut found, own) = (Vec::new(), self.own);
-        self.for_each_mapping(inode, |mapping| {
-            if Some(mapping.tgid) != own {
-                let (offset, memory) = (mapping.page * PAGE as u64, mapping.start..mapping.end);
-                found.push(MappedPart { pid: mapping.tgid, memory, offset });
-            }
-        })?;
+        self.for_each_mapping(inode, |mapping| found.extend(part_of_other(&mapping, own)))?;
+        found.sort_by_key(|part| part.pid);
         Ok(found)
+    }
+
+    /// None if there are too many, or if they change meanwhile.
+    fn mappings_of_inode(&mut self, inode: Inode) -> io::Result<Option<Vec<MappedPart>>> {
+        self.set(inode.address, self.namespace.level)?;
+        let link = attach(&self.loaded.borrow_dependent().progs.mappings_of_inode, std::process::id())?;
+        let (mut found, mut is_whole, own) = (Vec::new(), false, self.own);
+        let read = for_each(&link, |mapping: mapped_file| {
+            is_whole = mapping.inode == 0;
+            if inode_of(&mapping) == inode {
+                found.extend(part_of_other(&mapping, own));
+            }
+            !is_whole
+        });
+        if let Err(err) = read {
+            log::trace!("the mappings of an inode do not fit: {err}");
+            return Ok(None);
+        }
+        found.sort_by_key(|part| part.pid);
+        Ok(is_whole.then_some(found))
     }
 
     /// The processes that map the same code of the file more than once, as far as the exporter's pid namespace reaches.
@@ -273,6 +299,11 @@ fn numbers(process: &str) -> io::Result<Vec<u32>> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
     Ok(numbers.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
+}
+
+fn part_of_other(mapping: &mapped_file, own: Option<u32>) -> Option<MappedPart> {
+    let (offset, memory) = (mapping.page * PAGE as u64, mapping.start..mapping.end);
+    (Some(mapping.tgid) != own).then_some(MappedPart { pid: mapping.tgid, memory, offset })
 }
 
 fn inode_of(mapping: &mapped_file) -> Inode {
@@ -378,6 +409,17 @@ mod tests {
         let mut running = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
         while !files.mapped_by(running.id()).unwrap().iter().any(|(_, inode)| *inode == sleep) {}
         assert!(files.is_mapped(sleep).unwrap());
+        // Other tests run it too.
+        let of_running = |mut all: Vec<MappedPart>| {
+            all.retain(|part| part.pid == running.id());
+            all.sort_by_key(|part| part.memory.start);
+            all
+        };
+        let mut walked = Vec::new();
+        files.for_each_mapping(sleep, |mapping| walked.extend(part_of_other(&mapping, None))).unwrap();
+        let read = files.mappings_of_inode(sleep).unwrap().expect("few processes run sleep");
+        assert!(!walked.is_empty());
+        assert_eq!(of_running(read), of_running(walked));
         running.kill().unwrap();
         running.wait().unwrap();
         let began = files.began(std::process::id()).unwrap();
