@@ -8,7 +8,6 @@ use super::golang;
 use super::names::{CloneKind, clone_of};
 use super::pclntab::{Function, TableVersion};
 use super::probeable::LONGEST_INSTRUCTION;
-use super::runtimes::Runtime;
 use super::select::{Selected, matching, missing};
 use super::sites::share_semaphores;
 use super::symbol_table::{Symbol, SymbolKind};
@@ -223,7 +222,9 @@ fn at_entry(index: &SymbolIndex<'_>, symbol: &Symbol<'_>) -> Result<FunctionSite
         let entry = at_go_entry(image, TableVersion::Go1_16, &function, entry)?;
         return Ok(FunctionSite { convention: Convention::Unknown, ..entry });
     }
-    let mut entry = FunctionSite { convention: convention(index, symbol.name), ..entry };
+    let runtime = index.code().runtime_of(symbol.vaddr, symbol.name);
+    let convention = runtime.map_or(Convention::SystemV, |(_, convention)| convention);
+    let mut entry = FunctionSite { convention, ..entry };
     if is_copied(index.image(), symbol.name) {
         entry.site.shape = SiteShape::Harmful(COPIED);
         return Ok(entry);
@@ -244,15 +245,6 @@ fn is_copied(image: &Image<'_>, name: &str) -> bool {
 }
 
 const COPIED: &str = "the program copies this code to another place, where the breakpoint in it would end it";
-
-/// Returns the calling convention of a function that is not Go's. The file's symbols are searched only if the name
-/// suggests something other than C.
-fn convention(index: &SymbolIndex<'_>, name: &str) -> Convention {
-    match Runtime::of_name(name) {
-        Some((runtime, convention)) if index.code().runtime() == Some(runtime) => convention,
-        _ => Convention::SystemV,
-    }
-}
 
 /// Returns the place in a Go function that each call passes exactly once.
 fn at_go_entry(

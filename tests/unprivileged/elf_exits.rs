@@ -212,7 +212,8 @@ fn detects_ghc_and_ocaml_code() {
                 begin raises_by_state\n test %edi, %edi\n jne 1f\n ret\n1: mov 0x10(%r14), %rsp\n pop 0x10(%r14)\n pop %r11\n \
                 jmp *%r11\nend raises_by_state\n\
                 begin plain\n ret\nend plain\n.globl twice_info\n.type twice_info, @function\ntwice_info: jmp *(%rbp)\n\
-                .size twice_info, . - twice_info\n";
+                .size twice_info, . - twice_info\nbegin c_info\n ret\nend c_info\n.quad 0\n.long 15, 0\n\
+                begin described_info\n ret\nend described_info\n";
     for (runtime, raises, haskell) in [
         ("begin other\n ret\nend other\n", Err("switches stacks"), Ok(1)),
         ("begin caml_raise_exn\n ret\nend caml_raise_exn\n", Ok(1), Ok(1)),
@@ -223,9 +224,14 @@ fn detects_ghc_and_ocaml_code() {
         let bytes = fs::read(&library).unwrap();
         let image = Image::parse(&bytes).unwrap();
         let code = Functions::of(&image);
-        for (name, expected) in
-            [("raises", raises), ("raises_by_state", raises), ("twice_info", haskell), ("plain", Ok(1))]
-        {
+        for (name, expected) in [
+            ("raises", raises),
+            ("raises_by_state", raises),
+            ("twice_info", haskell),
+            ("described_info", haskell),
+            ("c_info", Ok(1)),
+            ("plain", Ok(1)),
+        ] {
             let found = code
                 .exits(symbols[name], function_sites(&image, name).unwrap()[0].size)
                 .map(|exits| exits.exits.len());
@@ -242,7 +248,8 @@ fn detects_ghc_and_ocaml_code() {
 fn functions_on_moving_stacks_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let code = "begin camlPeer.add_292\n ret\nend camlPeer.add_292\nbegin caml_alloc\n ret\nend caml_alloc\n\
-                begin caml_raise_exn\n ret\nend caml_raise_exn\n";
+                begin caml_raise_exn\n ret\nend caml_raise_exn\ncamlPeer.code_begin:\ncamlPeer.code_end:\n\
+                begin camlSDL.init\n ret\nend camlSDL.init\n";
     let grows = "begin caml_call_realloc_stack\n ret\nend caml_call_realloc_stack\n";
     for (code, is_moved) in [(code.to_string(), false), ([code, grows].concat(), true)] {
         let library = library(directory.path(), &code);
@@ -258,6 +265,7 @@ fn functions_on_moving_stacks_are_refused() {
         );
         assert_eq!(found.is_err(), is_moved, "{found:?}");
         assert!(functions.exits(symbols["caml_alloc"], 0).is_ok());
+        assert!(functions.exits(symbols["camlSDL.init"], 0).is_ok(), "a C function: no module has this name");
     }
 }
 
