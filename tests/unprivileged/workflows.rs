@@ -70,4 +70,11 @@ fn check_script(script: &str, at: &str) {
     {
         assert!(Path::new(word).exists(), "{at}: {word} is not there");
     }
+    // What is searched for in the compiler's output is the crate's own message.
+    for text in script.split("grep '").skip(1).filter_map(|rest| rest.split('\'').next()) {
+        assert!(
+            fs::read_to_string("src/lib.rs").unwrap().contains(text),
+            "{at}: src/lib.rs does not say {text:?}"
+        );
+    }
 }
