@@ -151,7 +151,7 @@ pub fn command() -> Command {
                         .long("since")
                         .value_name("DURATION")
                         .value_parser(duration)
-                        .help("Only events of this last time: 90s, 5min or 24h"),
+                        .help("Only events not older than this: 90s, 5min or 24h"),
                 )
                 .arg(Arg::new("probe").long("probe").value_name("NAME").help("Only events of this probe"))
                 .arg(
