@@ -42,6 +42,14 @@ impl TargetFile {
         }
     }
 
+    /// Whether the process that ran it has ended or executes another program, and with it the only path to it is gone.
+    pub fn is_gone(&self) -> bool {
+        match regular::open(&self.path).and_then(|file| file.metadata()) {
+            Ok(meta) => key(&meta) != self.key && self.path.starts_with("/proc"),
+            Err(err) => err.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
     /// Reads it.
     ///
     /// # Errors

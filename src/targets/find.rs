@@ -313,6 +313,8 @@ fn process_error(err: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::Write;
+    use std::process::{Command, Stdio};
 
     use super::*;
 
@@ -335,6 +337,28 @@ mod tests {
         assert!(find(&Selector::binary("/")).unwrap_err().contains("not a regular file"));
         assert!(find(&Selector::process("no such process")).is_err());
         assert!(find(&Selector::pid(u32::MAX)).unwrap_err().contains("does not exist"));
+    }
+
+    #[test]
+    fn file_is_gone_when_its_process_executes_another() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "read line; exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let exe = || fs::read_link(format!("/proc/{}/exe", shell.id())).unwrap();
+        let (before, found) = (exe(), find(&Selector::pid(shell.id())).unwrap());
+        assert!(!found[0].is_gone());
+        shell.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while fs::read_link(format!("/proc/{}/exe", shell.id())).unwrap() == before {
+            assert!(std::time::Instant::now() < deadline, "it does not execute the other one");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert!(found[0].is_gone());
+        drop(shell.stdin.take());
+        assert!(shell.wait().unwrap().success());
     }
 
     #[test]

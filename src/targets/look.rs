@@ -1,6 +1,5 @@
 //! Compares a target with the files that it matches now, attaches to new ones and releases others.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -244,11 +243,8 @@ impl Worker {
                 written = Some(leaving(&file.display));
                 continue;
             }
-            // The process that ran it has ended, and with it the only path to the file: it is looked up again when
-            // another process runs it.
-            if planned.selector.is_by_process()
-                && file.open().is_err_and(|err| err.kind() == io::ErrorKind::NotFound)
-            {
+            // It is looked up again when another process runs it.
+            if planned.selector.is_by_process() && file.is_gone() {
                 gone.push(file.identity);
                 continue;
             }
