@@ -1,5 +1,6 @@
 //! The time of day, and the time of the kernel's clock.
 
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The Unix time in seconds; 0 before 1970.
@@ -37,8 +38,38 @@ fn wall_offset() -> i64 {
     attempts.into_iter().min().map_or(0, |(_, offset)| offset)
 }
 
-/// The time of `CLOCK_MONOTONIC` in nanoseconds.
+/// The time of the kernel's own `CLOCK_MONOTONIC` in nanoseconds, which is that of BPF programs.
 pub fn monotonic_now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    kernel_time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+}
+
+/// Converts a time of `CLOCK_MONOTONIC` here, which has an offset in a time namespace, into the kernel's own.
+pub(crate) fn kernel_time(monotonic: u64) -> u64 {
+    static OFFSET: LazyLock<i64> = LazyLock::new(|| {
+        let offsets = std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default();
+        monotonic_offset(&offsets).unwrap_or(0)
+    });
+    monotonic.saturating_add_signed(-*OFFSET)
+}
+
+/// The offset of `CLOCK_MONOTONIC` in `/proc/PID/timens_offsets`, in nanoseconds.
+fn monotonic_offset(offsets: &str) -> Option<i64> {
+    let mut fields = offsets.lines().find_map(|line| line.strip_prefix("monotonic"))?.split_whitespace();
+    let mut number = || fields.next()?.parse::<i64>().ok();
+    number()?.checked_mul(1_000_000_000)?.checked_add(number()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offset_of_a_time_namespace() {
+        let offsets = "monotonic      100000         0\nboottime       200000         0\n";
+        assert_eq!(monotonic_offset(offsets), Some(100_000_000_000_000));
+        let negative = "monotonic           -2 500000000\nboottime            0         0\n";
+        assert_eq!(monotonic_offset(negative), Some(-1_500_000_000));
+        assert_eq!((monotonic_offset(""), monotonic_offset("monotonic x 0")), (None, None));
+    }
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use libbpf_rs::{AsRawLibbpf, OpenProgramMut};
 
+use crate::clock::kernel_time;
+
 /// Attaches a program to a network interface by a link; closing the descriptor detaches it.
 ///
 /// # Errors
@@ -226,7 +228,7 @@ pub(crate) fn monotonic() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: writes to the structure that it is given. It cannot fail for a clock that exists since Linux 2.6.32.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    kernel_time(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// The kernel's id of a program.
