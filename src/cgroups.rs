@@ -101,7 +101,7 @@ fn display(belongs: &Belongs, what: CgroupName) -> String {
         CgroupName::Namespace => pod.map(|pod| pod.namespace.clone()),
         CgroupName::Unit => belongs.unit().map(str::to_owned),
     };
-    display.unwrap_or_default()
+    display.unwrap_or_default().replace(char::is_control, "\u{fffd}")
 }
 
 #[cfg(test)]
@@ -124,6 +124,8 @@ mod tests {
         assert_eq!((path(&pod), of(&pod, CgroupName::Pod)), (pod.clone(), uid.to_owned()));
         assert_eq!(of(&pod, CgroupName::ContainerId), id);
         assert_eq!(of("/user@1.service/a.service/x", CgroupName::Unit), "a.service");
+        // A user can name cgroups below its own as it likes.
+        assert_eq!(of("/a\x1b[31m.service", CgroupName::Unit), "a\u{fffd}[31m.service");
     }
 
     #[test]

@@ -123,8 +123,8 @@ impl Log for Logging {
         if !self.enabled(record.metadata()) {
             return;
         }
-        // One event is one line, whatever the application's strings contain.
-        let text = record.args().to_string().replace(['\n', '\r'], " ");
+        // One event is one line, and moves no terminal's cursor, whatever the names of files and processes contain.
+        let text = record.args().to_string().replace(char::is_control, " ");
         let line = Line { level: record.level(), at: Local::now(), text };
         if self.queue.try_send(Message::Line(line)).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);

@@ -403,3 +403,32 @@ fn clock_jumps_are_harmless() {
         exporter.scrape_until("the time of the last hit by the new clock", is_near);
     }
 }
+
+/// BPF programs read the kernel's own clock, and the exporter one that is ahead of it by a day.
+#[test]
+fn times_are_right_in_a_time_namespace() {
+    let place = Place::new();
+    let binary = compiled(&place);
+    let exporter = Setup::new(&place, counting(&format!("binary: {}", binary.display())))
+        .through(&["unshare", "--time", "--monotonic", "100000"])
+        .start();
+    exporter.wait_until_ready();
+    run(Command::new(&binary).arg("1000"));
+    let scrape = exporter.scrape();
+    is_exact(&scrape, 1000.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now").as_secs_f64();
+    let last = scrape.select("fibre_exporter_probe_last_hit_timestamp_seconds", &[]);
+    assert!(!last.is_empty() && last.iter().all(|(_, at)| (at - now).abs() < 3600.0), "{last:?} at {now}");
+    assert!(scrape.sum("fibre_exporter_unprobed_seconds_total", &[]) < 3600.0);
+}
+
+#[test]
+fn file_names_do_not_reach_the_terminal_as_commands() {
+    let place = Place::new();
+    let odd = place.copy_of(&compiled(&place), "odd\u{1b}[31m");
+    let path = odd.display().to_string().replace('\u{1b}', "\\e");
+    let exporter = Setup::new(&place, counting(&format!("binary: \"{path}\""))).start();
+    exporter.wait_until_ready();
+    exporter.wait_for_log("odd [31m");
+    assert!(!exporter.log().contains('\u{1b}'), "{:?}", exporter.log());
+}
