@@ -8,7 +8,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-use crate::containers::{Containers, cgroup_root, cgroups};
+use crate::containers::Containers;
+use crate::hierarchy::{cgroup_root, cgroups};
 use crate::plan::CgroupName;
 use crate::selectors::Belongs;
 

@@ -9,18 +9,20 @@
 //!   those that k3s, k0s and MicroK8s bring have other directories.
 //! - Kubernetes: directories `/var/log/pods/NAMESPACE_POD_UID`, and links `/var/log/containers/POD_NAMESPACE_CONTAINER-ID.log`.
 //!
+//! Containers in a container, as with kind, k3d or Docker in LXC, are looked up in the files that processes of the outer one see.
+//!
 //! All are internal to these, and have been the same for years; where they cannot be read, a container is its id.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 
 use serde_json::Value;
 
+use crate::hierarchy::{cgroup_root, host};
 use crate::procfs::text;
-use crate::selectors::{Belongs, Container, Pod};
+use crate::selectors::{Belongs, Container, Pod, is_container};
 
 /// The directories of the engines' containers, and a cache of what was found there.
 #[derive(Debug, Clone)]
@@ -41,96 +43,22 @@ const CONTAINERDS: [&str; 4] =
 /// Cached containers and pods; when full, the cache is cleared.
 const CACHE_SIZE: usize = 4096;
 
-/// Cgroup directories that are read at most.
-const MAX_CGROUPS: usize = 10_000;
-
 impl Default for Containers {
     fn default() -> Self {
         Self::below(&host())
     }
 }
 
-/// The root of the host's files: that of process 1 if it is in another mount namespace.
-pub fn host() -> PathBuf {
-    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
-    let is_elsewhere = namespace("1").is_some_and(|first| namespace("self") != Some(first));
-    let root = PathBuf::from("/proc/1/root");
-    if is_elsewhere && root.join("proc").is_dir() { root } else { PathBuf::from("/") }
-}
-
-/// Where the version 2 hierarchy is mounted. Uses the mounts of process 1 if the exporter is in a container, as in a
-/// separate cgroup namespace it sees only its own part.
-pub fn cgroup_root() -> Option<PathBuf> {
-    let host = host();
-    let of = if host == Path::new("/") { "self" } else { "1" };
-    let mounts = text(format!("/proc/{of}/mounts")).ok()?;
-    mounts.lines().find_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        let (at, kind) = (words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
-    })
-}
-
-/// The path in the version 2 hierarchy below [`cgroup_root`] of a cgroup that `/proc/PID/cgroup` shows as `shown`: that
-/// is relative to the exporter's cgroup namespace, where `/../b` is a sibling whose slice and pod are not shown.
-pub fn whole_cgroup_path(shown: &str) -> String {
-    static NAMESPACE: LazyLock<String> = LazyLock::new(|| namespace_path().unwrap_or_default());
-    if NAMESPACE.is_empty() { shown.to_owned() } else { below_namespace(&NAMESPACE, shown) }
-}
-
-fn below_namespace(namespace: &str, shown: &str) -> String {
-    let mut names: Vec<&str> = namespace.split('/').filter(|name| !name.is_empty()).collect();
-    for name in shown.split('/').filter(|name| !name.is_empty()) {
-        if name == ".." {
-            names.pop();
-        } else {
-            names.push(name);
-        }
+/// A process in this cgroup or below it, but not in a container there.
+fn first_process(cgroup: &Path) -> Option<u32> {
+    let members = text(cgroup.join("cgroup.procs")).unwrap_or_default();
+    if let Some(first) = members.lines().find_map(|line| line.parse().ok().filter(|pid| *pid > 0)) {
+        return Some(first);
     }
-    format!("/{}", names.join("/"))
-}
-
-/// The path of the cgroup that is the root of the exporter's cgroup namespace, if process 1 is outside of it.
-fn namespace_path() -> Option<String> {
-    let shown = |pid: &str| version_2(&text(format!("/proc/{pid}/cgroup")).ok()?).map(str::to_owned);
-    if !shown("1")?.starts_with("/..") {
-        return None;
-    }
-    let (root, pid) = (cgroup_root()?, std::process::id().to_string());
-    let holds_this = |path: &str| {
-        let members = text(root.join(path.trim_start_matches('/')).join("cgroup.procs"));
-        members.is_ok_and(|members| members.lines().any(|member| member == pid))
-    };
-    let (_, own) = cgroups(&root).find(|(_, path)| holds_this(path))?;
-    Some(own.strip_suffix(shown("self")?.trim_end_matches('/'))?.to_owned())
-}
-
-/// Whether process 1 is in the same cgroup, as in a container with a pid namespace of its own.
-pub fn is_with_first_process() -> bool {
-    let cgroups = |pid: &str| text(format!("/proc/{pid}/cgroup")).ok();
-    cgroups("self").is_some_and(|own| cgroups("1") == Some(own))
-}
-
-/// The version 2 cgroup in `/proc/PID/cgroup`.
-pub fn version_2(cgroups: &str) -> Option<&str> {
-    cgroups.lines().find_map(|line| line.strip_prefix("0::"))
-}
-
-/// Ids (the inodes of their directories) and paths of cgroups, from the root of the hierarchy.
-pub fn cgroups(root: &Path) -> impl Iterator<Item = (u64, String)> {
-    let mut directories = vec![root.to_path_buf()];
-    let found = std::iter::from_fn(move || {
-        let directory = directories.pop()?;
-        let inside = fs::read_dir(&directory).into_iter().flatten().flatten();
-        let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
-        directories.extend(inside.filter(is_directory).map(|entry| entry.path()));
-        Some(directory)
-    });
-    found.take(MAX_CGROUPS).filter_map(move |directory| {
-        let path = directory.strip_prefix(root).unwrap_or(&directory).to_string_lossy();
-        // It may have been removed meanwhile.
-        Some((fs::metadata(&directory).ok()?.ino(), format!("/{path}")))
-    })
+    let inside = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let directories = inside.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let others = directories.filter(|entry| !is_container(&entry.file_name().to_string_lossy()));
+    others.map(|entry| entry.path()).find_map(|below| first_process(&below))
 }
 
 impl Containers {
@@ -168,12 +96,21 @@ impl Containers {
             self.forget();
         }
         let is_pod = belongs.pod.is_some();
-        for container in belongs.containers.iter_mut().filter(|container| container.has_number()) {
+        let outer = belongs.outer_container().map(str::to_owned);
+        let inner = LazyCell::new(|| Self::inside(outer.as_deref()?));
+        let numbered = belongs.containers.iter_mut().enumerate().filter(|(_, of)| of.has_number());
+        for (depth, container) in numbered {
             if let Some(known) = self.known.get(&container.id) {
                 *container = known.clone();
                 continue;
             }
-            let (found, pod) = self.find(&container.id, is_pod);
+            let (mut found, mut pod) = self.find(&container.id, is_pod);
+            if found.name.is_none()
+                && depth > 0
+                && let Some(inner) = &*inner
+            {
+                (found, pod) = inner.find(&container.id, is_pod);
+            }
             if found.name.is_some() {
                 self.known.insert(found.id.clone(), found.clone());
             }
@@ -187,12 +124,19 @@ impl Containers {
             *pod = known.clone();
             return;
         }
-        if let Some(found) = self.list_pods().find(|found| found.uid == pod.uid) {
+        let found = self.pod(&pod.uid).or_else(|| inner.as_ref()?.pod(&pod.uid));
+        if let Some(found) = found {
             *pod = found;
         }
         if !pod.name.is_empty() {
             self.known_pods.insert(pod.uid.clone(), pod.clone());
         }
+    }
+
+    /// The engines in the container whose cgroup has this path.
+    fn inside(outer: &str) -> Option<Self> {
+        let pid = first_process(&cgroup_root()?.join(outer.trim_start_matches('/')))?;
+        Some(Self::below(&PathBuf::from(format!("/proc/{pid}/root"))))
     }
 
     /// Clears the cache.
@@ -223,6 +167,10 @@ impl Containers {
             let (namespace, name, uid) = (parts.next()?, parts.next()?, parts.next()?);
             Some(Pod { uid: uid.to_owned(), name: name.to_owned(), namespace: namespace.to_owned() })
         })
+    }
+
+    fn pod(&self, uid: &str) -> Option<Pod> {
+        self.list_pods().find(|pod| pod.uid == uid)
     }
 
     fn find(&self, id: &str, is_pod: bool) -> (Container, Option<Pod>) {
@@ -419,16 +367,6 @@ mod tests {
             assert_eq!(containers.name(&id(of)).as_deref(), Some(name), "{name}");
         }
         assert_eq!(containers.id("rootless"), Some(id("b")));
-    }
-
-    #[test]
-    fn paths_in_a_cgroup_namespace_are_completed() {
-        let whole = |shown| below_namespace("/kubepods/podA/exporter", shown);
-        assert_eq!(whole("/"), "/kubepods/podA/exporter");
-        assert_eq!(whole("/init"), "/kubepods/podA/exporter/init");
-        assert_eq!(whole("/../web"), "/kubepods/podA/web");
-        assert_eq!(whole("/../../../system.slice/a.service"), "/system.slice/a.service");
-        assert_eq!((whole("/../../.."), whole("/../../../..")), ("/".into(), "/".into()));
     }
 
     #[test]

@@ -28,6 +28,7 @@ mod engine;
 pub mod exposition;
 mod file_size;
 mod glob;
+mod hierarchy;
 mod http;
 #[allow(dead_code, reason = "each user needs a part of it")]
 mod http_client;

@@ -14,8 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramMut};
 
-use crate::containers::{Containers, cgroup_root, cgroups};
+use crate::containers::Containers;
 use crate::exposition::{Family, Kind};
+use crate::hierarchy::{cgroup_root, cgroups};
 use crate::logging::log_libbpf;
 use crate::selectors::Belongs;
 

@@ -60,6 +60,17 @@ impl Belongs {
             .map(|name| name.strip_prefix('_').unwrap_or(name))
     }
 
+    /// The path of the outermost container's cgroup, if there is another container in it, as on a machine that is a
+    /// container itself (kind, k3d, LXC with Docker).
+    pub fn outer_container(&self) -> Option<&str> {
+        if self.containers.len() < 2 {
+            return None;
+        }
+        let ends = self.path.match_indices('/').map(|(at, _)| at).chain([self.path.len()]);
+        let mut paths = ends.filter_map(|end| self.path.get(..end));
+        paths.find(|path| is_container(path.rsplit('/').next().unwrap_or_default()))
+    }
+
     /// Whether the name of a container or pod is not known yet from its engine.
     pub fn is_unnamed(&self) -> bool {
         self.containers.iter().any(|container| container.name.is_none())
@@ -96,6 +107,11 @@ impl fmt::Display for Pod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.name.is_empty() { &self.uid } else { &self.name })
     }
+}
+
+/// Whether a cgroup of this name was created for a container.
+pub(crate) fn is_container(cgroup: &str) -> bool {
+    container_of(cgroup).is_some() || named(cgroup).is_some()
 }
 
 /// The id of the container for which the cgroup of this name was created, determined as by `is_container` in
@@ -196,6 +212,19 @@ mod tests {
         let id = "0123456789abcdef".repeat(4);
         let both = of(&format!("/lxc.payload.web/system.slice/docker-{id}.scope"));
         assert_eq!(both.iter().map(ToString::to_string).collect::<Vec<_>>(), ["web".to_owned(), id]);
+    }
+
+    #[test]
+    fn outer_container_is_that_of_a_machine() {
+        let (node, pod, id) = ("a".repeat(64), "b".repeat(32), "c".repeat(64));
+        let outer = |path: &str| Belongs::parse(path).outer_container().map(str::to_owned);
+        let docker = format!("/system.slice/docker-{node}.scope");
+        assert_eq!(outer(&format!("{docker}/kubelet/kubepods/pod{pod}/{id}")), Some(docker.clone()));
+        assert_eq!(
+            outer(&format!("/lxc.payload.web/docker-{id}.scope")).as_deref(),
+            Some("/lxc.payload.web")
+        );
+        assert_eq!((outer(&docker), outer("/"), outer("")), (None, None, None));
     }
 
     #[test]

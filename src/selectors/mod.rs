@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::abi;
+pub(crate) use belongs::is_container;
 pub use belongs::{Belongs, Container, Pod};
 pub(crate) use pattern::Automaton;
 pub use pattern::{Pattern, PatternError};

@@ -21,7 +21,7 @@ use super::state::TargetState;
 use super::status::TargetsStatus;
 use super::watch::Watch;
 use crate::config::model::Point;
-use crate::containers::is_with_first_process;
+use crate::hierarchy::is_with_first_process;
 use crate::kernel::{
     Clock, Files, Guard, Kernel, KernelError, PidNamespace, ProcessEvents, SharedPrices, Wanted,
 };

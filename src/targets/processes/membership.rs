@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{ProcessFilter, Processes};
 use crate::cgroups;
-use crate::containers::{version_2, whole_cgroup_path};
+use crate::hierarchy::{version_2, whole_cgroup_path};
 use crate::procfs::text;
 use crate::selectors::{Belongs, ProcessSelector};
 

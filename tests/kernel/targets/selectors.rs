@@ -252,6 +252,35 @@ fn exporter_in_a_cgroup_namespace_knows_whole_paths() {
     running.stop();
 }
 
+/// A node of kind or k3d: a container with a kubelet, whose files only its own processes see.
+#[test]
+fn names_of_containers_in_a_container_are_those_of_its_engine() {
+    let directory = directory();
+    let path = program(&directory, "inner");
+    let own = std::process::id();
+    let uid = format!("{own:08x}-2fa1-11d2-883f-0016d3cca451");
+    let (node, container) = (id(14), id(15));
+    let node = Cgroup::new(hierarchy().join(format!("docker-{node}.scope")));
+    let inner = Cgroup::new(node.0.join(format!("kubelet/kubepods/burstable/pod{uid}/{container}")));
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && exec unshare --mount sh -ec 'mount -t tmpfs none /var/log
+        mkdir -p /var/log/pods/ns{own}_inner{own}_{uid} /var/log/containers
+        touch /var/log/containers/inner{own}_ns{own}_name{own}-{container}.log
+        echo ready; exec cat'",
+        node.0.display()
+    );
+    let mut kubelet = Program::of(std::process::Command::new("sh").args(["-c", &script]));
+    assert_eq!(kubelet.answer(), "ready");
+    let targets = [("pod", format!("pod: inner{own}")), ("named", format!("container: name{own}"))];
+    let tracer =
+        Tracer::start_unready(&config(&targets.each_ref().map(|(name, by)| (*name, by.as_str()))), false);
+    let mut program = inner.start(&path);
+    program.fire(0);
+    eventually("both are attached", || tracer.state(0).1 > 0 && tracer.state(1).1 > 0);
+    program.fire(7);
+    assert_eq!(["pod_total", "named_total"].map(|of| count(&tracer, of)), [7, 7]);
+}
+
 /// It maps each new file to identify it, and a process that maps a file may be loading a library.
 #[test]
 fn exporter_that_selects_itself_does_not_hold_itself_up() {
