@@ -3,7 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use netlink_sys::{Socket, SocketAddr};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
@@ -21,7 +21,7 @@ const RTM_DELROUTE: u16 = 25;
 pub(in super::super) struct ProtectedChanges {
     netlink: Socket,
     inotify: OwnedFd,
-    resolvers: PathBuf,
+    resolvers: Vec<PathBuf>,
 }
 
 impl ProtectedChanges {
@@ -30,25 +30,25 @@ impl ProtectedChanges {
     /// # Errors
     /// If the kernel creates no socket or no inotify instance.
     pub fn listen() -> io::Result<Self> {
-        Self::listen_to(Path::new(RESOLVERS))
+        Self::listen_to(RESOLVERS.map(PathBuf::from).to_vec())
     }
 
-    fn listen_to(resolvers: &Path) -> io::Result<Self> {
+    fn listen_to(resolvers: Vec<PathBuf>) -> io::Result<Self> {
         let mut netlink = Socket::new(NETLINK_ROUTE)?;
         netlink.bind(&SocketAddr::new(0, GROUPS))?;
         netlink.set_non_blocking(true)?;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let changes = Self { netlink, inotify, resolvers: resolvers.to_path_buf() };
+        let changes = Self { netlink, inotify, resolvers };
         changes.watch();
         Ok(changes)
     }
 
-    /// Watches the directory of the file and those of the files that it links to, because files are replaced as a
+    /// Watches the directories of the files and those of the files that they link to, because files are replaced as a
     /// whole. Adding a watch twice has no effect.
     fn watch(&self) {
-        let target = self.resolvers.canonicalize().ok();
-        let directories = [Some(self.resolvers.clone()), target].into_iter().flatten();
-        for directory in directories.filter_map(|file| file.parent().map(PathBuf::from)) {
+        let targets = self.resolvers.iter().filter_map(|file| file.canonicalize().ok());
+        let files = self.resolvers.iter().cloned().chain(targets);
+        for directory in files.filter_map(|file| file.parent().map(PathBuf::from)) {
             let flags =
                 WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::CREATE | WatchFlags::DELETE;
             // Without a watch, the periodic check finds the change.
@@ -112,7 +112,8 @@ mod tests {
         fs::create_dir(at("etc")).unwrap();
         fs::create_dir(at("run")).unwrap();
         fs::write(at("etc/resolv.conf"), "").unwrap();
-        let changes = ProtectedChanges::listen_to(&at("etc/resolv.conf")).unwrap();
+        let changes =
+            ProtectedChanges::listen_to(vec![at("etc/resolv.conf"), at("run/upstream/resolv.conf")]).unwrap();
         // The machine's own routes may change meanwhile, so only the expected notification is checked.
         changes.take();
         fs::write(at("etc/resolv.conf"), "nameserver 192.0.2.1").unwrap();
@@ -128,6 +129,11 @@ mod tests {
         fs::write(at("new"), "").unwrap();
         fs::rename(at("new"), at("run/stub-resolv.conf")).unwrap();
         assert!(changes.take(), "what it leads to was replaced");
+        // A local resolver that starts later makes its directory, whose appearance is not noticed but periodically.
+        fs::create_dir(at("run/upstream")).unwrap();
+        changes.watch();
+        fs::write(at("run/upstream/resolv.conf"), "").unwrap();
+        assert!(changes.take(), "a local resolver's");
     }
 
     #[test]

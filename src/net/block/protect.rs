@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use super::super::cidr::Prefix;
 use super::super::netlink::{NETLINK_ROUTE, attributes, dump};
@@ -17,8 +18,14 @@ const IFA_LOCAL: u16 = 2;
 /// `struct ifaddrmsg`.
 const ADDRESS: usize = 8;
 
-/// The configuration of DNS servers.
-pub(super) const RESOLVERS: &str = "/etc/resolv.conf";
+/// Files with DNS servers: that of the C library, and those with the servers that a local resolver forwards to, of
+/// systemd-resolved, NetworkManager and dnsmasq.
+pub(super) const RESOLVERS: [&str; 4] = [
+    "/etc/resolv.conf",
+    "/run/systemd/resolve/resolv.conf",
+    "/run/NetworkManager/no-stub-resolv.conf",
+    "/run/dnsmasq/resolv.conf",
+];
 
 /// Protected addresses, and what is needed to find protected connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -39,7 +46,7 @@ impl Protected {
         let mut add = |address: IpAddr, why| {
             prefixes.entry(Prefix::new(address, 128)).or_insert(why);
         };
-        resolvers(&read(RESOLVERS)).for_each(|address| add(address, "DNS server"));
+        dns_servers(&RESOLVERS.map(Path::new)).into_iter().for_each(|address| add(address, "DNS server"));
         gateways().into_iter().for_each(|address| add(address, "default gateway"));
         // If the kernel does not list them, they are left out.
         own_addresses().unwrap_or_default().into_iter().for_each(|address| add(address, "own address"));
@@ -78,8 +85,10 @@ impl Protected {
     }
 }
 
-fn read(path: &str) -> String {
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+/// The DNS servers that these files list. What cannot be read is left out.
+fn dns_servers(files: &[&Path]) -> Vec<IpAddr> {
+    let read = files.iter().flat_map(std::fs::read);
+    read.flat_map(|bytes| resolvers(&String::from_utf8_lossy(&bytes)).collect::<Vec<_>>()).collect()
 }
 
 /// `man 5 resolv.conf`.
@@ -123,6 +132,17 @@ mod tests {
         let text = "# x\nnameserver 192.0.2.53\nsearch a\nnameserver fe80::1%eth0\nnameserver\n";
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.53", "fe80::1"]);
+    }
+
+    #[test]
+    fn servers_behind_a_local_resolver_are_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let [stub, absent, upstream] = ["stub", "absent", "upstream"].map(|name| directory.path().join(name));
+        std::fs::write(&stub, "nameserver 127.0.0.53\noptions edns0\n").unwrap();
+        std::fs::write(&upstream, "nameserver 192.0.2.53\nnameserver 2001:db8::53\n").unwrap();
+        let found: Vec<String> =
+            dns_servers(&[&stub, &absent, &upstream]).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["127.0.0.53", "192.0.2.53", "2001:db8::53"]);
     }
 
     #[test]
