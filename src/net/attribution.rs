@@ -28,6 +28,7 @@ use super::open_sockets::name_open_sockets;
 use super::owners::{Holder, Names, Owner, Sums};
 use super::socket_abi::generated::SocketsSkelBuilder;
 use super::socket_abi::generated::types::group_traffic;
+use super::sys::{create_link, link_target};
 
 /// Entries of the kernel's cgroup table above which those of removed cgroups are deleted: half its capacity.
 const CLEAN_UP_ABOVE: usize = 2048;
@@ -97,6 +98,46 @@ impl Table {
     }
 }
 
+/// A program on the root cgroup. Dropping it detaches the program.
+#[derive(Debug)]
+struct SocketLink {
+    name: String,
+    program: OwnedFd,
+    /// The attach type.
+    kind: u32,
+    link: OwnedFd,
+}
+
+impl SocketLink {
+    fn attach(program: &ProgramMut<'_>, group: &File) -> io::Result<Self> {
+        let kind = program.attach_type() as u32;
+        let link = create_link(program.as_fd(), group.as_raw_fd(), kind, 0)?;
+        let name = program.name().to_string_lossy().into_owned();
+        Ok(Self { name, program: program.as_fd().try_clone_to_owned()?, kind, link })
+    }
+
+    /// Attaches it again if it was detached by force.
+    fn restore(&mut self, group: &File) {
+        if link_target(self.link.as_fd()).is_ok_and(|(target, _)| target != 0) {
+            return;
+        }
+        let again = create_link(self.program.as_fd(), group.as_raw_fd(), self.kind, 0);
+        match again {
+            Ok(link) => {
+                self.link = link;
+                log::warn!(
+                    "{}: the program was detached from the root cgroup by another program and is attached again; packets \
+                     in between are not attributed",
+                    self.name
+                );
+            }
+            Err(err) => {
+                log::error!("{}: failed to attach the program to the root cgroup again: {err}", self.name)
+            }
+        }
+    }
+}
+
 /// The programs on packets of sockets. Dropping it detaches them.
 #[derive(Debug)]
 pub(crate) struct Attribution {
@@ -105,7 +146,9 @@ pub(crate) struct Attribution {
     tables: Vec<Table>,
     containers: Mutex<Containers>,
     dns: Option<Dns>,
-    _links: Vec<OwnedFd>,
+    /// The root cgroup, and what is attached to it.
+    group: File,
+    links: Mutex<Vec<SocketLink>>,
 }
 
 impl Attribution {
@@ -148,9 +191,6 @@ impl Attribution {
             None
         };
         let mut links = Vec::new();
-        let attach = |program: &ProgramMut<'_>| -> libbpf_rs::Result<OwnedFd> {
-            Ok(program.attach_cgroup(group.as_raw_fd())?.as_fd().try_clone_to_owned()?)
-        };
         if count.processes {
             let progs = &skel.progs;
             for program in [
@@ -162,21 +202,23 @@ impl Attribution {
                 &progs.received4,
                 &progs.received6,
             ] {
-                links.push(attach(program)?);
+                links.push(SocketLink::attach(program, &group)?);
             }
             // Only now, so that no socket opened meanwhile is missed.
             name_open_sockets(&MapHandle::try_from(&skel.maps.users)?);
         }
         for program in [&skel.progs.sockets_ingress, &skel.progs.sockets_egress] {
-            links.push(attach(program)?);
+            links.push(SocketLink::attach(program, &group)?);
         }
-        let attribution = Self { root, tables, containers: Mutex::default(), dns, _links: links };
+        let links = Mutex::new(links);
+        let attribution = Self { root, tables, containers: Mutex::default(), dns, group, links };
         attribution.maintain();
         Ok(Some(attribution))
     }
 
-    /// Periodic maintenance of names and the kernel's tables.
+    /// Periodic maintenance of names and the kernel's tables, and of what is attached.
     pub fn maintain(&self) {
+        lock(&self.links).iter_mut().for_each(|link| link.restore(&self.group));
         if let Some(dns) = &self.dns {
             dns.maintain();
         }

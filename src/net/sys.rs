@@ -12,13 +12,14 @@ use libbpf_rs::{AsRawLibbpf, OpenProgramMut};
 
 use crate::clock::kernel_time;
 
-/// Attaches a program to a network interface by a link; closing the descriptor detaches it.
+/// Attaches a program by a link to a network interface (its index) or a cgroup (a descriptor); closing the link's
+/// descriptor detaches it.
 ///
 /// # Errors
 /// From the kernel, unchanged; a link reports no text.
 pub(crate) fn create_link(
     program: BorrowedFd<'_>,
-    ifindex: i32,
+    target: i32,
     kind: u32,
     flags: u32,
 ) -> io::Result<OwnedFd> {
@@ -28,7 +29,7 @@ pub(crate) fn create_link(
         ..Default::default()
     };
     // SAFETY: the options outlive the call and say their own size.
-    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, kind, &options) };
+    let fd = unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), target, kind, &options) };
     if fd < 0 {
         return Err(io::Error::from_raw_os_error(-fd));
     }
@@ -36,8 +37,8 @@ pub(crate) fn create_link(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The interface that an XDP or TCX link is attached to, and the program's id. The interface is zero once the link was
-/// detached by force or the interface was deleted.
+/// The interface that an XDP or TCX link is attached to, or the id of a link's cgroup (its lower half), and the program's
+/// id. The target is zero once the link was detached by force or the interface was deleted.
 ///
 /// # Errors
 /// If the kernel does not report it.
@@ -49,7 +50,8 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result));
     }
-    // SAFETY: plain numbers, all of which may be read whatever the kernel has written. TCX keeps its own in the same place.
+    // SAFETY: plain numbers, all of which may be read whatever the kernel has written. TCX and
+    // cgroups keep theirs in the same place.
     Ok((unsafe { info.__bindgen_anon_1.xdp.ifindex }, info.prog_id))
 }
 

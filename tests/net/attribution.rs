@@ -9,7 +9,7 @@ use std::time::Duration;
 use exporter::exposition::Family;
 use exporter::net::Mode;
 
-use crate::counting::{config, number, observed, settle, start, until};
+use crate::counting::{config, number, numbers, observed, settle, start, until};
 use crate::namespace::{HERE, Namespace, THERE, pair, up};
 
 /// A cgroup of its own, removed when dropped, once its processes have ended.
@@ -174,6 +174,36 @@ tcp.connect((sys.argv[1], 7303))
 tcp.sendall(b"x")
 tcp.close()
 "#;
+
+/// Detaches this process's programs from the root cgroup by force, as `bpftool link detach` does; returns their number.
+fn detach_own_links() -> usize {
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let fds = fds.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_of_cgroup = |fd: &i32| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("link_type") && line.ends_with("cgroup"))
+    };
+    // SAFETY: a system call on a descriptor, without pointers.
+    fds.filter(is_of_cgroup).filter(|fd| unsafe { libbpf_sys::bpf_link_detach(*fd) } == 0).count()
+}
+
+#[test]
+fn programs_detached_by_force_are_attached_again() {
+    let (here, there) = pair();
+    let mut config = config(Mode::Auto);
+    config.count.processes = true;
+    let (network, _) = start(&here, config);
+    up(&here, &there);
+    assert_eq!(detach_own_links(), 9);
+    let own = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let labels = [("direction", "egress"), ("process", own.trim_end())];
+    let sent = || numbers(&network.collect(), "network_process_packets_total", &labels).unwrap_or(0);
+    let before = sent();
+    until("packets are attributed again", || {
+        here.run(|| std::net::UdpSocket::bind((HERE, 0)).unwrap().send_to(b"x", (THERE, 9)).unwrap());
+        sent() > before
+    });
+}
 
 #[test]
 fn packets_are_attributed_to_the_process_of_the_socket() {
