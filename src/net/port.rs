@@ -9,7 +9,7 @@ use crate::pins::PinDir;
 use super::abi::{Direction, Link};
 use super::attach::HeldLink;
 use super::attach::{Attached, attach_egress, attach_ingress};
-use super::comparison::Comparison;
+use super::comparison::{Comparison, max_rounds};
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
 use super::interface_table::Entry;
@@ -164,6 +164,7 @@ impl Port {
     /// Compares with the kernel's own counters.
     pub fn compare(&mut self, kernel: KernelCount) -> Vec<Change> {
         let mut changes = Vec::new();
+        let rounds = max_rounds(self.on.kind.as_deref());
         for (direction, kernel) in [(Direction::Ingress, kernel.received), (Direction::Egress, kernel.sent)] {
             let ours = self.entry.counters(direction).total_packets();
             let side = self.side(direction);
@@ -171,7 +172,7 @@ impl Port {
                 continue;
             }
             let was_hidden = side.comparison.is_hidden();
-            let packets = side.comparison.compare(kernel, ours);
+            let packets = side.comparison.compare(kernel, ours, rounds);
             match (was_hidden, side.comparison.is_hidden()) {
                 (false, true) => changes.push(Change::Hidden { direction, packets }),
                 (true, false) => changes.push(Change::Seen { direction }),
