@@ -16,7 +16,7 @@ use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{Input, Symbolized, Symbolizer};
 
 use crate::debug_symbols::{debug_symbols, with_names};
-use crate::elf::{AddressNames, Image};
+use crate::elf::{AddressNames, Image, shown_name};
 use crate::procfs::{Mapping, Stat, living_thread, text};
 use crate::regular;
 use crate::truncated;
@@ -220,7 +220,7 @@ impl Names {
                 let source = Source::Elf(Elf::new(format!("/proc/self/fd/{}", file.as_raw_fd())));
                 let offset = Input::FileOffset(offset);
                 match truncated::reading(|| symbolizer.symbolize_single(&source, offset)) {
-                    Ok(Symbolized::Sym(symbol)) => Some(symbol.name.as_ref().into()),
+                    Ok(Symbolized::Sym(symbol)) => Some(shown_name(&symbol.name).into()),
                     Ok(Symbolized::Unknown(_)) | Err(_) => None,
                 }
             }

@@ -107,7 +107,7 @@ impl AddressNames {
         let before = self.functions[..after].iter().rev().take(MAX_OVERLAPPING);
         let function =
             before.take_while(|function| function.reach > vaddr).find(|function| vaddr < function.end)?;
-        Some(shown(self.names.get(function.name.clone())?))
+        Some(shown_name(self.names.get(function.name.clone())?))
     }
 
     /// Returns roughly how many bytes of memory this uses.
@@ -122,9 +122,9 @@ impl Segment {
     }
 }
 
-/// Returns the source's name of a symbol's function. Copies that the compiler made of a function get the function's
+/// Returns the name that is shown for a function: the source's, with parameters. Copies that the compiler made of a function get the function's
 /// name.
-fn shown(symbol: &str) -> String {
+pub fn shown_name(symbol: &str) -> String {
     // Legacy Rust symbols end in a hash.
     let is_rust = symbol.starts_with("_R") || symbol.contains("17h");
     let signature = if is_rust { Signature::Parameters } else { Signature::Whole };

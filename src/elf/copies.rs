@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, thunk};
+use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, is_thunk};
 use super::symbol_table::{Symbol, SymbolKind};
 use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
@@ -74,7 +74,8 @@ pub(super) fn remarks_on(
     }
     if !shared.is_empty() {
         let names: Vec<_> = shared.into_iter().collect();
-        remarks.push(format!("{} has the same code, so its calls are counted too", listed(&names)));
+        let (have, their) = if names.len() == 1 { ("has", "its") } else { ("have", "their") };
+        remarks.push(format!("{} {have} the same code, so {their} calls are counted too", listed(&names)));
     }
     if same_name > 1 {
         remarks.push(format!("{same_name} local functions have this name; calls of all of them are counted"));
@@ -237,8 +238,7 @@ pub(super) fn drop_chained(
             target != symbol.vaddr
                 && (found.contains_key(&target) || stub.into_iter().any(|of| found.contains_key(&of.vaddr)))
         };
-        thunk(symbol.name).is_some()
-            && targets(index.image(), symbol).iter().any(|(target, _)| is_found(*target))
+        is_thunk(symbol.name) && targets(index.image(), symbol).iter().any(|(target, _)| is_found(*target))
     };
     let thunks: Vec<u64> =
         found.values().filter(|symbol| leads_on(symbol)).map(|symbol| symbol.vaddr).collect();

@@ -49,7 +49,7 @@ mod thunks;
 mod types;
 mod unwind;
 
-pub use address_names::AddressNames;
+pub use address_names::{AddressNames, shown_name};
 pub use approach::Approach;
 pub use code::Functions;
 pub use debug::{debug_file_candidates, shared_debug_candidates};

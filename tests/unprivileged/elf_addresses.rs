@@ -88,7 +88,7 @@ int main(int n, char **) { return lit<3u>(n) + Foo().get('a') + hidden(n) + calc
 "#;
     let path = compile_kept("addresses-cpp", "c++", source, &["-O2"]);
     for (function, shown) in [
-        ("lit<3u>", "int lit<(unsigned int)3>(int)"),
+        ("lit<3u>", "int lit<3u>(int)"),
         ("Foo::get", "Foo::get(char) const"),
         ("hidden", "(anonymous namespace)::hidden(int)"),
         ("calc", "calc(int, int)"),
