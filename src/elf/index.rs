@@ -196,6 +196,11 @@ impl<'a> SymbolIndex<'a> {
         }
     }
 
+    /// Iterates over the functions, by address.
+    pub(super) fn functions(&self) -> impl Iterator<Item = &Symbol<'a>> {
+        self.by_address.iter().map(|(number, _)| self.symbol(*number))
+    }
+
     /// Iterates over the functions and their source names, without parameters; `None` if the name is not mangled.
     pub(super) fn plain_names(&self) -> impl Iterator<Item = (&Symbol<'a>, Option<&str>)> {
         self.by_address.iter().map(|(number, _)| (self.symbol(*number), self.plain(*number)))

@@ -49,6 +49,19 @@ pub(super) fn matching<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Sel
         Ok(None) => None,
     };
     let mut left_out = Vec::new();
+    let other_forms = match pattern.split_once(" [clone ") {
+        Some((name, suffixes)) => Some(of_copy(index, name, suffixes)),
+        None if index.is_go() => {
+            pattern.split_once("[...]").map(|(before, after)| of_any_shape(index, before, after))
+        }
+        None => None,
+    };
+    match other_forms {
+        Some(found) if !found.is_empty() => return Ok(Selected { by_address: found, exact: true, left_out }),
+        // Without its suffix, the name would be that of another function.
+        Some(_) => return Err(no_function.unwrap_or_else(|| missing(index, pattern))),
+        None => {}
+    }
     let mut found = BTreeMap::new();
     let (name, version) = versioned_pattern(pattern);
     let is_meant = |symbol: &Symbol<'_>| {
@@ -113,6 +126,37 @@ fn of_symbol<'a>(index: &SymbolIndex<'a>, pattern: &str) -> Result<Option<Select
         _ if found.is_empty() => Ok(None),
         _ => Ok(Some(Selected { by_address: found, exact: true, left_out: Vec::new() })),
     }
+}
+
+/// Returns the functions with a name such as `f(int) [clone .constprop.0]`: the copy or part of a function whose symbol
+/// ends in that suffix.
+fn of_copy<'a>(index: &SymbolIndex<'a>, name: &str, suffixes: &str) -> BTreeMap<u64, Symbol<'a>> {
+    let mut found = BTreeMap::new();
+    let suffix = suffixes.trim_end_matches(']').replace("] [clone ", "");
+    let wanted = canonical(name);
+    let is_called = |symbol: &str| {
+        let mut ways = [Signature::Name, Signature::Parameters, Signature::Whole].into_iter();
+        ways.any(|how| demangle(symbol, how).is_some_and(|name| canonical(&name) == wanted))
+    };
+    for symbol in index.functions() {
+        if symbol.name.strip_suffix(suffix.as_str()).is_some_and(is_called) {
+            keep_best(&mut found, *symbol);
+        }
+    }
+    found
+}
+
+/// Returns the instances of a generic Go function by the name that stack traces and stripped programs have for all of
+/// them, `main.Map[...]`.
+fn of_any_shape<'a>(index: &SymbolIndex<'a>, before: &str, after: &str) -> BTreeMap<u64, Symbol<'a>> {
+    let mut found = BTreeMap::new();
+    for symbol in index.functions() {
+        let shape = symbol.name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+        if shape.is_some_and(|shape| shape.starts_with('[') && shape.ends_with(']')) {
+            keep_best(&mut found, *symbol);
+        }
+    }
+    found
 }
 
 /// Returns the functions from which a program chooses one at startup for an IFUNC, if they are variants that the

@@ -12,6 +12,7 @@ mod config_files;
 mod documentation;
 mod elf_addresses;
 mod elf_approaches;
+mod elf_cpp_names;
 mod elf_debug_files;
 mod elf_exits;
 mod elf_names;
