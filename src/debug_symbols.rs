@@ -13,6 +13,8 @@ use crate::regular;
 pub(crate) struct DebugFiles {
     symbols: Option<DebugSymbols>,
     shared: Option<Vec<u8>>,
+    /// A debug file that is of another build.
+    misfit: Option<PathBuf>,
 }
 
 impl DebugFiles {
@@ -20,9 +22,9 @@ impl DebugFiles {
     /// as far as they are needed: all of them if functions are selected by name.
     pub fn of(image: &Image<'_>, wants_names: bool, path: &Path, display: &str) -> Self {
         let wants_symbols = wants_names || lacks_variables(image);
-        let symbols = wants_symbols.then(|| debug_symbols(image, path, display)).flatten();
+        let (symbols, misfit) = if wants_symbols { search(image, path, display) } else { Default::default() };
         let shared = wants_names.then(|| shared_debug(image, symbols.as_ref(), path, display)).flatten();
-        Self { symbols, shared }
+        Self { symbols, shared, misfit }
     }
 
     /// Everything that is known about the program's symbols.
@@ -31,6 +33,7 @@ impl DebugFiles {
         SymbolIndex::of(&with_names(image, self.symbols.as_ref()))
             .with_debug_file(self.symbols.as_ref().and_then(DebugSymbols::image))
             .with_shared_debug(shared)
+            .with_misfit(self.misfit.clone())
     }
 }
 
@@ -53,18 +56,25 @@ impl DebugSymbols {
 /// Finds the symbols of the program in the file that `path` opens and that is called `display` where it runs. The debug
 /// files of a program in a container are in the container, too.
 pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Option<DebugSymbols> {
+    search(image, path, display).0
+}
+
+/// Like [`debug_symbols`]; if there are no symbols, also returns the path of a debug file that is of another build.
+fn search(image: &Image<'_>, path: &Path, display: &str) -> (Option<DebugSymbols>, Option<PathBuf>) {
     let root = root_of(path);
-    let read = |candidate: PathBuf| Some((read_inside(&root, &candidate).ok()?, candidate));
-    let fits = |(bytes, _): &(Vec<u8>, PathBuf)| {
-        Image::parse(bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok())
-    };
-    let separate = debug_file_candidates(image, Path::new(display)).into_iter().filter_map(read).find(fits);
-    match separate {
-        Some((bytes, path)) => Some(DebugSymbols { bytes, embedded: false, path: Some(path) }),
-        None if image.is_stripped() => {
-            embedded_symbols(image).map(|bytes| DebugSymbols { bytes, embedded: true, path: None })
+    let mut misfit = None;
+    for candidate in debug_file_candidates(image, Path::new(display)) {
+        let Ok(bytes) = read_inside(&root, &candidate) else { continue };
+        let fits = Image::parse(&bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
+        if fits {
+            return (Some(DebugSymbols { bytes, embedded: false, path: Some(candidate) }), None);
         }
-        None => None,
+        misfit.get_or_insert(candidate);
+    }
+    let embedded = if image.is_stripped() { embedded_symbols(image) } else { None };
+    match embedded {
+        Some(bytes) => (Some(DebugSymbols { bytes, embedded: true, path: None }), None),
+        None => (None, misfit),
     }
 }
 

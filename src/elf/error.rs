@@ -1,6 +1,7 @@
 //! What can be wrong with a file, with a probe in it, or with one argument of a probe.
 
 use std::fmt;
+use std::path::PathBuf;
 
 /// Why a file cannot be read as a program.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,9 +128,11 @@ pub enum SiteError {
 }
 
 /// Why a file's functions may have no names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unnamed {
     Stripped,
+    /// It is stripped, and this debug file is of another build.
+    Misfit(PathBuf),
     /// It is stripped, and its embedded symbols cannot be decompressed.
     Packed,
 }
@@ -151,9 +154,13 @@ impl fmt::Display for SiteError {
                 write!(f, "no function {pattern} in this file{}", Near(near))?;
                 let why = match unnamed {
                     None => return Ok(()),
-                    Some(Unnamed::Stripped) => "",
+                    Some(Unnamed::Stripped) => String::new(),
+                    Some(Unnamed::Misfit(path)) => {
+                        format!(" and {} is damaged or of another build,", path.display())
+                    }
                     Some(Unnamed::Packed) => {
                         " and its .gnu_debugdata is damaged, too large or packed otherwise than by `xz` alone,"
+                            .to_owned()
                     }
                 };
                 write!(

@@ -3,6 +3,7 @@
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::names::{
@@ -40,6 +41,8 @@ pub struct SymbolIndex<'a> {
     pub(super) jumped_to: RefCell<HashMap<u64, bool>>,
     debug_file: Option<Image<'a>>,
     shared_debug: Option<Image<'a>>,
+    /// A debug file that is not used, since it is of another build.
+    misfit: Option<PathBuf>,
     debug_info: OnceCell<Option<Result<DebugInfo<'a>, &'static str>>>,
 }
 
@@ -93,6 +96,7 @@ impl<'a> SymbolIndex<'a> {
             jumped_to: RefCell::default(),
             debug_file: None,
             shared_debug: None,
+            misfit: None,
             debug_info: OnceCell::new(),
         }
     }
@@ -106,6 +110,15 @@ impl<'a> SymbolIndex<'a> {
     /// [`super::shared_debug_candidates`]. A file that does not match is ignored.
     pub fn with_shared_debug(self, shared_debug: Option<Image<'a>>) -> SymbolIndex<'a> {
         SymbolIndex { shared_debug, ..self }
+    }
+
+    /// Adds the path of a debug file that is of another build: messages about missing names mention it.
+    pub fn with_misfit(self, misfit: Option<PathBuf>) -> SymbolIndex<'a> {
+        SymbolIndex { misfit, ..self }
+    }
+
+    pub(super) fn misfit(&self) -> Option<&Path> {
+        self.misfit.as_deref()
     }
 
     /// Returns the file.

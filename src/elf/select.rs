@@ -262,8 +262,11 @@ pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
     let image = index.image();
     let names = index.plain_names().map(|(symbol, plain)| plain.unwrap_or(symbol.name).to_owned());
     let is_packed = || image.section(b".gnu_debugdata").is_some();
-    let unnamed = (image.is_stripped() && image.pclntab().is_none())
-        .then(|| if is_packed() { Unnamed::Packed } else { Unnamed::Stripped });
+    let unnamed = (image.is_stripped() && image.pclntab().is_none()).then(|| match index.misfit() {
+        Some(path) => Unnamed::Misfit(path.to_owned()),
+        None if is_packed() => Unnamed::Packed,
+        None => Unnamed::Stripped,
+    });
     SiteError::NoFunction { pattern: pattern.to_owned(), near: nearest(pattern, names), unnamed }
 }
 

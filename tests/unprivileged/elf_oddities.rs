@@ -4,12 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 
 use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, notes};
 
 use crate::assembly::library;
 use crate::support::names::listed_names_are_accepted;
-use crate::support::program::{compile_kept as compile, directory};
+use crate::support::program::{compile_kept as compile, directory, run};
 
 fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
@@ -162,4 +163,42 @@ fn code_that_is_copied_elsewhere_is_refused() {
         assert_eq!(refused.is_some_and(|reason| reason.contains("copies this code")), is_copied);
         assert_eq!(reason("JIT_New"), None);
     }
+}
+
+/// Where a debug file is installed, but is of another build, the message does not ask to install it.
+#[test]
+fn stale_debug_file_is_named_where_names_are_missing() {
+    let program = |factor: &str| {
+        let source = format!(
+            "static __attribute__((noinline)) int job(int x) {{ return x * {factor}; }} int main(int n, char **v) {{ (void)v; return job(n); }}"
+        );
+        compile(&format!("oddities-stale-{factor}"), "cc", &source, &["-O1", "-g", "-Wl,--build-id=none"])
+    };
+    let (path, other) = (program("3"), program("5"));
+    let debug = path.with_extension("debug");
+    run(Command::new("objcopy").arg("--only-keep-debug").args([&path, &debug]));
+    run(Command::new("strip").arg(&path));
+    run(Command::new("objcopy").arg(format!("--add-gnu-debuglink={}", debug.display())).arg(&path));
+    let config = path.with_extension("yaml");
+    let yaml = format!(
+        "targets: [{{ name: t, binary: {}, probes: [{{ function: job, metrics: [{{ counter: c_total }}] }}] }}]",
+        path.display()
+    );
+    fs::write(&config, yaml).unwrap();
+    let checked = || {
+        let program = env!("CARGO_BIN_EXE_exporter");
+        let output = Command::new(program).arg("check").arg(&config).output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let told = format!("{} is damaged or of another build", debug.display());
+    assert!(!checked().contains("no function job"), "{}", checked());
+    run(Command::new("objcopy").arg("--only-keep-debug").args([&other, &debug]));
+    let text = checked();
+    assert!(text.contains("no function job") && text.replace('\n', " ").contains(&told), "{text}");
+    fs::remove_file(&debug).unwrap();
+    assert!(
+        checked().contains("the file is stripped, so only exported functions have names"),
+        "{}",
+        checked()
+    );
 }
