@@ -7,15 +7,15 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::abi::{site, site_flag};
 use crate::arguments::{
-    contradicted_result, contradictions, described, in_word, listed, position, suggestions,
+    contradicted_result, contradictions, described, in_word, listed, name as name_of, position, suggestions,
 };
-use crate::config::model::{Point, ReturnsBy};
+use crate::config::model::{ArgKind, Point, ReturnsBy};
 use crate::elf::{
     ArgForm, Cost, FormError, FunctionResult, Parameters, Semaphore, Site, SiteError, SiteShape, SymbolIndex,
     usdt_sites,
 };
 use crate::places::{FoundPlaces, ProbePlace, places_in};
-use crate::plan::{Plan, ProbeHook, ProbePlan, ValueSource};
+use crate::plan::{Plan, ProbeHook, ProbePlan, ValueKind, ValueSource};
 use crate::unusable::{UnusableSite, reasons, unusable_reason};
 use locate::{locate, narrowed};
 
@@ -33,7 +33,7 @@ pub struct Resolved {
     pub unusable: Vec<UnusableSite>,
     /// Remarks for the user on how the sites were chosen.
     pub remarks: Vec<String>,
-    /// Bit i: value i is an unsigned 64-bit integer at every site, and is shown as such.
+    /// Bit i: value i is unsigned at every site, and is shown as such.
     pub unsigned: u32,
     /// Possible harm.
     pub warnings: Vec<String>,
@@ -132,7 +132,8 @@ pub fn resolve(
     let is_return = probe.hook == ProbeHook::Return && probe.returns_by == ReturnsBy::Trampoline;
     let mut sites = Vec::with_capacity(found.places.len());
     let mut arguments = Vec::new();
-    let mut unsigned = u32::MAX;
+    // Bit i: value i has no sign at any site; it has 64 bits and no sign at some.
+    let (mut unsigned, mut wide) = (u32::MAX, 0_u32);
     let (mut untyped, mut untyped_result) = (BTreeSet::new(), false);
     let mut typed = Typed::default();
     let mut not_used = found.unusable;
@@ -181,8 +182,10 @@ pub fn resolve(
             {
                 untyped.insert(index);
             }
-            if to.bytes != 8 || to.is_signed != 0 {
+            if to.is_signed != 0 {
                 unsigned &= !(1 << n);
+            } else if to.bytes == 8 {
+                wide |= 1 << n;
             }
         }
         typed.add(probe, parameters.as_ref());
@@ -212,6 +215,11 @@ pub fn resolve(
     found.warnings.extend(typed.warnings_of_results());
     found.remarks.extend(typed.notes);
     found.warnings.extend(typed.warnings);
+    found.warnings.extend(probe.values.iter().enumerate().filter_map(|(n, value)| {
+        let is_mixed =
+            wide & !unsigned & 1 << n != 0 && matches!(value.kind, ValueKind::Arg(ArgKind::Int(None)));
+        is_mixed.then(|| format!("{} {MIXED_SIGNS}", name_of(value)))
+    }));
     if sites.iter().any(|site| site.semaphore.is_some_and(|of| of.is_on_shared_page)) {
         found.remarks.push(SHARED_PAGE.to_string());
     }
@@ -291,6 +299,10 @@ fn offsets(index: &SymbolIndex<'_>, point: &Point) -> Vec<u64> {
         }
     }
 }
+
+/// Said of an argument of which the note of each site gives another type.
+const MIXED_SIGNS: &str = "is signed at some of its sites, and unsigned with 64 bits at others, where numbers from 2^63 up are shown \
+     as negative: choose one by `type: u64` or `type: i64`";
 
 /// Functions that a warning about results names.
 const MAX_LISTED_RESULTS: usize = 4;

@@ -7,10 +7,12 @@ use std::fs;
 use std::process::Command;
 
 use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, notes};
+use exporter::resolve::resolve;
 
 use crate::assembly::library;
 use crate::support::names::listed_names_are_accepted;
-use crate::support::program::{compile_kept as compile, directory, run};
+use crate::support::program::{compile as compile_in, compile_kept as compile, directory, run};
+use crate::support::tracer::plan_of;
 
 fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
     let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
@@ -201,4 +203,47 @@ fn stale_debug_file_is_named_where_names_are_missing() {
         "{}",
         checked()
     );
+}
+
+/// Each place of a probe has a note of its own, and the compiler may give the argument another type in each.
+#[test]
+fn sites_of_a_probe_may_differ_in_sign() {
+    for (name, notes, is_unsigned, warns) in [
+        ("unsigned", ["4@%edi", "8@%rdi"], true, false),
+        ("signed", ["-4@%edi", "-8@%rdi"], false, false),
+        ("narrow", ["-4@%edi", "4@%edi"], false, false),
+        ("mixed", ["-4@%edi", "8@%rdi"], false, true),
+    ] {
+        let mut source = ".text\n.globl main\nmain: xor %eax, %eax\n".to_owned();
+        for note in notes {
+            source.push_str(&format!(
+                "990: nop\n.pushsection .note.stapsdt,\"\",\"note\"\n.balign 4\n.4byte 992f-991f, 994f-993f, 3\n991: .asciz \
+                 \"stapsdt\"\n992: .balign 4\n993: .8byte 990b, 0, 0\n.asciz \"test\"\n.asciz \"step\"\n.asciz \
+                 \"{note}\"\n994: .balign 4\n.popsection\n"
+            ));
+        }
+        source.push_str("ret\n.section .note.GNU-stack,\"\",@progbits\n");
+        let directory = directory();
+        let path = compile_in("cc", &format!("{name}.s"), &source, &[], directory.path());
+        let bytes = fs::read(&path).unwrap();
+        let index = SymbolIndex::of(&Image::parse(&bytes).unwrap());
+        let resolved = |argument: &str| {
+            let yaml = format!(
+                "targets: [{{ name: t, binary: {}, probes: [{{ on: 'usdt:test:step', args: {{ a: {argument} }}, metrics: [{{ \
+                 counter: c_total, labels: {{ a: a }} }}] }}] }}]",
+                path.display()
+            );
+            let plan = plan_of(&yaml, false).unwrap();
+            resolve(&index, 0, &plan, &mut |_| 0).unwrap()
+        };
+        let of = resolved("0");
+        assert_eq!(of.unsigned & 1 != 0, is_unsigned, "{name}");
+        assert_eq!(
+            of.warnings.iter().any(|warning| warning.contains("a is signed at some")),
+            warns,
+            "{:?}",
+            of.warnings
+        );
+        assert!(resolved("{ index: 0, type: i64 }").warnings.is_empty());
+    }
 }
