@@ -17,7 +17,7 @@ use crate::metrics::event_series::labels_of;
 use crate::metrics::show::{show, show_exactly, show_with_unit};
 use crate::net::{BanRule, Sighting};
 use crate::plan::{ActionPlan, LabelPlan, LogPart, Plan, ProbePlan, STACK, SlowPlan, ValueSource};
-use crate::slow::{self, EventFields, Related, SlowCounters, SlowRecorder, Wanted};
+use crate::slow::{self, EventFields, Related, RelatedCriteria, SlowCounters, SlowRecorder};
 use crate::store::UserStore;
 use crate::symbols::{Symbols, UNKNOWN};
 
@@ -236,7 +236,7 @@ fn kept<'a>(
 ) -> slow::EventRecord {
     let mut fields = fields(probe, &slow.kept, read);
     fields.0.extend(stack.map(|stack| (STACK.to_owned(), stack)));
-    let wanted = slow.related.as_ref().map(|by| Wanted {
+    let wanted = slow.related.as_ref().map(|by| RelatedCriteria {
         process: shown(probe, by.process, read),
         key: (probe.values[by.key].name.clone(), shown(probe, by.key, read)),
         with: by.with.clone(),

@@ -31,14 +31,14 @@ pub struct EventRecord {
     /// Related events of other probes, in order.
     pub related: Vec<RelatedRow>,
     /// The criteria for related events, until these have been looked up.
-    pub(crate) wanted: Option<Wanted>,
+    pub(crate) wanted: Option<RelatedCriteria>,
     /// Its rank among the worst, while it can still be displaced.
     pub(crate) ranked: Option<Ranked>,
 }
 
 /// The criteria for related events of other probes: same process, same key, one of these probes.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Wanted {
+pub(crate) struct RelatedCriteria {
     pub process: String,
     pub key: (String, String),
     pub with: Vec<Point>,

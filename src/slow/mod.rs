@@ -27,7 +27,7 @@ use store::{Bounds, EventStore};
 use writer::{Message, Writer};
 
 pub use event::{EventFields, EventRecord, RelatedRow, SlowCounters, StoredEvent};
-pub(crate) use event::{Related, Wanted};
+pub(crate) use event::{Related, RelatedCriteria};
 pub use query::{EventQuery, read, table};
 pub(crate) use query::{shown_reason, shown_value};
 pub use store::SlowError;

@@ -51,7 +51,7 @@ impl RecentEvents {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::{EventFields, Wanted};
+    use super::super::event::{EventFields, RelatedCriteria};
     use super::super::store::tests::event;
     use super::*;
     use crate::config::model::Point;
@@ -91,7 +91,7 @@ mod tests {
         let mut slow = event(time, 1.0, "");
         memory.complete(&mut slow);
         assert_eq!(slow.related, []);
-        slow.wanted = Some(Wanted {
+        slow.wanted = Some(RelatedCriteria {
             process: "1".into(),
             key: ("height".into(), "7".into()),
             with: vec![point("a"), point("b")],
@@ -108,7 +108,7 @@ mod tests {
             memory.add(related(n, "1", "a", if n < 20 { "7" } else { "8" }));
         }
         let wanted = |height: &str| {
-            Some(Wanted {
+            Some(RelatedCriteria {
                 process: "1".into(),
                 key: ("height".into(), height.into()),
                 with: vec![point("a")],
