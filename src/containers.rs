@@ -16,12 +16,14 @@
 use std::cell::LazyCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::hierarchy::{cgroup_root, host};
 use crate::procfs::text;
+use crate::regular;
 use crate::selectors::{Belongs, Container, Pod, is_container};
 
 /// The directories of the engines' containers, and a cache of what was found there.
@@ -39,6 +41,9 @@ pub struct Containers {
 /// The parent directories of containerd's state.
 const CONTAINERDS: [&str; 4] =
     ["run/containerd", "run/k3s/containerd", "run/k0s/containerd", "var/snap/microk8s/common/run/containerd"];
+
+/// Bytes of an engine's file that are read at most.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Cached containers and pods; when full, the cache is cleared.
 const CACHE_SIZE: usize = 4096;
@@ -256,7 +261,7 @@ fn docker_directory(root: &Path) -> Option<String> {
 
 /// The configured data directory of Podman and CRI-O: a line of TOML.
 fn storage_directory(root: &Path) -> Option<String> {
-    let settings = text(root.join("etc/containers/storage.conf")).ok()?;
+    let settings = String::from_utf8(contents(&root.join("etc/containers/storage.conf"))?).ok()?;
     let mut values =
         settings.lines().filter_map(|line| line.trim().strip_prefix("graphroot")?.trim().strip_prefix('='));
     Some(values.next()?.split(['"', '\'']).nth(1)?.to_owned())
@@ -264,7 +269,8 @@ fn storage_directory(root: &Path) -> Option<String> {
 
 /// Home directories: those in /etc/passwd, and those in /home, whose users may be defined elsewhere.
 fn homes(root: &Path) -> BTreeSet<PathBuf> {
-    let users = text(root.join("etc/passwd")).unwrap_or_default();
+    let users = contents(&root.join("etc/passwd")).unwrap_or_default();
+    let users = String::from_utf8_lossy(&users);
     let of_users = users.lines().filter_map(|line| line.split(':').nth(5)).filter(|home| home.len() > 1);
     let mut homes: BTreeSet<PathBuf> = of_users.map(|home| root.join(home.trim_start_matches('/'))).collect();
     homes.extend(fs::read_dir(root.join("home")).into_iter().flatten().flatten().map(|home| home.path()));
@@ -280,12 +286,21 @@ fn are_in_container(cgroups: &str, id: &str) -> bool {
     cgroups.lines().any(|path| Belongs::parse(path).containers.iter().any(|of| of.has_id(id)))
 }
 
+/// Users and containers can write what is read here: anything but a regular file of moderate size is ignored.
+fn contents(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    regular::open(path).ok()?.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
 fn read(path: &Path) -> Option<Value> {
-    serde_json::from_slice(&fs::read(path).ok()?).ok()
+    serde_json::from_slice(&contents(path)?).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     impl Containers {
@@ -322,6 +337,28 @@ mod tests {
         assert_eq!(images, ["btc:27", "docker.io/library/relay:1"]);
         write(podman, "not JSON");
         assert_eq!(containers.id("relay"), None);
+    }
+
+    /// Users write below their home directories, and a container writes its own files.
+    #[test]
+    fn pipes_and_endless_files_of_users_are_ignored() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let docker = root.join("home/user/.local/share/docker/containers");
+        let storage = root.join("home/user/.local/share/containers/storage/overlay-containers");
+        for path in [docker.join("a".repeat(64)), storage.clone(), root.join("etc/containers")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        for pipe in [
+            docker.join("a".repeat(64)).join("config.v2.json"),
+            storage.join("containers.json"),
+            root.join("etc/containers/storage.conf"),
+            root.join("etc/passwd"),
+        ] {
+            assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+        }
+        std::os::unix::fs::symlink("/dev/zero", storage.join("volatile-containers.json")).unwrap();
+        assert_eq!(Containers::below(root).id("name"), None);
     }
 
     #[test]
