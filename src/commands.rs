@@ -20,7 +20,7 @@ use crate::net::detach_filters;
 use crate::pins::PinDir;
 use crate::plan::{lint, profile, profiles};
 use crate::probes;
-use crate::run::{Listeners, RunError, defer_reloads, drop_privileges, run};
+use crate::run::{Listeners, RunError, drop_privileges, prepare, run};
 use crate::slow::{self, EventQuery, SlowRecorder};
 use crate::table::wrap;
 use crate::{blocking, check, dashboard, pins, reference, terminal, trial};
@@ -80,8 +80,8 @@ fn refuse(errors: &Diagnostics) -> ExitCode {
 }
 
 fn start(overrides: &Overrides) -> ExitCode {
-    if let Err(err) = defer_reloads() {
-        eprintln!("exporter: failed to handle SIGHUP: {err}");
+    if let Err(err) = prepare() {
+        eprintln!("exporter: {err}");
         return ExitCode::from(RUN_TIME);
     }
     let CheckedConfig { loaded, plan, tls } = match load(overrides) {

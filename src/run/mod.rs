@@ -46,7 +46,7 @@ const MIN_DESCRIPTORS: u64 = 128;
 /// Traces and serves until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// If the certificate is unusable, the limit of open files is too low, or the kernel refuses the probe programs.
+/// If the certificate is unusable, or the kernel refuses the probe programs.
 pub(crate) fn run(
     overrides: &Overrides,
     checked: CheckedConfig,
@@ -55,7 +55,6 @@ pub(crate) fn run(
     listeners: Listeners,
     recorder: Arc<SlowRecorder>,
 ) -> Result<(), RunError> {
-    demand_descriptors()?;
     let CheckedConfig { loaded, plan, tls } = checked;
     let settings = loaded.config.settings;
     let keep_privileges = settings.keep_privileges;
@@ -153,15 +152,18 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Keeps SIGHUP from ending the exporter while it starts; the reload takes place when it has started.
+/// Checks the limit of open files, and keeps SIGHUP from ending the exporter while it starts: the reload takes place
+/// when it has started.
 ///
 /// # Errors
-/// If no more files can be opened.
-pub fn defer_reloads() -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+/// If the limit is too low.
+pub fn prepare() -> Result<(), RunError> {
+    demand_descriptors()?;
+    let failed = failed_to("wait for SIGHUP");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(&failed)?;
     let _context = runtime.enter();
     // The handler outlives the runtime, as does the signal that it notes.
-    signal(SignalKind::hangup()).map(drop)
+    signal(SignalKind::hangup()).map(drop).map_err(failed)
 }
 
 fn demand_descriptors() -> Result<(), RunError> {
