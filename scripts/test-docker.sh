@@ -108,7 +108,8 @@ run_exporter() {
 	read -ra words <<<"$(documented_run "$1" "$2" "$3")"
 	((${#words[@]} > 10)) || fail "docs/docker.md shows no command of $1"
 	if [[ $1 == podman ]]; then
-		podman "${podman[@]}" "${words[@]:1}" >/dev/null
+		# Where version 1 has the controllers, version 2 has none to limit processes with.
+		podman "${podman[@]}" run --pids-limit 0 "${words[@]:2}" >/dev/null
 	else
 		docker "${words[@]:1}" >/dev/null || fail "docker run"
 	fi
