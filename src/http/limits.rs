@@ -30,7 +30,8 @@ pub struct Limits {
     pub max_waiting: usize,
     /// The maximum number of connections of one listener.
     pub max_connections: usize,
-    /// The maximum number of connections of one listener from one peer: an IPv4 address or an IPv6 /64 network.
+    /// The maximum number of connections of one listener from one peer: an IPv4 address or an IPv6 /64 network. Twice as many
+    /// once it has authenticated.
     pub max_per_peer: usize,
     /// The maximum number of concurrent handlers of one listener; further requests wait.
     pub max_handlers: usize,

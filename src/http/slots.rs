@@ -134,7 +134,9 @@ impl Slots {
         let peer = peer_of(address);
         let mut places = self.lock();
         let own = places.taken.values().filter(|place| place.peer == peer).count();
-        let victim = if own >= self.limits.max_per_peer {
+        // Strangers behind the address of a known client must leave room for it.
+        let max_own = self.limits.max_per_peer * if places.known.contains(&peer) { 2 } else { 1 };
+        let victim = if own >= max_own {
             Some(places.victim(peer, true))
         } else if places.taken.len() >= self.limits.max_connections {
             Some(places.victim(peer, false))
@@ -243,6 +245,20 @@ mod tests {
         let left: Vec<_> = silent.iter().map(|held| has_place(&slots, held)).collect();
         assert_eq!(left, [vec![false; 17], vec![true; 3]].concat());
         assert_eq!(silent.iter().filter(|held| held.evicted_another).count(), 17);
+    }
+
+    #[test]
+    fn strangers_at_the_address_of_a_known_client_leave_room_for_it() {
+        let hour = Duration::from_secs(3600);
+        let limits = Limits { max_per_peer: 3, grace: hour, ..Limits::default() };
+        let slots = Slots::new(Arc::new(limits));
+        let scraper = connect(&slots, "10.0.0.1").unwrap();
+        scraper.slot.remember_peer();
+        let strangers: Vec<_> = (0..3).map(|_| connect(&slots, "10.0.0.1").unwrap()).collect();
+        assert!(!connect(&slots, "10.0.0.1").expect("without waiting").evicted_another);
+        assert!(strangers.iter().all(|stranger| has_place(&slots, stranger)));
+        let others: Vec<_> = (0..3).map(|_| connect(&slots, "10.0.0.2").unwrap()).collect();
+        assert!(connect(&slots, "10.0.0.2").is_none(), "{} are all it may have", others.len());
     }
 
     #[test]

@@ -53,7 +53,9 @@ fn scrapes_under(exporter: &Exporter, addresses: &[Ipv4Addr], each: usize, besie
             });
         }
         let scraped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while number.load(Ordering::Relaxed) < 100 {
+            // Guesses are answered one after the other: a hundred of them may take longer than a connection may be idle.
+            let begun = (addresses.len() * each).min(100) as u32;
+            while number.load(Ordering::Relaxed) < begun {
                 std::thread::sleep(Duration::from_millis(5));
             }
             for n in 0..SCRAPES {
