@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::{Method, Request, Response, StatusCode, Version};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -94,6 +94,7 @@ impl Answerer {
         watch.enter_checking();
         let secured = self.security.now();
         let version = request.version();
+        let is_head = request.method() == Method::HEAD;
         let mut answer = {
             let _in_flight = RaisedGauge::new(&self.stats.in_flight);
             self.decide(request, peer, watch, &secured).await
@@ -111,7 +112,7 @@ impl Answerer {
             }
         }
         self.stats.answered(answer.route, answer.status.as_u16());
-        let mut response = respond(answer, watch);
+        let mut response = respond(answer, is_head, watch);
         if version == Version::HTTP_2 && response.headers_mut().remove(header::CONNECTION).is_some() {
             watch.end_with_answer();
         }
@@ -378,9 +379,11 @@ static PAGE_HEADERS: [(header::HeaderName, HeaderValue); 3] = [
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
 ];
 
-fn respond(answer: Answer, watch: &Arc<Watch>) -> Response<WatchedBody> {
+fn respond(answer: Answer, is_head: bool, watch: &Arc<Watch>) -> Response<WatchedBody> {
     let length = answer.events.is_none().then_some(answer.body.len());
     let mut response = Response::new(match answer.events {
+        // hyper leaves the body out for HTTP/1 only.
+        _ if is_head => WatchedBody::whole(Bytes::new(), watch),
         Some(events) => WatchedBody::events(events, watch),
         None => WatchedBody::whole(answer.body, watch),
     });

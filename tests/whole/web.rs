@@ -248,6 +248,11 @@ fn http2_is_opt_in_with_one_request_at_a_time() {
         ask(&exporter, &["--http2"], &right, &["/metrics", "/", "/api/v1/status", "/nothing"]),
         ["2 200 1", "2 200 0", "2 200 0", "2 404 0"]
     );
+    for version in ["--http1.1", "--http2"] {
+        let heads =
+            ask(&exporter, &[version, "--head"], &right, &["/metrics", "/", "/api/v1/status", "/nothing"]);
+        assert!(heads.len() == 4 && heads[..3].iter().all(|line| line.contains(" 200 ")), "{heads:?}");
+    }
     // Concurrent requests wait for each other.
     let many = ask(&exporter, &["--http2", "--parallel"], &right, &["/metrics"; 8]);
     assert!(many.len() == 8 && many.iter().all(|line| line.starts_with("2 200 ")), "{many:?}");
