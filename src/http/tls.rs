@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig};
+use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig, SupportedCipherSuite};
 
 use super::certificate::CertificateInfo;
 use super::clients::{Clients, unix_now, verifier};
@@ -206,6 +206,13 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
             return Err(TlsError::OldCertificate { path: certificate_path() });
         }
         Err(source) => return Err(TlsError::Certificate { path: certificate_path(), source }),
+    }
+    let serves = |suite: &SupportedCipherSuite| match suite {
+        SupportedCipherSuite::Tls13(_) => options.tls13,
+        SupportedCipherSuite::Tls12(suite) => options.tls12 && pair.key.choose_scheme(suite.sign).is_some(),
+    };
+    if !provider.cipher_suites.iter().any(serves) {
+        return Err(TlsError::NoSuite { path: certificate_path() });
     }
     let (clients, advice) = verifier(&options.clients, &provider)?;
     warnings.extend(advice);
@@ -419,8 +426,13 @@ mod tests {
         for suite in [0xc02b, 0xc02c, 0xc02f, 0xc030, 0xcca8, 0xcca9, 0x1301, 0x1302, 0x1303] {
             assert!(all.contains(&suite), "{suite:x}");
         }
-        for options in [options(&[], &[]), options(&[0x1301], &[0x17])] {
+        for options in [options(&[], &[]), options(&[0x1301], &[0x17]), options(&[0xc02f], &[])] {
             assert!(Tls::load(options).is_ok());
         }
+        // The key is an EC key.
+        let of_tls12 = |suite| TlsOptions { tls13: false, ..options(&[suite], &[]) };
+        assert!(Tls::load(of_tls12(0xc02b)).is_ok());
+        let refused = Tls::load(of_tls12(0xc02f)).err().expect("no client could connect").to_string();
+        assert!(refused.contains("none of the cipher suites is for the key"), "{refused}");
     }
 }

@@ -35,6 +35,8 @@ pub enum TlsError {
     Certificate { path: PathBuf, source: rustls::Error },
     /// The certificates are unusable as authorities.
     Authority { path: PathBuf },
+    /// With this key and the configured cipher suites, no client could connect.
+    NoSuite { path: PathBuf },
     /// They do not result in a valid TLS configuration.
     Setup(rustls::Error),
 }
@@ -53,6 +55,7 @@ impl TlsError {
             | Self::Mismatch { certificate: path, .. }
             | Self::OldCertificate { path }
             | Self::Certificate { path, .. }
+            | Self::NoSuite { path }
             | Self::Authority { path } => Some(path),
             Self::Setup(_) => None,
         }
@@ -126,6 +129,12 @@ impl fmt::Display for TlsError {
             Self::Authority { path } => {
                 write!(f, "a certificate in {} is not usable as that of an authority", path.display())
             }
+            Self::NoSuite { path } => write!(
+                f,
+                "none of the cipher suites is for the key of {}, so no client could connect; TLS 1.2 needs one with ECDSA in its \
+                 name for an EC key, with RSA for an RSA key",
+                path.display()
+            ),
             Self::Setup(source) => write!(f, "failed to set up TLS: {source}"),
         }
     }
@@ -166,6 +175,7 @@ impl Error for TlsError {
             | Self::NoKey { .. }
             | Self::Encrypted { .. }
             | Self::Authority { .. }
+            | Self::NoSuite { .. }
             | Self::Mismatch { .. } => None,
         }
     }

@@ -182,6 +182,11 @@ pub(super) const CIPHER_SUITES: &[Named] = &[
     ("TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA", None),
     ("TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA", None),
     ("TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA", None),
+    // Accepted by exporters that were built with Go before 1.22.
+    ("TLS_RSA_WITH_AES_128_CBC_SHA", None),
+    ("TLS_RSA_WITH_AES_256_CBC_SHA", None),
+    ("TLS_RSA_WITH_AES_128_GCM_SHA256", None),
+    ("TLS_RSA_WITH_AES_256_GCM_SHA384", None),
 ];
 
 /// The key exchange groups that exporter-toolkit accepts.
