@@ -44,7 +44,7 @@ pub fn perform(invocation: Invocation) -> ExitCode {
     }
     match invocation {
         Invocation::Run(overrides) => start(&overrides),
-        Invocation::Check { file, attach } => check(&Overrides::file(file), attach),
+        Invocation::Check { overrides, attach } => check(&overrides, attach),
         Invocation::Profiles { name } => show_profiles(name.as_deref()),
         Invocation::Completions { shell } => {
             let mut script = Vec::new();

@@ -27,6 +27,19 @@ pub fn command() -> Command {
         ]
     };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+    let settings = || {
+        KEYS.iter().map(|key| {
+            let default = key.default.filter(|_| key.value.is_some());
+            let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
+            let arg = Arg::new(key.name).long(key.flag).help(format!("{}{default}", key.help));
+            let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
+            match key.value {
+                Some(value) if key.name == REPEATABLE => arg.value_name(value).action(ArgAction::Append),
+                Some(value) => arg.value_name(value),
+                None => arg.action(ArgAction::SetTrue),
+            }
+        })
+    };
     Command::new("exporter")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Traces USDT probes, functions and packets, and exports Prometheus metrics")
@@ -40,21 +53,13 @@ pub fn command() -> Command {
         .args_override_self(true)
         .args_conflicts_with_subcommands(true)
         .arg(config().help(format!("Configuration file (YAML) [env: {CONFIG_ENV}]")))
-        .args(KEYS.iter().map(|key| {
-            let default = key.default.filter(|_| key.value.is_some());
-            let default = default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
-            let arg = Arg::new(key.name).long(key.flag).help(format!("{}{default}", key.help));
-            let arg = if let Some(short) = key.short { arg.short(short) } else { arg };
-            match key.value {
-                Some(value) if key.name == REPEATABLE => arg.value_name(value).action(ArgAction::Append),
-                Some(value) => arg.value_name(value),
-                None => arg.action(ArgAction::SetTrue),
-            }
-        }))
+        .args(settings())
         .subcommand(
             Command::new("check")
                 .about("Validate a configuration and print what it would trace")
+                .after_help("The exporter's own flags are accepted, too, such as --web.config.file.")
                 .args(file())
+                .args(settings().map(|arg| arg.hide(true)))
                 .arg(switch("attach").help("Also attach the probes for a few seconds and count hits"))
                 .arg(
                     Arg::new("seconds")

@@ -23,8 +23,8 @@ pub use self::definition::{command, man_page};
 pub enum Invocation {
     /// Trace and serve: no command.
     Run(Overrides),
-    /// Validate `file` and print the plan; with `attach`, try it in the kernel for this long.
-    Check { file: PathBuf, attach: Option<Duration> },
+    /// Validate a configuration and print the plan; with `attach`, try it in the kernel for this long.
+    Check { overrides: Overrides, attach: Option<Duration> },
     /// List the probes of a target: a path, a process id or a process name.
     Probes {
         target: String,
@@ -107,7 +107,9 @@ fn subcommand(name: &str, matches: &ArgMatches) -> Invocation {
     match name {
         "check" => {
             let seconds = matches.get_one("seconds").copied().map(|n: u16| Duration::from_secs(n.into()));
-            Invocation::Check { file: file(), attach: seconds.filter(|_| matches.get_flag("attach")) }
+            let mut overrides = overrides(matches);
+            overrides.config = Some(file());
+            Invocation::Check { overrides, attach: seconds.filter(|_| matches.get_flag("attach")) }
         }
         "probes" => Invocation::Probes {
             target: text("target").unwrap_or_default(),
@@ -269,17 +271,20 @@ mod tests {
     fn parses_subcommands() {
         let parsed = |args: &[&str]| parse([&["exporter"], args].concat()).unwrap();
         let file = PathBuf::from("c.yaml");
-        assert_eq!(parsed(&["check", "c.yaml"]), Invocation::Check { file: file.clone(), attach: None });
-        assert_eq!(parsed(&["check", "--config", "c.yaml"]), parsed(&["check", "c.yaml"]));
+        let check = |seconds: Option<u64>| Invocation::Check {
+            overrides: Overrides::file("c.yaml"),
+            attach: seconds.map(Duration::from_secs),
+        };
+        assert_eq!(parsed(&["check", "c.yaml"]), check(None));
+        assert_eq!(parsed(&["check", "--config", "c.yaml"]), check(None));
         assert_eq!(parsed(&["dashboard", "-c", "c.yaml"]), parsed(&["dashboard", "c.yaml"]));
-        assert_eq!(
-            parsed(&["check", "--attach", "c.yaml"]),
-            Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(5)) }
-        );
-        assert_eq!(
-            parsed(&["check", "--attach", "--seconds", "60", "c.yaml"]),
-            Invocation::Check { file: file.clone(), attach: Some(Duration::from_secs(60)) }
-        );
+        assert_eq!(parsed(&["check", "--attach", "c.yaml"]), check(Some(5)));
+        assert_eq!(parsed(&["check", "--attach", "--seconds", "60", "c.yaml"]), check(Some(60)));
+        let flags = ["-n", "london", "--web.config.file", "w.yml", "-v"];
+        let Invocation::Check { overrides, .. } = parsed(&[&["check", "c.yaml"], &flags[..]].concat()) else {
+            panic!("not a check");
+        };
+        assert_eq!(overrides, run(&[&["-c", "c.yaml"], &flags[..]].concat()));
         let probes = |functions: Option<&str>, format| Invocation::Probes {
             target: "1234".into(),
             functions: functions.map(str::to_owned),
@@ -392,7 +397,7 @@ mod tests {
             &["completions", "tcsh"],
             &["hash-password", "--cost", "17"],
             &["--port", "1", "check", "c.yaml"],
-            &["check", "c.yaml", "--port", "1"],
+            &["dashboard", "c.yaml", "--port", "1"],
             &["--verbose=maybe"],
         ];
         for args in wrong {
