@@ -23,6 +23,9 @@ use super::turns::Turns;
 const MAX_HEADER: usize = 2048;
 /// The highest accepted bcrypt cost: an evaluation takes about 20 seconds.
 const MAX_COST: u32 = 18;
+/// The beginnings of password hashes that are not evaluated here: those of htpasswd and crypt(5).
+const OTHER_HASHES: [&str; 11] =
+    ["$apr1$", "$1$", "$2x$", "$5$", "$6$", "$7$", "$y$", "$gy$", "$argon2", "{SHA}", "{SSHA}"];
 /// Cached bcrypt results: correct passwords of each user, and wrong ones.
 const CACHE_SIZE: usize = 64;
 
@@ -211,7 +214,7 @@ fn refused(text: impl Into<String>) -> HttpError {
 ///
 /// # Errors
 /// [`HttpError::Credentials`] if either is empty, if the user contains a colon (basic authentication cannot transmit
-/// one), or if a bcrypt hash is malformed or too expensive.
+/// one), if a bcrypt hash is malformed or too expensive, or if the text is certainly not meant as a password.
 pub fn check_user(user: &str, password: &str) -> Result<(), HttpError> {
     if user.is_empty() || password.is_empty() {
         return Err(refused("the metrics user and password must not be empty"));
@@ -222,7 +225,7 @@ pub fn check_user(user: &str, password: &str) -> Result<(), HttpError> {
         ));
     }
     if !is_hash(password) {
-        return Ok(());
+        return check_text(user, password);
     }
     match password.parse::<bcrypt::HashParts>() {
         Ok(parts) if parts.get_cost() > MAX_COST => Err(refused(format!(
@@ -236,6 +239,31 @@ pub fn check_user(user: &str, password: &str) -> Result<(), HttpError> {
              prints one (keep all 60 characters, quoted)",
         )),
     }
+}
+
+/// Checks a password in plain text.
+fn check_text(user: &str, password: &str) -> Result<(), HttpError> {
+    let is_other_hash = |text: &str| OTHER_HASHES.iter().any(|prefix| text.starts_with(prefix));
+    if is_other_hash(password) {
+        return Err(refused(
+            "the metrics password is a hash of another kind than bcrypt; `exporter hash-password` prints one that can be used, \
+             and so does `htpasswd -nB USER`",
+        ));
+    }
+    if password.split_once(':').is_some_and(|(_, hash)| is_other_hash(hash) || is_hash(hash)) {
+        return Err(refused(
+            "the metrics password is a line of an htpasswd file; only what follows the colon belongs here, if it is a bcrypt hash",
+        ));
+    }
+    let header = "Basic ".len() + (user.len() + 1 + password.len()).div_ceil(3) * 4;
+    if header > MAX_HEADER {
+        return Err(refused(format!(
+            "the metrics user and password have {} bytes together; a request may have {}",
+            user.len() + password.len(),
+            (MAX_HEADER - "Basic ".len()) / 4 * 3 - 1
+        )));
+    }
+    Ok(())
 }
 
 fn equal(a: &hmac::Tag, b: &hmac::Tag) -> subtle::Choice {

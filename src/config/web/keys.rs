@@ -100,6 +100,12 @@ pub(in crate::config) fn read_secret(
         error(format!("{path} is too large for a {what} file: at most {PASSWORD_FILE_BYTES} bytes"));
     } else if secret.is_empty() {
         error(format!("{path} is empty; it must contain the {what}"));
+    } else if secret.starts_with('\u{feff}') {
+        error(format!(
+            "{path} begins with a byte order mark (BOM), which would belong to the {what}; save it without one"
+        ));
+    } else if secret.ends_with([' ', '\t', '\r']) || secret.starts_with([' ', '\t']) {
+        error(format!("{path} has blanks beside the {what}, which Prometheus would leave out; remove them"));
     } else if secret.contains('\n') {
         error(format!("{path} has more than one line; it must contain only the {what}"));
     } else {

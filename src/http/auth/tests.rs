@@ -43,6 +43,28 @@ fn rejects_malformed_headers() {
 }
 
 #[tokio::test]
+async fn rejects_what_cannot_be_meant_as_a_password() {
+    for (password, reason) in [
+        ("$apr1$salt$hash", "another kind than bcrypt"),
+        ("{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=", "another kind than bcrypt"),
+        ("prom:$apr1$salt$hash", "htpasswd"),
+        ("other:$2y$05$abc", "htpasswd"),
+    ] {
+        let told = one("prom", password).unwrap_err().to_string();
+        assert!(told.contains(reason) && !told.contains("salt"), "{password}: {told}");
+    }
+    // The longest that a request can transmit.
+    let longest = "p".repeat(1525);
+    let credentials = one("prom", &longest).unwrap();
+    assert!(accepts(&credentials, &format!("prom:{longest}")).await);
+    let told = one("prom", &format!("{longest}p")).unwrap_err().to_string();
+    assert!(told.contains("1530 bytes together; a request may have 1529"), "{told}");
+    for good in ["$", "$2", "a:b", "a:$b", "{sha}", "pass $apr1$"] {
+        assert!(one("prom", good).is_ok(), "{good}");
+    }
+}
+
+#[tokio::test]
 async fn bcrypt_results_are_cached() {
     let hash = bcrypt::hash("secret", 4).unwrap();
     for version in ["$2a$", "$2b$", "$2y$"] {
