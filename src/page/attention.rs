@@ -3,6 +3,7 @@
 use super::families::{ByName, Row};
 use super::history::History;
 use super::model::{Attention, BlocklistSummary, ProbeSummary, Scrape, Severity, TargetSummary};
+use super::targets::sum;
 use crate::kernel::LOST;
 
 /// The maximum number of items.
@@ -16,8 +17,10 @@ const DAY: f64 = 86_400.0;
 const CERTIFICATE: f64 = 30.0 * DAY;
 /// Prometheus scrapes more often than this, and programs are hit sooner.
 const SCRAPE_TIMEOUT: f64 = 5.0 * MINUTE;
-/// From this share on, the overhead of tracing is reported.
+/// From this share on, the overhead of tracing is reported, if it is more than this part of a core: in a program that hardly
+/// runs, a few hits are a large share.
 const OVERHEAD: f64 = 0.05;
+const MIN_OVERHEAD: f64 = 0.005;
 
 /// The input of the assessment.
 pub(super) struct AttentionInput<'a> {
@@ -139,7 +142,8 @@ fn of_target(target: &TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<A
              fire the probe?",
         ));
     }
-    if let Some(share) = target.overhead_ratio.filter(|share| *share > OVERHEAD) {
+    let of_core = sum(target.probes.iter().map(|probe| probe.cost_ratio)).unwrap_or(0.0);
+    if let Some(share) = target.overhead_ratio.filter(|share| *share > OVERHEAD && of_core > MIN_OVERHEAD) {
         all.push(warning(
             format!("{}: tracing takes {:.0} % of its CPU time", target.name, share * 100.0),
             "Each hit stops the program for a moment.",

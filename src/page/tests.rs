@@ -88,6 +88,27 @@ fn absent_optional_probes_are_no_problem() {
     assert_eq!(status.summary, "Working: 1 of 2 probes is attached; 1 is optional.");
 }
 
+/// In a program that hardly runs, a few hits take a large share of its CPU time.
+#[test]
+fn overhead_is_reported_if_it_is_more_than_a_sliver_of_a_core() {
+    let warned = |seconds: f64| {
+        let mut history = History::default();
+        let begun = Instant::now();
+        let mut at = |elapsed: u64, cost: f64| {
+            let mut all = snapshot_at(&PROBES[..1], begun + Duration::from_secs(elapsed));
+            all.own.gauge("fibre_exporter_target_tracing_ratio", "").number(&[("target", "bitcoind")], 0.4);
+            let of = [("target", "bitcoind"), ("probe", "udp:block")];
+            all.own.counter("fibre_exporter_probe_cost_seconds_total", "").number(&of, cost);
+            status(all, &mut history)
+        };
+        at(0, 0.0);
+        let status = at(10, seconds);
+        subjects(&status).contains(&(Severity::Warning, "bitcoind: tracing takes 40 % of its CPU time"))
+    };
+    assert!(warned(1.0));
+    assert!(!warned(0.01));
+}
+
 #[test]
 fn summary_matches_the_tiles() {
     let mut rows = PROBES;
