@@ -18,6 +18,9 @@ use crate::plan::{LabelPlan, Plan, ProbePlan};
 const SOURCES: &str = "docs/alerts.md";
 pub(crate) const ALERTS: &str = "/alerts";
 
+/// Selects lost hits, without spans that began before their probe was attached: after every start there are some.
+pub(super) const BUT_NO_START: &str = "reason!=\"no_start\"";
+
 /// How long an exporter that has disappeared is still expected.
 const ABSENCE_WINDOW: &str = "7d";
 

@@ -58,7 +58,8 @@ fn probe_health(grid: &mut Grid, scheme: &str) {
     grid.time_series("Hits", "Hit rate of each probe.", "ops", &one(own_rate("probe_hits_total"), by_probe));
     grid.time_series(
         "Hits lost",
-        "Lost hits in the selected window, by reason. If this is not 0, metrics of the probe are too low.",
+        "Lost hits in the selected window, by reason. If this is not 0, metrics of the probe are too low; no_start is \
+         normal after a start.",
         "short",
         &one(
             format!(

@@ -250,6 +250,11 @@ fn own_rate(metric: &str) -> String {
     format!("rate({}[$__rate_interval])", own(metric))
 }
 
+/// Lost hits that need attention.
+fn lost(window: &str) -> String {
+    format!("increase(fibre_exporter_probe_lost_total{{{CHOSEN}, {}}}[{window}])", alerts::BUT_NO_START)
+}
+
 fn own_increase(metric: &str, window: &str) -> String {
     format!("increase({}[{window}])", own(metric))
 }

@@ -1,7 +1,7 @@
 //! The overview: is everything well? All its queries are instant, so that what has disappeared is shown as such.
 
 use super::panels::{Column, Grid, Stat};
-use super::{CHOSEN, alerts, own, own_increase, scheme};
+use super::{CHOSEN, alerts, lost, own, own_increase, scheme};
 use crate::plan::Plan;
 
 /// Height of the table: the exporters that are visible without scrolling.
@@ -48,9 +48,9 @@ pub(super) fn show(grid: &mut Grid, plan: &Plan) {
         ));
         stats.push(stat(
             "Hits lost",
-            "Hits lost in the dashboard's time range.",
+            "Hits lost in the dashboard's time range, other than ends of spans that began before their probe was attached.",
             "short",
-            format!("sum({})", own_increase("probe_lost_total", "$__range")),
+            format!("sum({})", lost("$__range")),
             Some(1.0),
         ));
     }
@@ -123,8 +123,7 @@ fn state(plan: &Plan) -> String {
         problems.push((3, format!("count by (instance) ({})", not_counted())));
     }
     if !plan.targets.is_empty() {
-        let lost = own_increase("probe_lost_total", "$__range");
-        problems.push((2, format!("sum by (instance) ({lost}) > 0")));
+        problems.push((2, format!("sum by (instance) ({}) > 0", lost("$__range"))));
     }
     problems.push((1, format!("sum by (instance) ({}) > 0", own_increase("errors_total", "$__range"))));
     let mut all: Vec<String> =
@@ -158,8 +157,7 @@ fn table(grid: &mut Grid, plan: &Plan) {
         columns.push(plain("Hits", by_instance("sum", &hits), "short"));
         let last = format!("{} > 0", own("probe_last_hit_timestamp_seconds"));
         columns.push(plain("Last hit", format!("{} * 1000", by_instance("max", &last)), "dateTimeFromNow"));
-        let lost = own_increase("probe_lost_total", "$__range");
-        columns.push(bad("Hits lost", by_instance("sum", &lost)));
+        columns.push(bad("Hits lost", by_instance("sum", &lost("$__range"))));
         columns.push(Column {
             name: "Tracing",
             expr: by_instance("max", &own("target_tracing_ratio")),

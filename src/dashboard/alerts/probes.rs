@@ -1,6 +1,6 @@
 //! Rules for probes, their hits, and slow events.
 
-use super::{Rule, absence_matters, metrics_with_free_labels, one_of};
+use super::{BUT_NO_START, Rule, absence_matters, metrics_with_free_labels, one_of};
 use crate::plan::Plan;
 
 /// The share of a program's CPU time that tracing may take before the alert fires.
@@ -8,6 +8,10 @@ const MAX_OVERHEAD: f64 = 0.05;
 
 /// Overhead below this share of a core never fires it: in a program that hardly runs, a few hits are a large share.
 const MIN_OVERHEAD: f64 = 0.005;
+
+/// The share of the ends of spans that may lack a start before the alert fires: they do if they began before the probe was
+/// attached, and always if their key is wrong.
+const MAX_WITHOUT_START: f64 = 0.5;
 
 /// Selects probes in such a state, without the labels that explain it: these change while the state lasts, for example
 /// with the number of processes examined, and a series whose labels change restarts the alert's waiting time.
@@ -88,12 +92,22 @@ pub(super) fn rules(plan: &Plan, ours: &dyn Fn(&str) -> String) -> Vec<Rule> {
             .lasting("5m"),
         );
     }
+    let lost = |reasons: &str, window: &str| {
+        format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}, {reasons}}}[{window}])")
+    };
     rules.push(Rule::new(
         "ExporterHitsLost",
         "warning",
-        ours(&format!("increase(fibre_exporter_probe_lost_total{{target=~{targets}}}[10m]) > 0")),
+        ours(&format!(
+            "({} > 0 or {} > ignoring (reason) group_left {MAX_WITHOUT_START} * \
+             increase(fibre_exporter_probe_hits_total{{target=~{targets}}}[1h]) \
+             and on (job, instance) time() - fibre_exporter_start_time_seconds > 3600)",
+            lost(BUT_NO_START, "10m"),
+            lost("reason=\"no_start\"", "1h"),
+        )),
         "Hits of {{ $labels.probe }} of {{ $labels.target }} on {{ $labels.instance }} were lost ({{ $labels.reason }}).",
-        "The metrics of this probe are too low. If the reason is ring_full, raise `ring: { size }`.",
+        "The metrics of this probe are too low. If the reason is ring_full, raise `ring: { size }`; if it is no_start, the \
+         span's start has another key or thread than its end.",
     ));
     rules.push(Rule::new(
         "ExporterReadFaults",
