@@ -176,7 +176,7 @@ impl Writer {
         let was_failing = self.shared.is_failing.swap(written.is_err(), Ordering::Relaxed);
         match written {
             Err(err) if !was_failing => log::error!(
-                "failed to write slow events to {}: {err}; they are queued, and further ones are lost beyond {QUEUE_EVENTS} do",
+                "failed to write slow events to {}: {err}; they are queued; beyond {QUEUE_EVENTS}, they are lost",
                 self.store.path().display()
             ),
             Err(_) => {}
