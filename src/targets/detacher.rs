@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use super::attached_file::AttachJob;
+use super::attach_job::AttachJob;
 use super::cookies::Cookies;
 use super::file::Identity;
 use super::raised::RaisedCopies;

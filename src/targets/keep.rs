@@ -8,7 +8,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::attached_file::{AttachContext, AttachJob, AttachedFile};
+use super::attach_job::AttachJob;
+use super::attached_file::{AttachContext, AttachedFile};
 use super::file::TargetFile;
 use super::look::guard;
 use super::outcome::Outcome;

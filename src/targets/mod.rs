@@ -2,7 +2,7 @@
 
 mod ahead;
 mod announce;
-mod attach_jobs;
+mod attach_job;
 mod attached_file;
 mod attaching;
 mod code_checks;
@@ -11,6 +11,7 @@ mod denied;
 mod detacher;
 mod file;
 mod find;
+mod finish;
 mod follow;
 mod gate;
 mod identify;
@@ -42,7 +43,8 @@ mod usage;
 mod watch;
 mod worker;
 
-pub use attached_file::{Shed, place};
+pub use attach_job::place;
+pub use attached_file::Shed;
 pub use attaching::Attaching;
 pub use file::TargetFile;
 pub use find::find;

@@ -6,18 +6,18 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use super::job::{AttachJob, Links, UnitSites, Work};
 use super::{AttachedFile, News, Shed};
 use crate::abi::site_flag;
 use crate::clock::monotonic_now;
 use crate::config::model::Point;
 use crate::debug_symbols::DebugFiles;
 use crate::elf::Image;
-use crate::kernel::{AttachMethod, Kernel, Lease, PinnableLink, PlacedSite, Refusal, RefusalKind};
+use crate::kernel::{Kernel, Lease, PinnableLink, Refusal, RefusalKind};
 use crate::mapping::PAGE;
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
+use crate::targets::attach_job::{AttachJob, Links, UnitSites, Work};
 use crate::targets::cookies::Cookies;
 use crate::targets::detacher::{Detacher, Leaving};
 use crate::targets::file::TargetFile;
@@ -266,32 +266,4 @@ impl AttachedFile {
             self.admit_sites(context.kernel, known);
         }
     }
-}
-
-/// Assigns each site its number and attach point. Where the kernel has session uprobes, the return of a function whose
-/// entry is traced needs no link of its own: the entry's site refers to it.
-pub fn place<'a>(
-    plan: &Plan,
-    sessions: bool,
-    sites: &[&'a ResolvedSite],
-    numbers: &[u32],
-) -> Vec<PlacedSite<'a>> {
-    let mut placed: Vec<PlacedSite<'a>> = Vec::new();
-    let span = |site: &ResolvedSite| plan.probes[site.entry.probe as usize].span.map(|span| span.number);
-    for (&site, &cookie) in sites.iter().zip(numbers) {
-        let mut method = if site.is_return { AttachMethod::Return } else { AttachMethod::Entry };
-        if sessions && site.is_return && span(site).is_some() {
-            let entry = placed.iter_mut().find(|other| {
-                other.method == AttachMethod::Entry
-                    && other.site.offset == site.offset
-                    && span(other.site) == span(site)
-            });
-            if let Some(entry) = entry {
-                entry.method = AttachMethod::Session { on_return: cookie };
-                method = AttachMethod::InSession;
-            }
-        }
-        placed.push(PlacedSite { cookie, site, method, span: span(site) });
-    }
-    placed
 }

@@ -2,15 +2,14 @@
 
 mod again;
 mod attach;
-mod job;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use self::again::RetrySchedule;
-pub use self::attach::{AttachContext, place};
-pub(super) use self::job::AttachJob;
+pub use self::attach::AttachContext;
+use super::attach_job::AttachJob;
 use super::cookies::Cookies;
 use super::detacher::Leaving;
 use super::file::{Identity, Stamp, TargetFile};

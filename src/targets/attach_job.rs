@@ -8,11 +8,12 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
-use super::attach::place;
-use crate::kernel::{Attached, Kernel, MappedPart, PinnableLink, Refusal, RefusalKind, is_large};
+use super::patched_code::CodeComparison;
+use crate::kernel::{
+    AttachMethod, Attached, Kernel, MappedPart, PinnableLink, PlacedSite, Refusal, RefusalKind, is_large,
+};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
-use crate::targets::patched_code::CodeComparison;
 
 /// Everything that creating the links needs.
 pub(super) struct Work {
@@ -42,7 +43,7 @@ pub(super) type Links = Vec<(UnitSites, Attached)>;
 
 /// A thread that creates the links of a file.
 #[derive(Debug)]
-pub(in crate::targets) struct AttachJob {
+pub(super) struct AttachJob {
     /// What it attaches to.
     pub(super) units: Vec<UnitSites>,
     pub(super) processes: usize,
@@ -123,7 +124,7 @@ impl AttachJob {
     }
 
     /// Its sites, each with the index of its probe.
-    pub(in crate::targets) fn sites(&self) -> impl Iterator<Item = &(usize, ResolvedSite)> {
+    pub(super) fn sites(&self) -> impl Iterator<Item = &(usize, ResolvedSite)> {
         self.units.iter().flat_map(|of| &of.sites)
     }
 
@@ -145,7 +146,7 @@ impl AttachJob {
     }
 
     /// All links, to be detached, when the thread has created them.
-    pub(in crate::targets) fn into_links(self) -> Vec<PinnableLink> {
+    pub(super) fn into_links(self) -> Vec<PinnableLink> {
         let links = |(_, attached): (UnitSites, Attached)| attached.links.into_iter().chain(attached.tried);
         self.wait().into_iter().flat_map(links).map(PinnableLink::new).collect()
     }
@@ -170,4 +171,32 @@ fn patched(sites: &[&ResolvedSite], patched: &BTreeMap<u64, u32>) -> BTreeMap<us
         Some((position, Refusal::new(RefusalKind::Patched, text)))
     };
     sites.iter().enumerate().filter_map(refused).collect()
+}
+
+/// Assigns each site its number and attach point. Where the kernel has session uprobes, the return of a function whose
+/// entry is traced needs no link of its own: the entry's site refers to it.
+pub fn place<'a>(
+    plan: &Plan,
+    sessions: bool,
+    sites: &[&'a ResolvedSite],
+    numbers: &[u32],
+) -> Vec<PlacedSite<'a>> {
+    let mut placed: Vec<PlacedSite<'a>> = Vec::new();
+    let span = |site: &ResolvedSite| plan.probes[site.entry.probe as usize].span.map(|span| span.number);
+    for (&site, &cookie) in sites.iter().zip(numbers) {
+        let mut method = if site.is_return { AttachMethod::Return } else { AttachMethod::Entry };
+        if sessions && site.is_return && span(site).is_some() {
+            let entry = placed.iter_mut().find(|other| {
+                other.method == AttachMethod::Entry
+                    && other.site.offset == site.offset
+                    && span(other.site) == span(site)
+            });
+            if let Some(entry) = entry {
+                entry.method = AttachMethod::Session { on_return: cookie };
+                method = AttachMethod::InSession;
+            }
+        }
+        placed.push(PlacedSite { cookie, site, method, span: span(site) });
+    }
+    placed
 }

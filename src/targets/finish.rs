@@ -1,4 +1,4 @@
-//! Files to which threads of their own attach; see `attached_file/job.rs`.
+//! Files to which threads of their own attach; see `attach_job.rs`.
 
 use super::announce::announce;
 use super::attached_file::{AttachContext, AttachedFile, News};
