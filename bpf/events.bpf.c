@@ -232,6 +232,46 @@ int forked(__u64 *ctx)
 	return 0;
 }
 
+/* From the kernel; without it (before Linux 6.7) it is not known what a process maps. */
+struct bpf_iter_task_vma {
+	__u64 __opaque[1];
+} __attribute__((aligned(8)));
+
+extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task, __u64 addr) __ksym __weak;
+extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
+extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
+
+/* Code at such a breakpoint, by process; the latest of each. */
+HASH(trapped_code, BPF_MAP_TYPE_LRU_HASH, 0, __u32, __u8[16], 256);
+
+/*
+ * Reports, for a process that ends after it has reached such a breakpoint, the code there and each file that it maps:
+ * user space knows whether the code is a copy of what it traces in one of them. Before Linux 6.16 the memory is gone.
+ */
+static __always_inline void report_trapped(__u32 pid)
+{
+	struct process_event event = { .kind = PROCESS_TRAPPED, .pid = pid };
+	__u8 *code = bpf_map_lookup_elem(&trapped_code, &pid);
+	struct bpf_iter_task_vma all;
+	struct vm_area_struct *vma;
+
+	if (!code || !bpf_ksym_exists(bpf_iter_task_vma_new))
+		return;
+	__builtin_memcpy(event.comm, code, sizeof(event.comm));
+	bpf_map_delete_elem(&trapped_code, &pid);
+	bpf_iter_task_vma_new(&all, bpf_get_current_task_btf(), 0);
+	while ((vma = bpf_iter_task_vma_next(&all))) {
+		__u64 inode = (__u64)BPF_CORE_READ(vma, vm_file, f_inode);
+
+		/* The segments of a file follow each other. */
+		if (!inode || inode == event.address)
+			continue;
+		event.address = inode;
+		send(&event, SHORT_EVENT, true);
+	}
+	bpf_iter_task_vma_destroy(&all);
+}
+
 SEC("raw_tp/sched_process_exit")
 int ended(__u64 *ctx)
 {
@@ -244,6 +284,7 @@ int ended(__u64 *ctx)
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return 0;
 	event.pid = process_id(task);
+	report_trapped(event.pid);
 	state = event.pid ? bpf_map_lookup_elem(&tracked, &event.pid) : NULL;
 	if (!state)
 		return 0;
@@ -266,6 +307,8 @@ int trapped(__u64 *ctx)
 {
 	struct kernel_siginfo *info = (void *)ctx[1];
 	struct task_struct *task = (void *)ctx[2];
+	struct pt_regs *regs;
+	__u8 code[16];
 	__u32 pid, *state;
 
 	/* Small numbers stand for signals without details. */
@@ -273,6 +316,11 @@ int trapped(__u64 *ctx)
 	    BPF_CORE_READ(task, ptrace))
 		return 0;
 	pid = process_id(task);
+	regs = (void *)bpf_task_pt_regs((void *)bpf_get_current_task_btf());
+	if (pid && task == (void *)bpf_get_current_task() &&
+	    !bpf_probe_read_user(code, sizeof(code), (void *)(BPF_CORE_READ(regs, ip) - 1)) &&
+	    code[0] == BREAKPOINT)
+		bpf_map_update_elem(&trapped_code, &pid, code, BPF_ANY);
 	state = pid ? bpf_map_lookup_elem(&tracked, &pid) : NULL;
 	if (state)
 		*state |= TRACKED_TRAPPED;
@@ -339,15 +387,6 @@ static __always_inline bool is_for_all_segments(struct file *file, const struct 
 	return regs->r10 == MAP_PRIVATE && !regs->r9 && !(regs->dx & PROT_WRITE) && !(bytes % PAGE_SIZE) &&
 	       bytes != (size + PAGE_SIZE - 1) / PAGE_SIZE * PAGE_SIZE;
 }
-
-/* From the kernel; without it (before Linux 6.7) it is not known what a process maps. */
-struct bpf_iter_task_vma {
-	__u64 __opaque[1];
-} __attribute__((aligned(8)));
-
-extern int bpf_iter_task_vma_new(struct bpf_iter_task_vma *it, struct task_struct *task, __u64 addr) __ksym __weak;
-extern struct vm_area_struct *bpf_iter_task_vma_next(struct bpf_iter_task_vma *it) __ksym __weak;
-extern void bpf_iter_task_vma_destroy(struct bpf_iter_task_vma *it) __ksym __weak;
 
 /* Whether the current process has mapped the same code of the file more than once, or that cannot be determined. */
 static __always_inline bool is_mapped_again(__u64 inode)

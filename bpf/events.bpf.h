@@ -14,6 +14,7 @@ enum event_limit {
 	LOADED_AGAIN = 1, /* a bit that no inode's address has set */
 	SIGNAL_TRAP = 5, /* SIGTRAP */
 	SIGNAL_BY_KERNEL = 0x80, /* SI_KERNEL, also for a breakpoint that belongs to no probe or debugger */
+	BREAKPOINT = 0xcc,
 };
 
 enum process_event_kind {
@@ -24,6 +25,7 @@ enum process_event_kind {
 	PROCESS_MOVED, /* to another cgroup */
 	PROCESS_MAPPED, /* a file that is not known */
 	PROCESS_LOADED, /* all of a file whose semaphores must be raised */
+	PROCESS_TRAPPED, /* ends after a breakpoint that belongs to no probe or debugger; once for each file that it maps */
 };
 
 /* What is known of a file that a process with some name in some cgroup executes. */
@@ -49,10 +51,10 @@ struct process_event {
 	__u64 cgroup;
 	__u64 time; /* PROCESS_EXECUTED: by CLOCK_MONOTONIC */
 	struct file_key file; /* the executable; PROCESS_MAPPED: the mapped file */
-	__u64 address; /* PROCESS_MAPPED: of the mapping; PROCESS_LOADED: of the file's inode */
+	__u64 address; /* PROCESS_MAPPED: of the mapping; PROCESS_LOADED, PROCESS_TRAPPED: of the file's inode */
 	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and directory */
 	__u64 ticket; /* PROCESS_EXECUTED, PROCESS_MAPPED, PROCESS_LOADED: what it waits for, or 0 */
-	__u8 comm[16];
+	__u8 comm[16]; /* PROCESS_TRAPPED: the code, from the breakpoint on */
 	char path[PATH_BYTES]; /* PROCESS_EXECUTED: the argument of execve(2) */
 };
 

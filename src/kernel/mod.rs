@@ -41,7 +41,8 @@ pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};
 pub(crate) use events::process_event;
 pub use events::{
-    FileKey, FileUse, KnownUnless, MAX_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, Wanted,
+    FileKey, FileUse, KnownUnless, MAX_HOLD, NamedFile, ProcessChange, ProcessEvent, ProcessEvents,
+    TrappedCode, Wanted,
 };
 pub use exec_gate::{ExecGate, Waker, apart, be_ordinary, be_prompt};
 pub use files::{Files, Inode, MappedPart, PidNamespace};

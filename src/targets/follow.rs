@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::{CACHE_SIZE, Finder};
-use crate::kernel::{FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents};
+use crate::kernel::{
+    FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, TrappedCode,
+};
 
 /// Changes of processes.
 #[derive(Debug, Default)]
@@ -22,6 +24,8 @@ pub struct ProcessChanges {
     pub executed: Vec<Executed>,
     /// Processes that were killed by a breakpoint unknown to the kernel, and the files they ran.
     pub trapped: Vec<(u32, Identity)>,
+    /// Processes that have reached such a breakpoint, the inode's address of each file that they map, and the code there.
+    pub copied: Vec<(u32, u64, TrappedCode)>,
     pub mapped: Vec<MappedFile>,
     /// Processes that have loaded a file whose semaphores must be raised, and the address of its inode.
     pub loaded: Vec<(u32, u64)>,
@@ -133,9 +137,10 @@ impl Finder {
 
     fn follow_one(&mut self, event: &ProcessEvent, has_ended: bool, changes: &mut ProcessChanges) {
         let pid = event.pid;
-        if let ProcessChange::Loaded { inode, .. } = event.change {
-            changes.loaded.push((pid, inode));
-            return;
+        match event.change {
+            ProcessChange::Loaded { inode, .. } => return changes.loaded.push((pid, inode)),
+            ProcessChange::Trapped { inode, code } => return changes.copied.push((pid, inode, code)),
+            _ => {}
         }
         let is_end = matches!(event.change, ProcessChange::Ended { .. });
         self.track_run(event, changes);

@@ -23,8 +23,8 @@ use crate::elf::LONGEST_INSTRUCTION;
 use crate::kernel::{BREAKPOINT, Rearmed, Refusal};
 use crate::procfs::{Mapping, living_thread, text};
 
-/// Processes of one file that may be ended by `SIGTRAP` within this time before the file is no longer traced: one may
-/// have raised it itself.
+/// Processes of one file that may be ended by `SIGTRAP` within this time before the file is no longer traced, where
+/// their code is unknown: one may have raised it itself.
 const MAX_DEATHS: usize = 2;
 const DEATH_WINDOW: Duration = Duration::from_secs(600);
 
@@ -107,13 +107,29 @@ impl Code {
 }
 
 impl Worker {
-    /// Detaches from files whose processes were killed by breakpoints unknown to the kernel.
+    /// Detaches from files whose breakpoints were copied together with the code: where the code at such a breakpoint
+    /// shows that, and otherwise where several processes that ran the file were killed by one.
     pub(super) fn detach_killing_probes(&mut self, changes: &ProcessChanges) {
         let plan = self.plan.clone();
+        for (pid, inode, code) in &changes.copied {
+            for target in 0..plan.targets.len() {
+                let state = &mut self.targets[target];
+                let all = state.current.iter_mut().chain(&mut state.replaced);
+                let copied = all.into_iter().find(|of| {
+                    of.identity.address == *inode && of.is_attached() && of.has_breakpoint_in(code)
+                });
+                let Some(identity) = copied.map(|file| file.identity) else { continue };
+                self.detach_killing(
+                    target,
+                    identity,
+                    &format!("process {pid} reached a copy of a breakpoint in it"),
+                );
+            }
+        }
         for (pid, identity) in &changes.trapped {
             for (target, planned) in plan.targets.iter().enumerate() {
                 let state = &mut self.targets[target];
-                let all = state.current.iter_mut().chain(&mut state.replaced);
+                let all = state.current.iter().chain(&state.replaced);
                 let Some(file) = all.into_iter().find(|of| of.identity == *identity && of.is_attached())
                 else {
                     continue;
@@ -122,22 +138,30 @@ impl Worker {
                 log::warn!("Target {name}: process {pid}, which ran {}, was killed by SIGTRAP", file.display);
                 state.trapped.retain(|(_, at)| at.elapsed() < DEATH_WINDOW);
                 state.trapped.push((*identity, Instant::now()));
-                if state.trapped.iter().filter(|(of, _)| of == identity).count() < MAX_DEATHS {
-                    continue;
+                if state.trapped.iter().filter(|(of, _)| of == identity).count() >= MAX_DEATHS {
+                    let why = format!("{MAX_DEATHS} processes that ran it were ended by SIGTRAP");
+                    self.detach_killing(target, *identity, &why);
                 }
-                let reason = format!(
-                    "{MAX_DEATHS} processes that ran {} were ended by SIGTRAP: a program that copies its code, as into huge \
-                     pages, copies the breakpoints in it. It is traced again when its file is replaced or the exporter \
-                     restarts; turn that off in the program before",
-                    file.display
-                );
-                let leaving = file.abandon(&reason);
-                // Logged afterwards: a process that is started because of the message copies no breakpoint any more.
-                let told = format!("Target {name}: not traced any more: {reason}");
-                self.detacher.detach_then(vec![leaving], move || log::error!("{told}"));
-                self.publish(target, planned);
             }
         }
+    }
+
+    fn detach_killing(&mut self, target: usize, identity: Identity, why: &str) {
+        let plan = self.plan.clone();
+        let state = &mut self.targets[target];
+        let mut all = state.current.iter_mut().chain(&mut state.replaced);
+        let Some(file) = all.find(|of| of.identity == identity && of.is_attached()) else { return };
+        let reason = format!(
+            "{}: {why}: a program that copies its code, as into huge pages, copies the breakpoints in it, and they end it. It \
+             is traced again when its file is replaced or the exporter restarts; turn that off in the program before",
+            file.display
+        );
+        let leaving = file.abandon(&reason);
+        let planned = &plan.targets[target];
+        // Logged afterwards: a process that is started because of the message copies no breakpoint any more.
+        let told = format!("Target {}: not traced any more: {reason}", planned.name);
+        self.detacher.detach_then(vec![leaving], move || log::error!("{told}"));
+        self.publish(target, planned);
     }
 
     pub(super) fn queue_code_check(&mut self, pid: u32, identity: Identity) {

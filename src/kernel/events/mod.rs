@@ -27,7 +27,7 @@ use crate::abi::events::generated::{EventsSkel, EventsSkelBuilder};
 use crate::abi::events::{cgroup_state, event_limit, name_key, name_length, tracked_state};
 use crate::selectors::{Automaton, Pattern};
 pub(crate) use record::process_event;
-pub use record::{FileKey, FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent};
+pub use record::{FileKey, FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, TrappedCode};
 
 /// Which processes are reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -69,7 +69,13 @@ pub enum ProcessChange {
     /// It has mapped all segments of the file with this inode address, of which nothing has run yet, and waits
     /// likewise.
     Loaded { inode: u64, ticket: u64 },
+    /// It ends after it has reached a breakpoint that belongs to no probe or debugger, and maps the file with this inode
+    /// address; the code from the breakpoint on.
+    Trapped { inode: u64, code: TrappedCode },
 }
+
+/// See [`ProcessChange::Trapped`].
+pub type TrappedCode = [u8; 16];
 
 impl ProcessEvent {
     /// The ticket that the process waits for, or 0.
@@ -154,6 +160,10 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
         process_event_kind::PROCESS_LOADED => ProcessChange::Loaded {
             inode: long(record, offset_of!(process_event, address))?,
             ticket: long(record, offset_of!(process_event, ticket))?,
+        },
+        process_event_kind::PROCESS_TRAPPED => ProcessChange::Trapped {
+            inode: long(record, offset_of!(process_event, address))?,
+            code: *record.get(comm..)?.first_chunk()?,
         },
         _ => return None,
     };

@@ -18,7 +18,7 @@ use super::outcome::Outcome;
 use super::probe_state::ProbeState;
 use super::readers::Hidden;
 use crate::elf::Semaphore;
-use crate::kernel::{Kernel, Lease, PinnableLink, ProcessEvents, Rearmed};
+use crate::kernel::{BREAKPOINT, Kernel, Lease, PinnableLink, ProcessEvents, Rearmed, TrappedCode};
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
 
@@ -370,6 +370,23 @@ impl AttachedFile {
     pub fn places(&self) -> Vec<Rearmed> {
         let sites = self.sites.iter().map(|(_, site)| site);
         sites.map(|site| Rearmed { offset: site.offset, semaphore: site.ref_ctr_offset }).collect()
+    }
+
+    /// Returns whether the code, which begins with a breakpoint, is a copy of that at one of the sites. Unknown without a
+    /// lease, which keeps the file open.
+    pub fn has_breakpoint_in(&self, code: &TrappedCode) -> bool {
+        let Some(file) = self.lease.as_ref().map(Lease::file) else { return false };
+        let sites: BTreeSet<u64> = self.sites.iter().map(|(_, site)| site.offset).collect();
+        let is_copy = |site: &u64| {
+            let mut original = [0; size_of::<TrappedCode>()];
+            let is_same = |(at, (there, here)): (u64, (&u8, &u8))| {
+                there == here || *there == BREAKPOINT && sites.contains(&at)
+            };
+            file.read_exact_at(&mut original, *site).is_ok()
+                && original[0] != BREAKPOINT
+                && (*site..).zip(code.iter().zip(&original)).all(is_same)
+        };
+        sites.iter().any(is_copy)
     }
 
     /// Offsets of all attached sites.

@@ -202,7 +202,7 @@ impl Processes {
             }
             ProcessChange::Ended { .. } => self.replace(pid, None),
             ProcessChange::Mapped { .. } => self.forget_libraries(pid),
-            ProcessChange::Loaded { .. } => {}
+            ProcessChange::Loaded { .. } | ProcessChange::Trapped { .. } => {}
         }
         self.all.contains_key(&pid)
     }
