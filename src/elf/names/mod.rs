@@ -116,11 +116,11 @@ pub(super) fn canonical(name: &str) -> String {
             let digits = plain[at..].bytes().take_while(u8::is_ascii_digit).count();
             out.push_str(&plain[at..at + digits]);
             at += digits;
-            let suffix = plain[at..].bytes().take_while(|byte| matches!(byte, b'u' | b'l')).count();
-            if !bytes.get(at + suffix).copied().is_some_and(is_word) {
+            let suffix = plain[at..].bytes().take_while(|byte| is_word(*byte)).count();
+            if is_type_of_number(&plain[at..at + suffix]) {
                 at += suffix;
             }
-            // A constant's type in Rust: `3: usize`.
+            // Rust's `3: usize`, as binutils write it.
             if let Some(of) = plain[at..].strip_prefix(':').filter(|of| !of.starts_with(':')) {
                 at += 1 + of.bytes().take_while(|byte| is_word(*byte)).count();
             }
@@ -131,6 +131,12 @@ pub(super) fn canonical(name: &str) -> String {
         at += c.len_utf8();
     }
     out
+}
+
+/// Returns whether a word after a number is its type: `u`, `l`, `ul` in C++, `usize`, `i8` in Rust.
+fn is_type_of_number(word: &str) -> bool {
+    let is_cpp = word.bytes().all(|byte| matches!(byte, b'u' | b'l'));
+    is_cpp || matches!(word.strip_prefix(['i', 'u']), Some("8" | "16" | "32" | "64" | "128" | "size"))
 }
 
 /// Strips ABI tags, as `nm -C` writes them (`[abi:cxx11]`), and `[clone ...]`.
@@ -219,6 +225,7 @@ mod tests {
             ("lit<3u>", "lit<3>"),
             ("lit<(unsigned int)3>", "lit<3ul>"),
             ("gen::<str, 3: usize>", "gen::<str, 3>"),
+            ("gen::<str, 3: usize>", "gen::<str, 3usize>"),
             ("f<, void>", "f<void>"),
             ("a<(b::kind)2, 3l>::f", "a<2, 3>::f"),
             ("f(int) [clone .constprop.0]", "f(int)"),
