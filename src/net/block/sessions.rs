@@ -11,6 +11,8 @@ use crate::glob;
 
 /// The configuration of the SSH server.
 const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
+/// Directories of systemd's units, in which sockets of sshd and changes to them may be.
+const UNITS: [&str; 2] = ["/etc/systemd/system", "/run/systemd/generator"];
 /// How deeply files may include others, as in sshd.
 const MAX_DEPTH: usize = 16;
 
@@ -21,6 +23,7 @@ pub(super) fn ssh_ports(own: Option<Connection>) -> BTreeSet<u16> {
     if ports.is_empty() {
         ports.insert(22);
     }
+    UNITS.iter().for_each(|directory| add_socket_ports(Path::new(directory), &mut ports));
     ports.extend(own.map(|(_, _, port)| port));
     ports
 }
@@ -56,12 +59,25 @@ fn add_ports(path: &Path, depth: usize, ports: &mut BTreeSet<u16>) {
         match keyword.as_str() {
             "port" => ports.extend(words.next().and_then(|port| port.parse::<u16>().ok())),
             "listenaddress" => ports.extend(words.next().and_then(port_of)),
+            // Of a socket unit.
+            "listenstream" => {
+                ports.extend(words.next().and_then(|at| at.parse().ok().or_else(|| port_of(at))))
+            }
             "include" if depth > 0 => {
                 let included = words.flat_map(|pattern| files(path, pattern));
                 included.for_each(|file| add_ports(&file, depth - 1, ports));
             }
             _ => {}
         }
+    }
+}
+
+/// The ports on which systemd listens for sshd, if that differs from sshd's own configuration.
+fn add_socket_ports(units: &Path, ports: &mut BTreeSet<u16>) {
+    for unit in ["ssh.socket", "sshd.socket"] {
+        add_ports(&units.join(unit), 0, ports);
+        let changes = files(&units.join(unit), &format!("{unit}.d/*.conf"));
+        changes.iter().for_each(|file| add_ports(file, 0, ports));
     }
 }
 
@@ -111,6 +127,22 @@ mod tests {
         assert_eq!(read(&absolute), [2022, 2023]);
         // A file that includes itself ends somewhere.
         assert_eq!(read("Port 7\nInclude sshd_config\n"), [7]);
+    }
+
+    #[test]
+    fn reads_ports_of_socket_units() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ports = BTreeSet::new();
+        add_socket_ports(directory.path(), &mut ports);
+        assert!(ports.is_empty());
+        std::fs::write(directory.path().join("sshd.socket"), "[Socket]\nListenStream=0.0.0.0:2024\n")
+            .unwrap();
+        std::fs::create_dir(directory.path().join("ssh.socket.d")).unwrap();
+        let change =
+            "[Socket]\nListenStream=\nListenStream=2022\nListenStream=[::]:2023\nListenStream=/run/x\n";
+        std::fs::write(directory.path().join("ssh.socket.d/override.conf"), change).unwrap();
+        add_socket_ports(directory.path(), &mut ports);
+        assert_eq!(ports, BTreeSet::from([2022, 2023, 2024]));
     }
 
     #[test]
