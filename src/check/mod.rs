@@ -6,7 +6,7 @@ use crate::arguments::name;
 use crate::config::Diagnostics;
 use crate::config::model::Point;
 use crate::debug_symbols::DebugFiles;
-use crate::elf::{ElfError, Image, SiteError, SymbolIndex, notes};
+use crate::elf::{ElfError, Image, SiteError, SymbolIndex};
 use crate::kinds;
 use crate::net::BanRule;
 use crate::net::NetworkConfig;
@@ -175,7 +175,7 @@ impl Checker<'_> {
         let before = self.errors.len();
         let there = self.table(target, Some((index, found)));
         let is_usdt = |probe: &usize| matches!(self.plan.probes[*probe].point, Point::Usdt { .. });
-        let damaged = notes(image).err().filter(|_| target.probes.iter().any(is_usdt));
+        let damaged = image.notes().err().filter(|_| target.probes.iter().any(is_usdt));
         let reason = match damaged {
             Some(ElfError::NoNotes) => no_notes(found, image, &target.selector),
             Some(reason) => reason.to_string(),

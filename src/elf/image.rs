@@ -7,6 +7,7 @@ use object::elf;
 use super::checked_code::CheckedCode;
 use super::debug::{crc32, debuglink};
 use super::headers::Headers;
+use super::notes::{Note, base_address, notes, notes_for};
 use super::pclntab::{Pclntab, is_marked};
 use super::symbol_table::SymbolTable;
 use super::{ElfError, SiteError};
@@ -16,6 +17,8 @@ use super::{ElfError, SiteError};
 pub struct Image<'a> {
     headers: Headers<'a>,
     debug_symbols: Option<SymbolTable<'a>>,
+    /// The debug file from which the symbols are.
+    debug_file: Option<Headers<'a>>,
     pclntab: Option<Pclntab<'a>>,
     checked: Option<CheckedCode>,
 }
@@ -35,13 +38,13 @@ impl<'a> Image<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
         let headers = Headers::parse(bytes)?;
         let (pclntab, checked) = (Pclntab::of(&headers), CheckedCode::of(&headers));
-        Ok(Image { headers, debug_symbols: None, pclntab, checked })
+        Ok(Image { headers, debug_symbols: None, debug_file: None, pclntab, checked })
     }
 
     /// Parses the headers of a file that contains only debug information, which dwz extracts from several files.
     pub fn of_debug_information(bytes: &'a [u8]) -> Result<Image<'a>, ElfError> {
         let headers = Headers::of_any_type(bytes)?;
-        Ok(Image { headers, debug_symbols: None, pclntab: None, checked: None })
+        Ok(Image { headers, debug_symbols: None, debug_file: None, pclntab: None, checked: None })
     }
 
     /// Adds the symbols of a separate debug file (see [`super::debug_file_candidates`]) to the image's own.
@@ -58,13 +61,27 @@ impl<'a> Image<'a> {
             return Err(SiteError::OtherBuild);
         }
         let checked = self.checked.or_else(|| CheckedCode::of(debug));
-        Ok(Image { debug_symbols: SymbolTable::of(debug, elf::SHT_SYMTAB), checked, ..self })
+        let debug_symbols = SymbolTable::of(debug, elf::SHT_SYMTAB);
+        Ok(Image { debug_symbols, debug_file: Some(debug.headers), checked, ..self })
     }
 
     /// Adds the compressed symbols that are embedded in the program; `embedded` is the result of
     /// [`super::embedded_symbols`].
     pub fn with_embedded_symbols(self, embedded: &Image<'a>) -> Image<'a> {
         Image { debug_symbols: SymbolTable::of(embedded, elf::SHT_SYMTAB), ..self }
+    }
+
+    /// Returns the USDT notes of the program, or of its debug file: `llvm-strip` removes them from the program.
+    pub fn notes(&self) -> Result<Vec<Note>, ElfError> {
+        match (notes(self), &self.debug_file) {
+            (Err(ElfError::NoNotes), Some(file)) => notes_for(self, file),
+            (found, _) => found,
+        }
+    }
+
+    /// Returns whether USDT notes were removed: what they refer to is left.
+    pub fn lacks_notes(&self) -> bool {
+        self.notes() == Err(ElfError::NoNotes) && base_address(self).is_some()
     }
 
     /// Returns whether only the dynamic symbols are left: neither the file nor a debug file added to it names the other

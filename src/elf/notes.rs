@@ -34,14 +34,19 @@ const MAX_SECTIONS: usize = 4096;
 /// Returns all USDT notes of a file, in file order. An empty section has no notes; a missing section is
 /// [`ElfError::NoNotes`], and a file without any sections is [`ElfError::NoSections`].
 pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
-    let base = image.section(b".stapsdt.base").map(|s| s.sh_addr(LE));
+    notes_for(image, image)
+}
+
+/// Like [`notes`], for notes of `image` that are in its debug file.
+pub(super) fn notes_for(image: &Headers<'_>, file: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
+    let base = base_address(image);
     let mut found = None;
-    let mut room = image.bytes().len();
-    for section in image.sections_named(b".note.stapsdt").take(MAX_SECTIONS) {
+    let mut room = file.bytes().len();
+    for section in file.sections_named(b".note.stapsdt").take(MAX_SECTIONS) {
         let malformed =
             |reason: &str| ElfError::Malformed { what: ".note.stapsdt section", reason: reason.to_owned() };
         let data =
-            image.section_data(section).ok_or_else(|| malformed("it extends past the end of the file"))?;
+            file.section_data(section).ok_or_else(|| malformed("it extends past the end of the file"))?;
         // Section headers that all refer to the same bytes would multiply the work.
         room = room.checked_sub(data.len()).ok_or_else(|| malformed("several sections overlap"))?;
         let start = section.sh_offset(LE);
@@ -54,7 +59,12 @@ pub fn notes(image: &Headers<'_>) -> Result<Vec<Note>, ElfError> {
             }
         }
     }
-    found.ok_or(if image.has_sections() { ElfError::NoNotes } else { ElfError::NoSections })
+    found.ok_or(if file.has_sections() { ElfError::NoNotes } else { ElfError::NoSections })
+}
+
+/// Returns the address that every note refers to. The section is loaded, so that it remains where the notes are removed.
+pub(super) fn base_address(image: &Headers<'_>) -> Option<u64> {
+    image.section(b".stapsdt.base").map(|section| section.sh_addr(LE))
 }
 
 fn note(desc: &[u8], base: Option<u64>) -> Result<Note, &'static str> {

@@ -6,7 +6,7 @@ use super::forms::cut;
 use super::near::nearest;
 use super::shape::MAX_SITE_BYTES;
 use super::symbols::variables;
-use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, notes, parse_args};
+use super::{ArgForm, Cost, Form, FormError, Image, Note, SiteError, SiteShape, parse_args};
 
 /// One place in a file where a probe is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Site {
 /// Variables named by arguments are looked up in the image's symbols; a variable that is not found causes an error for
 /// that argument only.
 pub fn usdt_sites(image: &Image<'_>, provider: &str, name: &str) -> Result<Vec<Site>, SiteError> {
-    let all = notes(image)?;
+    let all = image.notes()?;
     let mut sites = Vec::new();
     let mut seen = HashSet::new();
     for note in all.iter().filter(|n| n.provider == provider && n.name == name) {
@@ -115,13 +115,16 @@ pub fn usdt_sites(image: &Image<'_>, provider: &str, name: &str) -> Result<Vec<S
     Ok(sites)
 }
 
-/// Returns whether arguments of the program's USDT probes are in variables that its own symbols do not name; debug
-/// symbols may.
+/// Returns whether arguments of the program's USDT probes are in variables that its own symbols do not name, or its
+/// notes were removed: a debug file may have them.
 pub fn lacks_variables(image: &Image<'_>) -> bool {
     if !image.is_stripped() {
         return false;
     }
-    let args = notes(image).unwrap_or_default();
+    if image.lacks_notes() {
+        return true;
+    }
+    let args = image.notes().unwrap_or_default();
     let args: Vec<_> = args.iter().flat_map(|note| parse_args(image.arch(), &note.args)).collect();
     let names: BTreeSet<&str> = args.iter().filter_map(named).collect();
     let names: Vec<&str> = names.into_iter().collect();
@@ -167,7 +170,7 @@ pub(super) fn share_semaphores(image: &Image<'_>, functions: &mut [FunctionSite]
     let is_nop = |site: &Site| matches!(site.shape, Nop | Nop5 | NopNop5 | NopNop10);
     let mut nops =
         functions.iter_mut().map(|function| &mut function.site).filter(|site| is_nop(site)).peekable();
-    let all = nops.peek().and_then(|_| notes(image).ok()).unwrap_or_default();
+    let all = nops.peek().and_then(|_| image.notes().ok()).unwrap_or_default();
     for site in nops {
         let here = all.iter().filter(|note| note.location == site.vaddr);
         site.ref_ctr_offset = here.filter_map(|note| semaphore(image, note)).next().unwrap_or(0);

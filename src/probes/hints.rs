@@ -46,7 +46,11 @@ pub(super) fn interpreter(bytes: &[u8]) -> Option<String> {
 /// Why a program has no USDT probes, and where there may be some.
 pub(crate) fn no_notes(found: &TargetFile, image: &Image<'_>, selector: &Selector) -> String {
     let name = Path::new(&found.display).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let next = if let Some(libraries) = libraries(found, selector) {
+    let next = if image.lacks_notes() {
+        "they were removed (by `llvm-strip` or the like): install its debug file, which has them, or use a file that was \
+         stripped by `strip`"
+            .to_string()
+    } else if let Some(libraries) = libraries(found, selector) {
         libraries
     } else if let Some(jvm) = jvm_beside(name, &found.path) {
         format!("the JVM's probes are in its libjvm.so: `exporter probes {jvm}`")

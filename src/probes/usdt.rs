@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::CostWord;
-use crate::elf::{ElfError, Image, Site, notes, usdt_sites};
+use crate::elf::{ElfError, Image, Site, usdt_sites};
 use crate::unusable::unusable_reason;
 
 /// Probes of one provider, by name.
@@ -46,7 +46,7 @@ pub struct Argument {
 /// If it has none, or its notes are malformed.
 pub(super) fn providers(image: &Image<'_>) -> Result<Vec<Provider>, ElfError> {
     let mut names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for note in notes(image)? {
+    for note in image.notes()? {
         names.entry(note.provider).or_default().insert(note.name);
     }
     let all = names.into_iter().map(|(provider, names)| {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, notes};
+use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, lacks_variables, notes, usdt_sites};
 use exporter::resolve::resolve;
 
 use crate::assembly::library;
@@ -246,4 +246,28 @@ fn sites_of_a_probe_may_differ_in_sign() {
         );
         assert!(resolved("{ index: 0, type: i64 }").warnings.is_empty());
     }
+}
+
+/// `llvm-strip` removes the notes of USDT probes, which are not loaded; the debug file retains them.
+#[test]
+fn notes_are_read_from_the_debug_file() {
+    let source = r#"#include <sys/sdt.h>
+static int height = 11;
+int main(int n, char **v) { (void)v; DTRACE_PROBE2(app, step, n, height); return 0; }
+"#;
+    let path = compile("oddities-notes", "cc", source, &["-O1", "-g", "-Wl,--build-id=none"]);
+    let whole = fs::read(&path).unwrap();
+    let sites = |image: &Image<'_>| {
+        usdt_sites(image, "app", "step").map(|sites| sites.iter().map(|site| site.offset).collect::<Vec<_>>())
+    };
+    let expected = sites(&Image::parse(&whole).unwrap()).unwrap();
+    let debug = path.with_extension("debug");
+    run(Command::new("objcopy").arg("--only-keep-debug").args([&path, &debug]));
+    run(Command::new("strip").args(["-R", ".note.stapsdt"]).arg(&path));
+    run(Command::new("objcopy").arg(format!("--add-gnu-debuglink={}", debug.display())).arg(&path));
+    let [program, debug] = [&path, &debug].map(|path| fs::read(path).unwrap());
+    let [program, debug] = [&program, &debug].map(|bytes| Image::parse(bytes).unwrap());
+    assert_eq!(program.notes(), Err(ElfError::NoNotes));
+    assert!(lacks_variables(&program), "a debug file is looked for");
+    assert_eq!(sites(&program.with_debug_symbols(&debug).unwrap()), Ok(expected));
 }
