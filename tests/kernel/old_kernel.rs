@@ -55,6 +55,7 @@ health_port: 9446
 log_level: debug
 targets:
 - { name: loads, process: sh, library: libdemo.so, probes: [ { on: "usdt:a:b", metrics: [ { counter: b_total } ] } ] }
+- { name: boxed, container: web, unit: "app-*", probes: [ { on: "usdt:a:c", metrics: [ { counter: c_total } ] } ] }
 END
 $EXPORTER --config /loads.yaml >/loads 2>&1 &
 loads=$!
