@@ -162,6 +162,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn processes_left_out_are_counted() {
+        let part = |pid| MappedPart { pid, memory: 0x1000..0x2000, offset: 0 };
+        let mappings = [part(1), part(1), part(2)];
+        let (file, places) = (tempfile::tempfile().unwrap(), BTreeSet::from([16]));
+        let compared = CodeComparison::within(Duration::ZERO, &mappings, &file, &places);
+        assert_eq!((compared.processes, compared.left_out), (2, 2));
+    }
+
+    #[test]
     fn probe_instructions_do_not_count_as_patches() {
         let maps = "7000-8000 r-xp 00000000 00:00 0 [uprobes-trampoline]\n9000-a000 r-xp 00000000 00:00 0 \n";
         let maps: Vec<_> = maps.lines().filter_map(Mapping::parse).collect();
