@@ -98,6 +98,10 @@ fn start(overrides: &Overrides) -> ExitCode {
             return ExitCode::from(CONFIGURATION);
         }
     };
+    if let Err(err) = slow::check_file(&plan) {
+        eprintln!("exporter: {err}");
+        return ExitCode::from(CONFIGURATION);
+    }
     let listeners = Listeners::bind(settings, plan.network.as_ref());
     let recorder = Arc::new(SlowRecorder::default());
     let kept = recorder.keep_for(&plan);
@@ -146,6 +150,9 @@ fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
     let settings = &loaded.config.settings;
     if let Some(Err(err)) = settings.log_file.as_deref().map(LogFile::check) {
         checked.errors.error(&Place::none(), no_log_file(settings, &err));
+    }
+    if let Err(err) = slow::check_file(&plan) {
+        checked.errors.error(&Place::none(), err.to_string());
     }
     if let Some(Err(err)) = settings.pinned.as_deref().map(pins::check_place) {
         checked.errors.error(&Place::none(), format!("{err:#}"));

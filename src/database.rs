@@ -1,8 +1,10 @@
 //! SQLite databases of the exporter, readable only by their owner.
 
 use std::error::Error;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -133,39 +135,95 @@ pub(crate) fn open(path: &Path, kind: &DatabaseKind) -> Result<Connection, Datab
     })
 }
 
+/// Checks that [`open`] can succeed, as far as possible without creating or changing anything, and regardless of
+/// permissions: the caller may be a different user from the exporter's.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn check(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
+    reach(path, kind, false)?;
+    // Another exporter may be using the file. One that is damaged, locked or not there yet is no error.
+    let foreign = read_only(path, true).map_err(Unusable::from).and_then(|db| version_of(&db, path, kind));
+    match foreign {
+        Err(Unusable::Foreign(err)) => Err(err),
+        _ => Ok(()),
+    }
+}
+
+/// Opens an existing file for reading. With `immutable`, SQLite assumes that nothing changes it and leaves nothing
+/// beside it.
+pub(crate) fn read_only(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
+                uri.push(char::from(*byte))
+            }
+            byte => {
+                let _ = write!(uri, "%{byte:02X}");
+            }
+        }
+    }
+    uri.push_str(if immutable { "?immutable=1" } else { "" });
+    let db = Connection::open_with_flags(uri, flags)?;
+    db.busy_timeout(BUSY_TIMEOUT)?;
+    Ok(db)
+}
+
+/// The version of the tables; `None` if there are none yet.
+///
+/// # Errors
+/// If they are another program's, or those of a version that cannot be used.
+fn version_of(db: &Connection, path: &Path, kind: &DatabaseKind) -> Result<Option<u64>, Unusable> {
+    let foreign = |what: &str| {
+        let next = format!("set {} to another path", kind.setting);
+        Unusable::Foreign(DatabaseError::without_source(format!("{} {what}", path.display()), next))
+    };
+    if number(db, "SELECT count(*) FROM sqlite_schema")? == 0 {
+        return Ok(None);
+    }
+    if pragma(db, "application_id")? != kind.application as u64 {
+        return Err(foreign("is a database of another program"));
+    }
+    let version = pragma(db, "user_version")?;
+    if version != kind.version as u64 && kind.upgrade_from(version).is_none() {
+        return Err(foreign("was made by another version of the exporter"));
+    }
+    Ok(Some(version))
+}
+
 impl DatabaseKind {
+    fn upgrade_from(&self, version: u64) -> Option<&'static [&'static str]> {
+        self.upgrades.iter().find(|(from, _)| *from == version).map(|(_, steps)| *steps)
+    }
+
     fn next(&self) -> String {
         format!("see {} in the configuration", self.setting)
     }
 }
 
 fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
-    create(path, kind).map_err(Unusable::Foreign)?;
+    reach(path, kind, true).map_err(Unusable::Foreign)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut db = Connection::open_with_flags(path, flags)?;
     db.busy_timeout(BUSY_TIMEOUT)?;
-    let foreign = |what: &str| {
-        let next = format!("set {} to another path", kind.setting);
-        Unusable::Foreign(DatabaseError::without_source(format!("{} {what}", path.display()), next))
-    };
     // It is a new file until it has tables; two exporters may create them at the same time.
     db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     let begun = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let tables: i64 = begun.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if tables == 0 {
-        begun.execute_batch(kind.tables)?;
-        begun.pragma_update(None, "application_id", kind.application)?;
-        begun.pragma_update(None, "user_version", kind.version)?;
-    } else if pragma(&begun, "application_id")? != kind.application as u64 {
-        return Err(foreign("is a database of another program"));
-    } else {
-        let version = pragma(&begun, "user_version")?;
-        if let Some((_, steps)) = kind.upgrades.iter().find(|(from, _)| *from == version) {
-            steps.iter().try_for_each(|step| begun.execute_batch(step))?;
+    match version_of(&begun, path, kind)? {
+        None => {
+            begun.execute_batch(kind.tables)?;
+            begun.pragma_update(None, "application_id", kind.application)?;
             begun.pragma_update(None, "user_version", kind.version)?;
-        } else if version != kind.version as u64 {
-            return Err(foreign("was made by another version of the exporter"));
+        }
+        Some(version) => {
+            if let Some(steps) = kind.upgrade_from(version) {
+                steps.iter().try_for_each(|step| begun.execute_batch(step))?;
+                begun.pragma_update(None, "user_version", kind.version)?;
+            }
         }
     }
     begun.commit()?;
@@ -185,26 +243,31 @@ fn connect(path: &Path, kind: &DatabaseKind) -> Result<Connection, Unusable> {
     Ok(db)
 }
 
-/// Creates the file and its directory if necessary. Only the owner may read it.
-fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
-    let failed = |what: &str, err: std::io::Error| {
-        DatabaseError::without_source(
-            format!("failed to {what} of {} {}: {err}", kind.what, path.display()),
-            kind.next(),
-        )
+/// Creates the file and its directory if necessary, readable only by their owner. Without `create`, only checks whether
+/// that is possible.
+fn reach(path: &Path, kind: &DatabaseKind, create: bool) -> Result<(), DatabaseError> {
+    let ignored = |err: &io::Error| match err.kind() {
+        ErrorKind::NotFound | ErrorKind::PermissionDenied => !create,
+        _ => false,
     };
-    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty())
-        && !directory.exists()
-    {
-        DirBuilder::new()
-            .mode(0o700)
-            .create(directory)
-            .map_err(|err| failed("make the directory for the file", err))?;
+    let failed = |what: &str, err: io::Error| {
+        let what = format!("failed to {what} of {} {}: {err}", kind.what, path.display());
+        Err(DatabaseError::without_source(what, kind.next()))
+    };
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    if let Some(directory) = directory.filter(|directory| !directory.exists()) {
+        let made = if create {
+            DirBuilder::new().mode(0o700).create(directory)
+        } else {
+            let above = directory.parent().filter(|above| !above.as_os_str().is_empty());
+            above.map_or(Ok(()), |above| above.metadata().map(drop))
+        };
+        made.or_else(|err| failed("make the directory for the file", err))?;
     }
     let file = OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(create)
         .truncate(false)
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
@@ -216,7 +279,8 @@ fn create(path: &Path, kind: &DatabaseKind) -> Result<(), DatabaseError> {
             format!("{} is not a regular file", path.display()),
             kind.next(),
         )),
-        Err(err) => Err(failed("open the file", err)),
+        Err(err) if ignored(&err) => Ok(()),
+        Err(err) => failed("open the file", err),
     }
 }
 

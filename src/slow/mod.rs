@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use crate::config::model::WebhookSettings;
 use crate::exposition::Exemplars;
 use crate::http::HttpError;
-use crate::net::{DetectConfig, Detections};
+use crate::net::Detections;
 use crate::plan::{Plan, ProbePlan};
 use crate::webhook::{Receiver, Webhook, WebhookNumbers};
 use store::{Bounds, EventStore};
@@ -107,6 +107,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether the plan needs the file of slow events.
+fn records(plan: &Plan) -> bool {
+    let by_probe = |probe: &ProbePlan| !probe.slow.is_empty() || !probe.bans.is_empty();
+    let by_packets = plan.network.as_ref().is_some_and(|network| network.detect.is_on());
+    by_packets || plan.probes.iter().any(by_probe)
+}
+
+/// Checks that [`SlowRecorder::keep_for`] can open the file, without creating it.
+///
+/// # Errors
+/// As [`SlowRecorder::keep_for`].
+pub fn check_file(plan: &Plan) -> Result<(), SlowError> {
+    if records(plan) { store::check(&plan.settings.slow_events.file) } else { Ok(()) }
+}
+
 impl SlowRecorder {
     /// Opens the file if the plan records slow events; if it is already open, updates its limits.
     ///
@@ -116,8 +131,7 @@ impl SlowRecorder {
         let bans = plan.probes.iter().flat_map(|probe| &probe.bans);
         let packets = plan.network.as_ref().map(|network| &network.detect);
         self.detections.configure(bans.map(|ban| &ban.rule), packets);
-        let keeps = |probe: &ProbePlan| !probe.slow.is_empty() || !probe.bans.is_empty();
-        if !plan.probes.iter().any(keeps) && !packets.is_some_and(DetectConfig::is_on) {
+        if !records(plan) {
             return Ok(());
         }
         let settings = &plan.settings.slow_events;

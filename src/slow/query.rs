@@ -1,14 +1,14 @@
 //! `exporter events`: queries a file of slow events.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 
 use super::event::{RelatedRow, StoredEvent, shown_time};
 use super::store::{SlowError, scan};
 use crate::clock::wall;
+use crate::database::read_only;
 use crate::plan::STACK;
 use crate::table::TextTable;
 
@@ -63,8 +63,8 @@ fn read_at(path: &Path, query: &EventQuery, now: i64) -> Result<Vec<StoredEvent>
         })
     };
     // If no exporter is writing and the directory is not ours, SQLite must be told that nothing modifies the file.
-    let err = match open(path, false).and_then(&mut select) {
-        Err(err) => match open(path, true).and_then(&mut select) {
+    let err = match read_only(path, false).and_then(&mut select) {
+        Err(err) => match read_only(path, true).and_then(&mut select) {
             Err(_) => Err(err),
             Ok(()) => Ok(()),
         },
@@ -75,26 +75,6 @@ fn read_at(path: &Path, query: &EventQuery, now: i64) -> Result<Vec<StoredEvent>
     })?;
     found.reverse();
     Ok(found)
-}
-
-fn open(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-    let mut uri = String::from("file:");
-    for byte in std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()) {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => {
-                uri.push(char::from(*byte))
-            }
-            byte => {
-                let _ = write!(uri, "%{byte:02X}");
-            }
-        }
-    }
-    uri.push_str(if immutable { "?immutable=1" } else { "" });
-    let db = Connection::open_with_flags(uri, flags)?;
-    db.busy_timeout(Duration::from_secs(2))?;
-    Ok(db)
 }
 
 /// Formats events as a table, with the fields of each event below it.

@@ -99,6 +99,14 @@ impl Clock {
     }
 }
 
+/// Checks that [`EventStore::open`] can succeed, without creating the file.
+///
+/// # Errors
+/// As [`EventStore::open`].
+pub(super) fn check(path: &Path) -> Result<(), SlowError> {
+    database::check(path, &KIND)
+}
+
 impl EventStore {
     /// Opens or creates the file, readable by its owner only. A damaged file is moved aside.
     ///

@@ -397,3 +397,29 @@ fn unusable_paths_are_errors() {
     }
     assert!(!std::path::Path::new(&format!("{log}.new")).exists());
 }
+
+#[test]
+fn unusable_files_of_slow_events_are_errors() {
+    let scratch = Scratch::new();
+    let path = |name: &str| scratch.path(name).display().to_string();
+    let (new, foreign) = (path("state/events.db"), path("foreign.db"));
+    let made = Command::new("python3")
+        .args(["-c", "import sqlite3,sys; sqlite3.connect(sys.argv[1]).execute('create table t(a)')"])
+        .arg(&foreign)
+        .status();
+    assert!(made.expect("run python3").success());
+    let probes =
+        "probes:\n    - { function: main, metrics: [{ histogram: h_seconds, value: duration, slow: 1 }] }";
+    let with =
+        |file: &str| format!("slow_events: {{ file: {file} }}\n{}", config(&demo("fibre-demo"), probes));
+    check(&with(&new)).good();
+    assert!(!scratch.path("state").exists());
+    for (file, reason) in [
+        ("/nowhere/at/all.db", "failed to make the directory for the file of slow events /nowhere/at/all.db"),
+        (&foreign, "is a database of another program"),
+        ("/", "failed to open the file of slow events /"),
+    ] {
+        let told = check(&with(file)).bad(2);
+        assert!(told.contains(reason), "{told}");
+    }
+}
