@@ -13,7 +13,7 @@ use super::shape::ENDBR64;
 use super::symbol_table::{Symbol, SymbolKind};
 use super::symbols::symbols;
 use super::unwind::{Frame, Unwind};
-use super::{Image, NonLocalExit, is_program};
+use super::{Image, NonLocalExit};
 use iced_x86::{Decoder, DecoderOptions, Mnemonic};
 use object::read::elf::SectionHeader;
 
@@ -27,7 +27,7 @@ pub struct Functions<'a> {
     /// The linker's stubs that jump to functions of other files.
     stubs: Vec<Range<u64>>,
     pub(super) non_local_exit: OnceCell<Option<NonLocalExit>>,
-    may_unwind: OnceCell<bool>,
+    pub(super) may_unwind: OnceCell<bool>,
     nameless_blocks: OnceCell<bool>,
     runs_old_code: OnceCell<bool>,
     /// See [`Functions::is_called`]; sorted.
@@ -115,14 +115,6 @@ impl<'a> Functions<'a> {
         let into = vaddr.wrapping_sub(entry);
         let is_landing = || self.image.code_at(entry, 4).is_some_and(|code| code == ENDBR64);
         into == 0 || into == ENDBR64.len() as u64 && is_landing()
-    }
-
-    /// Returns whether a call may end other than through an exit: by an exception or `longjmp`. False only for a
-    /// program that has none of these.
-    pub fn may_unwind(&self) -> bool {
-        *self.may_unwind.get_or_init(|| {
-            !is_program(&self.image) || self.symbols.is_empty() || self.non_local_exit().is_some()
-        })
     }
 
     /// Returns whether a symbol marks the address as the start of a function.
