@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 
-/// Checks take at most one part in this many of the time.
+/// Checks take at most one part in this many of a processor's time.
 const MAX_SHARE: u32 = 4000;
 
 /// Times that one process's breakpoints are set again: each time its semaphores are raised once more, and only
@@ -92,7 +92,7 @@ impl CodeChecks {
         self.waiting.pop()
     }
 
-    /// Schedules the next check according to the time that was used.
+    /// Schedules the next check according to the CPU time that was used.
     pub(super) fn rest(&mut self, used: Duration) {
         self.due = Instant::now() + used.saturating_mul(MAX_SHARE).max(Duration::from_secs(1));
     }

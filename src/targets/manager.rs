@@ -403,10 +403,12 @@ impl Worker {
             self.drop_candidates();
             self.finder.forget_runs();
             self.queue_code_checks();
-            self.check_code_in_turn();
             self.follow();
         }
         self.report_moved_code();
+        if walk {
+            self.check_code_in_turn();
+        }
     }
 
     fn begin_walk(&mut self) {

@@ -18,7 +18,7 @@ use super::file::Identity;
 use super::follow::ProcessChanges;
 use super::pages::is_of_file;
 use super::readers::translates;
-use super::worker::Worker;
+use super::worker::{Worker, thread_time};
 use crate::elf::LONGEST_INSTRUCTION;
 use crate::kernel::{BREAKPOINT, Rearmed, Refusal};
 use crate::procfs::{Mapping, living_thread, text};
@@ -200,7 +200,8 @@ impl Worker {
         if !self.code_checks.is_due() {
             return;
         }
-        let begun = Instant::now();
+        // Not the time it waits for the kernel, or for a processor.
+        let before = thread_time();
         if self.code_checks.is_idle() {
             let attached = self.targets.iter().flat_map(|state| &state.current).filter(|of| of.is_attached());
             let files: BTreeSet<Identity> = attached.map(|of| of.identity).collect();
@@ -213,7 +214,7 @@ impl Worker {
             let Some((pid, identity)) = self.code_checks.next_process() else { break };
             self.report_if_moved(pid, identity);
         }
-        self.code_checks.rest(begun.elapsed());
+        self.code_checks.rest(thread_time().saturating_sub(before));
     }
 
     fn report_if_moved(&mut self, pid: u32, identity: Identity) {

@@ -218,7 +218,7 @@ fn tell_of_loading(took: Duration, worked: Duration) {
 }
 
 /// Returns the CPU time of this thread.
-fn thread_time() -> Duration {
+pub(super) fn thread_time() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
