@@ -19,6 +19,9 @@ const STOPPED: Duration = Duration::from_secs(30);
 /// Rounds until everything that is created only once exists: caches, the allocator's arenas, request threads.
 const WARM_UP: u32 = 8;
 
+/// Until then, memory grows with each process that ends, whose last values stay for a minute.
+const STEADY: Duration = Duration::from_secs(90);
+
 /// Returns the anonymous resident memory in kilobytes, without pages of the executable, which the kernel evicts and
 /// rereads at its discretion.
 fn memory(pid: u32) -> u64 {
@@ -49,7 +52,8 @@ fn while_stopped(exporter: &Exporter, program: &Path) -> u32 {
 #[test]
 fn what_it_takes_does_not_grow() {
     let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
-    let until = Instant::now() + Duration::from_secs(seconds);
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs(seconds);
     let place = Place::new();
     let program = compiled(&place);
     let binary = place.copy_of(&program, "soaked");
@@ -67,7 +71,7 @@ fn what_it_takes_does_not_grow() {
         wait_for("the reload", || reloads() > before);
     };
     let (mut calls, mut round, mut early) = (0, 0, None);
-    while round <= WARM_UP || Instant::now() < until {
+    while early.is_none() || Instant::now() < until {
         round += 1;
         // Short-lived processes, one that makes many calls, and one that is killed.
         run(Command::new(&binary).args(["100", "5", "each"]));
@@ -94,15 +98,15 @@ fn what_it_takes_does_not_grow() {
             wait_for("the new file to be attached", || replaced(&exporter) > before);
             exporter.wait_until_ready();
         }
-        if round == WARM_UP + 1 {
+        if round == WARM_UP {
             calls += while_stopped(&exporter, &binary);
         }
-        if round == WARM_UP {
+        if early.is_none() && round > WARM_UP && round % 4 == 0 && begun.elapsed() > STEADY {
             early = Some((held(exporter.pid()), memory(exporter.pid())));
         }
     }
-    let (early, memory_early) = early.expect("as many rounds");
-    // After an even round, the probes are those of the last warm-up round.
+    let (early, memory_early) = early.expect("it was measured");
+    // After an even round, the probes are these.
     reload(&plain);
     let is_flat = |now: [usize; 4]| {
         now[DESCRIPTORS] <= early[DESCRIPTORS]
@@ -114,5 +118,5 @@ fn what_it_takes_does_not_grow() {
     wait_for("descriptors, threads and mappings to be what they were", || is_flat(held(exporter.pid())));
     let (now, memory) = (held(exporter.pid()), memory(exporter.pid()));
     println!("{round} rounds, {calls} calls: {early:?} {memory_early} kB, then {now:?} {memory} kB");
-    assert!(memory < memory_early + memory_early / 4 + 8192, "{memory_early} kB, then {memory} kB");
+    assert!(memory < memory_early + memory_early / 4 + 2048, "{memory_early} kB, then {memory} kB");
 }
