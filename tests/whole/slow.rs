@@ -351,7 +351,7 @@ fn unusable_event_files_are_reported_with_a_reason() {
         finish(exporter().args(["--config", &config]))
     };
     let (code, out, told) = run(&format!("slow_events: {{ file: {} }}\n", place.path("a/b/c.db").display()));
-    assert_eq!(code, Some(1), "{out}{told}");
+    assert_eq!(code, Some(2), "{out}{told}");
     assert!(format!("{out}{told}").contains("a/b/c.db: No such file"), "{out}{told}");
     let text = place.write("text.db", "SQLite format 3\0 but no more of it");
     let (code, _, told) = finish(exporter().arg("events").arg("--file").arg(&text));
