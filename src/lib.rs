@@ -39,6 +39,7 @@ mod loading;
 mod logging;
 mod mapping;
 pub mod metrics;
+mod mutex;
 pub mod net;
 mod page;
 mod percent;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, ProgramInput};
@@ -31,6 +31,7 @@ use crate::config::model::ReturnsBy;
 use crate::layout::Layout;
 use crate::logging::log_libbpf;
 use crate::mapping::Mapped;
+use crate::mutex::lock;
 use crate::pins::EnginePins;
 use crate::plan::{Pairing, Plan, ProbeHook, ProbePlan};
 
@@ -265,7 +266,7 @@ impl Kernel {
 
     /// Removes all pins.
     pub(crate) fn unpin(&self) {
-        release(std::mem::take(&mut *self.family.lock().unwrap_or_else(PoisonError::into_inner)));
+        release(std::mem::take(&mut *lock(&self.family)));
         if let Some(pins) = &self.pins
             && let Err(err) = pins.remove()
         {

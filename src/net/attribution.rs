@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, ProgramMut};
@@ -18,6 +18,7 @@ use crate::containers::Containers;
 use crate::exposition::{Family, Kind};
 use crate::hierarchy::{cgroup_root, cgroups};
 use crate::logging::log_libbpf;
+use crate::mutex::lock;
 use crate::selectors::Belongs;
 
 use super::abi::Direction;
@@ -231,11 +232,6 @@ impl Attribution {
         let of_tables = self.tables.iter().flat_map(Table::families);
         of_tables.chain(self.dns.iter().flat_map(Dns::families)).collect()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Entries are whole at any time, even after a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn families(all: &BTreeMap<Owner, Sums>, by_process: bool) -> [Family; 2] {

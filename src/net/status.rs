@@ -1,7 +1,7 @@
 //! What a scrape reads. The threads that attach update it, so that a scrape never waits for them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::abi::Direction;
 use super::collect::Reading;
@@ -10,6 +10,7 @@ use super::hook::Hook;
 use super::interface_table::Entry;
 use super::port::Port;
 use super::refusal::AttachRefusal;
+use crate::mutex::lock;
 
 /// The state of one interface at its last check.
 #[derive(Debug, Clone)]
@@ -50,11 +51,6 @@ pub(crate) struct Missing {
     pub labels: Labels,
     pub names: Vec<String>,
     pub error: Option<String>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Values are only replaced as a whole, so they are usable even after a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The labels that identify a namespace.

@@ -14,12 +14,13 @@ mod writer;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use crate::config::model::WebhookSettings;
 use crate::exposition::Exemplars;
 use crate::http::HttpError;
+use crate::mutex::lock;
 use crate::net::Detections;
 use crate::plan::{Plan, ProbePlan};
 use crate::webhook::{Receiver, Webhook, WebhookNumbers};
@@ -101,10 +102,6 @@ pub struct SlowNumbers {
 /// If the authority's certificates are unusable.
 pub(crate) fn receiver(settings: &WebhookSettings) -> Result<Receiver, HttpError> {
     Receiver::new(settings.url.clone(), &settings.secret, settings.authority.clone())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether the plan needs the file of slow events.

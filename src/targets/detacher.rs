@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::attach_job::AttachJob;
@@ -14,6 +14,7 @@ use super::cookies::Cookies;
 use super::file::Identity;
 use super::raised::RaisedCopies;
 use crate::kernel::{Lease, PinnableLink, release};
+use crate::mutex::lock;
 
 /// The probes of a file that are being detached.
 #[derive(Debug, Default)]
@@ -66,10 +67,6 @@ impl Leaving {
     fn has_links(&self) -> bool {
         !self.links.is_empty() || self.job.is_some()
     }
-}
-
-fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Detacher {

@@ -10,13 +10,14 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::path_watcher::{PathChange, PathWatcher, Sibling};
 use crate::kernel::{ExecGate, LeaseBreaks, Waker, apart, be_ordinary, be_prompt};
+use crate::mutex::lock;
 
 /// How long a program is held back at most.
 const MAX_HOLD: Duration = Duration::from_millis(500);
@@ -76,10 +77,6 @@ pub struct GateHandle {
     gate: Arc<Gate>,
     number: u64,
     _of_this_thread: std::marker::PhantomData<*const ()>,
-}
-
-fn lock(state: &Mutex<GateState>) -> MutexGuard<'_, GateState> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gate {

@@ -21,13 +21,14 @@ mod worker;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::block::Blocklist;
 use super::cidr::Prefix;
 use super::thresholds::{BanRule, DetectConfig};
 use crate::exposition::Family;
+use crate::mutex::lock;
 use metrics::Numbers;
 use worker::{Message, Output, Worker};
 
@@ -109,11 +110,6 @@ impl Default for Detections {
         let work = Work { messages: Some(messages), context: None, is_wanted: false, thread: None };
         Self { queue: Mutex::new(Some(queue)), numbers: Arc::default(), work: Mutex::new(work) }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Values are whole at any time, even after a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Detections {
