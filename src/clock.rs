@@ -44,6 +44,12 @@ pub fn monotonic_now() -> u64 {
     kernel_time(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
 }
 
+/// The CPU time of the calling thread.
+pub(crate) fn thread_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 /// Converts a time of `CLOCK_MONOTONIC` here, which has an offset in a time namespace, into the kernel's own.
 pub(crate) fn kernel_time(monotonic: u64) -> u64 {
     static OFFSET: LazyLock<i64> = LazyLock::new(|| {

@@ -20,6 +20,7 @@ use super::record::{Changing, Signature, StartState};
 use super::state::TargetState;
 use super::status::TargetsStatus;
 use super::watch::Watch;
+use crate::clock::thread_time;
 use crate::config::model::Point;
 use crate::hierarchy::is_with_first_process;
 use crate::kernel::{
@@ -215,12 +216,6 @@ fn tell_of_loading(took: Duration, worked: Duration) {
         worked.as_secs_f64(),
         took.saturating_sub(worked).as_secs_f64()
     );
-}
-
-/// Returns the CPU time of this thread.
-pub(super) fn thread_time() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// The kernel's events about processes that targets select; None if it reports none.
