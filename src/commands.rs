@@ -98,13 +98,15 @@ fn start(overrides: &Overrides) -> ExitCode {
             return ExitCode::from(CONFIGURATION);
         }
     };
-    if let Err(err) = slow::check_file(&plan) {
-        eprintln!("exporter: {err}");
-        return ExitCode::from(CONFIGURATION);
-    }
     let listeners = Listeners::bind(settings, plan.network.as_ref());
     let recorder = Arc::new(SlowRecorder::default());
     let kept = recorder.keep_for(&plan);
+    if kept.is_err()
+        && let Err(err) = slow::check_file(&plan)
+    {
+        eprintln!("exporter: {err}");
+        return ExitCode::from(CONFIGURATION);
+    }
     let (attaching, limited) = drop_privileges(attach, plan.network.as_ref());
     let logging = match Logging::install(settings.log_level, file) {
         Ok(logging) => logging,
