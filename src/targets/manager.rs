@@ -28,6 +28,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// The same while all possible changes are reported by events, and none was.
 const REST_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How often hits are looked for then, while there are none: waking up is most of what an idle exporter costs.
+const HITS_INTERVAL_AT_REST: Duration = Duration::from_secs(5);
+
 /// How often container engines are asked for names, which can change without any process event.
 const NAME_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -168,6 +171,9 @@ impl Worker {
             let due = self.finder.due_in().unwrap_or(pause);
             let wakeup = self.watch.wait(self.pause_for_writers(pause).min(due), self.finder.events_fd());
             self.is_disturbed |= wakeup.has_event() || self.finder.due_in().is_some();
+            if self.is_disturbed {
+                pause = pause.min(LOOK_INTERVAL);
+            }
             // First: a writer waits.
             self.release_for_writers(&wakeup.breaks);
             self.detacher.give_back(&mut self.cookies);
@@ -217,12 +223,13 @@ impl Worker {
                 self.follow();
             }
             if self.last_look.elapsed() >= pause {
-                pause = LOOK_INTERVAL;
                 self.last_look = Instant::now();
                 self.is_disturbed |= self.measure_usage();
                 if self.last_walk.elapsed() >= REST_INTERVAL || !self.is_at_rest() {
                     self.run_periodic_check();
                 }
+                let is_at_rest = self.is_at_rest() && self.status.is_at_rest();
+                pause = if is_at_rest { HITS_INTERVAL_AT_REST } else { LOOK_INTERVAL };
             }
             self.update_readers();
             self.watch.answer(&wakeup);

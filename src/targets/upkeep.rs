@@ -125,22 +125,24 @@ impl Worker {
         let (shared, prices) = (self.kernel.shared(), self.prices.get());
         let mut any = false;
         for (target, planned) in plan.targets.iter().enumerate() {
-            let cost: f64 = planned.probes.iter().map(|probe| so_far(&plan, &shared, &prices, *probe)).sum();
             let state = &mut self.targets[target];
             let files: Vec<Identity> =
                 state.current.iter().chain(&state.replaced).map(|file| file.identity).collect();
             let meter = &mut state.meter;
+            let cost = |probe: &usize| so_far(&plan, &shared, &prices, *probe);
+            // What no process runs has no hits to look for: most of many targets, each second.
+            let cost = (!files.is_empty()).then(|| planned.probes.iter().map(cost).sum::<f64>());
             // Prices are measured after the first hits.
-            let is_hit = (cost - meter.cost).abs() > 0.0 || meter.last.is_none();
-            any |= is_hit && !files.is_empty();
-            let pause = INTERVAL_PER_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
-            if files.is_empty() || !is_hit {
+            let hit = cost.filter(|cost| (cost - meter.cost).abs() > 0.0 || meter.last.is_none());
+            let Some(cost) = hit else {
                 if !meter.lately.is_empty() {
                     let (share, is_doubtful) = (meter.share(), meter.has_missed());
                     self.status.add_usage(target, Usage { share, is_doubtful, ..Usage::default() });
                 }
                 continue;
-            }
+            };
+            any = true;
+            let pause = INTERVAL_PER_PROCESS * u32::try_from(meter.ticks.len()).unwrap_or(u32::MAX);
             if meter.last.is_some_and(|last| last.elapsed() < pause) {
                 continue;
             }
