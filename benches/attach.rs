@@ -20,7 +20,7 @@ use std::{env, fs};
 
 use exporter::config::{Environment, Overrides, load_bytes, model::AttachMode};
 use exporter::elf::{Image, SymbolIndex};
-use exporter::kernel::{Kernel, PidNamespace, choose, detach};
+use exporter::kernel::{AttachRequest, Kernel, PidNamespace, choose, detach};
 use exporter::layout::Layout;
 use exporter::plan::{Plan, plan};
 use exporter::resolve::resolve;
@@ -105,10 +105,11 @@ fn links(
     let sites: Vec<_> = resolved.iter().flat_map(|resolved| &resolved.sites).collect();
     let numbers: Vec<u32> = (0..).take(sites.len()).collect();
     let sites = place(&plan, kernel.has_sessions(), &sites, &numbers);
+    let request = AttachRequest { file: &opened, sites: &sites, idle: &[], processes: 0 };
     let (mut on, mut off) = (Vec::new(), Vec::new());
     for _ in 0..options.rounds {
         let began = Instant::now();
-        let links = kernel.attach(&opened, &sites, BTreeMap::new(), &[], 0).links;
+        let links = kernel.attach(request, BTreeMap::new()).links;
         on.push(began.elapsed());
         if holders
             .semaphores()

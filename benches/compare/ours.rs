@@ -10,7 +10,7 @@ use exporter::config::{self, Overrides, model::AttachMode};
 use exporter::costs::so_far;
 use exporter::drain::Drain;
 use exporter::elf::{Image, SymbolIndex};
-use exporter::kernel::{Kernel, PidNamespace, Prices, SharedPrices, choose};
+use exporter::kernel::{AttachRequest, Kernel, PidNamespace, Prices, SharedPrices, choose};
 use exporter::layout::Layout;
 use exporter::metrics::Registry;
 use exporter::plan::{Plan, plan};
@@ -74,7 +74,8 @@ impl Exporter {
         let numbers: Vec<u32> = (0u32..).take(sites.len()).collect();
         let placed = place(&self.plan, self.kernel.has_sessions(), &sites, &numbers);
         let target = std::fs::File::open(&self.target).map_err(|err| err.to_string())?;
-        let attached = self.kernel.attach(&target, &placed, BTreeMap::new(), &[], 0);
+        let request = AttachRequest { file: &target, sites: &placed, idle: &[], processes: 0 };
+        let attached = self.kernel.attach(request, BTreeMap::new());
         match attached.refused.values().next() {
             None => Ok(attached.links),
             Some(refusal) => Err(refusal.to_string()),

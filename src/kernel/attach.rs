@@ -37,6 +37,18 @@ const ALONE: usize = 64;
 /// Keyed by the position in the list of sites.
 type Refused = BTreeMap<usize, Refusal>;
 
+/// What to attach to.
+#[derive(Debug, Clone, Copy)]
+pub struct AttachRequest<'a> {
+    pub file: &'a File,
+    pub sites: &'a [PlacedSite<'a>],
+    /// Places in the file's code that no process ever executes (see [`crate::elf::Image::idle_code`]). They are needed
+    /// where another tracer holds a site without its semaphore.
+    pub idle: &'a [u64],
+    /// The number of processes that map the file.
+    pub processes: usize,
+}
+
 /// What trials have shown.
 #[derive(Default)]
 struct Rehearsal {
@@ -50,23 +62,13 @@ struct Rehearsal {
 type Accepted = (Vec<Link>, Refused);
 
 impl Kernel {
-    /// Attaches to the sites of one file, for all processes that run it, now or later.
-    ///
-    /// `idle` are places in the file's code that no process ever executes (see [`crate::elf::Image::idle_code`]); they
-    /// are needed where another tracer holds a site without its semaphore. Sites in `without` are already refused.
-    /// `processes` is the number of processes that map the file.
-    pub fn attach(
-        &self,
-        file: &File,
-        sites: &[PlacedSite<'_>],
-        mut without: Refused,
-        idle: &[u64],
-        processes: usize,
-    ) -> Attached {
+    /// Attaches to the sites of one file, for all processes that run it, now or later. Sites in `without` are already
+    /// refused.
+    pub fn attach(&self, request: AttachRequest<'_>, mut without: Refused) -> Attached {
+        let sites = request.sites;
         without.extend(refuse_trampolines(sites, &kernel_release()));
         let mut rehearsal = Rehearsal::default();
-        let attached = self.attach_except(file, sites, without, idle, processes, &mut rehearsal);
-        let attached = attached.unwrap_or_else(|refusal| {
+        let attached = self.attach_except(request, without, &mut rehearsal).unwrap_or_else(|refusal| {
             let all = (0..sites.len()).map(|position| (position, refusal.clone())).collect();
             Attached { refused: all, ..Attached::default() }
         });
@@ -75,26 +77,24 @@ impl Kernel {
 
     fn attach_except(
         &self,
-        file: &File,
-        sites: &[PlacedSite<'_>],
+        request: AttachRequest<'_>,
         mut without: Refused,
-        idle: &[u64],
-        processes: usize,
         rehearsal: &mut Rehearsal,
     ) -> Result<Attached, Refusal> {
-        if self.attach_kind() == Attach::Multi && is_large(sites.len(), processes) {
-            self.rehearse(file, sites, &mut without, rehearsal)?;
+        let sites = request.sites;
+        if self.attach_kind() == Attach::Multi && is_large(sites.len(), request.processes) {
+            self.rehearse(request, &mut without, rehearsal)?;
         }
         let mut known = 0;
         // Repeated if the kernel has refused a site, accepted a probe without setting a breakpoint, or attached only
         // half of a function: then without it.
         for _ in 0..4 {
             let mut attached = Attached { refused: without.clone(), ..Attached::default() };
-            match self.attach_to(&mut attached, file, sites, rehearsal, idle) {
+            match self.attach_to(&mut attached, request, rehearsal) {
                 Ok(true) => {}
                 Ok(false) => {
                     detach(attached.links);
-                    self.rehearse(file, sites, &mut without, rehearsal)?;
+                    self.rehearse(request, &mut without, rehearsal)?;
                     continue;
                 }
                 Err(refusal) => {
@@ -119,11 +119,11 @@ impl Kernel {
     /// remove each breakpoint only once, and nothing is counted. Adds the sites that cannot be attached to `without`.
     fn rehearse(
         &self,
-        file: &File,
-        sites: &[PlacedSite<'_>],
+        request: AttachRequest<'_>,
         without: &mut Refused,
         rehearsal: &mut Rehearsal,
     ) -> Result<(), Refusal> {
+        let AttachRequest { file, sites, .. } = request;
         let mut held = BTreeMap::new();
         let mut rehearsed = Attached { refused: std::mem::take(without), ..Attached::default() };
         for kind in LinkType::ALL {
@@ -153,11 +153,10 @@ impl Kernel {
     fn attach_to(
         &self,
         attached: &mut Attached,
-        file: &File,
-        sites: &[PlacedSite<'_>],
+        request: AttachRequest<'_>,
         rehearsal: &mut Rehearsal,
-        idle: &[u64],
     ) -> Result<bool, Refusal> {
+        let AttachRequest { file, sites, .. } = request;
         let now = self.clock().map_or(0, |clock| clock.nanoseconds);
         sites.iter().try_for_each(|placed| self.describe(placed, now))?;
         refuse_noexec(file)?;
@@ -168,7 +167,7 @@ impl Kernel {
         // in the opposite order, its start would wait forever.
         for kind in LinkType::ALL {
             let spots = spots_of(kind, sites, &attached.refused);
-            if !self.attach_kind_of(attached, kind, &opened, spots, rehearsal, idle)? {
+            if !self.attach_kind_of(attached, kind, &opened, spots, rehearsal, request.idle)? {
                 return Ok(false);
             }
         }

@@ -36,6 +36,7 @@ mod tickets;
 pub use accounting::Accounting;
 pub(crate) use accounting::{Counts, LOST, Losses, SLOW_LOST, SlowCounts};
 pub use armed::BREAKPOINT;
+pub use attach::AttachRequest;
 pub(crate) use attach::is_large;
 pub use control::{Clock, Control};
 pub use error::{KernelError, kernel_release};

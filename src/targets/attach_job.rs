@@ -10,7 +10,8 @@ use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 
 use super::patched_code::CodeComparison;
 use crate::kernel::{
-    AttachMethod, Attached, Kernel, MappedPart, PinnableLink, PlacedSite, Refusal, RefusalKind, is_large,
+    AttachMethod, AttachRequest, Attached, Kernel, MappedPart, PinnableLink, PlacedSite, Refusal,
+    RefusalKind, is_large,
 };
 use crate::plan::Plan;
 use crate::resolve::ResolvedSite;
@@ -102,7 +103,9 @@ impl Work {
             let sites: Vec<_> = of.sites.iter().map(|(_, site)| site).collect();
             let placed = place(&plan, kernel.has_sessions(), &sites, &of.numbers);
             let patched = patched(&sites, &compared.patched);
-            let attached = kernel.attach(&file, &placed, patched, &idle, compared.processes);
+            let request =
+                AttachRequest { file: &file, sites: &placed, idle: &idle, processes: compared.processes };
+            let attached = kernel.attach(request, patched);
             (of, attached)
         };
         units.into_iter().map(attach).collect()
