@@ -343,7 +343,8 @@ mod tests {
 
     #[test]
     fn port_taken_on_ipv6_does_not_fall_back_to_ipv4() {
-        // Another program may use the same port on IPv4, if only for a connection: of several ports, one is free.
+        // Another program may use the same port on IPv4, if only for a connection, and a busy machine nearly all of them:
+        // of many ports, one is free.
         let is_of_ipv6_alone = || {
             let taken = Listener::bind_ipv6(0).unwrap();
             let port = taken.socket_address().unwrap().port();
@@ -351,7 +352,7 @@ mod tests {
             assert!(error.contains(&format!("[::]:{port}: the address is in use")), "{error}");
             Listener::bind((Ipv4Addr::UNSPECIFIED, port).into()).is_ok()
         };
-        assert!((0..20).any(|_| is_of_ipv6_alone()));
+        assert!((0..500).any(|_| is_of_ipv6_alone()));
     }
 
     #[test]
