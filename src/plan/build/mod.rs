@@ -139,6 +139,10 @@ impl Builder<'_> {
             all.extend(probes.map(|probe| (Some(named.name.clone()), probe)));
         }
         all.extend(target.probes.iter().map(|probe| (None, probe.clone())));
+        if all.is_empty() && target.profiles.is_empty() {
+            self.warnings
+                .error(&target.at, format!("target \"{}\" has no probes: nothing is traced", target.name));
+        }
         all.iter_mut().for_each(|(_, probe)| self.add_slow(probe));
         self.relate(all.iter().map(|(_, probe)| probe));
         for (profile, probe) in all {

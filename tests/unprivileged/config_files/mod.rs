@@ -334,3 +334,11 @@ fn unused_argument_is_a_located_warning() {
             && plan.warnings[0].contains("\"n\" is not used by any")
     );
 }
+
+#[test]
+fn target_without_probes_is_a_located_warning() {
+    let text = "targets:\n- name: one\n  binary: /bin/one\n  probes: []\n";
+    let read = read_bytes("c.yaml", text.into(), &Overrides::default(), &Environment::new());
+    let (_, plan) = plan_draft(read).unwrap_or_else(|diags| panic!("{diags}"));
+    assert_eq!(plan.warnings, ["c.yaml:2:3: targets[0]: target \"one\" has no probes: nothing is traced"]);
+}
