@@ -294,6 +294,7 @@ int ended(__u64 *ctx)
 		event.signal = SIGNAL_TRAP;
 	if ((*state & ~TRACKED_TRAPPED) == TRACKED_FOUND)
 		bpf_map_delete_elem(&tracked, &event.pid);
+	event.time = bpf_ktime_get_ns();
 	send(&event, SHORT_EVENT, false);
 	return 0;
 }

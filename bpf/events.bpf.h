@@ -49,7 +49,7 @@ struct process_event {
 	__u32 parent; /* PROCESS_FORKED; PROCESS_EXECUTED if there is a path */
 	__u32 signal; /* PROCESS_ENDED: the signal that ended it, or 0 */
 	__u64 cgroup;
-	__u64 time; /* PROCESS_EXECUTED: by CLOCK_MONOTONIC */
+	__u64 time; /* PROCESS_EXECUTED, PROCESS_ENDED: by CLOCK_MONOTONIC */
 	struct file_key file; /* the executable; PROCESS_MAPPED: the mapped file */
 	__u64 address; /* PROCESS_MAPPED: of the mapping; PROCESS_LOADED, PROCESS_TRAPPED: of the file's inode */
 	__u64 name; /* PROCESS_MAPPED: the kernel's hash of the file's name and directory */

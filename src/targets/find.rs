@@ -9,6 +9,7 @@ use super::denied::why_denied;
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
+use super::unexamined::UnexaminedRun;
 use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
 use crate::procfs::{Stat, is_denied};
 use crate::selectors::{FileSelector, Pattern, Selector};
@@ -35,6 +36,8 @@ pub struct Finder {
     pub(super) executed: HashMap<FileUse, (Identity, KnownUnless)>,
     /// The files that processes started since then run.
     pub(super) running: HashMap<u32, FileUse>,
+    /// Processes that could not be examined, and whose end was not reported yet.
+    pub(super) unexamined: HashMap<u32, UnexaminedRun>,
     /// Recently started processes that may not have loaded all of their libraries: when to read their mappings again,
     /// and the interval after that. None if no target needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::file::Identity;
 use super::find::{CACHE_SIZE, Finder};
+use super::unexamined::UnexaminedRun;
 use crate::kernel::{
     FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, TrappedCode,
 };
@@ -22,6 +23,8 @@ pub struct ProcessChanges {
     pub ended: Vec<(String, PathBuf)>,
     /// Processes that have executed a program.
     pub executed: Vec<Executed>,
+    /// Runs that are over and during which the process could not be examined.
+    pub unexamined: Vec<UnexaminedRun>,
     /// Processes that were killed by a breakpoint unknown to the kernel, and the files they ran.
     pub trapped: Vec<(u32, Identity)>,
     /// Processes that have reached such a breakpoint, the inode's address of each file that they map, and the code there.
@@ -79,6 +82,7 @@ impl Finder {
         let received = events.take();
         if events.has_lost() {
             self.running.clear();
+            self.unexamined.clear();
             return None;
         }
         // Nothing can be looked up of a process that has ended.
@@ -172,8 +176,10 @@ impl Finder {
         if !is_seen {
             // It ended before it could be examined, even if its name could still be read; the file should be attached
             // for the next one.
-            let Some(path) = absolute(path, *parent) else { return };
-            if fs::metadata(&path).is_ok_and(|meta| meta.ino() == file.file.number) {
+            let path = absolute(path, *parent)
+                .filter(|path| fs::metadata(path).is_ok_and(|meta| meta.ino() == file.file.number));
+            self.note_unexamined(event, path.as_deref());
+            if let Some(path) = path {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 changes.ended.push((name, path));
             }
@@ -188,13 +194,16 @@ impl Finder {
 
     /// Tracks what processes run, because it cannot be determined after they have ended.
     fn track_run(&mut self, event: &ProcessEvent, changes: &mut ProcessChanges) {
+        if let ProcessChange::Executed { time, .. } | ProcessChange::Ended { time, .. } = event.change {
+            changes.unexamined.extend(self.end_unexamined(event.pid, time));
+        }
         match event.change {
             ProcessChange::Executed { file, .. } => drop(self.running.insert(event.pid, file)),
             ProcessChange::Forked { parent } => {
                 let of_parent = self.running.get(&parent).copied();
                 self.running.extend(of_parent.map(|file| (event.pid, file)));
             }
-            ProcessChange::Ended { signal } => {
+            ProcessChange::Ended { signal, .. } => {
                 let ran = self.running.remove(&event.pid);
                 if i32::try_from(signal) == Ok(libc::SIGTRAP) {
                     let known = ran.and_then(|file| self.executed.get(&file).map(|(identity, _)| *identity));
@@ -225,7 +234,8 @@ impl Finder {
             }
             // It may have ended before.
             if !Path::new("/proc").join(pid.to_string()).exists() {
-                self.processes.apply(&ProcessEvent { pid, change: ProcessChange::Ended { signal: 0 } });
+                let change = ProcessChange::Ended { signal: 0, time: 0 };
+                self.processes.apply(&ProcessEvent { pid, change });
                 if !self.pinned.contains(&pid) {
                     events.forget(pid);
                 }

@@ -318,6 +318,7 @@ impl Worker {
         for target in &changes.targets {
             self.look_at(*target, &plan.targets[*target]);
         }
+        let mut gone = BTreeSet::new();
         for executed in &changes.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             if !executed.has_ended {
@@ -333,7 +334,11 @@ impl Worker {
                 }
             }
             self.note_early(identity, executed.time);
+            if self.note_gone(executed, identity) {
+                gone.insert(identity);
+            }
         }
+        changes.unexamined.iter().for_each(|run| self.count_unexamined(run));
         for (pid, inode) in &changes.loaded {
             self.raise_loaded(*pid, *inode);
         }
@@ -358,7 +363,9 @@ impl Worker {
         };
         let (detacher, targets) = (&self.detacher, &self.targets);
         let is_waiting = |identity| {
-            detacher.is_busy_with(identity) || targets.iter().any(|state| state.is_attaching(identity))
+            detacher.is_busy_with(identity)
+                || gone.contains(&identity)
+                || targets.iter().any(|state| state.is_attaching(identity))
         };
         self.finder.update_known_files(changes, is_waiting, needs_semaphores, unless);
     }

@@ -37,6 +37,7 @@ mod shed;
 mod state;
 mod status;
 mod traced_files;
+mod unexamined;
 mod upgrade;
 mod upkeep;
 mod usage;

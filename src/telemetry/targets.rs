@@ -29,8 +29,8 @@ impl Telemetry {
         }
         let rows = to.counter(
             "fibre_exporter_unprobed_seconds_total",
-            "Time that processes of the target ran before their file was attached; hits in that time are not \
-             counted.",
+            "Time that processes of the target ran before their file was attached, or ended without that; hits \
+             in that time are not counted.",
         );
         for (name, unprobed) in names().zip(&counts.unprobed) {
             rows.number(&[("target", name)], unprobed.as_secs_f64());

@@ -70,6 +70,41 @@ fn recently_replaced_program_starts() {
     }
 }
 
+/// A new program that starts and ends meanwhile is not counted, which is said: whether its file is still there, so that it
+/// is attached for the next start, or not.
+#[test]
+fn runs_that_nobody_examined_are_reported() {
+    let place = Place::new();
+    let program = compiled(&place);
+    let unprobed =
+        |exporter: &Exporter| exporter.scrape().value("fibre_exporter_unprobed_seconds_total", &[]);
+    let name = format!("unseen{}", std::process::id());
+    let path = place.path(&name);
+    let [by_name, by_path] = [format!("process: {name}"), format!("binary: {}", path.display())];
+    for (selector, is_removed) in [(&by_name, true), (&by_name, false), (&by_path, false)] {
+        let exporter = Setup::new(&place, counting(selector)).start();
+        let stopped = Stopped::new(&exporter);
+        ends(Command::new(place.copy_of(&program, "other")).arg("100"));
+        drop(stopped);
+        ends(Command::new(place.copy_of(&program, "another")).arg("100"));
+        assert_eq!(unprobed(&exporter), 0.0, "{selector}");
+        let stopped = Stopped::new(&exporter);
+        ends(Command::new(place.copy_of(&program, &name)).arg("100"));
+        if is_removed {
+            fs::remove_file(&path).expect("remove it");
+        }
+        drop(stopped);
+        wait_for("the report", || unprobed(&exporter) > 0.0);
+        assert_eq!(exporter.scrape().sum("calls_total", &[]), 0.0, "{selector}");
+        if !is_removed {
+            let before = unprobed(&exporter);
+            counted_from_now_on(&exporter, &path);
+            assert_eq!(unprobed(&exporter), before, "{selector}");
+            fs::remove_file(&path).expect("remove it");
+        }
+    }
+}
+
 #[test]
 fn traced_file_can_be_read_and_run() {
     const READ: &str = "import mmap, sys\nwith open(sys.argv[1], 'rb') as file:\n    mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)[:]";

@@ -58,8 +58,8 @@ pub enum ProcessChange {
     Executed { file: FileUse, path: PathBuf, parent: u32, cgroup: u64, time: u64, ticket: u64 },
     /// It was forked by this process.
     Forked { parent: u32 },
-    /// Ended, by this signal unless it is 0.
-    Ended { signal: u32 },
+    /// Ended, by this signal unless it is 0. The time is as above.
+    Ended { signal: u32, time: u64 },
     /// Its leader changed its name.
     Renamed { comm: String },
     /// It moved to another cgroup.
@@ -146,7 +146,8 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
             ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }
         }
         process_event_kind::PROCESS_ENDED => {
-            ProcessChange::Ended { signal: word(record, offset_of!(process_event, signal))? }
+            let time = long(record, offset_of!(process_event, time))?;
+            ProcessChange::Ended { signal: word(record, offset_of!(process_event, signal))?, time }
         }
         process_event_kind::PROCESS_RENAMED => {
             ProcessChange::Renamed { comm: text(record.get(comm..comm + 16)?) }

@@ -229,6 +229,35 @@ impl Processes {
         (0..self.filters.len()).filter(|target| self.matches(*target, process)).collect()
     }
 
+    /// The targets that select a process.
+    pub fn targets_of(&self, pid: u32) -> Vec<usize> {
+        self.all.get(&pid).map_or_else(Vec::new, |process| self.meaning(process))
+    }
+
+    /// Likewise for one that could not be examined. Its command line is not known.
+    pub fn targets_of_unexamined(
+        &self,
+        pid: u32,
+        parent: u32,
+        names: [String; 2],
+        cgroup: u64,
+    ) -> Vec<usize> {
+        let families = self.all.get(&parent).map(|parent| self.forked(parent, pid).families);
+        let [comm, exe] = names;
+        self.meaning(&Process {
+            pid,
+            comm,
+            exe: Some(exe),
+            cmdline: String::new(),
+            families: families.unwrap_or_default(),
+            is_hidden: false,
+            membership: self.memberships.get(&cgroup).cloned().unwrap_or_default(),
+            file: None,
+            copied_up: None,
+            libraries: None,
+        })
+    }
+
     fn matches(&self, target: usize, process: &Process) -> bool {
         match self.filters.get(target) {
             Some(Some(ProcessFilter::Runs(names, selector))) => {
@@ -425,8 +454,8 @@ mod tests {
         assert_eq!(tell(own, executed(1)), (true, vec![1, 3]));
         assert_eq!(tell(child, ProcessChange::Forked { parent: own }), (true, vec![1]));
         assert_eq!(tell(child, ProcessChange::Renamed { comm: "x".into() }), (true, vec![1]));
-        assert!(!tell(child, ProcessChange::Ended { signal: 0 }).0);
+        assert!(!tell(child, ProcessChange::Ended { signal: 0, time: 0 }).0);
         assert_eq!(tell(child, ProcessChange::Forked { parent: child }), (false, vec![]));
-        assert_eq!(tell(own, ProcessChange::Ended { signal: 0 }), (false, vec![1, 3]));
+        assert_eq!(tell(own, ProcessChange::Ended { signal: 0, time: 0 }), (false, vec![1, 3]));
     }
 }
