@@ -10,7 +10,9 @@ use std::time::SystemTime;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig, SupportedCipherSuite};
+use rustls::{
+    CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig, SupportedCipherSuite, Tls12CipherSuite,
+};
 
 use super::certificate::CertificateInfo;
 use super::clients::{Clients, unix_now, verifier};
@@ -214,6 +216,7 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
     if !provider.cipher_suites.iter().any(serves) {
         return Err(TlsError::NoSuite { path: certificate_path() });
     }
+    warnings.extend(useless_suites(options, &provider, &pair));
     let (clients, advice) = verifier(&options.clients, &provider)?;
     warnings.extend(advice);
     let mut versions = Vec::new();
@@ -233,6 +236,38 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
     }
     config.ignore_client_order = options.ignore_client_order;
     Ok((ActiveTls { config: Arc::new(config), facts }, warnings))
+}
+
+/// Returns a warning about configured cipher suites that no client can get. Those of TLS 1.3 work with every key.
+fn useless_suites(options: &TlsOptions, provider: &CryptoProvider, pair: &CertifiedKey) -> Option<String> {
+    if options.cipher_suites.is_empty() {
+        return None;
+    }
+    let of_tls12 = provider.cipher_suites.iter().filter_map(|suite| match suite {
+        SupportedCipherSuite::Tls12(suite) => Some(suite),
+        SupportedCipherSuite::Tls13(_) => None,
+    });
+    let (used, useless): (Vec<&Tls12CipherSuite>, Vec<_>) =
+        of_tls12.partition(|suite| options.tls12 && pair.key.choose_scheme(suite.sign).is_some());
+    let names: Vec<_> = useless.iter().map(|suite| format!("{:?}", suite.common.suite)).collect();
+    let names = names.join(", ");
+    let certificate = options.certificate.name().display();
+    if !options.tls12 {
+        (!useless.is_empty())
+            .then(|| format!("{names} of cipher_suites have no effect: they are for TLS 1.2, which is off"))
+    } else if used.is_empty() {
+        let why = if useless.is_empty() { String::new() } else { format!(" ({names} are for another kind)") };
+        Some(format!(
+            "clients that speak only TLS 1.2 cannot connect: none of cipher_suites is for TLS 1.2 and the key of \
+             {certificate}{why}; add one, or set min_version: TLS13"
+        ))
+    } else {
+        (!useless.is_empty()).then(|| {
+            format!(
+                "{names} of cipher_suites have no effect: they are not for the kind of key of {certificate}"
+            )
+        })
+    }
 }
 
 #[cfg(test)]
@@ -430,6 +465,21 @@ mod tests {
             assert!(Tls::load(options).is_ok());
         }
         // The key is an EC key.
+        let warned = |options: TlsOptions| Tls::load(options).unwrap().1.join("\n");
+        for good in [&[][..], &[0xc02b], &[0x1301, 0xc02b]] {
+            assert_eq!(warned(options(good, &[])), "");
+        }
+        let some = warned(options(&[0xc02f, 0xc02b], &[]));
+        assert!(
+            some.starts_with("TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256 of cipher_suites have no effect"),
+            "{some}"
+        );
+        for none in [&[0xc02f][..], &[0x1301]] {
+            let none = warned(options(none, &[]));
+            assert!(none.starts_with("clients that speak only TLS 1.2 cannot connect"), "{none}");
+        }
+        let off = warned(TlsOptions { tls12: false, ..options(&[0xc02b], &[]) });
+        assert!(off.contains("TLS 1.2, which is off"), "{off}");
         let of_tls12 = |suite| TlsOptions { tls13: false, ..options(&[suite], &[]) };
         assert!(Tls::load(of_tls12(0xc02b)).is_ok());
         let refused = Tls::load(of_tls12(0xc02f)).err().expect("no client could connect").to_string();
