@@ -1,6 +1,6 @@
 //! The implementation of each command, and its exit code.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -342,7 +342,10 @@ fn show_profiles(name: Option<&str>) -> ExitCode {
     show(known.map(|(_, text)| *text).unwrap_or_default())
 }
 
-/// Hashes the first line of standard input. A terminal shows a prompt but no input.
+/// The largest input that is read for a password; bcrypt takes 72 bytes.
+const MAX_PASSWORD_INPUT: u64 = 4096;
+
+/// Hashes the password that is on standard input. A terminal shows a prompt but no input.
 fn hash_password(cost: u32) -> ExitCode {
     let stdin = std::io::stdin();
     let hidden = tcgetattr(&stdin).ok().inspect(|shown| {
@@ -351,17 +354,27 @@ fn hash_password(cost: u32) -> ExitCode {
         hidden.local_modes.remove(LocalModes::ECHO);
         let _ = tcsetattr(&stdin, OptionalActions::Flush, &hidden);
     });
-    let mut line = String::new();
-    let read = stdin.read_line(&mut line);
+    let mut text = String::new();
+    // A terminal has no end before the user types one.
+    let read = match hidden {
+        Some(_) => stdin.read_line(&mut text),
+        None => stdin.lock().take(MAX_PASSWORD_INPUT).read_to_string(&mut text),
+    };
     if let Some(shown) = hidden {
         let _ = tcsetattr(&stdin, OptionalActions::Flush, &shown);
         eprintln!();
     }
     let password =
-        line.strip_suffix('\n').map_or(line.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+        text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     let hash = match read {
         Err(err) => Err(format!("failed to read the password: {err}")),
         Ok(_) if password.is_empty() => Err("the password is empty".to_owned()),
+        Ok(_) if password.starts_with('\u{feff}') => Err(
+            "the password begins with a byte order mark (BOM), which would belong to it; save the file without one".to_owned(),
+        ),
+        Ok(_) if password.contains(['\n', '\r']) => {
+            Err("the input has more than one line; it must contain only the password".to_owned())
+        }
         Ok(_) => bcrypt::non_truncating_hash(password, cost).map_err(|err| match err {
             bcrypt::BcryptError::Truncation(_) => {
                 "the password is longer than 72 bytes, the maximum for bcrypt".to_owned()

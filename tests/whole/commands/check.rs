@@ -351,7 +351,7 @@ fn discouraged_metric_names_are_noted() {
 }
 
 #[test]
-fn accepts_hashed_passwords_and_rejects_overlong_ones() {
+fn hashes_one_password_and_refuses_the_rest() {
     let hash = |password: &str| {
         let mut child = Command::new(env!("CARGO_BIN_EXE_exporter"))
             .args(["hash-password", "--cost", "4"])
@@ -364,11 +364,17 @@ fn accepts_hashed_passwords_and_rejects_overlong_ones() {
             .expect("write");
         child.wait_with_output().expect("wait")
     };
-    let printed = hash("s3cret\r\nanother line\n");
+    let printed = hash("s3cret\r\n");
     let text = String::from_utf8(printed.stdout).expect("text");
     assert!(printed.status.success() && printed.stderr.is_empty() && text.ends_with('\n'), "{text}");
     assert!(bcrypt::verify("s3cret", text.trim_end()).expect("a hash"), "{text}");
-    for (password, reason) in [("\n", "is empty"), (&*"x".repeat(73), "longer than 72 bytes")] {
+    for (password, reason) in [
+        ("\n", "is empty"),
+        ("\u{feff}s3cret\n", "byte order mark"),
+        ("s3cret\nanother line\n", "more than one line"),
+        ("\ns3cret\n", "more than one line"),
+        (&*"x".repeat(73), "longer than 72 bytes"),
+    ] {
         let refused = hash(password);
         let told = String::from_utf8_lossy(&refused.stderr);
         assert!(
