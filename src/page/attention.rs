@@ -8,8 +8,10 @@ use crate::kernel::LOST;
 
 /// The maximum number of items.
 const MAX_ITEMS: usize = 40;
-/// Names of probes in one line.
+/// Names of probes or targets in one line.
 const MAX_NAMES: usize = 8;
+/// If more targets than this have the same problem, they share an item.
+const MAX_ALIKE: usize = 5;
 
 const MINUTE: f64 = 60.0;
 const DAY: f64 = 86_400.0;
@@ -37,7 +39,7 @@ pub(super) struct AttentionInput<'a> {
 /// Returns all items, the worst first.
 pub(super) fn attention(facts: &AttentionInput<'_>, history: &mut History) -> Vec<Attention> {
     let mut all = Vec::new();
-    facts.targets.iter().for_each(|target| of_target(target, facts, &mut all));
+    targets(facts, &mut all);
     for text in facts.network {
         let (subject, reason) = text.split_once(": ").unwrap_or(("network", text));
         let action = "The exporter retries; `network:` in docs/network.md says what each hook needs.";
@@ -79,8 +81,46 @@ fn note(subject: impl Into<String>, reason: impl Into<String>, action: impl Into
     item(Severity::Note, subject, reason, action)
 }
 
+/// A problem that several targets may have.
+struct Problem<'a> {
+    target: &'a TargetSummary,
+    /// What it is, as in "three targets have probes that *are refused*".
+    words: String,
+    item: Attention,
+}
+
+/// Adds the problems of targets; one that many have is one item.
+fn targets(facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
+    let mut problems = Vec::new();
+    facts.targets.iter().for_each(|target| of_target(target, facts, &mut problems));
+    let mut alike: Vec<Vec<Problem<'_>>> = Vec::new();
+    for problem in problems {
+        let is_same = |first: &Problem<'_>| {
+            (&first.words, &first.item.action) == (&problem.words, &problem.item.action)
+        };
+        match alike.iter_mut().find(|group| is_same(&group[0])) {
+            Some(group) => group.push(problem),
+            None => alike.push(vec![problem]),
+        }
+    }
+    for group in alike {
+        if group.len() <= MAX_ALIKE {
+            all.extend(group.into_iter().map(|problem| problem.item));
+            continue;
+        }
+        let names: Vec<&str> = group.iter().map(|problem| problem.target.name.as_str()).collect();
+        let first = &group[0];
+        all.push(item(
+            first.item.severity,
+            format!("{} targets have probes that {}: {}", names.len(), first.words, list(&names)),
+            format!("{}: {}", names[0], first.item.reason),
+            first.item.action.clone(),
+        ));
+    }
+}
+
 /// Adds probes by state, with what can be done about it.
-fn of_target(target: &TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<Attention>) {
+fn of_target<'a>(target: &'a TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<Problem<'a>>) {
     let mut groups: Vec<(&ProbeSummary, bool, Vec<&str>)> = Vec::new();
     for probe in target.probes.iter().filter(|probe| probe.state != "attached") {
         let missing = probe.is_missing;
@@ -101,6 +141,10 @@ fn of_target(target: &TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<A
                 Severity::Error,
                 "It is attached as soon as the file or process exists. If it should exist: check the target's \
                  `binary:`, `process:` or `pid:`.",
+            ),
+            "not_running" => (
+                Severity::Note,
+                "The target is optional: it is attached as soon as the file or process exists.",
             ),
             "absent" if !missing => (
                 Severity::Note,
@@ -126,7 +170,8 @@ fn of_target(target: &TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<A
                 "`exporter check --attach` shows each place; docs/costs.md explains what is refused and why.",
             ),
         };
-        all.push(item(severity, subject, probe.reason.clone(), action));
+        let item = item(severity, subject, probe.reason.clone(), action);
+        all.push(Problem { target, words: words(&probe.state, 2), item });
     }
     let silent: Vec<&str> = target
         .probes
@@ -135,27 +180,29 @@ fn of_target(target: &TargetSummary, facts: &AttentionInput<'_>, all: &mut Vec<A
         .map(|probe| probe.name.as_str())
         .collect();
     if !silent.is_empty() && facts.time - facts.started > SCRAPE_TIMEOUT {
-        all.push(note(
+        let item = note(
             format!("{}: {} never hit", target.name, list(&silent)),
             "Attached, but not hit since the exporter started.",
             "Nothing to do if it is rare. Otherwise: does the process run this file, and was it started with what makes it \
              fire the probe?",
-        ));
+        );
+        all.push(Problem { target, words: "were never hit".to_owned(), item });
     }
     let of_core = sum(target.probes.iter().map(|probe| probe.cost_ratio)).unwrap_or(0.0);
     if let Some(share) = target.overhead_ratio.filter(|share| *share > OVERHEAD && of_core > MIN_OVERHEAD) {
-        all.push(warning(
+        let item = warning(
             format!("{}: tracing takes {:.0} % of its CPU time", target.name, share * 100.0),
             "Each hit stops the program for a moment.",
             "See which probe is hit most below, and leave it out; or set `limits: { overhead: 5% }`, above which the most \
              expensive ones are detached for a while.",
-        ));
+        );
+        all.push(Problem { target, words: "take much of its CPU time".to_owned(), item });
     }
 }
 
 fn words(state: &str, number: usize) -> String {
     let state = match state {
-        "waiting" => "not attached yet",
+        "waiting" | "not_running" => "not attached yet",
         "partly" => "attached in part",
         other => other,
     };

@@ -167,7 +167,10 @@ fn attention(all: &[Attention], to: &mut String) {
 
 fn probes(status: &Status, to: &mut String) {
     let mut rows = String::new();
-    for target in &status.targets {
+    let (absent, shown) = fold(&status.targets, |target| {
+        target.attached == 0 && target.shed == 0 && target.hits == 0.0 && target.lost == 0.0
+    });
+    for target in shown {
         target_row(target, status.time, &mut rows);
         let (quiet, shown) = fold(&target.probes, |probe| probe.hits == 0.0 && probe.lost.is_empty());
         shown.iter().for_each(|probe| probe_row(probe, status.time, &mut rows));
@@ -177,6 +180,16 @@ fn probes(status: &Status, to: &mut String) {
             let folded = folded(&format!("{} probes without a hit", quiet.len()), names);
             let _ = writeln!(rows, "<tr class=\"folded\"><td colspan=\"6\">{folded}</td></tr>");
         }
+    }
+    if !absent.is_empty() {
+        let why = |target: &TargetSummary| {
+            let state =
+                target.probes.first().map(|probe| escape(&format!("{}: {}", probe.state, probe.reason)));
+            state.unwrap_or_default()
+        };
+        let names = absent.iter().map(|target| format!("{} ({})", escape(&target.name), why(target)));
+        let folded = folded(&format!("{} targets without an attached probe", absent.len()), names);
+        let _ = writeln!(rows, "<tr class=\"folded\"><td colspan=\"6\">{folded}</td></tr>");
     }
     if rows.is_empty() {
         return;

@@ -131,9 +131,27 @@ function targetRows(target, time) {
   ];
 }
 
+// A target of which nothing is attached, for one reason, and that has counted nothing.
+function quietTarget(target) {
+  const [first, ...others] = target.probes;
+  const isAlike = (probe) => probe.state === first.state && probe.is_missing === first.is_missing;
+  if (target.attached > 0 || target.hits > 0 || target.lost > 0 || !first || !others.every(isAlike)) return null;
+  return `${first.state}${first.is_missing ? "!" : ""}`;
+}
+
+function quietTargets([kind, members]) {
+  const { state: word, is_missing: isMissing } = members[0].probes[0];
+  const items = members.map((target) => [
+    h("span", { class: "mono" }, target.name),
+    h("span", { class: "muted" }, ` ${target.probes[0].reason}`),
+  ]);
+  return foldedRow(`targets\0${kind}`, PROBE_COLUMNS.length, [state(word, isMissing), ` ${members.length} targets`], items);
+}
+
 function probes(status) {
   if (status.totals.probes === 0) return null;
-  const rows = status.targets.flatMap((target) => targetRows(target, status.time)).flat();
+  const { shown, large } = fold(status.targets, quietTarget);
+  const rows = [...shown.flatMap((target) => targetRows(target, status.time)).flat(), ...large.map(quietTargets)];
   const costs = status.exporter.hit_cost_seconds;
   const measured = costs.length > 0 && costs[0].source === "measured" ? "measured here at start" : "assumed";
   const prices = costs.map((one) => `${duration(one.seconds)} ${one.form.replace("_", "-")}`).join(", ");

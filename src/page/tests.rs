@@ -81,11 +81,42 @@ fn missing_probes_are_grouped_by_reason() {
 
 #[test]
 fn absent_optional_probes_are_no_problem() {
-    let mut all = snapshot_at(&PROBES[..2], Instant::now());
-    all.missing.clear();
-    let status = seen(all);
-    assert_eq!(status.state, Health::Working);
-    assert_eq!(status.summary, "Working: 1 of 2 probes is attached; 1 is optional.");
+    for (state, told) in [("absent", "is absent"), ("not_running", "is not attached yet")] {
+        let mut rows = PROBES;
+        rows[1].2 = state;
+        let mut all = snapshot_at(&rows[..2], Instant::now());
+        all.missing.clear();
+        let status = seen(all);
+        assert_eq!(status.state, Health::Working);
+        assert_eq!(status.summary, "Working: 1 of 2 probes is attached; 1 is optional.");
+        assert_eq!(subjects(&status), [(Severity::Note, format!("bitcoind: udp:race {told}").as_str())]);
+    }
+}
+
+#[test]
+fn many_absent_targets_are_folded() {
+    let shown = |count: usize| {
+        let names: Vec<&'static str> =
+            (0..count).map(|number| &*Box::leak(format!("app{number}").into_boxed_str())).collect();
+        let mut rows = vec![PROBES[0]];
+        rows.extend(names.iter().map(|name| (*name, "f", "waiting", "no such process", 0)));
+        let mut all = snapshot_at(&rows, Instant::now());
+        all.targets = ["bitcoind"].into_iter().chain(names.iter().copied()).map(str::to_owned).collect();
+        all.missing = names.iter().map(|name| (name.to_string(), "f".to_owned())).collect();
+        seen(all)
+    };
+    let few = shown(5);
+    assert_eq!(few.attention.len(), 5);
+    assert!(!page(&few).contains("<details>"));
+    let many = shown(200);
+    let eight = "app0, app1, app2, app3, app4, app5, app6, app7";
+    let subject = format!("200 targets have probes that are not attached yet: {eight} and 192 more");
+    assert_eq!(subjects(&many), [(Severity::Error, subject.as_str())]);
+    assert_eq!(many.attention[0].reason, "app0: no such process");
+    let page = page(&many);
+    assert!(page.contains("<summary>200 targets without an attached probe</summary>"), "{page}");
+    assert!(page.contains("<li>app199 (waiting: no such process)</li>"), "{page}");
+    assert_eq!(page.matches("<th scope=\"row\">").count(), 2, "{page}");
 }
 
 /// In a program that hardly runs, a few hits take a large share of its CPU time.
