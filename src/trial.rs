@@ -66,7 +66,7 @@ pub fn try_out(plan: Plan, time: Duration) -> Result<TrialReport, RunError> {
         TextTable::new(2, &["TARGET", "PROBE", "STATE", "SITES", "HITS", "LOST", "COST"]).named_by(2);
     for (number, (probe, status)) in plan.probes.iter().zip(&states).enumerate() {
         let accounting = Accounting::read(&shared, number);
-        let state = &status.state;
+        let state = status.state.clone().shown_for(&plan.targets[probe.target]);
         table.row([
             plan.targets[probe.target].name.clone(),
             probe.name.clone(),

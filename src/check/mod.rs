@@ -100,7 +100,8 @@ impl Checker<'_> {
         let name = &target.name;
         match find(&target.selector) {
             Err(err) => {
-                self.line(&format!("{name}: {err}; waiting for it{only}"));
+                let optional = if target.optional { " (optional)" } else { "" };
+                self.line(&format!("{name}: {err}; waiting for it{optional}{only}"));
                 self.table(target, None);
             }
             Ok(files) => {

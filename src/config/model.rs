@@ -164,6 +164,8 @@ pub struct Target {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
+    /// The program may be absent.
+    pub optional: bool,
     /// Constant labels on every series of this target.
     pub labels: Vec<(String, String)>,
     /// Whether some labels could not be read; the metrics are then not compared with those of other targets.

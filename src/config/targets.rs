@@ -67,6 +67,13 @@ pub static TARGET: Section = Section {
         )
         .or("false"),
         Key::new(
+            "optional",
+            Schema::Boolean,
+            "The program may be absent: until its file or process exists, its probes are `not_running`, and neither /ready nor \
+             an alert waits for them.",
+        )
+        .or("false"),
+        Key::new(
             "labels",
             Schema::Map(&Schema::LabelText),
             "Constant labels, added to every series of the \
@@ -103,6 +110,7 @@ pub(super) fn bitcoind(at: Place, binary: PathBuf, pid: Option<u32>) -> Target {
                 children: false,
             },
         },
+        optional: false,
         labels: Vec::new(),
         unread_labels: false,
         profiles: vec![profile],
@@ -155,6 +163,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
         .and_then(|n| n.text_as("a name"))
         .map(str::to_owned);
     let selector = selector(node, &fields);
+    let optional = fields.get("optional").and_then(|node| node.boolean()).unwrap_or(false);
     let errors = node.diags.len();
     let labels = fields.get("labels").map(|n| labels::constants(&n)).unwrap_or_default();
     let unread_labels = node.diags.len() > errors || (!fields.has("labels") && !fields.lacks("labels"));
@@ -167,6 +176,7 @@ fn target(node: &Node<'_>) -> Option<Target> {
         at: node.at.clone(),
         name: name.unwrap_or_default(),
         selector,
+        optional,
         labels,
         unread_labels,
         profiles,

@@ -68,6 +68,9 @@ pub struct TargetPlan {
     pub at: Place,
     pub name: String,
     pub selector: Selector,
+    /// The program may be absent.
+    #[serde(default)]
+    pub optional: bool,
     /// Indices into [`Plan::probes`].
     pub probes: Vec<usize>,
 }

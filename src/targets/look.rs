@@ -169,7 +169,8 @@ impl Worker {
                     // Numbers of processes, and which of them, change all the time.
                     let is_new = state.missing.as_deref().map(without_digits) != Some(without_digits(&err));
                     if is_new {
-                        log::warn!("Target {}: {err}; waiting for it", planned.name);
+                        let level = if planned.optional { log::Level::Info } else { log::Level::Warn };
+                        log::log!(level, "Target {}: {err}; waiting for it", planned.name);
                     }
                     state.missing = Some(err);
                     self.publish_missing(target, planned);
@@ -291,7 +292,7 @@ impl Worker {
             ahead.map(|candidate| format!("; {} is attached, in case one does", candidate.attached.display));
         let reason = format!("{reason}{}", ahead.unwrap_or_default());
         for probe in &planned.probes {
-            self.status.set(*probe, ProbeState::Waiting(reason.clone()), [0, 0], None);
+            self.status.set(*probe, ProbeState::Missing(reason.clone()), [0, 0], None);
         }
     }
 

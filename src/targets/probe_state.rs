@@ -2,10 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::plan::TargetPlan;
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeState {
-    /// The target's file or process does not exist yet.
+    /// It cannot be attached yet.
     Waiting(String),
+    /// The target's file or process does not exist.
+    Missing(String),
+    /// The same, for a target that is optional.
+    NotRunning(String),
     /// The file has no such probe.
     Absent(String),
     /// It exists but cannot be used, or the kernel rejects it.
@@ -23,10 +29,21 @@ impl ProbeState {
         matches!(self, ProbeState::Attached | ProbeState::Partly(_))
     }
 
+    /// The state as it is shown for a probe of this target. A reload can change whether a target is optional without
+    /// attaching anything again.
+    #[must_use]
+    pub fn shown_for(self, target: &TargetPlan) -> Self {
+        match self {
+            ProbeState::Missing(reason) if target.optional => ProbeState::NotRunning(reason),
+            state => state,
+        }
+    }
+
     /// The label value.
     pub fn word(&self) -> &'static str {
         match self {
-            ProbeState::Waiting(_) => "waiting",
+            ProbeState::Waiting(_) | ProbeState::Missing(_) => "waiting",
+            ProbeState::NotRunning(_) => "not_running",
             ProbeState::Absent(_) => "absent",
             ProbeState::Refused(_) => "refused",
             ProbeState::Partly(_) => "partly",
@@ -39,6 +56,8 @@ impl ProbeState {
     pub fn reason(&self) -> &str {
         match self {
             ProbeState::Waiting(reason)
+            | ProbeState::Missing(reason)
+            | ProbeState::NotRunning(reason)
             | ProbeState::Absent(reason)
             | ProbeState::Refused(reason)
             | ProbeState::Shed(reason)

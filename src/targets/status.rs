@@ -153,8 +153,16 @@ impl TargetsStatus {
         let whole = Self::new(plan);
         let probes: Vec<_> = parts.iter().map(|(_, status)| status.probes()).collect();
         let spans: Vec<_> = parts.iter().map(|(_, status)| status.spans()).collect();
-        *whole.lock() =
-            probe_refs.iter().map(|probe_ref| probes[probe_ref.engine][probe_ref.probe].clone()).collect();
+        *whole.lock() = plan
+            .probes
+            .iter()
+            .zip(probe_refs)
+            .map(|(planned, probe_ref)| {
+                let mut status = probes[probe_ref.engine][probe_ref.probe].clone();
+                status.state = status.state.shown_for(&plan.targets[planned.target]);
+                status
+            })
+            .collect();
         for (planned, probe_ref) in plan.probes.iter().zip(probe_refs) {
             if let (Some(span), Some(there)) =
                 (planned.span, parts[probe_ref.engine].0.probes[probe_ref.probe].span)
@@ -223,7 +231,8 @@ impl TargetsStatus {
     }
 
     /// Why the targets are not ready; empty when they are. Every target needs an attached probe, and every probe that
-    /// the user wrote must be attached, while a profile's probe may be missing from this build of the application. A
+    /// the user wrote must be attached, while a profile's probe may be missing from this build of the application. Nothing
+    /// is expected of an optional target that is absent. A
     /// partly attached probe counts as attached: what it counts is true, [`TargetsStatus::partly`] says what it leaves
     /// out, and no restart helps. So does a shed probe.
     pub fn not_ready(&self, plan: &Plan) -> Vec<String> {
@@ -243,11 +252,12 @@ impl TargetsStatus {
         let mut missing = Vec::new();
         for target in &plan.targets {
             let is_there = |state: &ProbeState| state.is_attached() || matches!(state, ProbeState::Shed(_));
+            let is_due = |state: &ProbeState| !is_there(state) && !matches!(state, ProbeState::NotRunning(_));
             let attached = target.probes.iter().any(|probe| is_there(&probes[*probe].state));
             for number in &target.probes {
                 let (planned, state) = (&plan.probes[*number], &probes[*number].state);
                 let excused = attached && planned.optional && matches!(state, ProbeState::Absent(_));
-                if !is_there(state) && !excused {
+                if is_due(state) && !excused {
                     missing.push(*number);
                 }
             }
@@ -401,6 +411,37 @@ impl TargetsStatus {
 mod tests {
     use super::*;
     use crate::config::{Environment, Overrides, load_bytes};
+
+    #[test]
+    fn nothing_is_expected_of_an_optional_target_that_is_absent() {
+        let probes = "probes: [{ function: f, metrics: [counter: a_total] }]";
+        let plan = |optional: bool| {
+            let yaml = format!("targets: [{{ name: t, process: p, optional: {optional}, {probes} }}]");
+            let loaded =
+                load_bytes("a.yaml", yaml.into(), &Overrides::default(), &Environment::new()).unwrap();
+            Arc::new(crate::plan::plan(loaded.config, false).unwrap())
+        };
+        let (required, optional) = (plan(false), plan(true));
+        let status = Arc::new(TargetsStatus::new(&optional));
+        // A reload that only makes the target optional keeps the engine, with the plan that it had.
+        let shown = |plan: &Plan| {
+            let parts = [(required.clone(), status.clone())];
+            let whole = TargetsStatus::of_parts(plan, &parts, &[ProbeRef { engine: 0, probe: 0 }]);
+            (whole.probes()[0].state.word(), whole.missing(plan).len())
+        };
+        assert_eq!(shown(&optional), ("waiting", 1), "not looked for yet");
+        for (state, word, missing) in [
+            (ProbeState::Missing("no such process".to_string()), "not_running", 0),
+            (ProbeState::Absent("no f".to_string()), "absent", 1),
+            (ProbeState::Refused("no".to_string()), "refused", 1),
+            (ProbeState::Attached, "attached", 0),
+        ] {
+            status.set(0, state, [0, 0], None);
+            assert_eq!(shown(&optional), (word, missing));
+        }
+        status.set(0, ProbeState::Missing("no such process".to_string()), [0, 0], None);
+        assert_eq!(shown(&required), ("waiting", 1));
+    }
 
     #[test]
     fn usage_of_ended_managers_is_ignored() {

@@ -64,6 +64,7 @@ fn plan_in_spite(config: Config, all_to_ring: bool, diags: Diagnostics) -> Resul
             at: target.at.clone(),
             name: target.name.clone(),
             selector: target.selector.clone(),
+            optional: target.optional,
             probes,
         });
     }
