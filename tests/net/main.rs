@@ -13,6 +13,7 @@ mod attach;
 mod attribution;
 mod bans;
 mod block;
+mod block_model;
 mod block_ports;
 mod crowdsec;
 mod dashboard;

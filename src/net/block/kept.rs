@@ -76,6 +76,28 @@ pub(super) struct EntryStore {
     identity: Option<(u64, u64)>,
 }
 
+/// Opens the file of entries, if one is configured, and reads it.
+pub(super) fn opened(path: Option<&Path>) -> (Option<EntryStore>, Vec<StoredEntry>) {
+    let Some(path) = path else { return (None, Vec::new()) };
+    let read = EntryStore::open(path).map_err(|err| err.to_string());
+    let read = read.and_then(|store| {
+        let kept = store.load().map_err(|err| format!("failed to read {}: {err}", path.display()))?;
+        Ok((store, kept))
+    });
+    match read {
+        Ok((store, kept)) => {
+            if !kept.is_empty() {
+                log::info!("blocklist: restored {} entries from {}", kept.len(), path.display());
+            }
+            (Some(store), kept)
+        }
+        Err(err) => {
+            log::warn!("blocklist: entries added at run time are lost when the exporter exits: {err}");
+            (None, Vec::new())
+        }
+    }
+}
+
 impl EntryStore {
     /// Opens or creates the file.
     ///

@@ -1,6 +1,7 @@
 //! The blocklist, `network.block`: remote addresses whose packets are dropped, or would be.
 
 mod alerts;
+mod apply;
 mod blocklist;
 mod changes;
 mod config;
@@ -23,8 +24,10 @@ mod metrics;
 mod page;
 mod preview;
 mod protect;
+mod protection;
 mod push;
 mod replace;
+mod requests;
 mod rules;
 mod sessions;
 mod sources;

@@ -1,4 +1,4 @@
-//! The entries of each source, and how they are brought into the kernel.
+//! The entries of each source, and which of them are active.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,15 +12,10 @@ use super::entry::{Asker, BlockRow, Source};
 use super::feed::Feed;
 use super::file::WatchedFile;
 use super::kept::StoredEntry;
-use super::maps::{BOTH, BlockMaps, Connection, Hits, Rule};
-use super::marks::Marks;
+use super::maps::{BOTH, Connection, Hits, Rule};
 use super::protect::Protected;
 use super::rules::RuleTables;
-use super::sessions::sessions;
 use super::sources::Sources;
-
-/// More changes than this rebuild the tables instead of being applied one by one.
-pub(super) const MAX_SINGLE_CHANGES: usize = 1024;
 
 /// The list's state, behind its lock.
 #[derive(Debug)]
@@ -162,7 +157,7 @@ impl ListState {
     }
 
     /// The source that blocks one prefix, by the same order as [`Self::wanted`].
-    fn wanted_for(&self, prefix: Prefix, now: u64) -> Option<Origin> {
+    pub fn wanted_for(&self, prefix: Prefix, now: u64) -> Option<Origin> {
         let mut config = self.config.entries.iter().zip(&self.deadlines);
         let is_it = |(entry, deadline): (&BlockEntry, &Option<u64>)| {
             entry.prefix == prefix && !has_expired(*deadline, now)
@@ -265,201 +260,6 @@ impl ListState {
         }
     }
 
-    pub fn marks(&self) -> Marks {
-        marks(self.held.keys(), &self.allowed)
-    }
-
-    /// Makes these the active entries, with as few changes as possible.
-    pub fn apply(
-        &mut self,
-        maps: &BlockMaps,
-        wanted: BTreeMap<Prefix, Origin>,
-        now: u64,
-    ) -> libbpf_rs::Result<()> {
-        let gone: Vec<Prefix> = self
-            .held
-            .keys()
-            .filter(|prefix| !wanted.contains_key(prefix))
-            .take(MAX_SINGLE_CHANGES + 1)
-            .copied()
-            .collect();
-        let new: Vec<(Prefix, Origin)> = (wanted.iter())
-            .filter(|(prefix, origin)| self.held.get(prefix) != Some(origin))
-            .take(MAX_SINGLE_CHANGES + 1)
-            .map(|(prefix, origin)| (*prefix, *origin))
-            .collect();
-        if gone.len() + new.len() > MAX_SINGLE_CHANGES || !self.tables.has_room(List::Blocked, new.len()) {
-            return self.replace_all(maps, wanted, now);
-        }
-        for (prefix, origin) in new {
-            let rule = self.rule(prefix, origin, now);
-            self.set(maps, prefix, origin, rule, now)?;
-        }
-        gone.into_iter().try_for_each(|prefix| self.unset(maps, prefix))
-    }
-
-    /// Updates the active entries of these prefixes.
-    pub fn refresh(
-        &mut self,
-        maps: &BlockMaps,
-        prefixes: &BTreeSet<Prefix>,
-        now: u64,
-    ) -> libbpf_rs::Result<()> {
-        if prefixes.len() > MAX_SINGLE_CHANGES {
-            let wanted = self.wanted(now);
-            return self.replace_all(maps, wanted, now);
-        }
-        for prefix in prefixes {
-            match self.wanted_for(*prefix, now) {
-                Some(origin) => {
-                    let rule = self.rule(*prefix, origin, now);
-                    self.set(maps, *prefix, origin, rule, now)?;
-                }
-                None if self.held.contains_key(prefix) => self.unset(maps, *prefix)?,
-                None => {}
-            }
-        }
-        Ok(())
-    }
-
-    pub fn set(
-        &mut self,
-        maps: &BlockMaps,
-        prefix: Prefix,
-        origin: Origin,
-        rule: Rule,
-        now: u64,
-    ) -> libbpf_rs::Result<()> {
-        if !self.held.contains_key(&prefix) && !self.tables.has_room(List::Blocked, 1) {
-            // With room for a quarter more.
-            let same = self.held.clone();
-            self.replace_all(maps, same, now)?;
-        }
-        self.tables.set(maps, List::Blocked, prefix, rule)?;
-        if let Some(before) = self.held.insert(prefix, origin) {
-            *self.count(before) -= 1;
-        }
-        *self.count(origin) += 1;
-        Ok(())
-    }
-
-    pub fn unset(&mut self, maps: &BlockMaps, prefix: Prefix) -> libbpf_rs::Result<()> {
-        self.tables.remove(maps, List::Blocked, prefix)?;
-        if let Some(before) = self.held.remove(&prefix) {
-            *self.count(before) -= 1;
-        }
-        self.carried_hits.remove(&prefix);
-        self.marks_stale = true;
-        Ok(())
-    }
-
-    pub fn replace_all(
-        &mut self,
-        maps: &BlockMaps,
-        wanted: BTreeMap<Prefix, Origin>,
-        now: u64,
-    ) -> libbpf_rs::Result<()> {
-        let rules: Vec<_> =
-            wanted.iter().map(|(prefix, origin)| (*prefix, self.rule(*prefix, *origin, now))).collect();
-        let marks = marks(wanted.keys(), &self.allowed);
-        let met = self.tables.replace(maps, List::Blocked, &rules, &marks)?;
-        self.unread += u64::from(!met.is_whole);
-        for (prefix, hits) in met.hits {
-            self.carried_hits.entry(prefix).or_default().add(hits);
-        }
-        self.carried_hits.retain(|prefix, _| wanted.contains_key(prefix));
-        self.by_source.clear();
-        wanted.values().for_each(|origin| *self.count(*origin) += 1);
-        self.held = wanted;
-        self.marks_stale = false;
-        Ok(())
-    }
-
-    /// The allowlist of the configuration, and the protected addresses.
-    pub fn reasons_to_pass(&self) -> impl Iterator<Item = (Prefix, String)> {
-        let allowed = self.config.allow.iter().map(|prefix| (*prefix, "in network.block.allow".to_string()));
-        allowed.chain(
-            self.protected.prefixes.iter().map(|(prefix, why)| (*prefix, format!("protected ({why})"))),
-        )
-    }
-
-    /// What is never dropped within a prefix, and why.
-    pub fn exceptions(&self, prefix: Prefix) -> Vec<(Prefix, String)> {
-        let peers = self.sessions.iter().map(|(peer, ..)| Prefix::new(*peer, 128));
-        let sessions = peers.map(|peer| (peer, "its established SSH connections".to_string()));
-        sessions.chain(self.reasons_to_pass()).filter(|(by, _)| prefix.contains(*by)).collect()
-    }
-
-    /// Whether the protected addresses were determined longer ago than `oldest`.
-    pub fn is_update_due(&self, now: u64, oldest: Duration) -> bool {
-        let age = self.protected_at.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
-        age.is_none_or(|age| age >= oldest)
-    }
-
-    /// Applies the addresses that were found at this time.
-    pub fn protect_found(&mut self, maps: &BlockMaps, found: Protected, now: u64) {
-        if self.protected_at.is_some_and(|looked| looked > now) {
-            // A newer result has been applied meanwhile.
-            return;
-        }
-        self.protected_at = Some(now);
-        found.log_new(&self.protected);
-        if let Err(error) = self.protect(maps, found) {
-            self.errors += 1;
-            log::error!("blocklist: failed to protect addresses: {error:#}");
-        }
-    }
-
-    pub fn protect(&mut self, maps: &BlockMaps, protected: Protected) -> libbpf_rs::Result<()> {
-        let allowed: BTreeSet<Prefix> =
-            self.config.allow.iter().copied().chain(protected.prefixes.keys().copied()).collect();
-        let new: Vec<Prefix> = allowed.difference(&self.allowed).copied().collect();
-        let gone: Vec<Prefix> = self.allowed.difference(&allowed).copied().collect();
-        if new.len() > MAX_SINGLE_CHANGES || !self.tables.has_room(List::Allowed, new.len()) {
-            let rules: Vec<_> = allowed.iter().map(|prefix| (*prefix, Rule::ALWAYS)).collect();
-            self.tables.replace(maps, List::Allowed, &rules, &marks(self.held.keys(), &allowed))?;
-        } else {
-            for prefix in new {
-                self.tables.set(maps, List::Allowed, prefix, Rule::ALWAYS)?;
-            }
-            for prefix in gone {
-                self.tables.remove(maps, List::Allowed, prefix)?;
-                self.marks_stale = true;
-            }
-        }
-        self.allowed = allowed;
-        self.protected = protected;
-        Ok(())
-    }
-
-    /// Makes a change that may block more. The SSH connections that are established before it are protected first, and
-    /// those opened meanwhile right after it.
-    pub fn sparing_sessions<T>(&mut self, maps: &BlockMaps, change: impl FnOnce(&mut Self) -> T) -> T {
-        self.protect_sessions(maps);
-        let done = change(self);
-        self.protect_sessions(maps);
-        done
-    }
-
-    /// Protects the SSH connections that are established now.
-    pub fn protect_sessions(&mut self, maps: &BlockMaps) {
-        let found = sessions(&self.protected.ssh_ports).and_then(|mut found| {
-            found.extend(self.protected.own_session);
-            self.tables.spare(maps, found.clone()).map_err(std::io::Error::other)?;
-            Ok(found)
-        });
-        match found {
-            Ok(found) => (self.sessions, self.sessions_unknown) = (found, false),
-            Err(err) => {
-                if !std::mem::replace(&mut self.sessions_unknown, true) {
-                    log::warn!(
-                        "blocklist: new SSH connections are not protected: failed to determine them: {err}"
-                    );
-                }
-            }
-        }
-    }
-
     pub fn row(&self, prefix: Prefix, origin: Origin, now: u64) -> BlockRow {
         let mut hits = self.carried_hits.get(&prefix).copied().unwrap_or_default();
         hits.add(self.tables.hits(List::Blocked, prefix).unwrap_or_default());
@@ -496,11 +296,4 @@ impl ListState {
             last_seen: (hits.last != 0).then(|| seconds(age)),
         }
     }
-}
-
-fn marks<'a>(held: impl Iterator<Item = &'a Prefix>, allowed: &BTreeSet<Prefix>) -> Marks {
-    let mut marks = Marks::new();
-    held.for_each(|prefix| marks.add(List::Blocked, *prefix));
-    allowed.iter().for_each(|prefix| marks.add(List::Allowed, *prefix));
-    marks
 }

@@ -1,0 +1,99 @@
+//! What the list must never drop, brought into the kernel.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::super::abi::List;
+use super::super::cidr::Prefix;
+use super::apply::{MAX_SINGLE_CHANGES, marks};
+use super::maps::{BlockMaps, Rule};
+use super::protect::Protected;
+use super::sessions::sessions;
+use super::state::ListState;
+
+impl ListState {
+    /// The allowlist of the configuration, and the protected addresses.
+    pub fn reasons_to_pass(&self) -> impl Iterator<Item = (Prefix, String)> {
+        let allowed = self.config.allow.iter().map(|prefix| (*prefix, "in network.block.allow".to_string()));
+        allowed.chain(
+            self.protected.prefixes.iter().map(|(prefix, why)| (*prefix, format!("protected ({why})"))),
+        )
+    }
+
+    /// What is never dropped within a prefix, and why.
+    pub fn exceptions(&self, prefix: Prefix) -> Vec<(Prefix, String)> {
+        let peers = self.sessions.iter().map(|(peer, ..)| Prefix::new(*peer, 128));
+        let sessions = peers.map(|peer| (peer, "its established SSH connections".to_string()));
+        sessions.chain(self.reasons_to_pass()).filter(|(by, _)| prefix.contains(*by)).collect()
+    }
+
+    /// Whether the protected addresses were determined longer ago than `oldest`.
+    pub fn is_update_due(&self, now: u64, oldest: Duration) -> bool {
+        let age = self.protected_at.map(|looked| Duration::from_nanos(now.saturating_sub(looked)));
+        age.is_none_or(|age| age >= oldest)
+    }
+
+    /// Applies the addresses that were found at this time.
+    pub fn protect_found(&mut self, maps: &BlockMaps, found: Protected, now: u64) {
+        if self.protected_at.is_some_and(|looked| looked > now) {
+            // A newer result has been applied meanwhile.
+            return;
+        }
+        self.protected_at = Some(now);
+        found.log_new(&self.protected);
+        if let Err(error) = self.protect(maps, found) {
+            self.errors += 1;
+            log::error!("blocklist: failed to protect addresses: {error:#}");
+        }
+    }
+
+    pub fn protect(&mut self, maps: &BlockMaps, protected: Protected) -> libbpf_rs::Result<()> {
+        let allowed: BTreeSet<Prefix> =
+            self.config.allow.iter().copied().chain(protected.prefixes.keys().copied()).collect();
+        let new: Vec<Prefix> = allowed.difference(&self.allowed).copied().collect();
+        let gone: Vec<Prefix> = self.allowed.difference(&allowed).copied().collect();
+        if new.len() > MAX_SINGLE_CHANGES || !self.tables.has_room(List::Allowed, new.len()) {
+            let rules: Vec<_> = allowed.iter().map(|prefix| (*prefix, Rule::ALWAYS)).collect();
+            self.tables.replace(maps, List::Allowed, &rules, &marks(self.held.keys(), &allowed))?;
+        } else {
+            for prefix in new {
+                self.tables.set(maps, List::Allowed, prefix, Rule::ALWAYS)?;
+            }
+            for prefix in gone {
+                self.tables.remove(maps, List::Allowed, prefix)?;
+                self.marks_stale = true;
+            }
+        }
+        self.allowed = allowed;
+        self.protected = protected;
+        Ok(())
+    }
+
+    /// Makes a change that may block more. The SSH connections that are established before it are protected first, and
+    /// those opened meanwhile right after it.
+    pub fn sparing_sessions<T>(&mut self, maps: &BlockMaps, change: impl FnOnce(&mut Self) -> T) -> T {
+        self.protect_sessions(maps);
+        let done = change(self);
+        self.protect_sessions(maps);
+        done
+    }
+
+    /// Protects the SSH connections that are established now.
+    pub fn protect_sessions(&mut self, maps: &BlockMaps) {
+        let found = sessions(&self.protected.ssh_ports).and_then(|mut found| {
+            found.extend(self.protected.own_session);
+            self.tables.spare(maps, found.clone()).map_err(std::io::Error::other)?;
+            Ok(found)
+        });
+        match found {
+            Ok(found) => (self.sessions, self.sessions_unknown) = (found, false),
+            Err(err) => {
+                if !std::mem::replace(&mut self.sessions_unknown, true) {
+                    log::warn!(
+                        "blocklist: new SSH connections are not protected: failed to determine them: {err}"
+                    );
+                }
+            }
+        }
+    }
+}
