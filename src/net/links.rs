@@ -23,6 +23,7 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_IPVLAN_MODE: u16 = 1;
+const IFLA_VRF_TABLE: u16 = 1;
 const IPVLAN_MODE_L3S: u16 = 2;
 const IFLA_STATS64: u16 = 23;
 const IFLA_EXT_MASK: u16 = 29;
@@ -114,6 +115,22 @@ fn list<T>(filter: u32, read: impl Fn(&[u8]) -> Option<T>) -> io::Result<Vec<T>>
     Ok(found)
 }
 
+/// The routing tables of all VRFs.
+///
+/// # Errors
+/// If the kernel does not list the interfaces.
+pub(crate) fn vrf_tables() -> io::Result<BTreeSet<u32>> {
+    list(RTEXT_FILTER_SKIP_STATS, vrf_table).map(BTreeSet::from_iter)
+}
+
+fn vrf_table(message: &[u8]) -> Option<u32> {
+    let (_, info) = attributes(message.get(INFO..)?).find(|(kind, _)| *kind == IFLA_LINKINFO)?;
+    let find = |wanted| attributes(info).find(|(kind, _)| *kind == wanted).map(|(_, value)| value);
+    let is_vrf = find(IFLA_INFO_KIND).map(text).as_deref() == Some("vrf");
+    let (_, table) = attributes(find(IFLA_INFO_DATA)?).find(|(kind, _)| *kind == IFLA_VRF_TABLE)?;
+    u32_at(table, 0).filter(|_| is_vrf)
+}
+
 /// The names of the interfaces in a datagram.
 ///
 /// # Errors
@@ -123,6 +140,7 @@ pub(crate) fn interfaces_in(datagram: &[u8]) -> io::Result<Vec<String>> {
     each_message(datagram, |kind, message| {
         changed.record(kind, message);
         kernel_count(message);
+        vrf_table(message);
         names.extend(interface(message).map(|found| found.name));
     })?;
     Ok(names)

@@ -33,7 +33,7 @@ pub(crate) fn dump(
     })
 }
 
-/// As [`dump`], until `each` returns false. The kernel filters by the header in the request, if it can (Linux 4.20).
+/// As [`dump`], until `each` returns false. The kernel filters by the request's header and attributes, if it can (Linux 4.20).
 ///
 /// # Errors
 /// As [`dump`].
@@ -45,6 +45,8 @@ pub(crate) fn dump_while(
 ) -> io::Result<bool> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;
+    // Older kernels ignore what is to be filtered by, and the caller sees more.
+    let _ = socket.set_netlink_get_strict_chk(true);
     let mut request = Vec::with_capacity(HEADER + body.len());
     request.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
     request.extend_from_slice(&kind.to_ne_bytes());

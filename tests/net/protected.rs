@@ -4,10 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use exporter::net::{BlockConfig, BlockEntry, BlockMode, BlockRule, Mode, NetworkConfig, Prefix};
+use exporter::net::{
+    Asker, BlockConfig, BlockEntry, BlockError, BlockMode, BlockRule, Mode, Network, NetworkConfig, Prefix,
+};
 
 use crate::counting::{config, number, start, until};
-use crate::namespace::{pair, up};
+use crate::namespace::{Namespace, pair, up};
 
 /// Much shorter than polling every five seconds would take for this many changes, and much longer than notifications
 /// take.
@@ -64,4 +66,71 @@ fn protected_addresses_follow_changes_immediately() {
     // The protection also applies to packets.
     here.command("ip route add default via 10.99.0.2");
     until("the gateway's packets pass", || pings("10.99.0.1"));
+}
+
+fn enforcing(entries: &[&str]) -> BlockConfig {
+    let entry = |text: &&str| BlockEntry { prefix: Prefix::parse(text).unwrap(), rule: BlockRule::default() };
+    BlockConfig {
+        mode: BlockMode::Enforce,
+        entries: entries.iter().map(entry).collect(),
+        ..BlockConfig::default()
+    }
+}
+
+/// Returns whether blocking an address is refused because it is protected. Called in the exporter's namespace.
+fn is_protected(from: &Namespace, network: &Network, address: &str) -> bool {
+    let entry = BlockEntry { prefix: Prefix::parse(address).unwrap(), rule: BlockRule::default() };
+    let list = std::sync::Arc::clone(network.blocklist().unwrap());
+    from.run(move || match list.block(&entry, Asker::Api) {
+        Err(BlockError::Protected(..)) => true,
+        done => {
+            done.unwrap();
+            list.unblock(entry.prefix).unwrap();
+            false
+        }
+    })
+}
+
+/// Gateways that routes name by nexthop objects, which the kernel does not list with the route in this mode; and default
+/// routes behind others to 0.0.0.0.
+#[test]
+fn gateways_are_found_however_routes_name_them() {
+    let (here, there) = pair();
+    let (network, _) =
+        start(&here, NetworkConfig { block: Some(enforcing(&["192.0.2.0/24"])), ..config(Mode::Auto) });
+    up(&here, &there);
+    let is_protected = |address: &str| is_protected(&here, &network, address);
+    for compatible in [0, 1] {
+        here.command(&format!("sysctl -qw net.ipv4.nexthop_compat_mode={compatible}"));
+        for (change, now, no_longer) in [
+            ("nexthop add id 1 via 10.99.0.6 dev exn0", "", "10.99.0.6"),
+            ("nexthop add id 2 via 10.98.0.7 dev exn0 onlink", "", "10.98.0.7"),
+            ("nexthop add id 3 group 1/2", "", ""),
+            ("route add default nhid 3", "10.99.0.6 10.98.0.7", ""),
+            ("nexthop replace id 1 via 10.99.0.8 dev exn0", "10.99.0.8", "10.99.0.6"),
+            ("nexthop add id 4 via fd99::6 dev exn0", "", "fd99::6"),
+            ("-6 route add default nhid 4", "fd99::6", ""),
+            ("route replace default nhid 4", "fd99::6", "10.99.0.8"),
+            ("route del default", "fd99::6", ""),
+            ("-6 route del default", "", "fd99::6"),
+            ("nexthop flush", "", ""),
+            // The kernel lists these first.
+            ("route add blackhole 0.0.0.0/8", "", ""),
+            ("route add 0.0.0.0/1 via 10.99.0.9", "", ""),
+            ("route add default via 10.99.0.2", "10.99.0.2", ""),
+            ("route add default via 10.99.0.3 table 4000", "", "10.99.0.3"),
+            ("rule add from all table 4000 pref 900", "10.99.0.2 10.99.0.3", ""),
+            ("rule del pref 900", "", "10.99.0.3"),
+            ("route flush table 4000", "", ""),
+            ("route del default", "", "10.99.0.2"),
+            ("route del 0.0.0.0/1", "", ""),
+            ("route del blackhole 0.0.0.0/8", "", ""),
+        ] {
+            here.command(&format!("ip {change}"));
+            until(change, || {
+                now.split(' ').filter(|address| !address.is_empty()).all(is_protected)
+                    && no_longer.split(' ').all(|address| address.is_empty() || !is_protected(address))
+            });
+        }
+    }
 }

@@ -12,8 +12,8 @@ use super::super::netlink::{NETLINK_ROUTE, each_message};
 use super::gateways::RTM_NEWROUTE;
 use super::protect::RESOLVERS;
 
-/// Multicast groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`.
-const GROUPS: u32 = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
+/// Multicast groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`, and of nexthop objects.
+const GROUPS: u32 = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000 | 0x8000_0000;
 const RTM_DELROUTE: u16 = 25;
 
 /// The sources of these notifications.
@@ -92,7 +92,7 @@ impl ProtectedChanges {
     }
 }
 
-/// Any address or rule, but only default routes: a router may see a thousand changes of other routes a second.
+/// Any address, rule or nexthop object, but only default routes: a router may see a thousand changes of other routes a second.
 fn is_of_protected(kind: u16, body: &[u8]) -> bool {
     // struct rtmsg: family, length of the destination, ...
     !matches!(kind, RTM_NEWROUTE | RTM_DELROUTE) || body.get(1) == Some(&0)
