@@ -21,8 +21,7 @@ const NEVER: &[c_long] = &[
     // Executing programs.
     libc::SYS_execve, libc::SYS_execveat, libc::SYS_fork, libc::SYS_vfork, libc::SYS_uselib,
     // Access to other processes, except by process_vm_readv, which reads names of functions.
-    libc::SYS_ptrace, libc::SYS_process_vm_writev, libc::SYS_kcmp, libc::SYS_pidfd_getfd, libc::SYS_pidfd_send_signal,
-    libc::SYS_kill, libc::SYS_tkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo, libc::SYS_process_madvise,
+    libc::SYS_ptrace, libc::SYS_process_vm_writev, libc::SYS_kcmp, libc::SYS_pidfd_send_signal, libc::SYS_kill, libc::SYS_tkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo, libc::SYS_process_madvise,
     libc::SYS_process_mrelease, libc::SYS_move_pages, libc::SYS_migrate_pages,
     // Namespaces and mounts.
     libc::SYS_unshare, libc::SYS_chroot, libc::SYS_pivot_root, libc::SYS_mount, libc::SYS_umount2, libc::SYS_fsopen,
@@ -110,6 +109,9 @@ fn refused(needs: Needs) -> Result<Rules, seccompiler::Error> {
     if !needs.namespaces {
         rules.insert(libc::SYS_setns, Vec::new());
     }
+    if !needs.sockets {
+        rules.insert(libc::SYS_pidfd_getfd, Vec::new());
+    }
     Ok(rules)
 }
 
@@ -182,6 +184,7 @@ mod tests {
                 ("netlink", libc::SYS_socket, socket(libc::AF_NETLINK)),
                 ("UDP", libc::SYS_socket, socket(libc::AF_INET)),
                 ("a namespace", libc::SYS_setns, [-1, libc::CLONE_NEWNET.into(), 0, 0]),
+                ("a descriptor", libc::SYS_pidfd_getfd, [-1, 0, 0, 0]),
             ],
         );
         let expected = [
@@ -198,19 +201,25 @@ mod tests {
             ("netlink", libc::EPERM),
             ("UDP", 0),
             ("a namespace", libc::EPERM),
+            ("a descriptor", libc::EPERM),
         ];
         assert_eq!(results, expected);
     }
 
     #[test]
     fn network_features_allow_netlink_and_setns() {
-        let needs = Needs { network: true, namespaces: true, ..Needs::default() };
+        let needs = Needs { network: true, namespaces: true, sockets: true, ..Needs::default() };
         let netlink = [libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), 0, 0];
         let namespace = [-1, libc::CLONE_NEWNET.into(), 0, 0];
         let results = try_in_a_thread(
             needs,
-            &[("netlink", libc::SYS_socket, netlink), ("a namespace", libc::SYS_setns, namespace)],
+            &[
+                ("netlink", libc::SYS_socket, netlink),
+                ("a namespace", libc::SYS_setns, namespace),
+                ("a descriptor", libc::SYS_pidfd_getfd, [-1, 0, 0, 0]),
+            ],
         );
-        assert_eq!(results, [("netlink", 0), ("a namespace", libc::EBADF)]);
+        let expected = [("netlink", 0), ("a namespace", libc::EBADF), ("a descriptor", libc::EBADF)];
+        assert_eq!(results, expected);
     }
 }

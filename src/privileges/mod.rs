@@ -33,6 +33,8 @@ pub struct Needs {
     pub network: bool,
     /// Whether packets are counted in other network namespaces.
     pub namespaces: bool,
+    /// Whether descriptors of other processes' sockets are borrowed, to find out who has them open.
+    pub sockets: bool,
 }
 
 impl Needs {

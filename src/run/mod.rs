@@ -324,6 +324,7 @@ pub fn drop_privileges(
         perf_events: attach == Attach::Perf,
         network: network.is_some(),
         namespaces: network.is_some_and(|network| !network.elsewhere.is_empty()),
+        sockets: network.is_some_and(|network| network.count.processes),
     };
     Attaching::prepare(attach, || privileges::keep_only(needs))
 }
