@@ -12,7 +12,7 @@ use super::thresholds::DetectConfig;
 /// The section `network:` of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkConfig {
-    /// Names or globs (`*`, `?`) of interfaces in the exporter's own network namespace. They may appear later.
+    /// Names or globs (`*`, `?`, `[...]`) of interfaces in the exporter's own network namespace. They may appear later.
     pub interfaces: Vec<String>,
     /// Names or globs of interfaces that are excluded in all namespaces.
     pub exclude: Vec<String>,
@@ -167,7 +167,7 @@ impl Scope {
     /// Whether the interface is selected.
     pub fn wants(&self, name: &str, altnames: &[String]) -> bool {
         let any = |patterns: &[String]| {
-            let is = |name: &str| patterns.iter().any(|pattern| glob::matches(pattern, name));
+            let is = |name: &str| patterns.iter().any(|pattern| selects(pattern, name));
             is(name) || altnames.iter().any(|other| is(other))
         };
         any(&self.interfaces) && !any(&self.exclude)
@@ -180,9 +180,14 @@ impl Scope {
 
     /// The exact names, which are expected to exist.
     pub fn exact_names(&self) -> impl Iterator<Item = &str> {
-        let exact = self.interfaces.iter().map(String::as_str).filter(|name| !name.contains(['*', '?']));
-        exact.filter(|name| !self.exclude.iter().any(|pattern| glob::matches(pattern, name)))
+        let exact = self.interfaces.iter().map(String::as_str).filter(|name| !name.contains(['*', '?', '[']));
+        exact.filter(|name| !self.exclude.iter().any(|pattern| selects(pattern, name)))
     }
+}
+
+/// Whether a name or glob of the configuration selects a name: a name may have the characters of a glob.
+fn selects(pattern: &str, name: &str) -> bool {
+    pattern == name || glob::matches(pattern, name)
 }
 
 #[cfg(test)]
@@ -205,6 +210,11 @@ mod tests {
         }
         assert!(scopes[0].wants("enp3s0", &["wan".into()]) && scopes[0].names("enp3s0", &["wan".into()]));
         assert_eq!(scopes[0].exact_names().collect::<Vec<_>>(), ["eth0", "wan"]);
+        let odd = Scope { interfaces: vec!["[x]".into(), "p[0-3]".into()], ..scopes[0].clone() };
+        for (name, wanted) in [("[x]", true), ("x", true), ("p3", true), ("p4", false)] {
+            assert_eq!(odd.wants(name, &[]), wanted, "{name}");
+        }
+        assert_eq!(odd.exact_names().count(), 0);
         assert_eq!(scopes[1].space, Space::Netns("blue".into()));
         assert!(scopes[1].wants("lo", &[]) && !scopes[1].wants("veth91", &[]));
     }

@@ -22,7 +22,7 @@ pub static NETWORK: Section = Section {
         Key::new(
             "interfaces",
             Schema::OneOrList(&Schema::Either(&[Schema::Text, Schema::Section(|| &SPACE)])),
-            "Interface names or globs (`*`, `?`). Interfaces may appear later.",
+            "Interface names or globs (`*`, `?`, `[...]`). Interfaces may appear later.",
         )
         .required(),
         Key::new("exclude", NAMES, "Names or globs of interfaces to leave out."),
