@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use crate::procfs::text;
+use crate::procfs::{processes, text};
 
 /// Cgroup directories that are read at most.
 const MAX_CGROUPS: usize = 10_000;
@@ -19,16 +19,34 @@ pub fn host() -> PathBuf {
 }
 
 /// Where the version 2 hierarchy is mounted. Uses the mounts of process 1 if the exporter is in a container, as in a
-/// separate cgroup namespace it sees only its own part.
+/// separate cgroup namespace it sees only its own part; and those of any other process that sees all of it if there are
+/// none, because `ip netns exec` hides them by another `/sys`.
 pub fn cgroup_root() -> Option<PathBuf> {
     let host = host();
     let of = if host == Path::new("/") { "self" } else { "1" };
-    let mounts = text(format!("/proc/{of}/mounts")).ok()?;
+    mounted(of, &host).or_else(|| {
+        let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+        let own = namespace("self");
+        processes().map(|pid| pid.to_string()).filter(|pid| namespace(pid) != own).find_map(|pid| {
+            let root = mounted(&pid, Path::new(&format!("/proc/{pid}/root")))?;
+            is_whole(&root).then_some(root)
+        })
+    })
+}
+
+/// Where a process whose root directory is at `root` has the version 2 hierarchy mounted.
+fn mounted(process: &str, root: &Path) -> Option<PathBuf> {
+    let mounts = text(format!("/proc/{process}/mounts")).ok()?;
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (at, kind) = (words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| host.join(at.trim_start_matches('/')))
+        (kind == "cgroup2").then(|| root.join(at.trim_start_matches('/')))
     })
+}
+
+/// Whether this is the root of the hierarchy, the only cgroup without events.
+fn is_whole(cgroup: &Path) -> bool {
+    cgroup.join("cgroup.procs").exists() && !cgroup.join("cgroup.events").exists()
 }
 
 /// The path in the version 2 hierarchy below [`cgroup_root`] of a cgroup that `/proc/PID/cgroup` shows as `shown`: that

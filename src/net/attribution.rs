@@ -163,9 +163,12 @@ impl Attribution {
             return Ok(None);
         }
         log_libbpf();
-        let root = cgroup_root()
-            .ok_or_else(|| io::Error::other("no cgroup2 file system is mounted on this machine"))?;
+        let root = cgroup_root().ok_or_else(|| {
+            io::Error::other("no process that the exporter may inspect has cgroup2 mounted")
+        })?;
         let group = File::open(&root)?;
+        // The process through which it was found may end.
+        let root = PathBuf::from(format!("/proc/self/fd/{}", group.as_raw_fd()));
         let mut storage = MaybeUninit::uninit();
         let mut open = SocketsSkelBuilder::default().open(&mut storage)?;
         if let Some(constants) = open.maps.rodata_data.as_deref_mut() {
