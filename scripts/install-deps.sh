@@ -19,7 +19,7 @@ packages=('clang-14|clang' gcc make libc6-dev libelf-dev zlib1g-dev pkg-config s
 # trace, with what they need to be run, what reads or translates them, and file systems to run them from. nginx serves lists
 # that minisign signs, and fail2ban bans.
 test_packages=(prometheus prometheus-alertmanager qemu-system-x86 busybox-static xz-utils lld
-	iproute2 iputils-ping netcat-openbsd bpftool openssh-server openssh-client nmap hping3
+	iproute2 iputils-ping netcat-openbsd nftables bpftool openssh-server openssh-client nmap hping3
 	python3 python3-jsonschema python3-prometheus-client g++ gdb dwz cmake libboost-dev libevent-dev libsqlite3-dev binutils libpam0g-dev util-linux libfaketime golang-go
 	mariadb-server mariadb-client redis-tools
 	'postgresql-15|postgresql-17' 'openjdk-17-jdk-headless|openjdk-21-jdk-headless'

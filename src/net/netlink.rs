@@ -41,6 +41,29 @@ pub(crate) fn dump_while(
     protocol: isize,
     kind: u16,
     body: &[u8],
+    each: impl FnMut(u16, &[u8]) -> bool,
+) -> io::Result<bool> {
+    request_while(protocol, kind, NLM_F_DUMP, body, each)
+}
+
+/// Requests one object; returns the body of the response.
+///
+/// # Errors
+/// As [`dump`], or if there is no such object.
+pub(crate) fn get(protocol: isize, kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut found = Vec::new();
+    request_while(protocol, kind, 0, body, |_, body| {
+        found = body.to_vec();
+        false
+    })?;
+    Ok(found)
+}
+
+fn request_while(
+    protocol: isize,
+    kind: u16,
+    flags: u16,
+    body: &[u8],
     mut each: impl FnMut(u16, &[u8]) -> bool,
 ) -> io::Result<bool> {
     let mut socket = Socket::new(protocol)?;
@@ -50,7 +73,7 @@ pub(crate) fn dump_while(
     let mut request = Vec::with_capacity(HEADER + body.len());
     request.extend_from_slice(&((HEADER + body.len()) as u32).to_ne_bytes());
     request.extend_from_slice(&kind.to_ne_bytes());
-    request.extend_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    request.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
     request.extend_from_slice(&[0; 8]); // sequence, port
     request.extend_from_slice(body);
     socket.send_to(&request, &SocketAddr::new(0, 0), 0)?;

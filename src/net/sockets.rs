@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use super::netlink::dump;
+use super::netlink::{dump, u32_at};
 
 const NETLINK_SOCK_DIAG: isize = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -46,15 +46,42 @@ pub(crate) fn tcp_connections() -> io::Result<[u64; STATES.len()]> {
     Ok(counts)
 }
 
-/// Established connections to a local port: remote address, remote port, local port.
+const ESTABLISHED: u32 = 1 << 1;
+const LISTEN: u32 = 1 << 10;
+
+/// Local ports, and the inodes of their sockets as in `/proc/PID/fd`.
+pub(crate) type LocalPorts = Vec<(u16, u32)>;
+
+/// The local ports of listening sockets, and those of established connections.
 ///
 /// # Errors
 /// As [`tcp_connections`].
-pub(crate) fn established(port: u16) -> io::Result<BTreeSet<(IpAddr, u16, u16)>> {
-    const ESTABLISHED: u32 = 1 << 1;
+pub(crate) fn local_ports() -> io::Result<(LocalPorts, LocalPorts)> {
+    let (mut listening, mut established) = (Vec::new(), Vec::new());
+    each_socket(ESTABLISHED | LISTEN, 0, |message| {
+        let all = if message.get(1) == Some(&10) { &mut listening } else { &mut established };
+        // The inode is the last member of struct inet_diag_msg.
+        let of = ends(message).map(|ends| ends.local.port()).zip(u32_at(message, 68));
+        all.extend(of);
+    })?;
+    Ok((listening, established))
+}
+
+/// The addresses of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ends {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+/// Established connections to a local port.
+///
+/// # Errors
+/// As [`tcp_connections`].
+pub(crate) fn established(port: u16) -> io::Result<BTreeSet<Ends>> {
     let mut found = BTreeSet::new();
     each_socket(ESTABLISHED, port, |message| {
-        found.extend(connection(message).filter(|(_, _, to)| *to == port));
+        found.extend(ends(message).filter(|ends| ends.local.port() == port));
     })?;
     Ok(found)
 }
@@ -74,17 +101,20 @@ fn each_socket(states: u32, port: u16, mut take: impl FnMut(&[u8])) -> io::Resul
     Ok(())
 }
 
-/// Remote address, remote port and local port of a `struct inet_diag_msg`: four bytes, then `struct inet_diag_sockid`
-/// with ports and addresses in network byte order.
-fn connection(message: &[u8]) -> Option<(IpAddr, u16, u16)> {
+/// The addresses in a `struct inet_diag_msg`: four bytes, then `struct inet_diag_sockid` with ports and addresses in
+/// network byte order.
+fn ends(message: &[u8]) -> Option<Ends> {
     let port = |at: usize| Some(u16::from_be_bytes(message.get(at..at + 2)?.try_into().ok()?));
-    let peer = message.get(24..40)?;
-    let address = if i32::from(message[0]) == libc::AF_INET {
-        IpAddr::from(<[u8; 4]>::try_from(&peer[..4]).ok()?)
-    } else {
-        IpAddr::from(<[u8; 16]>::try_from(peer).ok()?).to_canonical()
+    let address = |at: usize| {
+        let octets = message.get(at..at + 16)?;
+        if i32::from(message[0]) == libc::AF_INET {
+            Some(IpAddr::from(<[u8; 4]>::try_from(&octets[..4]).ok()?))
+        } else {
+            Some(IpAddr::from(<[u8; 16]>::try_from(octets).ok()?).to_canonical())
+        }
     };
-    Some((address, port(6)?, port(4)?))
+    let (local, peer) = ((address(8)?, port(4)?), (address(24)?, port(6)?));
+    Some(Ends { local: local.into(), peer: peer.into() })
 }
 
 #[cfg(test)]

@@ -4,12 +4,15 @@
 
 use std::time::{Duration, Instant};
 
+use std::io::Write;
+use std::net::TcpStream;
+
 use exporter::net::{
     Asker, BlockConfig, BlockEntry, BlockError, BlockMode, BlockRule, Mode, Network, NetworkConfig, Prefix,
 };
 
 use crate::counting::{config, number, start, until};
-use crate::namespace::{Namespace, pair, up};
+use crate::namespace::{HERE, Namespace, pair, up};
 
 /// Much shorter than polling every five seconds would take for this many changes, and much longer than notifications
 /// take.
@@ -132,5 +135,64 @@ fn gateways_are_found_however_routes_name_them() {
                     && no_longer.split(' ').all(|address| address.is_empty() || !is_protected(address))
             });
         }
+    }
+}
+
+/// Returns a connection from there to this port here, once a program listens.
+fn session(there: &Namespace, port: u16) -> TcpStream {
+    let mut client = None;
+    until("the server listens", || {
+        client = there.run(move || TcpStream::connect((HERE, port)).ok());
+        client.is_some()
+    });
+    client.unwrap()
+}
+
+/// The port of a running SSH server counts, whatever its configuration says, and so do those from which the firewall
+/// redirects.
+#[test]
+fn sessions_of_running_and_redirected_servers_are_protected() {
+    let (here, there) = pair();
+    let (network, _) = start(&here, NetworkConfig { block: Some(enforcing(&[])), ..config(Mode::Auto) });
+    up(&here, &there);
+    here.command("nft add table ip exn");
+    here.command("nft add chain ip exn before { type nat hook prerouting priority -100 ; }");
+    here.command("nft add rule ip exn before tcp dport 2201 redirect to :2200");
+    let dropped = || number(&network.collect(), "xdp_drops_total", &[]);
+    // A program of this name that shows what it receives, and sends what it is given.
+    let directory = tempfile::tempdir().unwrap();
+    let server = directory.path().join("sshd");
+    std::fs::copy(std::fs::canonicalize("/bin/nc").unwrap(), &server).unwrap();
+    for to in [2200, 2201] {
+        let mut sshd = here.run({
+            let server = server.clone();
+            move || {
+                let mut nc = std::process::Command::new(server);
+                nc.args(["-lk", "10.99.0.1", "2200"]).stdin(std::process::Stdio::piped());
+                nc.stdout(std::process::Stdio::piped()).spawn().expect("nc listens")
+            }
+        });
+        let mut client = session(&there, to);
+        // What listens is determined once a second at most.
+        std::thread::sleep(Duration::from_millis(1100));
+        let list = std::sync::Arc::clone(network.blocklist().unwrap());
+        let entry = enforcing(&["10.99.0.0/24"]).entries.remove(0);
+        here.run(move || list.block(&entry, Asker::Api)).unwrap();
+        let before = dropped();
+        client.write_all(b"a").unwrap();
+        let mut sent = [0];
+        std::io::Read::read_exact(sshd.stdout.as_mut().unwrap(), &mut sent).unwrap();
+        assert_eq!(&sent, b"a");
+        sshd.stdin.as_mut().unwrap().write_all(b"b").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        std::io::Read::read_exact(&mut client, &mut sent).expect("the session goes on");
+        assert_eq!(dropped(), before, "port {to}");
+        let other = there.run(|| {
+            TcpStream::connect_timeout(&(HERE, 2200).into(), Duration::from_secs(2)).unwrap_err().kind()
+        });
+        assert_eq!(other, std::io::ErrorKind::TimedOut, "a new connection is dropped");
+        sshd.kill().unwrap();
+        sshd.wait().unwrap();
+        network.blocklist().unwrap().unblock(Prefix::parse("10.99.0.0/24").unwrap()).unwrap();
     }
 }

@@ -26,6 +26,7 @@ mod preview;
 mod protect;
 mod protection;
 mod push;
+mod redirected;
 mod replace;
 mod requests;
 mod rules;

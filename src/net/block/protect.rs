@@ -9,7 +9,7 @@ use super::super::cidr::Prefix;
 use super::super::netlink::{NETLINK_ROUTE, attributes, dump};
 use super::gateways::gateways;
 use super::maps::Connection;
-use super::sessions::{session_of, ssh_ports};
+use super::sessions::{served_ports, session_of, ssh_ports};
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -53,7 +53,9 @@ impl Protected {
         prefixes.insert(Prefix::new(Ipv4Addr::LOCALHOST.into(), 8), "loopback");
         prefixes.insert(Prefix::new(Ipv6Addr::LOCALHOST.into(), 128), "loopback");
         let own_session = session_of(&std::env::var("SSH_CONNECTION").unwrap_or_default());
-        Self { prefixes, ssh_ports: ssh_ports(own_session), own_session }
+        let mut ssh_ports = ssh_ports(own_session);
+        ssh_ports.extend(served_ports(false));
+        Self { prefixes, ssh_ports, own_session }
     }
 
     /// Logs what was not in `before`.

@@ -1,13 +1,17 @@
 //! Established SSH connections, which go on although their peer is blocked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::super::sockets::established;
+use super::super::sockets::{established, local_ports};
 use super::maps::Connection;
+use super::redirected::redirected;
 use crate::glob;
+use crate::procfs::{processes, text};
 
 /// The configuration of the SSH server.
 const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
@@ -15,6 +19,8 @@ const SSHD_CONFIG: &str = "/etc/ssh/sshd_config";
 const UNITS: [&str; 2] = ["/etc/systemd/system", "/run/systemd/generator"];
 /// How deeply files may include others, as in sshd.
 const MAX_DEPTH: usize = 16;
+/// The names of SSH servers' processes: OpenSSH has other ones for connections since version 9.8.
+const SERVERS: [&str; 4] = ["sshd", "sshd-session", "sshd-auth", "dropbear"];
 
 /// The TCP ports of the SSH server. `own` is the connection in which the exporter was started, if any.
 pub(super) fn ssh_ports(own: Option<Connection>) -> BTreeSet<u16> {
@@ -28,6 +34,35 @@ pub(super) fn ssh_ports(own: Option<Connection>) -> BTreeSet<u16> {
     ports
 }
 
+/// The ports on which running SSH servers accept connections in the calling thread's network namespace, whatever their
+/// configuration: an sshd with a port on its command line, or one that another program listens for and starts. Of
+/// processes of other users than root only if `of_any_user`, because anybody may give a process any name.
+pub(super) fn served_ports(of_any_user: bool) -> BTreeSet<u16> {
+    let ours = server_sockets(of_any_user);
+    let (listening, established) = match local_ports() {
+        Ok(all) if !ours.is_empty() => all,
+        // Reported where connections are determined.
+        _ => return BTreeSet::new(),
+    };
+    let is_ours = |(_, inode): &&(u16, u32)| ours.contains(inode);
+    let all: BTreeSet<u16> = listening.iter().map(|(port, _)| *port).collect();
+    // The listener of a server that was started for one connection is another program's.
+    let accepted = established.iter().filter(is_ours).filter(|(port, _)| all.contains(port));
+    listening.iter().filter(is_ours).chain(accepted).map(|(port, _)| *port).collect()
+}
+
+/// The inodes of sockets that SSH servers have open. What may not be read is left out.
+fn server_sockets(of_any_user: bool) -> HashSet<u32> {
+    let is_server = |pid: &u32| {
+        let name = text(format!("/proc/{pid}/comm")).unwrap_or_default();
+        SERVERS.contains(&name.trim_end())
+            && (of_any_user || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0))
+    };
+    let files = processes().filter(is_server).flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")));
+    let targets = files.flatten().flatten().filter_map(|file| fs::read_link(file.path()).ok());
+    targets.filter_map(|to| to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect()
+}
+
 /// The connections to these ports that are established now, in the calling thread's network namespace.
 ///
 /// # Errors
@@ -37,7 +72,8 @@ pub(super) fn sessions(ports: &BTreeSet<u16>) -> io::Result<BTreeSet<Connection>
     for port in ports {
         found.extend(established(*port)?);
     }
-    Ok(found)
+    let as_seen_here = found.iter().map(|ends| (ends.peer.ip(), ends.peer.port(), ends.local.port()));
+    Ok(as_seen_here.chain(redirected(&found)).collect())
 }
 
 /// `SSH_CONNECTION`: the client's address and port, the server's address and port.
