@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use crate::containers::{Containers, is_in_container};
 use crate::procfs::processes;
 
 use super::config::Space;
+use super::sys::enter;
 
 /// An open network namespace.
 #[derive(Debug)]
@@ -84,6 +86,34 @@ impl Namespace {
 
     pub fn is_same(&self, other: &Self) -> bool {
         self.identity == other.identity
+    }
+
+    /// Calls a function in it, on a thread that ends with the call: no thread of the caller's could be left behind.
+    ///
+    /// # Errors
+    /// If the kernel starts no thread, or without CAP_SYS_ADMIN.
+    pub fn run<T: Send>(&self, job: impl FnOnce() -> T + Send) -> io::Result<T> {
+        std::thread::scope(|scope| {
+            let inside = std::thread::Builder::new().name("namespace".to_string());
+            let inside = inside.spawn_scoped(scope, || enter(self.file.as_fd()).map(|()| job()))?;
+            inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Where its processes may see these files: in the directory of `ip netns exec` for this namespace, or below the
+    /// root of the process through which it was found.
+    pub fn files(&self, paths: &[&str]) -> Vec<PathBuf> {
+        let inside = |root: &Path| paths.iter().map(|path| root.join(path.trim_start_matches('/'))).collect();
+        if let Some(process) = self.path.to_str().and_then(|path| path.strip_suffix("/ns/net")) {
+            return inside(&Path::new(process).join("root"));
+        }
+        let mut found: Vec<PathBuf> = inside(Path::new("/"));
+        if let Some(name) = self.path.file_name() {
+            let own = Path::new("/etc/netns").join(name);
+            let in_etc = paths.iter().filter_map(|path| path.strip_prefix("/etc/"));
+            found.extend(in_etc.map(|path| own.join(path)));
+        }
+        found
     }
 }
 

@@ -1,5 +1,6 @@
 //! The thread of one network namespace: it attaches, follows changes, and leaves.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::block::{Blocklist, PROTECTED_INTERVAL, ProtectedChanges};
 use super::config::{NetworkConfig, Space};
 use super::counter_maps::CounterMaps;
 use super::error::BeginError;
@@ -30,6 +32,9 @@ const COMPARE_EVERY: u32 = 2;
 
 /// Every so many verifications, failed attachments are retried although no event suggests it.
 const RETRY_EVERY: u32 = 30;
+
+/// The least time between two determinations of the protected addresses.
+pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long the start waits for interfaces to be attached.
 const START_TIMEOUT: Duration = Duration::from_millis(400);
@@ -118,20 +123,22 @@ impl Visit {
         Ok(follower)
     }
 
-    /// Follows changes until it is stopped or the namespace disappears.
-    pub fn stay(&self, mut follower: Follower, is_there: &dyn Fn() -> bool) {
+    /// Follows changes until it is stopped or the namespace disappears. `guard` protects what another namespace than
+    /// the exporter's depends on.
+    pub fn stay(&self, mut follower: Follower, mut guard: Option<&mut Guard>, is_there: &dyn Fn() -> bool) {
         let mut report = telling(&self.report);
         let (mut next, mut turns) = (Instant::now() + VERIFY_INTERVAL, 0u32);
         loop {
             let idle =
                 if follower.is_behind() || follower.has_news() { Duration::ZERO } else { Duration::MAX };
-            self.stop.wait(
-                &[follower.changes().as_fd()],
-                idle.min(next.saturating_duration_since(Instant::now())),
-            );
+            let mut fds = vec![follower.changes().as_fd()];
+            fds.extend(guard.iter().flat_map(|guard| guard.fds()));
+            let due = guard.as_ref().map_or(next, |guard| guard.due.min(next));
+            self.stop.wait(&fds, idle.min(due.saturating_duration_since(Instant::now())));
             if self.stop.is_asked() {
                 return;
             }
+            guard.iter_mut().for_each(|guard| guard.update());
             if let Some(scope) = self.selection.changed() {
                 follower.select(scope.clone(), &mut report);
                 self.selection.taken(&scope);
@@ -174,7 +181,7 @@ impl Visit {
                      `container`"
                         .to_string()
                 }
-                Ok(there) => match self.go(&there) {
+                Ok(there) => match self.go(&Arc::new(there)) {
                     Ok(()) => "it no longer exists".to_string(),
                     Err(error) => error,
                 },
@@ -197,15 +204,21 @@ impl Visit {
         }
     }
 
-    fn go(&self, there: &Namespace) -> Result<(), String> {
+    fn go(&self, there: &Arc<Namespace>) -> Result<(), String> {
         enter(there.file.as_fd())
             .map_err(|error| format!("failed to enter it: {error}; run with CAP_SYS_ADMIN"))?;
-        let follower = self.begin().map_err(|error| error.to_string())?;
-        self.stay(follower, &|| there.is_there());
+        let list = self.counter_maps.block.as_ref();
+        let mut guard = list.map(|list| Guard::begin(Arc::clone(list), self.number, self.name(), there));
+        let follower = self.begin();
+        let done = follower.map(|follower| self.stay(follower, guard.as_mut(), &|| there.is_there()));
+        // When the exporter ends, what is pinned stays as it is.
         if !self.stop.is_asked() {
-            forget_space(&self.counter_maps, &self.space);
+            guard.iter().for_each(Guard::end);
+            if done.is_ok() {
+                forget_space(&self.counter_maps, &self.space);
+            }
         }
-        Ok(())
+        done.map_err(|error| error.to_string())
     }
 
     pub fn absent(&self, error: &str) {
@@ -215,7 +228,55 @@ impl Visit {
 
     fn report_absent(&self, error: &str) {
         self.absent(error);
-        let space = self.labels.iter().map(|(kind, name)| format!("{kind} {name}")).collect::<String>();
-        telling(&self.report)(Event::Absent { space, error: error.to_string() });
+        telling(&self.report)(Event::Absent { space: self.name(), error: error.to_string() });
+    }
+
+    /// How the configuration calls the namespace.
+    fn name(&self) -> String {
+        self.labels.iter().map(|(kind, name)| format!("{kind} {name}")).collect()
+    }
+}
+
+/// Keeps what another namespace depends on from being blocked.
+pub(super) struct Guard {
+    list: Arc<Blocklist>,
+    number: usize,
+    name: String,
+    namespace: Arc<Namespace>,
+    changes: io::Result<ProtectedChanges>,
+    /// When it was determined, and when it will be again.
+    last: Instant,
+    due: Instant,
+}
+
+impl Guard {
+    /// Protects it from now on. The calling thread must be in the namespace.
+    fn begin(list: Arc<Blocklist>, number: usize, name: String, namespace: &Arc<Namespace>) -> Self {
+        let (changes, now) = (ProtectedChanges::listen_in(namespace), Instant::now());
+        let namespace = Arc::clone(namespace);
+        let mut guard = Self { list, number, name, namespace, changes, last: now, due: now };
+        guard.update();
+        guard
+    }
+
+    fn end(&self) {
+        self.list.leave(self.number);
+    }
+
+    fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.changes.iter().flat_map(ProtectedChanges::fds)
+    }
+
+    /// Determines it if it has changed, at most ten times a second, and every five seconds.
+    fn update(&mut self) {
+        let now = Instant::now();
+        if self.changes.as_ref().is_ok_and(ProtectedChanges::take) {
+            self.due = self.due.min(self.last + MIN_INTERVAL).max(now);
+        }
+        if self.due <= now {
+            self.list.protect_in(self.number, &self.name, &self.namespace);
+            self.last = now;
+            self.due = now + PROTECTED_INTERVAL;
+        }
     }
 }

@@ -29,16 +29,13 @@ use super::sys::monotonic;
 use super::tables::{self, read_flows, read_talkers, unix_seconds};
 use super::totals;
 use super::traffic::TrafficReader;
-use super::visit::{Reporter, Stop, Visit};
+use super::visit::{MIN_INTERVAL, Reporter, Stop, Visit};
 use crate::clock::unix_now;
 use crate::exposition::Family;
 use crate::pins::PinDir;
 
 /// How often the blocklist and the names of cgroups are maintained.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The least time between two determinations of the protected addresses.
-const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Entries of a blocklist that are read to find those with the most hits.
 const MAX_ENTRIES: usize = 4096;
@@ -208,7 +205,7 @@ impl Network {
         let thread = std::thread::Builder::new()
             .name("network".to_string())
             .spawn(move || match here {
-                Some(follower) => visit.stay(follower, &|| true),
+                Some(follower) => visit.stay(follower, None, &|| true),
                 None => visit.run_while_present(),
             })
             .map_err(NetworkError::Thread)?;

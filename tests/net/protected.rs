@@ -5,13 +5,14 @@
 use std::time::{Duration, Instant};
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 
 use exporter::net::{
     Asker, BlockConfig, BlockEntry, BlockError, BlockMode, BlockRule, Mode, Network, NetworkConfig, Prefix,
+    Space,
 };
 
-use crate::counting::{config, number, start, until};
+use crate::counting::{attached, config, number, start, until};
 use crate::namespace::{HERE, Namespace, pair, up};
 
 /// Much shorter than polling every five seconds would take for this many changes, and much longer than notifications
@@ -136,6 +137,53 @@ fn gateways_are_found_however_routes_name_them() {
             });
         }
     }
+}
+
+/// What another namespace depends on is protected there, from its first packet on.
+#[test]
+fn gateways_and_sessions_in_other_namespaces_are_protected() {
+    let home = Namespace::new();
+    let (here, there) = pair();
+    let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), here.id());
+    here.command("ip link set lo up");
+    here.command("ip link set exn0 up");
+    here.command("ip route add default via 10.99.0.2");
+    let (network, events) = start(
+        &home,
+        NetworkConfig {
+            interfaces: Vec::new(),
+            elsewhere: vec![(Space::Netns(path.clone()), vec!["exn0".into()])],
+            block: Some(enforcing(&["10.99.0.0/24", "10.97.0.0/24"])),
+            ..config(Mode::Auto)
+        },
+    );
+    assert_eq!(attached(&events).0, format!("exn0 (netns {path})"));
+    up(&here, &there);
+    let pings = |from: &Namespace, to: &str| from.output(&format!("ping -c 1 -W 1 -q {to}")).status.success();
+    until("the gateway's packets pass", || pings(&there, "10.99.0.1"));
+    let dropped = || number(&network.collect(), "xdp_drops_total", &[]);
+    assert_eq!(dropped(), 0);
+    assert!(is_protected(&home, &network, "10.99.0.2") && is_protected(&home, &network, "10.99.0.1"));
+
+    // A session is protected at the moment of a block, and goes on when its peer is no longer the gateway.
+    let listener = here.run(|| TcpListener::bind((HERE, 22)).unwrap());
+    let mut client = there.run(|| TcpStream::connect((HERE, 22)).unwrap());
+    let (mut server, _) = listener.accept().unwrap();
+    here.command("ip route del default");
+    until("the gateway is one no longer", || !is_protected(&home, &network, "10.99.0.2"));
+    assert!(!pings(&there, "10.99.0.1"));
+    client.write_all(b"a").unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    std::io::Read::read_exact(&mut server, &mut [0]).expect("the session goes on");
+    assert_eq!(number(&network.collect(), "xdp_spared_connections", &[]), 1);
+
+    here.command("ip route add default via 10.99.0.2");
+    until("the gateway's packets pass again", || pings(&there, "10.99.0.1"));
+    here.command("ip addr add 10.97.0.1/24 dev exn0");
+    until("an address is known", || is_protected(&home, &network, "10.97.0.1"));
+    // The namespace ends, and with it what it needed.
+    drop((client, server, listener, here, there));
+    until("nothing of it is protected", || !is_protected(&home, &network, "10.97.0.1"));
 }
 
 /// Returns a connection from there to this port here, once a program listens.

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::super::cidr::Prefix;
+use super::super::spaces::Namespace;
 use super::super::sys::monotonic;
 use super::alerts::Alerts;
 use super::config::{BlockConfig, BlockMode};
@@ -17,14 +18,14 @@ use super::file::{Read, WatchedFile};
 use super::followed::{Followers, fetched};
 use super::kept::{EntryStore, StoredEntry, opened};
 use super::maps::BlockMaps;
-use super::protect::Protected;
+use super::protect::{Elsewhere, Protected};
 use super::rules::RuleTables;
 use super::sources::Sources;
 use super::state::{ListState, Requested, deadline, has_expired};
 use super::summary::Summary;
 
 /// How often the protected addresses are determined, and how old they may be when something is to be blocked.
-const PROTECTED_INTERVAL: Duration = Duration::from_secs(5);
+pub(in super::super) const PROTECTED_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) const PROTECTED_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// The blocklist of a running exporter.
@@ -67,6 +68,7 @@ impl Blocklist {
             feeds: BTreeMap::new(),
             asked: asked.collect(),
             protected: Protected::default(),
+            elsewhere: BTreeMap::new(),
             sessions: BTreeSet::new(),
             sessions_unknown: false,
             tables,
@@ -172,7 +174,8 @@ impl Blocklist {
         );
         state.protected_at = Some(now);
         let wanted = state.wanted(now);
-        let done = state.protect(&self.maps, protected);
+        state.protected = protected;
+        let done = state.protect(&self.maps);
         let done = done.and_then(|()| {
             state.sparing_sessions(&self.maps, |state| {
                 state.replace_all(&self.maps, wanted, now)?;
@@ -213,6 +216,25 @@ impl Blocklist {
         let (now, found) = (monotonic(), Protected::find());
         let mut state = self.lock();
         state.protect_found(&self.maps, found, now);
+        self.publish(&state);
+    }
+
+    /// Determines what is protected in another namespace, in which the calling thread is: before its interfaces are
+    /// counted, after changes, and from time to time. `name` is how the configuration calls it.
+    pub(in super::super) fn protect_in(&self, number: usize, name: &str, namespace: &Arc<Namespace>) {
+        let protected = Protected::find_in(namespace);
+        let (name, namespace) = (format!(" in {name}"), Arc::clone(namespace));
+        let found = Elsewhere { name, namespace, protected };
+        let mut state = self.lock();
+        state.protect_elsewhere(&self.maps, number, Some(found));
+        state.protect_sessions(&self.maps);
+        self.publish(&state);
+    }
+
+    /// Ends the protection of what another namespace depends on, and releases it.
+    pub(in super::super) fn leave(&self, number: usize) {
+        let mut state = self.lock();
+        state.protect_elsewhere(&self.maps, number, None);
         self.publish(&state);
     }
 

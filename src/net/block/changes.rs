@@ -9,6 +9,7 @@ use netlink_sys::{Socket, SocketAddr};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
 use super::super::netlink::{NETLINK_ROUTE, each_message};
+use super::super::spaces::Namespace;
 use super::gateways::RTM_NEWROUTE;
 use super::protect::RESOLVERS;
 
@@ -31,6 +32,14 @@ impl ProtectedChanges {
     /// If the kernel creates no socket or no inotify instance.
     pub fn listen() -> io::Result<Self> {
         Self::listen_to(RESOLVERS.map(PathBuf::from).to_vec())
+    }
+
+    /// The same for another namespace, in which the calling thread is.
+    ///
+    /// # Errors
+    /// As [`Self::listen`].
+    pub fn listen_in(namespace: &Namespace) -> io::Result<Self> {
+        Self::listen_to(namespace.files(&RESOLVERS))
     }
 
     fn listen_to(resolvers: Vec<PathBuf>) -> io::Result<Self> {

@@ -37,6 +37,7 @@ mod summary;
 
 pub(super) use alerts::AlertNumbers;
 pub use blocklist::Blocklist;
+pub(super) use blocklist::PROTECTED_INTERVAL;
 pub(super) use changes::ProtectedChanges;
 pub use config::{
     BlockConfig, BlockDirection, BlockEntry, BlockFile, BlockMode, BlockProtocol, BlockRule, BlockScope,

@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::super::cidr::Prefix;
 use super::super::netlink::{NETLINK_ROUTE, attributes, dump};
+use super::super::spaces::Namespace;
 use super::gateways::gateways;
 use super::maps::Connection;
 use super::sessions::{served_ports, session_of, ssh_ports};
@@ -39,31 +41,51 @@ pub(crate) struct Protected {
     pub own_session: Option<Connection>,
 }
 
+/// The same of another network namespace.
+#[derive(Debug)]
+pub(super) struct Elsewhere {
+    /// How the configuration calls it, as a continuation of a reason: ` in netns blue`.
+    pub name: String,
+    pub namespace: Arc<Namespace>,
+    pub protected: Protected,
+}
+
 impl Protected {
     /// Determines what is protected now. What cannot be read is left out.
     pub fn find() -> Self {
+        let mut found = Self::with_resolvers(&RESOLVERS.map(PathBuf::from));
+        found.own_session = session_of(&std::env::var("SSH_CONNECTION").unwrap_or_default());
+        found.ssh_ports = ssh_ports(found.own_session);
+        found.ssh_ports.extend(served_ports(false));
+        found
+    }
+
+    /// The same for another namespace, in which the calling thread is.
+    pub fn find_in(namespace: &Namespace) -> Self {
+        let mut found = Self::with_resolvers(&namespace.files(&RESOLVERS));
+        found.ssh_ports = ssh_ports(None);
+        found.ssh_ports.extend(served_ports(true));
+        found
+    }
+
+    fn with_resolvers(files: &[PathBuf]) -> Self {
         let mut prefixes = BTreeMap::new();
         let mut add = |address: IpAddr, why| {
             prefixes.entry(Prefix::new(address, 128)).or_insert(why);
         };
-        dns_servers(&RESOLVERS.map(Path::new)).into_iter().for_each(|address| add(address, "DNS server"));
+        dns_servers(files).into_iter().for_each(|address| add(address, "DNS server"));
         gateways().into_iter().for_each(|address| add(address, "default gateway"));
         // If the kernel does not list them, they are left out.
         own_addresses().unwrap_or_default().into_iter().for_each(|address| add(address, "own address"));
         prefixes.insert(Prefix::new(Ipv4Addr::LOCALHOST.into(), 8), "loopback");
         prefixes.insert(Prefix::new(Ipv6Addr::LOCALHOST.into(), 128), "loopback");
-        let own_session = session_of(&std::env::var("SSH_CONNECTION").unwrap_or_default());
-        let mut ssh_ports = ssh_ports(own_session);
-        ssh_ports.extend(served_ports(false));
-        Self { prefixes, ssh_ports, own_session }
+        Self { prefixes, ..Self::default() }
     }
 
-    /// Logs what was not in `before`.
-    pub fn log_new(&self, before: &Self) {
-        for (prefix, why) in &self.prefixes {
-            if !before.prefixes.contains_key(prefix) {
-                log::info!("blocklist: now protected, never dropped: {prefix} ({why})");
-            }
+    /// Logs what was not allowed before. `place` is empty, or names the namespace.
+    pub fn log_new(&self, allowed: &BTreeSet<Prefix>, place: &str) {
+        for (prefix, why) in self.prefixes.iter().filter(|(prefix, _)| !allowed.contains(prefix)) {
+            log::info!("blocklist: now protected, never dropped: {prefix} ({why}{place})");
         }
     }
 
@@ -88,19 +110,22 @@ impl Protected {
 }
 
 /// The DNS servers that these files list. What cannot be read is left out.
-fn dns_servers(files: &[&Path]) -> Vec<IpAddr> {
+fn dns_servers(files: &[impl AsRef<Path>]) -> Vec<IpAddr> {
     let read = files.iter().flat_map(std::fs::read);
     read.flat_map(|bytes| resolvers(&String::from_utf8_lossy(&bytes)).collect::<Vec<_>>()).collect()
 }
 
-/// `man 5 resolv.conf`.
+/// `man 5 resolv.conf`. In a container of Docker, a comment lists the servers that its resolver forwards to from there:
+/// `# ExtServers: [192.0.2.53 host(127.0.0.53)]`.
 fn resolvers(text: &str) -> impl Iterator<Item = IpAddr> {
-    text.lines().filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let is_server = words.next() == Some("nameserver");
+    text.lines().flat_map(|line| {
+        let forwards =
+            line.strip_prefix("# ExtServers:").map(|servers| servers.trim_matches([' ', '[', ']']));
+        let servers = forwards.or_else(|| line.trim_start().strip_prefix("nameserver")).unwrap_or_default();
+        let count = if forwards.is_some() { usize::MAX } else { 1 };
         // A link-local address is followed by `%` and the interface.
-        let address = words.next().filter(|_| is_server)?.split('%').next()?;
-        address.parse().ok()
+        let addresses = servers.split_whitespace().take(count);
+        addresses.filter_map(|address| address.split('%').next()?.parse().ok())
     })
 }
 
@@ -134,6 +159,9 @@ mod tests {
         let text = "# x\nnameserver 192.0.2.53\nsearch a\nnameserver fe80::1%eth0\nnameserver\n";
         let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
         assert_eq!(found, ["192.0.2.53", "fe80::1"]);
+        let text = "nameserver 127.0.0.11\n# Based on host file\n# ExtServers: [192.0.2.54 host(127.0.0.53) 2001:db8::1]\n";
+        let found: Vec<String> = resolvers(text).map(|address| address.to_string()).collect();
+        assert_eq!(found, ["127.0.0.11", "192.0.2.54", "2001:db8::1"]);
     }
 
     #[test]

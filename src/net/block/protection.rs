@@ -7,7 +7,7 @@ use super::super::abi::List;
 use super::super::cidr::Prefix;
 use super::apply::{MAX_SINGLE_CHANGES, marks};
 use super::maps::{BlockMaps, Rule};
-use super::protect::Protected;
+use super::protect::{Elsewhere, Protected};
 use super::sessions::sessions;
 use super::state::ListState;
 
@@ -15,9 +15,18 @@ impl ListState {
     /// The allowlist of the configuration, and the protected addresses.
     pub fn reasons_to_pass(&self) -> impl Iterator<Item = (Prefix, String)> {
         let allowed = self.config.allow.iter().map(|prefix| (*prefix, "in network.block.allow".to_string()));
-        allowed.chain(
-            self.protected.prefixes.iter().map(|(prefix, why)| (*prefix, format!("protected ({why})"))),
-        )
+        let all = self.all_protected().flat_map(|(protected, place)| {
+            protected.prefixes.iter().map(move |(prefix, why)| (*prefix, format!("protected ({why}{place})")))
+        });
+        // Loopback, for example, is protected in each namespace.
+        let mut seen = BTreeSet::new();
+        allowed.chain(all).filter(move |(prefix, _)| seen.insert(*prefix))
+    }
+
+    /// What is protected in each namespace, and its name as a continuation of a reason.
+    fn all_protected(&self) -> impl Iterator<Item = (&Protected, &str)> {
+        let elsewhere = self.elsewhere.values().map(|other| (&other.protected, other.name.as_str()));
+        std::iter::once((&self.protected, "")).chain(elsewhere)
     }
 
     /// What is never dropped within a prefix, and why.
@@ -40,16 +49,34 @@ impl ListState {
             return;
         }
         self.protected_at = Some(now);
-        found.log_new(&self.protected);
-        if let Err(error) = self.protect(maps, found) {
+        found.log_new(&self.allowed, "");
+        self.protected = found;
+        self.protect_all(maps);
+    }
+
+    /// Applies what was found in another namespace; nothing if it is no longer counted in.
+    pub fn protect_elsewhere(&mut self, maps: &BlockMaps, number: usize, found: Option<Elsewhere>) {
+        match found {
+            Some(found) => {
+                found.protected.log_new(&self.allowed, &found.name);
+                self.elsewhere.insert(number, found);
+            }
+            None => drop(self.elsewhere.remove(&number)),
+        }
+        self.protect_all(maps);
+    }
+
+    fn protect_all(&mut self, maps: &BlockMaps) {
+        if let Err(error) = self.protect(maps) {
             self.errors += 1;
             log::error!("blocklist: failed to protect addresses: {error:#}");
         }
     }
 
-    pub fn protect(&mut self, maps: &BlockMaps, protected: Protected) -> libbpf_rs::Result<()> {
-        let allowed: BTreeSet<Prefix> =
-            self.config.allow.iter().copied().chain(protected.prefixes.keys().copied()).collect();
+    /// Brings what is protected, and the configuration's allowlist, into the kernel.
+    pub fn protect(&mut self, maps: &BlockMaps) -> libbpf_rs::Result<()> {
+        let protected = self.all_protected().flat_map(|(protected, _)| protected.prefixes.keys());
+        let allowed: BTreeSet<Prefix> = self.config.allow.iter().chain(protected).copied().collect();
         let new: Vec<Prefix> = allowed.difference(&self.allowed).copied().collect();
         let gone: Vec<Prefix> = self.allowed.difference(&allowed).copied().collect();
         if new.len() > MAX_SINGLE_CHANGES || !self.tables.has_room(List::Allowed, new.len()) {
@@ -65,7 +92,6 @@ impl ListState {
             }
         }
         self.allowed = allowed;
-        self.protected = protected;
         Ok(())
     }
 
@@ -82,6 +108,9 @@ impl ListState {
     pub fn protect_sessions(&mut self, maps: &BlockMaps) {
         let found = sessions(&self.protected.ssh_ports).and_then(|mut found| {
             found.extend(self.protected.own_session);
+            for other in self.elsewhere.values() {
+                found.extend(other.namespace.run(|| sessions(&other.protected.ssh_ports))??);
+            }
             self.tables.spare(maps, found.clone()).map_err(std::io::Error::other)?;
             Ok(found)
         });

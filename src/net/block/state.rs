@@ -13,7 +13,7 @@ use super::feed::Feed;
 use super::file::WatchedFile;
 use super::kept::StoredEntry;
 use super::maps::{BOTH, Connection, Hits, Rule};
-use super::protect::Protected;
+use super::protect::{Elsewhere, Protected};
 use super::rules::RuleTables;
 use super::sources::Sources;
 
@@ -31,6 +31,8 @@ pub(super) struct ListState {
     pub feeds: BTreeMap<String, Feed>,
     pub asked: BTreeMap<Prefix, Requested>,
     pub protected: Protected,
+    /// What is protected in other network namespaces, by the numbers of their scopes.
+    pub elsewhere: BTreeMap<usize, Elsewhere>,
     /// Protected connections, and whether they could not be determined the last time.
     pub sessions: BTreeSet<Connection>,
     pub sessions_unknown: bool,
