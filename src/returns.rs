@@ -84,6 +84,7 @@ pub struct Costs {
     may_use_trampoline: bool,
     followed: Vec<String>,
     untold: Vec<String>,
+    entered: Vec<String>,
 }
 
 impl Costs {
@@ -97,6 +98,9 @@ impl Costs {
         }
         if !returns.exits.all_return() {
             self.untold.push(name.to_string());
+        }
+        if returns.exits.entered_from.is_some() {
+            self.entered.push(name.to_string());
         }
     }
 
@@ -132,6 +136,12 @@ impl Costs {
             notes.push(format!(
                 "{} with a tail call that cannot be followed: the duration ends at the jump",
                 some(&self.untold, "may end", "may end")
+            ));
+        }
+        if !self.entered.is_empty() {
+            notes.push(format!(
+                "{} also entered in the middle, by other functions in assembly: such calls are not counted",
+                some(&self.entered, "is", "are")
             ));
         }
         notes

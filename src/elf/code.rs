@@ -167,30 +167,32 @@ impl<'a> Functions<'a> {
         })
     }
 
-    /// Returns whether a function near this one jumps into its middle, as functions written in assembly do: its `ret`s
-    /// are then also theirs, if the return address is on top of the stack there.
-    pub(super) fn is_jumped_into(&self, range: &Range<u64>) -> bool {
+    /// Returns the entry of a function near this code that jumps into its middle, as functions written in assembly do: its `ret`s
+    /// are then also theirs, unless there is more on the stack than the return address. `is_part` tells the function's own parts.
+    pub(super) fn entered_from(&self, range: &Range<u64>, is_part: impl Fn(u64) -> bool) -> Option<u64> {
         const NEAR: u64 = 4096;
         let around = range.start.saturating_sub(NEAR)..range.end.saturating_add(NEAR);
-        let is_inside = |to: &u64| {
+        let is_middle = |to: &u64| {
             range.contains(to)
                 && *to != range.start
                 && !self.symbols.contains_key(to)
-                && matches!(self.above(*to), None | Some(Some(8)))
+                && self.above(*to).is_none_or(|above| above.is_none_or(|above| above == 8))
         };
-        let is_near = |start: u64, size: u64, name: &str| {
-            !range.contains(&start) && (1..=NEAR).contains(&size) && !is_fragment(name)
-        };
-        self.symbols.range(around).any(|(&start, &(size, name))| {
-            is_near(start, size, name) && self.jumps_out_of(start, size).iter().any(is_inside)
-        })
+        let symbols =
+            self.symbols.range(around.clone()).map(|(start, (size, _))| *start..start.saturating_add(*size));
+        let frames = self.unwind.within(&around).filter(|frame| frame.at_start == Some(8));
+        let near = symbols.chain(frames.map(|frame| frame.start..frame.end)).filter(|code| {
+            let size = code.end.saturating_sub(code.start);
+            (1..=NEAR).contains(&size) && !range.contains(&code.start) && !is_part(code.start)
+        });
+        let mut others = near.filter(|code| !is_fragment(self.name(code.start)));
+        others.find(|code| self.jumps_out_of(code).iter().any(is_middle)).map(|code| code.start)
     }
 
     /// Returns the targets outside the function's own code that it jumps to.
-    fn jumps_out_of(&self, start: u64, size: u64) -> Rc<[u64]> {
+    fn jumps_out_of(&self, range: &Range<u64>) -> Rc<[u64]> {
         let mut known = self.jumps_out.borrow_mut();
-        let found = known.entry(start).or_insert_with(|| {
-            let range = start..start.saturating_add(size);
+        let found = known.entry(range.start).or_insert_with(|| {
             let body = Body::decode(&self.image, range.clone());
             let targets = body.iter().flat_map(|body| body.jumps.iter().map(|jump| jump.target));
             targets.filter(|target| !range.contains(target)).collect()

@@ -14,6 +14,8 @@ pub struct Exits {
     pub passages: Vec<Passage>,
     /// Functions that it tail-calls, whose exits count as its own.
     pub followed: Vec<u64>,
+    /// The entry of another function that jumps into its middle: such calls never pass its entry.
+    pub entered_from: Option<u64>,
     /// Whether its unwind table names a handler: cleanups, or a catch.
     pub has_handler: bool,
 }

@@ -74,6 +74,12 @@ impl<'a> Unwind<'a> {
         self.frames.iter()
     }
 
+    /// Iterates over the entries whose code begins in this range.
+    pub fn within(&self, range: &Range<u64>) -> impl Iterator<Item = &Frame> {
+        let from = self.frames.partition_point(|frame| frame.start < range.start);
+        self.frames[from..].iter().take_while(|frame| frame.start < range.end)
+    }
+
     /// Returns the entry whose code contains this address.
     pub fn covering(&self, vaddr: u64) -> Option<&Frame> {
         let after = self.frames.partition_point(|frame| frame.start <= vaddr);

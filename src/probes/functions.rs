@@ -39,6 +39,9 @@ pub struct Return {
     pub refused: Option<String>,
     /// Why the kernel must not replace its return address; `None` if `returns_by: trampoline` is possible.
     pub trampoline_refused: Option<String>,
+    /// Whether other functions jump into its middle.
+    #[serde(skip)]
+    is_entered_inside: bool,
 }
 
 impl Return {
@@ -54,6 +57,7 @@ impl Return {
                 single_stepped: returns.single_stepped(),
                 refused: None,
                 trampoline_refused,
+                is_entered_inside: returns.exits.entered_from.is_some(),
             },
             Err(err) => Return { refused: Some(err), trampoline_refused, ..Return::default() },
         }
@@ -105,12 +109,16 @@ fn function(index: &SymbolIndex<'_>, found: FunctionSite) -> Function {
     if !found.checked {
         limits.push("may not be an instruction boundary");
     }
+    let returned = Return::of(index, &found);
+    if returned.is_entered_inside {
+        limits.push("calls that other functions in assembly make to its middle are not counted");
+    }
     Function {
         offset: found.site.offset,
         cost: CostWord::of(found.site.cost()),
         unusable: unusable_reason(&found.site),
         source_name: source_name(index, &found),
-        returned: Return::of(index, &found),
+        returned,
         name: found.name,
         size: found.size,
         limits,

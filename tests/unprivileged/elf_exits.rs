@@ -358,7 +358,11 @@ fn exits_behind_a_shared_jump_target_are_shared() {
                      begin into_frame\n push %rcx\n .cfi_def_cfa_offset 16\n jmp 1b\nend into_frame\n\
                      .hidden __morestack\nbegin __morestack\n ret\nend __morestack\n\
                      begin grows\n cmp %fs:0x70, %rsp\n jb 2f\n1: ret\n2: call __morestack\n ret\n jmp 1b\nend grows\n";
-    let library = library(directory.path(), &[&code.concat(), described].concat());
+    // One that keeps the stack pointer in a register, as the functions that jump there do (bn_sqr8x_mont).
+    let saved = "begin saves\n mov %rsp, %rax\n .cfi_def_cfa_register %rax\n1: push %rbx\n sub $64, %rsp\n\
+                 mov -8(%rax), %rbx\n lea (%rax), %rsp\n .cfi_def_cfa_register %rsp\n ret\nend saves\n\
+                 begin into_saves\n mov %rsp, %rax\n .cfi_def_cfa_register %rax\n jmp 1b\nend into_saves\n";
+    let library = library(directory.path(), &[&code.concat(), described, saved].concat());
     let symbols = symbols(&library);
     let bytes = fs::read(&library).unwrap();
     let image = Image::parse(&bytes).unwrap();
@@ -371,6 +375,51 @@ fn exits_behind_a_shared_jump_target_are_shared() {
     assert_eq!([shared("joined"), shared("with_carry"), shared("alone")], [[true], [true], [false]]);
     assert_eq!([shared("has_middle"), shared("has_frame")], [[true], [false]]);
     assert_eq!(shared("grows"), [true, true]);
+    assert_eq!(shared("saves"), [true]);
+    let entered_from = |name: &str| code.exits(symbols[name], 0).unwrap().entered_from;
+    assert_eq!(entered_from("saves"), Some(symbols["into_saves"]));
+    assert_eq!(entered_from("has_frame"), None);
+}
+
+/// Code that ends without a jump, as behind `__builtin_unreachable()`, is followed by that of another function, whose name was
+/// stripped. If control could run into it, so can calls of that other function.
+#[test]
+fn code_that_ends_without_a_jump_does_not_continue_in_the_next_function() {
+    let directory = tempfile::tempdir().unwrap();
+    // A function with a part that was moved out, and what stands behind that part.
+    let function = |name: &str, moved_out: &str, behind: &str| {
+        format!(
+            "begin {name}\n push %rbx\n .cfi_def_cfa_offset 16\n test %edi, %edi\n js 9f\n pop %rbx\n \
+             .cfi_def_cfa_offset 8\n{name}_r1: ret\nend {name}\n.section .text.unlikely.{name}, \"ax\"\n9:\n .cfi_startproc\n \
+             {moved_out}\n .cfi_endproc\n .p2align 4\n.hidden {name}_next\n.globl {name}_next\n{name}_next:\n .cfi_startproc\n \
+             {behind}\n .cfi_endproc\n"
+        )
+    };
+    let other = "xor %eax, %eax\n ret";
+    let deep = ".cfi_def_cfa_offset 16\n mov $7, %edi\n mov %edi, (%rbx)";
+    let code = [
+        function("unreachable", deep, other),
+        function("crashes", ".cfi_def_cfa_offset 8\n movb $0, 1", other),
+        function("runs_on", ".cfi_def_cfa_offset 16\n pop %rbx", other),
+        // The same stack as a part of another function that was moved out.
+        function("same_stack", deep, ".cfi_def_cfa_offset 16\n pop %rbx\n .cfi_def_cfa_offset 8\n ret"),
+        "begin saves\n mov %rsp, %rax\n .cfi_def_cfa_register %rax\n1: push %rbx\n mov -8(%rax), %rbx\n lea (%rax), %rsp\n \
+         .cfi_def_cfa_register %rsp\n ret\nend saves\n.hidden into_saves\nbegin into_saves\n mov %rsp, %rax\n \
+         .cfi_def_cfa_register %rax\n jmp 1b\nend into_saves\n"
+            .to_string(),
+    ];
+    let library = library(directory.path(), &code.concat());
+    let symbols = symbols(&library);
+    run(Command::new("strip").arg(&library));
+    let bytes = fs::read(&library).unwrap();
+    let image = Image::parse(&bytes).unwrap();
+    let code = Functions::of(&image);
+    let exits = |name: &str| code.exits(symbols[name], 0).unwrap_or_else(|err| panic!("{name}: {err}"));
+    let shared = |name: &str| exits(name).exits.iter().map(|exit| exit.shared).collect::<Vec<_>>();
+    assert_eq!([shared("unreachable"), shared("crashes")], [[false], [false]]);
+    // Sorted by address: `.text.unlikely` comes first.
+    assert_eq!([shared("runs_on"), shared("same_stack")], [[true, false], [true, false]]);
+    assert_eq!((shared("saves"), exits("saves").entered_from), (vec![true], Some(symbols["into_saves"])));
 }
 
 /// BOLT keeps the original of the code that it moved, without names; if a table of labels points there, it still runs.

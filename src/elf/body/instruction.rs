@@ -25,6 +25,18 @@ pub(super) fn is_data(now: &Instruction) -> bool {
     zeros || (now.is_privileged() && now.mnemonic() != Mnemonic::Hlt)
 }
 
+/// Returns whether the instruction accesses the first page of memory at a fixed address, which programs do to crash on purpose
+/// (`*(volatile int *)1 = 0; __builtin_unreachable();`).
+pub(super) fn touches_null(now: &Instruction) -> bool {
+    const PAGE: u64 = 4096;
+    (0..now.op_count()).any(|operand| now.op_kind(operand) == OpKind::Memory)
+        && !matches!(now.mnemonic(), Mnemonic::Lea | Mnemonic::Nop)
+        && !matches!(now.memory_segment(), Register::FS | Register::GS)
+        && now.memory_base() == Register::None
+        && now.memory_index() == Register::None
+        && now.memory_displacement64() < PAGE
+}
+
 pub(super) fn near_target(now: &Instruction) -> Option<u64> {
     (now.op0_kind() == OpKind::NearBranch64).then(|| now.near_branch64())
 }

@@ -6,12 +6,12 @@ mod stack;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 
 use super::{Form, Image, Reg};
 use instruction::{
     address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, poisons_stack,
-    popped_by, returns_to_caller, switches_stack, table_of, target_of,
+    popped_by, returns_to_caller, switches_stack, table_of, target_of, touches_null,
 };
 pub(super) use instruction::{is_write, register, writes};
 
@@ -46,6 +46,8 @@ pub(in crate::elf) struct Body {
     pub raises: Vec<u64>,
     /// Whether control can run past its end into the code that follows.
     pub falls_through: bool,
+    /// Whether the last instruction changes the stack pointer.
+    pub ends_on_stack_change: bool,
 }
 
 /// A jump to a fixed address.
@@ -130,6 +132,7 @@ impl Body {
             locked: Vec::new(),
             raises: Vec::new(),
             falls_through: true,
+            ends_on_stack_change: false,
         };
         let is_fixed = !image.is_pie();
         let mut decoder = Decoder::with_ip(64, code, range.start, DecoderOptions::NONE);
@@ -144,6 +147,8 @@ impl Body {
             }
             before.push(instruction);
         }
+        let last = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Nop);
+        body.ends_on_stack_change = last.is_some_and(|last| writes(last, |to| to == Register::RSP));
         for indirect in &mut body.indirect {
             let around = |jump: &Jump| {
                 indirect.table.is_some_and(|table| jump.target > table.from && jump.target <= indirect.at)
@@ -250,13 +255,16 @@ impl Body {
             return Ok(());
         }
         self.falls_through = false;
-        if matches!(
-            now.flow_control(),
-            FlowControl::Return
-                | FlowControl::UnconditionalBranch
-                | FlowControl::IndirectBranch
-                | FlowControl::Exception
-        ) {
+        let faults = touches_null(now);
+        if faults
+            || matches!(
+                now.flow_control(),
+                FlowControl::Return
+                    | FlowControl::UnconditionalBranch
+                    | FlowControl::IndirectBranch
+                    | FlowControl::Exception
+            )
+        {
             self.stops.push(at);
         }
         match now.flow_control() {
@@ -296,7 +304,7 @@ impl Body {
             }
             // At the end of a function, this is a call to a function that does not return.
             FlowControl::IndirectCall | FlowControl::Interrupt | FlowControl::Exception => {}
-            FlowControl::Next => self.falls_through = now.mnemonic() != Mnemonic::Hlt,
+            FlowControl::Next => self.falls_through = now.mnemonic() != Mnemonic::Hlt && !faults,
         }
         Ok(())
     }

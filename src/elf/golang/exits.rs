@@ -56,6 +56,7 @@ pub(in crate::elf) fn exits(
             followed: bodies[1..].iter().map(|body| body.range.start).collect(),
             exits: exits.into_values().collect(),
             passages: Vec::new(),
+            entered_from: None,
             has_handler: false,
         }),
         many => Err(format!("it has {many} exits; the limit is {MAX_EXITS}")),

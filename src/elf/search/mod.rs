@@ -76,7 +76,20 @@ impl<'s, 'a> Search<'s, 'a> {
             }
             body.jumps_by_register(jump, register);
         }
+        body.falls_through &= self.may_run_on(&body);
         self.check(&body).map(|()| body)
+    }
+
+    /// Whether the stack is in the same place at the end of the code as at the start of what follows. If it is not, control never
+    /// runs on: the compiler left out what comes after `__builtin_unreachable()`.
+    fn may_run_on(&self, body: &Body) -> bool {
+        let end = self.code.past_padding(body.range.end);
+        let next = self.code.unwind.covering(end).filter(|frame| frame.start == end);
+        let above = body.before(body.range.end).and_then(|last| self.code.above(last)).flatten();
+        match (above, next.and_then(|frame| frame.at_start)) {
+            (Some(above), Some(expected)) if !body.ends_on_stack_change => above == expected,
+            _ => true,
+        }
     }
 
     fn moved_out_of(&self, entry: u64) -> Result<Vec<Body>, NoExits> {
@@ -119,14 +132,14 @@ impl<'s, 'a> Search<'s, 'a> {
         let mut next = 0;
         while next < self.parts.len() {
             let part = &self.parts[next];
-            let of = part.of;
+            let (of, unclear) = (part.of, part.unclear);
             let mut jumps = part.body.jumps.clone();
             if part.body.falls_through {
                 let end = self.code.past_padding(part.body.range.end);
                 jumps.push(Jump { at: end, target: end, when: JumpCondition::Untold });
             }
             for jump in jumps {
-                self.jump(jump, of)?;
+                self.jump(jump, of, unclear)?;
             }
             self.switch(next)?;
             next += 1;
@@ -187,7 +200,8 @@ impl<'s, 'a> Search<'s, 'a> {
         Ok(())
     }
 
-    fn jump(&mut self, jump: Jump, from: u64) -> Result<(), NoExits> {
+    /// Adds what the jump leads to. `unclear`: so is the part that it is in.
+    fn jump(&mut self, jump: Jump, from: u64, unclear: bool) -> Result<(), NoExits> {
         let target = jump.target;
         if self.code.is_first(target, self.entry) {
             return match from == self.entry {
@@ -211,13 +225,14 @@ impl<'s, 'a> Search<'s, 'a> {
         let range = code.around(target).filter(|_| !code.is_stub(target));
         let Some(range) = range else { return self.leave(jump) };
         let initial = code.unwind.covering(target).filter(|frame| frame.start == target).map(|f| f.at_start);
+        let runs_on = jump.at == target;
         // A part that was moved out of a function is entered from nowhere else. One that others call too does not
         // count.
         let name = code.name(target);
         let moved = range.start != target
             || is_fragment(name) && !is_callable_fragment(name)
             || initial.is_some_and(|above| above != Some(8))
-            || jump.at == target;
+            || runs_on;
         let body = match self.decode(range) {
             Ok(body) => body,
             Err(err) if moved || is_fragment(name) => {
@@ -231,8 +246,11 @@ impl<'s, 'a> Search<'s, 'a> {
             back.target != self.entry && self.parts.iter().any(is_middle)
         });
         // A part without a name cannot be distinguished from a function, and jumps through a table reach it unseen.
+        // So cannot one that control runs into from the code before it, if it ever does.
         let is_unclear = name.is_empty()
-            && (self.parts.iter().any(|part| !part.body.indirect.is_empty()) || self.is_in_blocks(from));
+            && (runs_on
+                || self.parts.iter().any(|part| !part.body.indirect.is_empty())
+                || self.is_in_blocks(from));
         let inherits = moved || comes_back || is_unclear;
         let of = if inherits { from } else { target };
         let passed = if inherits { None } else { self.code.passed_by_all(&body) };
@@ -245,7 +263,9 @@ impl<'s, 'a> Search<'s, 'a> {
                 return self.leave(jump);
             }
         }
-        let Some(vaddr) = passed else { return self.take(body, of, None, is_unclear && !moved) };
+        let Some(vaddr) = passed else {
+            return self.take(body, of, None, unclear || is_unclear && (!moved || runs_on));
+        };
         let Ok(moved_out) = self.moved_out_of(target) else { return self.leave(jump) };
         self.take(body, of, passed, false)?;
         for body in moved_out {

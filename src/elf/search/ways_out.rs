@@ -17,15 +17,21 @@ impl Search<'_, '_> {
     pub fn exits(mut self) -> Result<Exits, NoExits> {
         self.parts.sort_by_key(|part| part.body.range.start);
         let mut exits = BTreeMap::new();
+        let mut entered_from = None;
+        let is_part = |start| self.parts.iter().any(|part| part.body.range.contains(&start));
         for part in &self.parts {
             let body = &part.body;
+            let other = self.code.entered_from(&body.range, is_part);
+            if part.of == self.entry && !part.unclear {
+                entered_from = entered_from.or(other);
+            }
             let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
             let shared = part.of != self.entry
                 || part.unclear
                 || self.other_entries(body).next().is_some()
                 || calls_itself
                 || self.grows_stack(body)
-                || self.code.is_jumped_into(&body.range);
+                || other.is_some();
             for vaddr in self.returns(part) {
                 exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
             }
@@ -73,6 +79,7 @@ impl Search<'_, '_> {
             exits: exits.into_values().collect(),
             passages: self.passages.into_values().collect(),
             followed: self.followed,
+            entered_from,
             has_handler,
         })
     }
