@@ -227,7 +227,17 @@ impl Finder {
     pub(super) fn walk(&mut self) {
         let found = self.processes.walk_if_needed();
         self.walks += u64::from(found.is_some());
-        for pid in found.unwrap_or_default() {
+        self.report_from_now_on(found.unwrap_or_default());
+    }
+
+    /// Finds processes that a target selects since they have overwritten their command lines.
+    pub fn reread_command_lines(&mut self) {
+        let found = self.processes.reread_command_lines();
+        self.report_from_now_on(found);
+    }
+
+    fn report_from_now_on(&mut self, found: Vec<u32>) {
+        for pid in found {
             let Some(events) = &self.events else { return };
             if !self.pinned.contains(&pid) {
                 events.track(pid);

@@ -433,6 +433,10 @@ impl Worker {
             self.last_names = Instant::now();
             self.finder.refresh_container_names();
         }
+        if self.finder.has_events() && self.last_lines.elapsed() >= REST_INTERVAL {
+            self.last_lines = Instant::now();
+            self.finder.reread_command_lines();
+        }
         let by_process = self.selectors.iter().zip(&self.targets).filter(|(of, _)| of.is_by_process());
         let by_process: Vec<&TargetState> = by_process.map(|(_, state)| state).collect();
         let is_library = |of: &Selector| matches!(of.file, FileSelector::Library(_));

@@ -53,6 +53,7 @@ pub(super) struct Worker {
     pub(super) last_walk: Instant,
     pub(super) last_look: Instant,
     pub(super) last_names: Instant,
+    pub(super) last_lines: Instant,
     /// An event arrived, or a probe was hit, since the last periodic check.
     pub(super) is_disturbed: bool,
     /// Process events were lost: all processes must be checked.
@@ -178,6 +179,7 @@ impl Worker {
             last_walk,
             last_look,
             last_names: Instant::now(),
+            last_lines: Instant::now(),
             is_disturbed: true,
             is_behind: false,
             selectors,

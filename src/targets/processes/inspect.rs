@@ -17,11 +17,8 @@ impl Processes {
         let exe = fs::read_link(format!("/proc/{}/exe", living_thread(pid)));
         let is_hidden = exe.as_ref().is_err_and(|err| is_denied(pid, err));
         let exe = exe.ok().and_then(|exe| Some(base_name(&exe.file_name()?.to_string_lossy()).to_string()));
-        let cmdline = if self.asks_for(ProcessSelector::uses_cmdline) {
-            command_line(&fs::read(directory.join("cmdline")).unwrap_or_default())
-        } else {
-            String::new()
-        };
+        let cmdline =
+            if self.asks_for(ProcessSelector::uses_cmdline) { command_line_of(pid) } else { String::new() };
         Some(Process {
             pid,
             comm: comm.trim_end_matches('\n').to_string(),
@@ -48,6 +45,11 @@ impl Processes {
                 .is_ok_and(|maps| maps.lines().any(|line| may_map(line, identity)))
         })
     }
+}
+
+/// Empty if the process has ended.
+pub(super) fn command_line_of(pid: u32) -> String {
+    command_line(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())
 }
 
 /// The kernel marks the name of a deleted or replaced file.

@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 pub use self::gaps::SearchGaps;
+use self::inspect::command_line_of;
 use self::membership::Membership;
 pub use self::process::Process;
 use super::file::Identity;
 use crate::containers::Containers;
 use crate::kernel::{ProcessChange, ProcessEvent};
 use crate::procfs::{Stat, processes};
-use crate::selectors::{ProcessFacts, ProcessSelector};
+use crate::selectors::{Pattern, ProcessFacts, ProcessSelector};
 
 /// How a target selects processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +119,28 @@ impl Processes {
         self.all = found.into_iter().filter(|(_, process)| self.is_of_interest(process)).collect();
         self.changed.extend((0..self.filters.len()).filter(|target| self.filters[*target].is_some()));
         Some(self.all.keys().copied().collect())
+    }
+
+    /// Finds processes that have overwritten their command lines since they started, which no event reports, so that a target
+    /// selects them now. Only where nothing else selects them: otherwise they are known already.
+    pub fn reread_command_lines(&mut self) -> Vec<u32> {
+        let selectors = self.filters.iter().flatten().map(ProcessFilter::selector);
+        let lines: Vec<Pattern> =
+            selectors.filter(|of| of.is_by_line()).filter_map(ProcessSelector::line_glob).cloned().collect();
+        if lines.is_empty() {
+            return Vec::new();
+        }
+        let is_new = |pid: &u32| !self.all.contains_key(pid);
+        let is_selected = |pid: &u32| {
+            let line = command_line_of(*pid);
+            lines.iter().any(|pattern| pattern.matches(&line))
+        };
+        let found: Vec<u32> = processes().filter(is_new).filter(is_selected).collect();
+        for pid in &found {
+            let process = self.look_at(*pid, None);
+            self.replace(*pid, process);
+        }
+        found
     }
 
     /// Targets with changes since the previous call.

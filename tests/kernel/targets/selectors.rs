@@ -91,6 +91,24 @@ fn distinguishes_command_lines_from_the_first_hit() {
 }
 
 #[test]
+fn command_line_overwritten_after_the_start_is_noticed() {
+    let directory = directory();
+    let path = program(&directory, "late");
+    let title = format!("late worker {}", std::process::id());
+    let tracer = Tracer::start_unready(&config(&[("late", &format!("cmdline: '{title}'"))]), false);
+    let mut program = Program::start(&path);
+    program.fire(5);
+    program.say(&format!("title {title}"));
+    eventually("a process with a new command line is found", || {
+        program.fire(1);
+        count(&tracer, "late_total") > 0
+    });
+    let before = count(&tracer, "late_total");
+    program.fire(100);
+    assert_eq!(count(&tracer, "late_total"), before + 100);
+}
+
+#[test]
 fn matches_system_and_user_units_slices_and_templates() {
     let directory = directory();
     let path = program(&directory, "unit");
