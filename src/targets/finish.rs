@@ -1,7 +1,10 @@
 //! Files to which threads of their own attach; see `attach_job.rs`.
 
+use std::path::Path;
+
 use super::announce::announce;
 use super::attached_file::{AttachContext, AttachedFile, News};
+use super::find::Finder;
 use super::manager::Task;
 use super::state::TargetState;
 use super::status::TargetsStatus;
@@ -74,12 +77,16 @@ impl TargetState {
         status: &TargetsStatus,
         target: usize,
         elsewhere: bool,
+        finder: &mut Finder,
     ) -> bool {
         let news: Vec<News> = self.current.iter_mut().map(AttachedFile::take_news).collect();
         let mut any = false;
         for (at, news) in news.into_iter().enumerate().filter(|(_, news)| *news != News::None) {
             if news == News::Attached {
-                self.count_attached(at, target, status);
+                let file = &self.current[at];
+                let named = finder.look_at(Path::new(&file.display), String::new());
+                let is_here = named.is_ok_and(|named| named.identity == file.identity);
+                self.count_attached(at, target, status, is_here);
             }
             announce(plan, planned, &self.current[at], elsewhere);
             any = true;

@@ -164,7 +164,10 @@ impl TargetState {
 
     fn put(&mut self, role: Role, file: AttachedFile, ahead: Option<PathBuf>) {
         if file.is_attached() {
-            self.identities.insert(file.display.clone(), file.identity);
+            // Where it was found is not known any more.
+            for is_here in [true, false] {
+                self.identities.insert((file.display.clone(), is_here), file.identity);
+            }
         }
         match role {
             Role::Current => self.current.push(file),

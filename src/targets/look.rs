@@ -274,7 +274,7 @@ impl Worker {
                 of.follow_loading(events, file);
             }
         }
-        changed |= state.announce(&self.plan, planned, &self.status, target, elsewhere);
+        changed |= state.announce(&self.plan, planned, &self.status, target, elsewhere, &mut self.finder);
         if changed {
             self.raise_copies(target);
             self.count_early(target);

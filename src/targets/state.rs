@@ -31,8 +31,8 @@ pub(super) struct TargetState {
     /// The paths of the executables of a target that is selected by name, as far as they are reachable in this mount
     /// namespace, and when one was last seen running from there.
     pub(super) paths: BTreeMap<PathBuf, Instant>,
-    /// What was attached under each file name.
-    pub(super) identities: HashMap<String, Identity>,
+    /// What was attached under each file name, and whether the name led to it in this mount namespace.
+    pub(super) identities: HashMap<(String, bool), Identity>,
     pub(super) filter: Option<Filter>,
     /// The number of the scan whose descendants the kernel knows.
     pub(super) family_walk: Option<u64>,
@@ -75,9 +75,9 @@ impl TargetState {
         }
     }
 
-    /// Counts a file that is attached in place of another, or again. A file of the same name in another container is a
-    /// different file and replaces nothing.
-    pub(super) fn count_attached(&mut self, at: usize, target: usize, status: &TargetsStatus) {
+    /// Counts a file that is attached in place of another, or again. `is_here`: its name leads to it in this mount namespace,
+    /// where only one file can have the name. Elsewhere, a file of the same name in another container replaces nothing.
+    pub(super) fn count_attached(&mut self, at: usize, target: usize, status: &TargetsStatus, is_here: bool) {
         let new_file = &self.current[at];
         if !new_file.is_attached() {
             return;
@@ -85,9 +85,9 @@ impl TargetState {
         if self.identities.len() >= MAX_FILE_NAMES {
             self.identities.clear();
         }
-        match self.identities.insert(new_file.display.clone(), new_file.identity) {
+        match self.identities.insert((new_file.display.clone(), is_here), new_file.identity) {
             Some(before) if before == new_file.identity => status.add_reattached(target, Reattached::Written),
-            Some(before) if self.current.iter().any(|other| other.identity == before) => {}
+            Some(before) if !is_here && self.current.iter().any(|other| other.identity == before) => {}
             Some(_) => status.add_reattached(target, Reattached::Replaced),
             None => {}
         }

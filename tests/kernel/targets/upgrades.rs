@@ -106,6 +106,8 @@ fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) 
         expected += 1300;
         assert_eq!(count(&tracer, "p_total"), expected, "turn {turn}");
     }
+    // Also of files that the first process still runs.
+    assert_eq!(tracer.targets().reattached, [[5, 0]]);
 }
 
 #[test]
