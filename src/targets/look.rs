@@ -166,8 +166,9 @@ impl Worker {
                 }
                 // Attached files stay attached: their processes may still run, or the file may come back.
                 if state.current.is_empty() {
-                    // Numbers of processes, and which of them, change all the time.
-                    let is_new = state.missing.as_deref().map(without_digits) != Some(without_digits(&err));
+                    // Numbers of processes change all the time; between two reasons, a target whose processes are short-lived
+                    // changes all the time.
+                    let is_new = state.told.insert(without_digits(&err));
                     if is_new {
                         let level = if planned.optional { log::Level::Info } else { log::Level::Warn };
                         log::log!(level, "Target {}: {err}; waiting for it", planned.name);
@@ -179,6 +180,7 @@ impl Worker {
             }
         };
         state.missing = None;
+        state.told.clear();
         let mut changed = false;
         let mut written = None;
         let known = std::mem::take(&mut state.current);

@@ -1,6 +1,6 @@
 //! The files of one target, and what keeps it from having any.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub(super) struct TargetState {
     /// When a lease was last broken.
     pub(super) broken: Option<Instant>,
     pub(super) missing: Option<String>,
+    /// Such reasons that were logged since the target last had files, without digits.
+    pub(super) told: BTreeSet<String>,
     pub(super) remarks: Vec<String>,
     /// The paths of the executables of a target that is selected by name, as far as they are reachable in this mount
     /// namespace, and when one was last seen running from there.

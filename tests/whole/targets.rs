@@ -166,3 +166,32 @@ fn pid_restricts_counting_to_that_process() {
         50.0
     );
 }
+
+#[test]
+fn reasons_that_alternate_are_logged_once_each() {
+    let place = Place::new();
+    let name = format!("brief-{}", std::process::id() % 100_000);
+    let program = place.copy_of(Path::new("/bin/sleep"), &name);
+    let yaml = format!(
+        "targets:\n\
+         - name: none\n  \
+           library: libnone.so.9\n  \
+           process: {name}\n  \
+           probes:\n  \
+           - on: usdt:none:none\n    \
+             metrics: [{{counter: none_total}}]\n"
+    );
+    let exporter = Setup::new(&place, yaml).start();
+    let until_shown = |reason: &str| wait_for(reason, || exporter.health("/ready").1.contains(reason));
+    let [without, unlike] = ["no selected process is running", "none of the selected processes has loaded"];
+    for _ in 0..3 {
+        until_shown(without);
+        let mut process = std::process::Command::new(&program).arg("600").spawn().expect("start it");
+        until_shown(unlike);
+        process.kill().expect("end it");
+        process.wait().expect("wait for it");
+    }
+    until_shown(without);
+    let log = exporter.log();
+    assert_eq!(log.matches("[WARNING] exporter: Target none: ").count(), 2, "{log}");
+}
