@@ -68,8 +68,11 @@ impl Library {
 fn is_called(path: &str, soname: Option<&str>, name: &Pattern) -> bool {
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     let base = path.rsplit('/').next().unwrap_or(path);
-    let base = base.strip_prefix("memfd:").unwrap_or(base);
-    name.matches(base) || soname.is_some_and(|soname| name.matches(soname))
+    // With the kernel's prefix, too, which the names of processes have.
+    let of_memory = base.strip_prefix("memfd:");
+    name.matches(base)
+        || of_memory.is_some_and(|base| name.matches(base))
+        || soname.is_some_and(|soname| name.matches(soname))
 }
 
 impl Libraries {
@@ -214,6 +217,12 @@ mod tests {
         assert_eq!((found.entry(), found.name), ("7f10-7f20".to_string(), "/memfd:libprobe (deleted)"));
         assert_eq!(of_file("7f10-7f20 r-xp 00000000 00:00 0          [vdso]"), None);
         assert_eq!(of_file("7f10-7f20 r-xp 00000000 00:00 0 "), None);
+    }
+
+    #[test]
+    fn library_in_memory_is_called_with_or_without_the_prefix() {
+        let is = |name| is_called("/memfd:jit (deleted)", None, &Pattern::literal(name));
+        assert!(is("jit") && is("memfd:jit") && !is("memfd"));
     }
 
     #[test]
