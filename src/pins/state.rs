@@ -96,6 +96,11 @@ impl StateDirectory {
         EnginePins::of(self.path.join(name))
     }
 
+    /// Whether any engine is in it, of this exporter or an earlier one.
+    pub fn has_engines(&self) -> bool {
+        self.dir.names().iter().any(|name| name.parse::<u32>().is_ok())
+    }
+
     /// Creates a new engine.
     ///
     /// # Errors

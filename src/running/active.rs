@@ -53,8 +53,10 @@ impl ActiveConfig {
                 state.settle(settled);
                 return Ok(state);
             }
-            Ok(None) => None,
-            Err(err) => Some(err),
+            Ok(None) => {
+                directory.has_engines().then(|| "the record of what it contains is missing".to_string())
+            }
+            Err(err) => Some(err.to_string()),
         };
         if let Some(reason) = reason {
             log::warn!(

@@ -195,6 +195,20 @@ fn incompatible_state_is_reset_and_reported() {
     unpin(&bpf.state());
 }
 
+#[test]
+fn state_without_its_record_is_reset_and_reported() {
+    let (place, bpf, program) = set_up();
+    let mut exporter = start(&place, &bpf, &program, &[COUNTED], "");
+    exporter.end("TERM");
+    let held = held_by(&bpf);
+    std::fs::remove_file(bpf.state().join("state")).expect("remove the record");
+    let exporter = start(&place, &bpf, &program, &[COUNTED], "");
+    exporter.wait_for_log("counts start from zero: the record of what it contains is missing");
+    assert_begun_anew(&exporter, &program, &held);
+    exporter.stop();
+    unpin(&bpf.state());
+}
+
 /// Alters the document as if another version of the exporter had written it.
 fn alter(document: &Path, key: &str) {
     let map = libbpf_rs::MapHandle::from_pinned_path(document).expect("the document");
