@@ -10,7 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, SeekFrom, openat2, seek};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, SeekFrom, fcntl_getfl, fcntl_setfl, openat2, seek};
 use rustix::io::Errno;
 
 /// Opens a regular file for reading; never blocks.
@@ -24,6 +25,26 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     is_regular(&fs::metadata(path)?)?;
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     is_regular(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// How long a pipe may be without a writer, or without anything written to it.
+const LONGEST_SILENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// Opens a file for reading that may also be a pipe, such as the shell's `<(command)`; does not wait long for its other end.
+///
+/// # Errors
+/// If the file cannot be opened, or nothing is written to the pipe.
+pub(crate) fn open_or_pipe(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if !file.metadata()?.is_file() {
+        let mut waiting = [PollFd::new(&file, PollFlags::IN)];
+        if poll(&mut waiting, Some(&LONGEST_SILENCE))? == 0 {
+            return Err(io::Error::other("nothing was written to the pipe within 10 seconds"));
+        }
+    }
+    let flags = fcntl_getfl(&file)?;
+    fcntl_setfl(&file, flags - OFlags::NONBLOCK)?;
     Ok(file)
 }
 

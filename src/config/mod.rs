@@ -30,10 +30,11 @@ mod web;
 mod words;
 mod yaml;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+
+use crate::regular;
 
 pub use diagnose::{Diagnostic, Diagnostics};
 pub use fields::{Fields, Node};
@@ -279,7 +280,7 @@ fn resolve(input: FileInput, overrides: &Overrides, env: &Environment) -> Draft 
 /// Reads up to one byte more than [`text`] accepts, to tell a file of the maximum size from one that is too large.
 fn content(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    regular::open_or_pipe(path)?.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -1,6 +1,7 @@
 //! Reloading the configuration and its files.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::{DRAIN_TIMEOUT, Running, WebSource};
 use crate::config::endpoint::Web;
@@ -9,8 +10,13 @@ use crate::config::{self, Diagnostics};
 use crate::http::{Fingerprint, exposure_warnings};
 use crate::loading::{CheckedConfig, load_keeping, refuse_unusable, secured};
 use crate::logging::set_level;
+use crate::mutex::lock_within;
 use crate::net::NetworkConfig;
 use crate::service;
+
+/// How long a reload waits for another one. Meanwhile it is one of few requests that are handled at a time: if a file could not
+/// be read, as on a file system that does not answer, such requests would keep the others from being handled.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 impl Running {
     /// Reloads the configuration, with all files that it names, and applies it. Unchanged probes are not touched. If
@@ -19,7 +25,11 @@ impl Running {
     /// # Errors
     /// All errors, one per line.
     pub fn reload(&self) -> Result<String, String> {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(_one_at_a_time) = lock_within(&self.reloading, LONGEST_WAIT) else {
+            let text = "Another reload has not ended: it attaches probes, or waits for a file that it reads. Try again later";
+            log::warn!("{text}");
+            return Err(format!("{text}\n"));
+        };
         service::reloading();
         let done = self.exchange();
         self.reloads.record(done.is_ok());
@@ -102,7 +112,8 @@ impl Running {
     /// Reads the files with users, passwords and the like again if they have changed. The outcome is logged; if there
     /// is an error nothing changes. Returns false if there are no such files.
     pub fn refresh_web(&self) -> bool {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        // A reload reads them itself.
+        let Some(_one_at_a_time) = lock_within(&self.reloading, Duration::ZERO) else { return true };
         let mut source = self.web();
         if source.web.origin.files().next().is_none() {
             return false;

@@ -273,6 +273,38 @@ fn reload_rereads_credentials_and_requires_the_operator() {
 }
 
 #[test]
+fn reload_that_waits_for_a_file_holds_up_nothing_else() {
+    let place = Place::new();
+    let program = compiled(&place, FINITE);
+    let good = target(&program, &["      - function: one\n        metrics: [counter: one_total]\n"]);
+    let exporter = Setup::new(&place, good.as_str()).start();
+    exporter.wait_until_ready();
+    let config = place.path("config.yaml");
+    let whole = std::fs::read_to_string(&config).expect("the configuration");
+    std::fs::remove_file(&config).expect("remove it");
+    assert!(Command::new("mkfifo").arg(&config).status().expect("mkfifo").success());
+    let (status, text) = post(&exporter, &[]);
+    assert!(status == 500 && text.contains("nothing was written to the pipe"), "{text}");
+    // A writer that begins and never ends; and more requests than are handled at a time.
+    let mut pipe = std::fs::OpenOptions::new().read(true).write(true).open(&config).expect("open the pipe");
+    pipe.write_all(b"node_name: ").expect("write");
+    send_signal(exporter.pid(), "HUP");
+    let answers: Vec<(u16, String)> = std::thread::scope(|scope| {
+        let posts: Vec<_> = (0..6).map(|_| scope.spawn(|| post(&exporter, &[]))).collect();
+        posts.into_iter().map(|post| post.join().expect("an answer")).collect()
+    });
+    assert!(answers.iter().any(|(_, text)| text.contains("Another reload has not ended")), "{answers:?}");
+    assert!(answers.iter().all(|(status, _)| *status >= 500), "{answers:?}");
+    assert_eq!(exporter.scrape().value("one_total", &[]), 0.0);
+    drop(pipe);
+    std::fs::remove_file(&config).expect("remove the pipe");
+    std::fs::write(&config, whole).expect("write the configuration");
+    // The first one has ended with the end of the pipe.
+    wait_for("a reload", || post(&exporter, &[]).0 == 200);
+    exporter.stop();
+}
+
+#[test]
 fn concurrent_reloads_are_serialized() {
     let place = Place::new();
     let program = compiled(&place, STEADY);

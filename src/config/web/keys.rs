@@ -1,6 +1,5 @@
 //! The exporter's own keys for a single user and a certificate.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +11,7 @@ use crate::config::limits::PASSWORD_FILE_BYTES;
 use crate::config::place::Place;
 use crate::config::words::quote;
 use crate::http::Demand;
+use crate::regular;
 
 /// Decodes the user; also returns the file that provides the password, if any.
 pub(super) fn auth(layers: &Layers<'_>, complete: bool) -> (Option<Auth>, Option<(Place, PathBuf)>) {
@@ -88,7 +88,8 @@ pub(in crate::config) fn read_secret(
 ) -> Option<String> {
     let error = |err: String| diags.error(at, err);
     let mut text = String::new();
-    let read = File::open(path).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
+    let read =
+        regular::open_or_pipe(path).and_then(|f| f.take(PASSWORD_FILE_BYTES + 1).read_to_string(&mut text));
     let path = path.display();
     if let Err(err) = read {
         error(format!("failed to read the {what} from {path}: {err}"));
@@ -165,7 +166,7 @@ fn of_files(cert: Sourced<PathBuf>, key: Sourced<PathBuf>) -> TlsSettings {
 
 /// Reports a file that cannot be opened and read. A directory can be opened, so a byte is read too.
 pub(super) fn check_readable(at: &Place, path: &Path, what: &str, diags: &Diagnostics) {
-    let read = File::open(path).and_then(|mut file| file.read(&mut [0]));
+    let read = regular::open_or_pipe(path).and_then(|mut file| file.read(&mut [0]));
     match read {
         Ok(0) => diags.error(at, format!("{what} {} is empty", path.display())),
         Ok(_) => return,
