@@ -34,6 +34,7 @@ pub struct Headers<'a> {
     bytes: &'a [u8],
     arch: Arch,
     pie: bool,
+    pub(super) has_relocated_code: bool,
     segments: &'a [ProgramHeader64<LittleEndian>],
     sections: &'a [SectionHeader64<LittleEndian>],
     section_names: &'a [u8],
@@ -106,8 +107,16 @@ impl<'a> Headers<'a> {
         if sections.is_empty() && is_packed(bytes, header, segments.len()) {
             return Err(ElfError::Packed);
         }
-        let mut headers =
-            Headers { bytes, arch, pie: kind == elf::ET_DYN, segments, sections, section_names: &[] };
+        let mut headers = Headers {
+            bytes,
+            arch,
+            pie: kind == elf::ET_DYN,
+            has_relocated_code: false,
+            segments,
+            sections,
+            section_names: &[],
+        };
+        headers.has_relocated_code = headers.asks_to_relocate_code();
         if !sections.is_empty() {
             let index = header.shstrndx(LE, bytes).map_err(malformed("section names"))?;
             let names = sections.get(index as usize);
@@ -285,7 +294,7 @@ impl<'a> Headers<'a> {
     }
 
     /// Returns the table that `DT_RELA` and `DT_RELASZ` describe.
-    fn relocation_table(&self) -> Option<&'a [Rela64<LittleEndian>]> {
+    pub(super) fn relocation_table(&self) -> Option<&'a [Rela64<LittleEndian>]> {
         let mut dynamic = self.segments.iter().filter(|s| s.p_type(LE) == elf::PT_DYNAMIC);
         let entries = dynamic.find_map(|s| s.dynamic(LE, self.bytes).ok()?)?;
         let value = |tag| Some(entries.iter().find(|entry| entry.d_tag.get(LE) == tag)?.d_val.get(LE));

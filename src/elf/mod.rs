@@ -38,6 +38,7 @@ mod parameters;
 mod pclntab;
 pub mod probeable;
 mod raw_notes;
+mod relocated;
 mod runtimes;
 mod search;
 mod select;

@@ -71,6 +71,9 @@ pub enum Convention {
 
 const CHECKED: &str = "the program may check this code by a checksum when it starts (FIPS 140), and ends if a breakpoint is in it";
 
+const RELOCATED: &str =
+    "the loader changes it (a text relocation), and the kernel would execute it as it is in the file";
+
 impl Site {
     /// Returns the cost of a hit for the traced program.
     pub fn cost(&self) -> Cost {
@@ -84,6 +87,7 @@ impl Site {
         let shape = match SiteShape::of(image.arch(), code) {
             _ if is_writable => SiteShape::Writable,
             _ if image.is_checked(vaddr) => SiteShape::Harmful(CHECKED),
+            _ if image.is_relocated(vaddr, code) => SiteShape::Harmful(RELOCATED),
             shape => shape,
         };
         Some(Site { offset, ref_ctr_offset: 0, vaddr, args: Vec::new(), shape })
