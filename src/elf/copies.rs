@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, is_thunk};
+use super::names::{CloneKind, Signature, clone_of, coroutine_of, demangle, is_callable_fragment, is_thunk};
 use super::symbol_table::{Symbol, SymbolKind};
 use super::{FunctionSite, Image, Passage, Site, SymbolIndex};
 
@@ -51,7 +51,9 @@ pub(super) fn remarks_on(
             symbol.kind == SymbolKind::Function && symbol.name.split('.').any(|suffix| suffix == "part");
         if is_part && symbol.defined && !found.contains_key(&symbol.vaddr) {
             parts.insert(symbol.name);
-        } else if coroutine_of(symbol.name).is_some_and(|of| bases.contains(of)) {
+        } else if coroutine_of(symbol.name).is_some_and(|of| bases.contains(of))
+            && is_callable_fragment(symbol.name)
+        {
             resumed.insert(symbol.name);
         }
     }

@@ -269,7 +269,7 @@ struct Turns {
     };
     std::coroutine_handle<promise_type> handle;
 };
-Turns turns(int n) { for (int i = 0; i < n; i++) co_yield i; }
+Turns turns(int n) { for (int i = 0; i < n; i++) co_yield i; if (n > 5) throw n; }
 struct Table { Turns rows(int n); };
 Turns Table::rows(int n) { co_yield n; }
 int main() { Table table; turns(2).handle.resume(); table.rows(1).handle.destroy(); }
@@ -281,7 +281,11 @@ fn coroutine_name_means_its_ramp_function() {
     let by_gcc = compile("coroutines-gcc", "g++", COROUTINES, &["-std=c++20", "-O1"]);
     let by_clang =
         compile("coroutines-clang", "clang++-14", COROUTINES, &["-std=c++20", "-fcoroutines-ts", "-O1"]);
-    for (path, rest) in [(by_gcc, ".actor"), (by_clang, ".resume")] {
+    let with_cold_parts = compile("coroutines-cold", "g++", COROUTINES, &["-std=c++20", "-O2"]);
+    let cold = "_Z5turnsPZ5turnsiE15_Z5turnsi.Frame.actor.cold";
+    let bytes = fs::read(&with_cold_parts).unwrap();
+    assert_eq!(function_sites(&Image::parse(&bytes).unwrap(), cold).unwrap().len(), 1);
+    for (path, rest) in [(by_gcc, ".actor"), (with_cold_parts, ".actor"), (by_clang, ".resume")] {
         let bytes = fs::read(path).unwrap();
         let image = Image::parse(&bytes).unwrap();
         for (name, symbol) in

@@ -26,6 +26,11 @@ pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
         return Some(Clone { base, kind: CloneKind::Fragment });
     }
     let (base, suffixes) = name.split_once('.').filter(|(base, _)| !base.is_empty())?;
+    Some(Clone { base, kind: kind_of(suffixes)? })
+}
+
+/// Returns what suffixes such as `constprop.0.cold` mean; `None` if one of them is not a compiler's.
+fn kind_of(suffixes: &str) -> Option<CloneKind> {
     let mut kind = None;
     let mut suffixes = suffixes.split('.').peekable();
     while let Some(suffix) = suffixes.next() {
@@ -43,7 +48,7 @@ pub(in crate::elf) fn clone_of(name: &str) -> Option<Clone<'_>> {
         };
         kind = kind.max(Some(found));
     }
-    Some(Clone { base, kind: kind? })
+    kind
 }
 
 fn is_number(suffix: &str) -> bool {
@@ -54,12 +59,23 @@ fn is_number(suffix: &str) -> bool {
 /// `X.resume`, `X.destroy` and `X.cleanup` by LLVM, `...X.Frame.actor` and `...X.Frame.destroy` by GCC. All demangle to
 /// the coroutine's name.
 pub(in crate::elf) fn coroutine_of(name: &str) -> Option<&str> {
-    let (stem, part) = name.rsplit_once('.').filter(|_| name.starts_with("_Z"))?;
-    match (part, stem.strip_suffix(".Frame")) {
-        ("actor" | "destroy", Some(frame)) => frame.rfind("_Z").map(|at| &frame[at..]),
-        ("resume" | "destroy" | "cleanup", None) => Some(stem),
-        _ => None,
+    coroutine_part(name).map(|(coroutine, _)| coroutine)
+}
+
+/// Splits the symbol of a coroutine's part into the coroutine's symbol and the suffixes of a copy or part of that part
+/// (`.cold`), which may be empty.
+fn coroutine_part(name: &str) -> Option<(&str, &str)> {
+    if !name.starts_with("_Z") || !name.contains('.') {
+        return None;
     }
+    let by_gcc = [".Frame.actor", ".Frame.destroy"].into_iter().find_map(|part| name.split_once(part));
+    let by_llvm = || [".resume", ".destroy", ".cleanup"].into_iter().find_map(|part| name.split_once(part));
+    let (coroutine, suffixes) = match by_gcc {
+        Some((frame, suffixes)) => (&frame[frame.rfind("_Z")?..], suffixes),
+        None => by_llvm()?,
+    };
+    let is_known = suffixes.is_empty() || suffixes.strip_prefix('.').and_then(kind_of).is_some();
+    is_known.then_some((coroutine, suffixes))
 }
 
 impl PartialOrd for CloneKind {
@@ -83,8 +99,8 @@ pub(in crate::elf) fn is_fragment(name: &str) -> bool {
 /// Returns whether a part of a function that the compiler moved elsewhere is also called from outside: by functions
 /// into which it inlined the rest, or to resume a coroutine.
 pub(in crate::elf) fn is_callable_fragment(name: &str) -> bool {
-    if coroutine_of(name).is_some() {
-        return true;
+    if let Some((_, suffixes)) = coroutine_part(name) {
+        return !suffixes.contains(".cold");
     }
     let mut suffixes = name.split('.').skip(1);
     suffixes.clone().any(|suffix| suffix == "part") && !suffixes.any(|suffix| suffix == "cold")
@@ -122,7 +138,13 @@ mod tests {
     fn recognizes_fragments_and_coroutines() {
         assert_eq!(coroutine_of("_Z3genPZ3geniE13_Z3geni.Frame.actor"), Some("_Z3geni"));
         assert_eq!(coroutine_of("_ZN1A3genEi.resume"), Some("_ZN1A3genEi"));
+        assert_eq!(coroutine_of("_Z3genPZ3geniE13_Z3geni.Frame.actor.cold"), Some("_Z3geni"));
+        assert_eq!(coroutine_of("_Z3geni.destroy.cold.1"), Some("_Z3geni"));
+        assert_eq!(coroutine_of("_Z3geni.resumed"), None);
         assert_eq!(coroutine_of("thread.resume"), None);
+        assert!(is_fragment("_Z3genPZ3geniE13_Z3geni.Frame.actor.cold"));
+        assert!(is_callable_fragment("_Z3genPZ3geniE13_Z3geni.Frame.actor"));
+        assert!(!is_callable_fragment("_Z3genPZ3geniE13_Z3geni.Frame.actor.cold"));
         assert!(is_fragment("_Z3geni.destroy"));
         assert!(is_fragment("_Z3foov.cold") && is_fragment("foo.part.0") && is_fragment("foo.isra.0.cold"));
         assert!(is_fragment("foo.__part.12"));
