@@ -4,15 +4,20 @@ use std::collections::BTreeSet;
 
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-use super::Image;
 use super::copies::instructions;
 use super::symbol_table::Symbol;
 use super::unwind::frame_at;
+use super::{Image, SymbolIndex};
 
 /// Returns the addresses of the functions from which the code of an IFUNC chooses: those addresses it takes that are
-/// the start of a function.
-pub(super) fn implementations(image: &Image<'_>, ifunc: &Symbol<'_>) -> BTreeSet<u64> {
-    let is_function = |vaddr: &u64| frame_at(image, *vaddr).is_some_and(|frame| frame.start == *vaddr);
+/// the start of a function. A stripped file has only its unwind table to tell that, a static one only symbols: its
+/// table has no index.
+pub(super) fn implementations(index: &SymbolIndex<'_>, ifunc: &Symbol<'_>) -> BTreeSet<u64> {
+    let image = index.image();
+    let is_function = |vaddr: &u64| {
+        index.functions_at(*vaddr).next().is_some()
+            || frame_at(image, *vaddr).is_some_and(|frame| frame.start == *vaddr)
+    };
     instructions(image, ifunc).filter_map(|one| address(image, &one)).filter(is_function).collect()
 }
 

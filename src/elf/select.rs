@@ -166,7 +166,7 @@ fn implemented<'a>(
     pattern: &str,
     ifunc: &Symbol<'_>,
 ) -> Result<Selected<'a>, SiteError> {
-    let all = implementations(index.image(), ifunc);
+    let all = implementations(index, ifunc);
     let is_own = |symbol: &&Symbol<'a>| {
         symbol.name.strip_prefix(ifunc.name).is_some_and(|suffix| suffix.starts_with('.'))
     };
