@@ -56,7 +56,11 @@ impl SymbolIndex<'_> {
     /// information: a probe sees none of them.
     pub fn inlined_copies(&self, pattern: &str) -> usize {
         let Some(debug_info) = self.debug_info() else { return 0 };
-        let Some(selected) = matching(self, pattern).ok().filter(|selected| selected.exact) else { return 0 };
+        let selected = match matching(self, pattern) {
+            Ok(selected) if selected.exact => selected,
+            Err(SiteError::NoFunction { .. }) => return debug_info.inlined_copies_of(pattern),
+            _ => return 0,
+        };
         let symbols: HashSet<&str> = selected.by_address.values().map(|symbol| symbol.name).collect();
         symbols.into_iter().map(|symbol| debug_info.inlined_copies(symbol)).sum()
     }

@@ -5,12 +5,25 @@ use std::collections::HashMap;
 use gimli::DebugInfoOffset;
 
 use super::debug_info::{DebugInfo, Finder};
+use super::names::canonical;
+use super::select::is_called;
 
 impl DebugInfo<'_> {
     /// Returns how many copies of the function with this symbol were inlined into others.
     pub fn inlined_copies(&self, symbol: &str) -> usize {
         let all = self.inlined.get_or_init(|| inlined(&self.finder()).unwrap_or_default());
         all.get(symbol.as_bytes()).copied().unwrap_or(0)
+    }
+
+    /// Returns how many copies of functions with this symbol or source name were inlined into others. Unlike
+    /// [`DebugInfo::inlined_copies`], it finds functions of which no code of their own is left.
+    pub fn inlined_copies_of(&self, name: &str) -> usize {
+        let all = self.inlined.get_or_init(|| inlined(&self.finder()).unwrap_or_default());
+        let wanted = canonical(name);
+        let is_meant = |symbol: &[u8]| {
+            std::str::from_utf8(symbol).is_ok_and(|symbol| symbol == name || is_called(symbol, &wanted))
+        };
+        all.iter().filter(|(symbol, _)| is_meant(symbol)).map(|(_, copies)| copies).sum()
     }
 }
 

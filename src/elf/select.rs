@@ -134,16 +134,18 @@ fn of_copy<'a>(index: &SymbolIndex<'a>, name: &str, suffixes: &str) -> BTreeMap<
     let mut found = BTreeMap::new();
     let suffix = suffixes.trim_end_matches(']').replace("] [clone ", "");
     let wanted = canonical(name);
-    let is_called = |symbol: &str| {
-        let mut ways = [Signature::Name, Signature::Parameters, Signature::Whole].into_iter();
-        ways.any(|how| demangle(symbol, how).is_some_and(|name| canonical(&name) == wanted))
-    };
     for symbol in index.functions() {
-        if symbol.name.strip_suffix(suffix.as_str()).is_some_and(is_called) {
+        if symbol.name.strip_suffix(suffix.as_str()).is_some_and(|symbol| is_called(symbol, &wanted)) {
             keep_best(&mut found, *symbol);
         }
     }
     found
+}
+
+/// Returns whether this is a source name, in canonical form, of the function with this symbol.
+pub(super) fn is_called(symbol: &str, wanted: &str) -> bool {
+    let mut ways = [Signature::Name, Signature::Parameters, Signature::Whole].into_iter();
+    ways.any(|how| demangle(symbol, how).is_some_and(|name| canonical(&name) == wanted))
 }
 
 /// Returns the instances of a generic Go function by the name that stack traces and stripped programs have for all of

@@ -233,8 +233,9 @@ int account(int x) { sink += x; return x * 3; }
 __attribute__((noinline)) int hot(int i) { return account(i) + 1; }
 __attribute__((noinline)) int warm(int i) { return account(i) + 2; }
 __attribute__((noinline)) int cold(int i) { return i - 1; }
+static int everywhere(int x) { sink += x; return x - 5; }
 int (*volatile indirect)(int) = account;
-int main(int n, char **v) { (void)v; return hot(n) + warm(n) + cold(n) + indirect(n); }
+int main(int n, char **v) { (void)v; return hot(n) + warm(n) + cold(n) + indirect(n) + everywhere(n) + everywhere(sink); }
 "#;
 
 #[test]
@@ -248,7 +249,12 @@ fn inlined_copies_are_counted_with_debug_info() {
         let image = Image::parse(&bytes).unwrap();
         let copies = |name: &str| SymbolIndex::of(&image).inlined_copies(name);
         assert_eq!((copies("account"), copies("cold")), (2, 0), "{compiler} {compressed}");
-        assert_eq!(copies("_start"), 0, "{compiler} {compressed}");
+        assert_eq!((copies("_start"), copies("nowhere")), (0, 0), "{compiler} {compressed}");
+        assert!(
+            SymbolIndex::of(&image).sites("everywhere").is_err(),
+            "{compiler}: it has no code of its own"
+        );
+        assert_eq!(copies("everywhere"), 2, "{compiler} {compressed}");
         run(Command::new("strip").arg("--strip-debug").arg(&path));
         let bytes = fs::read(&path).unwrap();
         let image = Image::parse(&bytes).unwrap();
