@@ -14,6 +14,9 @@ const CONDITION_ABOVE: u32 = 7 + 1;
 const OLD_CODE: &str = "the file was rewritten by BOLT, and some of its code is still executed at its old \
                         place, which has no names: calls of functions there are not counted";
 
+const UNTOLD_ARGUMENTS: &str = "are specialised clones without debug information: the compiler may have removed arguments \
+                               or moved them to other registers, so values read from them may be wrong";
+
 const OCAML: &str = "arguments are read from OCaml's registers, in the order of the source, without `float`s; a whole number n is \
                      2n + 1 in them, and in retval";
 
@@ -65,6 +68,7 @@ pub(crate) fn places_in(
     let is_traced = is_return || probe.span.is_some_and(|span| span.by == Pairing::Frame);
     let mut found = FoundPlaces::default();
     let mut exits = Costs::default();
+    let mut untold = Vec::new();
     let reads_words = reads(&probe.values) || reads_result(probe);
     if reads_words && functions.iter().any(|function| function.convention == Convention::OCaml) {
         found.remarks.push(OCAML.to_string());
@@ -140,7 +144,11 @@ pub(crate) fn places_in(
                 parameters: None,
                 result: None,
             }));
+            let may_lack_arguments = function.specialised && reads(&probe.values);
             let (at, parameters) = with_calling_convention(index, function, reads(&probe.values));
+            if may_lack_arguments && parameters.is_none() {
+                untold.push(display.clone());
+            }
             found.places.push(ProbePlace {
                 at,
                 entry,
@@ -155,6 +163,9 @@ pub(crate) fn places_in(
     }
     if is_return {
         found.remarks.extend(exits.notes());
+    }
+    if !untold.is_empty() {
+        found.warnings.push(format!("{} {UNTOLD_ARGUMENTS}", untold.join(", ")));
     }
     found
 }

@@ -166,6 +166,21 @@ fn incomplete_symbol_information_is_noted() {
     assert!(remarks.iter().any(|remark| remark.contains("whole.constprop.7")), "{remarks:?}");
     let named = function_sites(&image, "whole.constprop.7").unwrap();
     assert!(named.len() == 1 && !named[0].specialised, "{named:?}");
+    let warnings = |probe: &str| {
+        let yaml = format!("targets: [{{ name: t, binary: {}, probes: [{{ {probe} }}] }}]", copied.display());
+        let plan = plan_of(&yaml, false).unwrap();
+        resolve(&SymbolIndex::of(&image), 0, &plan, &mut |_| 0).unwrap().warnings
+    };
+    let labelled = "args: { b: 1 }, metrics: [{ counter: calls_total, labels: { b: b } }]";
+    let warned = warnings(&format!("function: whole, {labelled}"));
+    assert!(
+        warned.len() == 1 && warned[0].contains("whole.constprop.7") && warned[0].contains("moved them"),
+        "{warned:?}"
+    );
+    for without in ["function: whole, metrics: [{ counter: calls_total }]", "function: calls, args: { n: 0 }"]
+    {
+        assert_eq!(warnings(without), Vec::<String>::new(), "{without}");
+    }
 
     let bytes = fs::read(&path).unwrap();
     let image = Image::parse(&bytes).unwrap();
