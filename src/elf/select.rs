@@ -272,11 +272,12 @@ pub(super) fn missing(index: &SymbolIndex<'_>, pattern: &str) -> SiteError {
     SiteError::NoFunction { pattern: pattern.to_owned(), near: nearest(pattern, names), unnamed }
 }
 
-/// Of several names for one address, prefers the exported one, then the one with the fewest leading underscores.
+/// Of several names for one address, prefers the exported one, then the one with the fewest leading underscores. Of
+/// several symbols with that name, one tells its version.
 fn keep_best<'a>(found: &mut BTreeMap<u64, Symbol<'a>>, symbol: Symbol<'a>) {
     let rank = |s: &Symbol<'a>| {
         let underscores = s.name.len() - s.name.trim_start_matches('_').len();
-        (!s.global, underscores, s.name.len(), s.name)
+        (!s.global, underscores, s.name.len(), s.name, s.version.is_none())
     };
     found
         .entry(symbol.vaddr)
