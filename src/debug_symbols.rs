@@ -63,7 +63,7 @@ pub(crate) fn debug_symbols(image: &Image<'_>, path: &Path, display: &str) -> Op
 fn search(image: &Image<'_>, path: &Path, display: &str) -> (Option<DebugSymbols>, Option<PathBuf>) {
     let root = root_of(path);
     let mut misfit = None;
-    for candidate in debug_file_candidates(image, Path::new(display)) {
+    for candidate in debug_file_candidates(image, &below(&root, display)) {
         let Ok(bytes) = read_inside(&root, &candidate) else { continue };
         let fits = Image::parse(&bytes).is_ok_and(|debug| image.with_debug_symbols(&debug).is_ok());
         if fits {
@@ -91,7 +91,7 @@ fn shared_debug(
         let debug_file = symbols.image()?;
         Some(shared_debug_candidates(&debug_file, symbols.path.as_deref()?))
     });
-    let own = shared_debug_candidates(image, Path::new(display));
+    let own = shared_debug_candidates(image, &below(&root, display));
     let all = own.into_iter().chain(of_debug_file.into_iter().flatten());
     all.filter_map(|candidate| read_inside(&root, &candidate).ok()).next()
 }
@@ -119,6 +119,16 @@ fn root_of(path: &Path) -> PathBuf {
     }
 }
 
+/// Returns the path below `root` of the program that is called `display`. The kernel tells the whole path of a program
+/// in a chroot.
+fn below(root: &Path, display: &str) -> PathBuf {
+    let directory = std::fs::read_link(root).unwrap_or_else(|_| PathBuf::from("/"));
+    match Path::new(display).strip_prefix(directory) {
+        Ok(rest) => Path::new("/").join(rest),
+        Err(_) => PathBuf::from(display),
+    }
+}
+
 /// Reads a file by its path below `root`, which no link can escape.
 fn read_inside(root: &Path, path: &Path) -> io::Result<Vec<u8>> {
     regular::read_all(&regular::open_inside(root, path)?)
@@ -138,6 +148,16 @@ mod tests {
         assert_eq!(root_of(Path::new("/proc/12/root/usr/bin/x")), Path::new("/proc/12/root"));
         assert_eq!(root_of(Path::new("/proc/self/exe")), Path::new("/"));
         assert_eq!(root_of(Path::new("relative/proc/12")), Path::new("/"));
+    }
+
+    #[test]
+    fn a_program_in_a_chroot_is_below_its_root() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        symlink("/srv/jail", &root).unwrap();
+        assert_eq!(below(&root, "/srv/jail/opt/x"), Path::new("/opt/x"));
+        assert_eq!(below(&root, "/opt/x"), Path::new("/opt/x"));
+        assert_eq!(below(Path::new("/"), "/opt/x"), Path::new("/opt/x"));
     }
 
     #[test]
