@@ -118,6 +118,11 @@ fn legacy(parts: &Parts<'_>, opcode: u8, rest: &[u8]) -> Verdict {
         (0x9c, _) => Verdict::Harmful(
             "it saves the flags (pushf) including the single-step flag, which crashes the program",
         ),
+        (0xa4..=0xa7 | 0xaa..=0xaf, _)
+            if parts.prefixes.iter().any(|prefix| matches!(prefix, 0xf2 | 0xf3)) =>
+        {
+            Verdict::Harmful("it is repeated (rep), and each repetition traps and counts as a hit")
+        }
         (0xc7, [0xf8, ..]) => {
             Verdict::Harmful("it begins a transaction (xbegin), which single-stepping aborts")
         }
@@ -194,6 +199,8 @@ mod tests {
             (&[0x48, 0x83, 0xec, 0x08], SingleStepped),
             (&[0x0f, 0x1f, 0x44, 0, 0], SingleStepped),
             (&[0xc3], SingleStepped),
+            (&[0xf3, 0xc3], SingleStepped),
+            (&[0xaa], SingleStepped),
             (&[0x64, 0x48, 0x8b, 0x04, 0x25, 0x28, 0, 0, 0], SingleStepped),
             // vpaddb; unlike the vmovdqa load (6f)
             (&[0xc5, 0xe9, 0xfc, 0xc1], SingleStepped),
@@ -226,7 +233,8 @@ mod tests {
         ] {
             assert!(refused(code), "{code:02x?}: {:?}", verdict(code));
         }
-        // vpcmpeqb, vzeroupper, kmovw, vpor, vfnmadd132ss, vcmpps; EVEX vpcmpeqb; pushf, xchg %r8,%rax
+        // vpcmpeqb, vzeroupper, kmovw, vpor, vfnmadd132ss, vcmpps; EVEX vpcmpeqb; pushf, xchg %r8,%rax,
+        // rep stosb, rep movsq, repne scasq
         for code in [
             &[0xc5, 0xe9, 0x74, 0xc1][..],
             &[0xc5, 0xf8, 0x77],
@@ -237,6 +245,9 @@ mod tests {
             &[0x62, 0xf1, 0x7d, 0x48, 0x74, 0xc8],
             &[0x9c],
             &[0x49, 0x90],
+            &[0xf3, 0xaa],
+            &[0xf3, 0x48, 0xa5],
+            &[0xf2, 0x48, 0xaf],
         ] {
             assert!(harmful(code), "{code:02x?}: {:?}", verdict(code));
         }

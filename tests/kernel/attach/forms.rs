@@ -145,10 +145,11 @@ F(lea, "", "lea at_lea(%rip), %rax", "lea at_lea(%rip), %rcx\nsub %rcx, %rax")
 F(push, "mov $9, %ecx", "push %rcx", "pop %rax")
 F(call, "xor %eax, %eax\nlea run_push(%rip), %rdx\nsub $8, %rsp", "call *%rdx", "add $8, %rsp")
 F(system, "mov $39, %eax", "syscall", "shr $40, %rax")
+F(repeat, "xor %eax, %eax\nmov $3, %ecx\nlea -64(%rsp), %rdi", "rep stosb", "mov %ecx, %eax")
 int main(void)
 {
-	printf("%lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx\n", run_xchg(), run_pushf(), run_popf(), run_compare(), run_or(),
-	       run_fused(), run_add(), run_loop(), run_lea(), run_push(), run_call(), run_system());
+	printf("%lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx %lx\n", run_xchg(), run_pushf(), run_popf(), run_compare(), run_or(),
+	       run_fused(), run_add(), run_loop(), run_lea(), run_push(), run_call(), run_system(), run_repeat());
 	return 0;
 }
 "#;
