@@ -29,11 +29,13 @@ pub(super) struct Overrun {
 }
 
 impl Overrun {
-    /// None if the writer still waits, as it should.
+    /// None if writers still wait, as they should.
     pub(super) fn of(target: &str, attached: &AttachedFile) -> Option<Self> {
         let file = attached.lease.as_ref()?.file();
-        let now = Stamp::of(&file.metadata().ok()?);
-        now.has_other_contents(attached.stamp).then_some(())?;
+        let now = file.metadata().ok()?;
+        if !Stamp::of(&now).has_other_contents(attached.stamp) || makes_writers_wait(&now) {
+            return None;
+        }
         Some(Self {
             target: target.to_owned(),
             display: attached.display.clone(),
@@ -117,4 +119,13 @@ impl Overrun {
         let is_old = |at: &u64| self.originals.get(&(offset + at)) == Some(&here[*at as usize]);
         Ok(if differing.iter().all(is_old) { differing } else { Vec::new() })
     }
+}
+
+/// Returns whether the kernel still makes writers wait for the release of a lease on the file. Then nobody has written to
+/// it, whatever its modification time says: `touch` sets that also where it could not open the file without waiting.
+fn makes_writers_wait(meta: &fs::Metadata) -> bool {
+    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+    let file = format!(" {major:02x}:{minor:02x}:{} ", meta.ino());
+    let locks = text("/proc/locks").unwrap_or_default();
+    locks.lines().any(|lock| lock.contains(" BREAKING ") && lock.contains(&file))
 }

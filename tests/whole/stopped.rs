@@ -122,6 +122,20 @@ fn traced_file_can_be_read_and_run() {
     is_exact(&exporter.scrape(), 4000.0);
 }
 
+/// `touch` opens the file without waiting for the exporter, which fails, and then sets its times by its path.
+#[test]
+fn touched_file_is_not_reported_as_overwritten() {
+    let place = Place::new();
+    let program = compiled(&place);
+    let binary = place.copy_of(&program, "touched");
+    let exporter = Setup::new(&place, counting(&format!("binary: {}", binary.display()))).start();
+    exporter.wait_until_ready();
+    ends(Command::new("touch").arg(&binary));
+    exporter.wait_for_log("is about to be written");
+    counted_from_now_on(&exporter, &binary);
+    assert!(!exporter.log().contains("was written over"), "{}", exporter.log());
+}
+
 /// The kernel revokes the lease after /proc/sys/fs/lease-break-time, 45 seconds by default.
 #[test]
 fn traced_file_can_be_overwritten() {
