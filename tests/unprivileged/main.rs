@@ -15,6 +15,7 @@ mod elf_approaches;
 mod elf_cpp_names;
 mod elf_debug_files;
 mod elf_exits;
+mod elf_jump_tables;
 mod elf_names;
 mod elf_oddities;
 mod elf_parameters;

@@ -4,7 +4,7 @@ use iced_x86::{
     Code, ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 
-use super::{JumpCondition, JumpTable, MAX_LOOKBACK};
+use super::JumpCondition;
 use crate::elf::{Form, Reg};
 
 pub(super) fn condition_of(jump: &Instruction) -> JumpCondition {
@@ -187,40 +187,6 @@ pub(super) fn target_of(now: &Instruction) -> Option<Form> {
             Some(Form::Indexed { base, index, scale, offset })
         }
     }
-}
-
-/// Recognizes the table of `movslq (base,index,4),r; add base,r; jmp *r` with `lea table(%rip),base` before it, and of
-/// `jmp *table(,index,8)`.
-pub(super) fn table_of(jump: &Instruction, before: &[Instruction]) -> Option<JumpTable> {
-    if jump.op0_kind() == OpKind::Memory {
-        let is_table = jump.memory_base() == Register::None && jump.memory_index_scale() == 8;
-        let vaddr = jump.memory_displacement64();
-        return is_table.then_some(JumpTable { vaddr, relative: false, from: jump.ip() });
-    }
-    let mut before = before.iter().rev().take(MAX_LOOKBACK);
-    let is_register = |now: &Instruction, register| {
-        now.op_count() > 0
-            && now.op0_kind() == OpKind::Register
-            && now.op0_register().full_register() == register
-    };
-    let mut last_write = |register: Register| before.find(|now| is_register(now, register));
-    let target = jump.op0_register();
-    let add = last_write(target)?;
-    if add.code() == Code::Mov_r64_rm64 && add.op1_kind() == OpKind::Memory {
-        let is_table = add.memory_base() == Register::None && add.memory_index_scale() == 8;
-        let vaddr = add.memory_displacement64();
-        return is_table.then_some(JumpTable { vaddr, relative: false, from: add.ip() });
-    }
-    if !matches!(add.code(), Code::Add_r64_rm64 | Code::Add_rm64_r64) || add.op1_kind() != OpKind::Register {
-        return None;
-    }
-    let load = last_write(target)
-        .filter(|now| now.code() == Code::Movsxd_r64_rm32 && now.memory_index_scale() == 4)?;
-    let base = add.op1_register();
-    let lea =
-        last_write(base).filter(|now| now.mnemonic() == Mnemonic::Lea && now.is_ip_rel_memory_operand())?;
-    let is_table = load.op1_kind() == OpKind::Memory && load.memory_base() == base;
-    is_table.then(|| JumpTable { vaddr: lea.ip_rel_memory_address(), relative: true, from: lea.ip() })
 }
 
 /// Returns whether an instruction may write to any part of a register that `is_meant` accepts.

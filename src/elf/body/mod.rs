@@ -2,8 +2,9 @@
 
 mod instruction;
 mod stack;
+mod tables;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
@@ -11,9 +12,10 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Regi
 use super::{Form, Image, Reg};
 use instruction::{
     address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, poisons_stack,
-    popped_by, returns_to_caller, switches_stack, table_of, target_of, touches_null,
+    popped_by, returns_to_caller, switches_stack, target_of, touches_null,
 };
 pub(super) use instruction::{is_write, register, writes};
+use tables::{HeldTable, held_addresses, table_of};
 
 /// Bytes of one range that are decoded at most.
 const MAX_CODE: u64 = 4 << 20;
@@ -73,7 +75,7 @@ pub(in crate::elf) enum JumpCondition {
 pub(in crate::elf) struct IndirectJump {
     pub at: u64,
     pub target: Form,
-    /// The table that it takes its target from, if the preceding instructions show it.
+    /// The table that it takes its target from, if the code shows it.
     pub table: Option<JumpTable>,
 }
 
@@ -97,7 +99,7 @@ impl JumpTable {
                 let offset = i32::from_le_bytes(image.bytes_at(at)?);
                 Some(self.vaddr.wrapping_add_signed(i64::from(offset)))
             }
-            false => image.bytes_at(at).map(u64::from_le_bytes),
+            false => image.pointer_at(at),
         }
     }
 }
@@ -137,11 +139,15 @@ impl Body {
         let is_fixed = !image.is_pie();
         let mut decoder = Decoder::with_ip(64, code, range.start, DecoderOptions::NONE);
         let mut before: Vec<Instruction> = Vec::with_capacity(2 * MAX_LOOKBACK);
+        let mut held: BTreeMap<u64, HeldTable> = BTreeMap::new();
         while decoder.can_decode() {
             let instruction = decoder.decode();
             let from = (instruction.ip() - range.start) as usize;
             body.take(&instruction, &code[from..], &before, is_fixed)
                 .map_err(|err| format!("{err} at +{:#x}", instruction.ip() - range.start))?;
+            if instruction.flow_control() == FlowControl::IndirectBranch {
+                held.extend(HeldTable::of(&instruction, &before).map(|table| (instruction.ip(), table)));
+            }
             if before.len() == 2 * MAX_LOOKBACK {
                 before.drain(..MAX_LOOKBACK);
             }
@@ -149,13 +155,22 @@ impl Body {
         }
         let last = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Nop);
         body.ends_on_stack_change = last.is_some_and(|last| writes(last, |to| to == Register::RSP));
+        let mut addresses = None;
         for indirect in &mut body.indirect {
-            let around = |jump: &Jump| {
-                indirect.table.is_some_and(|table| jump.target > table.from && jump.target <= indirect.at)
+            let is_straight = |table: &JumpTable| {
+                !body.jumps.iter().any(|jump| jump.target > table.from && jump.target <= indirect.at)
             };
-            if body.jumps.iter().any(around) {
-                indirect.table = None;
-            }
+            // A function may also jump to one of several functions, whose addresses are in a table.
+            let leads_inside = |table: &JumpTable| {
+                let first = table.entry(image, 0);
+                first.is_some_and(|to| to != range.start && body.starts.binary_search(&to).is_ok())
+            };
+            let found = indirect.table.filter(is_straight).or_else(|| {
+                let held = held.get(&indirect.at)?;
+                let addresses = addresses.get_or_insert_with(|| held_addresses(code, range.start, is_fixed));
+                held.located(addresses).filter(is_straight).filter(leads_inside)
+            });
+            indirect.table = found;
         }
         Ok(body)
     }
