@@ -14,7 +14,7 @@ use crate::config::place::Place;
 use crate::config::{self, Diagnostics, Overrides, default_events_file};
 use crate::file_size::fail_beyond_limit;
 use crate::kernel::choose;
-use crate::loading::{CheckedConfig, load};
+use crate::loading::{CheckedConfig, load, secured};
 use crate::logging::{LogFile, Logging};
 use crate::net::detach_filters;
 use crate::pins::PinDir;
@@ -142,11 +142,15 @@ fn no_log_file(settings: &Settings, err: &io::Error) -> String {
 }
 
 fn check(overrides: &Overrides, attach: Option<Duration>) -> ExitCode {
-    let CheckedConfig { loaded, plan, .. } = match load(overrides) {
+    let CheckedConfig { loaded, plan, tls } = match load(overrides) {
         Ok(checked) => checked,
         Err(wrong) => return refuse(&wrong),
     };
-    loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| eprintln!("warning: {warning}"));
+    // What cannot be used has been refused.
+    let advice =
+        secured(&loaded.config.settings.web, tls, None).map(|(_, advice)| advice).unwrap_or_default();
+    let warnings = loaded.warnings.iter().chain(&plan.warnings).chain(&advice);
+    warnings.for_each(|warning| eprintln!("warning: {warning}"));
     let checked = check::check(&plan, terminal::width());
     let shown = show(&terminal::painted(&checked.table));
     let settings = &loaded.config.settings;

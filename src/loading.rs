@@ -106,7 +106,9 @@ fn pem_of(pem: &endpoint::PemSetting, name: &str) -> Pem {
 pub(crate) fn refuse_unusable(web: &Web, report: impl Fn(&Place, String)) -> Option<LoadedTls> {
     let load = |settings: &TlsSettings| {
         let unusable = |err: &HttpError| report(place_of(err, settings), err.to_string());
-        Tls::load(options_of(settings, web.http2)).inspect_err(unusable).ok()
+        let (tls, mut warnings) = Tls::load(options_of(settings, web.http2)).inspect_err(unusable).ok()?;
+        warnings.extend(settings.left_out.iter().cloned());
+        Some((tls, warnings))
     };
     let tls = web.tls.as_ref().and_then(load);
     for user in &web.users {

@@ -158,6 +158,8 @@ pub struct TlsSettings {
     pub prefer_server_cipher_suites: bool,
     /// Key exchange groups by IANA number, in order of preference; empty for all.
     pub curves: Vec<u16>,
+    /// Warnings about what is configured but not implemented.
+    pub left_out: Vec<String>,
 }
 
 /// PEM data, and where the configuration refers to it.

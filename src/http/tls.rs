@@ -10,9 +10,7 @@ use std::time::SystemTime;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
-use rustls::{
-    CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig, SupportedCipherSuite, Tls12CipherSuite,
-};
+use rustls::{CipherSuite, Error, InconsistentKeys, NamedGroup, ServerConfig, SupportedCipherSuite};
 
 use super::certificate::CertificateInfo;
 use super::clients::{Clients, unix_now, verifier};
@@ -238,35 +236,24 @@ fn read(options: &TlsOptions) -> Result<(ActiveTls, Vec<String>), TlsError> {
     Ok((ActiveTls { config: Arc::new(config), facts }, warnings))
 }
 
-/// Returns a warning about configured cipher suites that no client can get. Those of TLS 1.3 work with every key.
+/// Returns a warning if no client can get any of the configured cipher suites. Those of TLS 1.3 are not configurable.
 fn useless_suites(options: &TlsOptions, provider: &CryptoProvider, pair: &CertifiedKey) -> Option<String> {
+    let is_useful = |suite: &SupportedCipherSuite| match suite {
+        SupportedCipherSuite::Tls12(suite) => pair.key.choose_scheme(suite.sign).is_some(),
+        SupportedCipherSuite::Tls13(_) => false,
+    };
     if options.cipher_suites.is_empty() {
-        return None;
-    }
-    let of_tls12 = provider.cipher_suites.iter().filter_map(|suite| match suite {
-        SupportedCipherSuite::Tls12(suite) => Some(suite),
-        SupportedCipherSuite::Tls13(_) => None,
-    });
-    let (used, useless): (Vec<&Tls12CipherSuite>, Vec<_>) =
-        of_tls12.partition(|suite| options.tls12 && pair.key.choose_scheme(suite.sign).is_some());
-    let names: Vec<_> = useless.iter().map(|suite| format!("{:?}", suite.common.suite)).collect();
-    let names = names.join(", ");
-    let certificate = options.certificate.name().display();
-    if !options.tls12 {
-        (!useless.is_empty())
-            .then(|| format!("{names} of cipher_suites have no effect: they are for TLS 1.2, which is off"))
-    } else if used.is_empty() {
-        let why = if useless.is_empty() { String::new() } else { format!(" ({names} are for another kind)") };
+        None
+    } else if !options.tls12 {
+        Some("cipher_suites has no effect: it is for TLS 1.2, which is off".to_owned())
+    } else if !provider.cipher_suites.iter().any(is_useful) {
         Some(format!(
-            "clients that speak only TLS 1.2 cannot connect: none of cipher_suites is for TLS 1.2 and the key of \
-             {certificate}{why}; add one, or set min_version: TLS13"
+            "clients that speak only TLS 1.2 cannot connect: none of cipher_suites is for TLS 1.2 and the key of {}; add \
+             one, or set min_version: TLS13",
+            options.certificate.name().display()
         ))
     } else {
-        (!useless.is_empty()).then(|| {
-            format!(
-                "{names} of cipher_suites have no effect: they are not for the kind of key of {certificate}"
-            )
-        })
+        None
     }
 }
 

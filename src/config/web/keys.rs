@@ -161,6 +161,7 @@ fn of_files(cert: Sourced<PathBuf>, key: Sourced<PathBuf>) -> TlsSettings {
         cipher_suites: Vec::new(),
         prefer_server_cipher_suites: false,
         curves: Vec::new(),
+        left_out: Vec::new(),
     }
 }
 

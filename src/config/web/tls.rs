@@ -32,7 +32,8 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
         }
     }
     let versions = versions(&fields);
-    let cipher_suites = codes(&fields, "cipher_suites", "cipher suite", CIPHER_SUITES);
+    let mut left_out = Vec::new();
+    let cipher_suites = codes(&fields, "cipher_suites", "cipher suite", CIPHER_SUITES, &mut left_out);
     if let (Some(node), Some(versions)) = (fields.get("cipher_suites"), versions)
         && !versions.tls13
         && !cipher_suites.is_empty()
@@ -40,7 +41,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
     {
         node.error("max_version is TLS12, and none of these cipher suites is for it");
     }
-    let curves = codes(&fields, "curve_preferences", "curve", CURVES);
+    let curves = codes(&fields, "curve_preferences", "curve", CURVES, &mut left_out);
     let prefer_server_cipher_suites =
         present(&fields, "prefer_server_cipher_suites").map_or(Some(true), |n| n.boolean());
     let names = ["cert_file", "cert", "key_file", "key"];
@@ -69,6 +70,7 @@ pub(super) fn decode(node: &Node<'_>) -> Option<TlsSettings> {
         cipher_suites,
         prefer_server_cipher_suites: prefer_server_cipher_suites?,
         curves,
+        left_out,
     })
 }
 
@@ -120,19 +122,35 @@ fn texts(fields: &Fields<'_>, key: &str) -> Vec<String> {
     items.iter().filter_map(|node| Some(node.text_as("a name")?.to_owned())).collect()
 }
 
-fn codes(fields: &Fields<'_>, key: &str, what: &str, table: &'static [Named]) -> Vec<u16> {
+/// Decodes names in a table to their numbers. Those that are not implemented are left out, and added to `left_out`, if
+/// others remain.
+fn codes(
+    fields: &Fields<'_>,
+    key: &str,
+    what: &str,
+    table: &'static [Named],
+    left_out: &mut Vec<String>,
+) -> Vec<u16> {
     let Some(items) = present(fields, key).and_then(|node| node.list(&format!("a list of {what}s"))) else {
         return Vec::new();
     };
-    let code = |node: &Node<'_>| {
-        let code = node.one_of(what, table)?;
-        if code.is_none() {
+    let codes: Vec<_> = items.iter().map(|node| (node, node.one_of(what, table))).collect();
+    let missing: Vec<_> =
+        codes.iter().filter(|(_, code)| *code == Some(None)).map(|(node, _)| *node).collect();
+    let found: Vec<u16> = codes.iter().filter_map(|(_, code)| code.flatten()).collect();
+    if found.is_empty() {
+        for node in missing {
             node.error(format!(
                 "this {what} is known, but not implemented by this exporter's TLS library (rustls)"
             ))
             .help(format!("remove it; implemented: {}", implemented(table).join(", ")));
         }
-        code
-    };
-    items.iter().filter_map(code).collect()
+    } else if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().filter_map(|node| node.text_as(what)).collect();
+        left_out.push(format!(
+            "{key}: {} left out, as this exporter's TLS library (rustls) does not implement them",
+            names.join(", ")
+        ));
+    }
+    found
 }

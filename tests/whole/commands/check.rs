@@ -385,6 +385,32 @@ fn hashes_one_password_and_refuses_the_rest() {
 }
 
 #[test]
+fn warnings_of_the_start_about_certificates_are_shown() {
+    let scratch = Scratch::new();
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let cert = scratch.write("node.crt", &pair.cert.pem());
+    let key = scratch.write("node.key", &pair.signing_key.serialize_pem());
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .expect("change the mode");
+    // The key is an EC key.
+    let suites = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_RSA_WITH_AES_128_CBC_SHA";
+    let tls = format!(
+        "cert_file: {cert}, key_file: {key}, cipher_suites: [{suites}], curve_preferences: [X25519, CurveP521]"
+    );
+    let web = format!("web: {{ tls_server_config: {{ {tls} }} }}\n");
+    let ran = check(&format!("{web}{}", config(&demo("fibre-demo"), "profile: fibre")));
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for warning in [
+        "warning: clients that speak only TLS 1.2 cannot connect: none of cipher_suites is for",
+        "unsafe permissions",
+        "warning: cipher_suites: TLS_RSA_WITH_AES_128_CBC_SHA left out",
+        "warning: curve_preferences: CurveP521 left out",
+    ] {
+        assert!(ran.err.contains(warning), "{warning}\n{}", ran.err);
+    }
+}
+
+#[test]
 fn unusable_paths_are_errors() {
     let with = |more: &str| check(&format!("{more}\n{}", config(&demo("fibre-demo"), "profile: fibre")));
     let told = with("log_file: /nowhere/exporter.log").bad(2);
