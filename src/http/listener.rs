@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,11 +14,16 @@ use std::{fmt, fs};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
+use super::deferred::accept_at_first_byte;
 use super::error::HttpError;
 use super::route::LocalPeer;
 
-/// The backlog of connections not yet accepted.
-const BACKLOG: i32 = 128;
+/// The backlog of connections not yet accepted, silent ones included: the default of net.core.somaxconn, which limits it.
+const BACKLOG: i32 = 4096;
+
+/// How long a client may be silent before its connection is accepted, in seconds. Until then it holds no slot, so any number
+/// of silent clients costs the others nothing.
+const SILENCE: i32 = 5;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -40,6 +45,8 @@ impl Listener {
             other => other,
         };
         let listener = listener.map_err(fail)?;
+        // The standard library's backlog is 128.
+        SockRef::from(&listener).listen(BACKLOG).map_err(fail)?;
         listener.set_nonblocking(true).map_err(fail)?;
         Ok(Listener::Tcp(listener))
     }
@@ -196,7 +203,11 @@ pub(super) enum Accepting {
 impl Accepting {
     pub(super) fn new(listener: Listener) -> io::Result<Self> {
         Ok(match listener {
-            Listener::Tcp(listener) => Accepting::Tcp(tokio::net::TcpListener::from_std(listener)?),
+            Listener::Tcp(listener) => {
+                // Without it, silent clients take slots and are evicted.
+                let _ = accept_at_first_byte(listener.as_fd(), SILENCE);
+                Accepting::Tcp(tokio::net::TcpListener::from_std(listener)?)
+            }
             Listener::Unix(listener) => Accepting::Unix(tokio::net::UnixListener::from_std(listener)?),
         })
     }

@@ -16,6 +16,7 @@ mod certificate;
 mod client_tls;
 mod clients;
 mod coding;
+mod deferred;
 mod error;
 mod exposure;
 mod limits;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::support::demo::program;
-use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, TIMEOUT, USER};
+use crate::support::exporter::{Exporter, PASSWORD, Place, Setup, TIMEOUT, USER, wait_for};
 use crate::support::siege::{Besieged, Besieger, connect_and_say_nothing, guess, others, send_noise};
 
 /// The number of scrapes during each attack.
@@ -95,6 +95,33 @@ fn connection_flood_does_not_block_scrapes() {
     let exporter = besieged(&place);
     scrapes_under(&exporter, &others(200), 1, connect_and_say_nothing);
     scrapes_under(&exporter, &[SCRAPER], 32, connect_and_say_nothing);
+}
+
+/// The kernel keeps them; only who has sent something is accepted.
+#[test]
+fn silent_clients_hold_no_place() {
+    let place = Place::new();
+    let exporter = besieged(&place);
+    let server = known(&exporter);
+    let config = place.write("curl", &format!("user = \"{USER}:{PASSWORD}\"\n"));
+    let accepted = || {
+        let output = exporter.fetch("/metrics", &["--config", config.to_str().expect("a path"), "--fail"]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let name = "fibre_exporter_http_connections_total{endpoint=\"metrics\"} ";
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect(&text);
+        line.parse::<u64>().expect("a number")
+    };
+    // In case the machine stalls for seconds: then they are accepted.
+    wait_for("200 connections that nobody accepts", || {
+        let before = accepted();
+        let silent: Vec<_> =
+            others(200).into_iter().map(|from| server.connect(from).expect("connect")).collect();
+        let after = accepted();
+        // What was kept is served as soon as it speaks.
+        let mut one = silent.into_iter().next().expect("a connection");
+        assert_eq!(server.ask(&mut one, PASSWORD).expect("an answer"), 200);
+        after == before + 1
+    });
 }
 
 #[test]
