@@ -52,7 +52,7 @@ const LOOKS = {
 
 function state(word, isMissing) {
   const [sign, style] = LOOKS[word] || ["\u25cb", isMissing ? "bad" : "muted"];
-  return h("span", { class: `state ${style}` }, h("span", { "aria-hidden": "true" }, `${sign} `), word);
+  return h("span", { class: `state ${style}` }, h("span", { "aria-hidden": "true" }, `${sign} `), word.replace("_", " "));
 }
 
 const PROBE_COLUMNS = [
