@@ -40,13 +40,15 @@ fn mounted(process: &str, root: &Path) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let mut words = line.split(' ').skip(1);
         let (at, kind) = (words.next()?, words.next()?);
-        (kind == "cgroup2").then(|| root.join(at.trim_start_matches('/')))
+        let at = root.join(at.trim_start_matches('/'));
+        // Another file system may be mounted over it.
+        (kind == "cgroup2" && at.join("cgroup.procs").exists()).then_some(at)
     })
 }
 
 /// Whether this is the root of the hierarchy, the only cgroup without events.
 fn is_whole(cgroup: &Path) -> bool {
-    cgroup.join("cgroup.procs").exists() && !cgroup.join("cgroup.events").exists()
+    !cgroup.join("cgroup.events").exists()
 }
 
 /// The path in the version 2 hierarchy below [`cgroup_root`] of a cgroup that `/proc/PID/cgroup` shows as `shown`: that

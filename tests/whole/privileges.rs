@@ -1,6 +1,8 @@
 //! What the exporter is permitted to do, and what it reports about missing permissions.
 
 use std::fs::{self, Permissions};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 
@@ -160,4 +162,25 @@ fn later_targets_are_reported_after_dropping_privileges() {
     fs::set_permissions(place.path("forms"), Permissions::from_mode(0o700)).expect("protect it");
     fs::rename(place.path("forms"), &binary).expect("move it");
     wait_for("the reason", || exporter.health("/ready").1.contains("keep_privileges: none"));
+}
+
+/// As under `ip netns exec`, `/sys` has no cgroups. Sockets that are open before the exporter starts belong to the process
+/// that has them open: its descriptors are borrowed, which nothing else needs.
+#[test]
+fn open_sockets_are_attributed_where_cgroups_are_hidden() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let client = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
+    let _server = listener.accept().expect("its other end");
+    let place = Place::new();
+    let network = "node_name: test\nnetwork: { interfaces: [lo], count: { processes: true } }\n";
+    let hidden =
+        ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"", "sh"];
+    let exporter = Setup::new(&place, network).through(&hidden).start();
+    exporter.wait_until_ready();
+    let own = fs::read_to_string("/proc/self/comm").expect("the test's own name");
+    let labels = [("direction", "egress"), ("process", own.trim_end())];
+    exporter.scrape_until("packets of a connection that was open before", |metrics| {
+        (&client).write_all(b"a").expect("the connection");
+        metrics.sum("network_process_packets_total", &labels) > 3.0
+    });
 }
