@@ -52,6 +52,7 @@ pair port1; $A link add bridge1 type bridge vlan_filtering 1; $A link set port1 
 $A link set port1 up; $A link set bridge1 up; $B link set port1 up
 $A addr add 10.24.0.1/24 dev bridge1; $B addr add 10.24.0.2/24 dev port1
 pair member1; $A link add vrf1 type vrf table 100; $A link set vrf1 up; $A link set member1 master vrf1; address member1 25
+$A route add default via 10.25.0.2 table 100 || exit 1
 # What IPsec decrypts keeps the Ethernet header that it came behind; FOU has UDP between the headers; where each neighbour is
 # another end of the tunnel, the outer headers come first.
 both vti1 26 "type vti local 10.2.0.1 remote 10.2.0.2 key 13" "type vti local 10.2.0.2 remote 10.2.0.1 key 13"
@@ -74,7 +75,7 @@ both erspan1 30 "type erspan $four seq key 19 erspan_ver 1 erspan 5" "type erspa
 $A link add mute1 type dummy; $A addr add 10.32.0.1/24 dev mute1; $A link set mute1 up
 $A link add nlmon1 type nlmon; $A link set nlmon1 up
 
-echo 'network: { interfaces: ["*1", "*2", "v3"], exclude: [vrf1, "eth*"], count: { talkers: true, flows: true } }' >/config.yaml
+echo 'network: { interfaces: ["*1", "*2", "v3"], exclude: [vrf1, "eth*"], count: { talkers: true, flows: true }, block: { entries: [203.0.113.0/24] } }' >/config.yaml
 $IP netns exec a $EXPORTER --config /config.yaml >/log 2>&1 &
 for second in $(seq 100); do
     $IP netns exec a wget -q -O - http://127.0.0.1:9436/ready 2>/dev/null | grep -q '^ready' && break
@@ -169,6 +170,8 @@ fn every_device_kind_matches_kernel_counters() {
     }
     assert!(log.contains("nlmon1: counting sent packets only") && !log.contains("missed"), "{log}");
     assert!(log.contains("layer1: an ipvlan in mode l3s receives packets behind all hooks"), "{log}");
+    // No rule leads to the table of a VRF by its number.
+    assert!(log.contains("10.25.0.2/32 (default gateway)"), "{log}");
     // Two links of 10 Gbit/s; a veth's own speed is fictitious.
     let speed = |device| after.sum("network_speed_bytes", &[("interface", device)]);
     assert_eq!((speed("bond1"), speed("vlan1"), speed("v1")), (2.5e9, 1.25e9, 0.0), "{log}");
