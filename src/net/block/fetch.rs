@@ -1,5 +1,6 @@
 //! Lists that are downloaded: requested with validators, verified, and cached in a file.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -14,6 +15,7 @@ use minisign_verify::{PublicKey, Signature};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use super::file::Stamp;
 use super::list::ListFile;
 use super::replace::{age, replace, touch};
 use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
@@ -91,6 +93,8 @@ pub(super) struct Fetcher {
     config: UrlConfig,
     client: Client,
     path: PathBuf,
+    /// The stamp of the cached list when it was last known to be the verified one; at first, [`verified`] has seen to it.
+    seen: Cell<Option<Stamp>>,
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -121,18 +125,23 @@ fn meta_of(path: &Path) -> PathBuf {
     path.with_extension("list.json")
 }
 
-/// The description of the cached list, if the file still has the verified content and the verification configured now.
-fn cached(config: &UrlConfig, path: &Path) -> Option<Meta> {
+/// The description of the cached list, if it was verified in the way that is configured now.
+fn described(config: &UrlConfig, path: &Path) -> Option<Meta> {
     let meta: Meta = serde_json::from_slice(&fs::read(meta_of(path)).ok()?).ok()?;
-    let is_it = meta.url == config.url.text() && meta.checked == config.check.to_string();
-    let content = fs::read(path).ok().filter(|_| is_it)?;
-    (hex(digest(&SHA256, &content).as_ref()) == meta.sha256).then_some(meta)
+    (meta.url == config.url.text() && meta.checked == config.check.to_string()).then_some(meta)
+}
+
+/// The same, and its content, if it is still the one that was verified.
+fn cached(config: &UrlConfig, path: &Path) -> Option<(Meta, Vec<u8>)> {
+    let meta = described(config, path)?;
+    let content = fs::read(path).ok()?;
+    (hex(digest(&SHA256, &content).as_ref()) == meta.sha256).then_some((meta, content))
 }
 
 /// Removes the cached list if it must not be used: wrong digest, or another verification is configured. Otherwise
-/// returns its age in seconds.
-pub(super) fn age_of_cached(config: &UrlConfig, path: &Path) -> Option<i64> {
-    if cached(config, path).is_none() {
+/// returns its age in seconds and its content.
+pub(super) fn verified(config: &UrlConfig, path: &Path) -> Option<(i64, Vec<u8>)> {
+    let Some((_, content)) = cached(config, path) else {
         for path in [path, &meta_of(path)] {
             if fs::remove_file(path).is_ok() {
                 log::warn!(
@@ -142,8 +151,8 @@ pub(super) fn age_of_cached(config: &UrlConfig, path: &Path) -> Option<i64> {
             }
         }
         return None;
-    }
-    age(&meta_of(path))
+    };
+    Some((age(&meta_of(path))?, content))
 }
 
 /// The time of signing in minisign's trusted comment: `timestamp:SECONDS`, a tab, `file:NAME`.
@@ -174,7 +183,8 @@ impl Fetcher {
             timeout: TIMEOUT,
             most: config.most,
         };
-        Self { config: config.clone(), client: Client::new(options), path: path.to_owned() }
+        let (path, seen) = (path.to_owned(), Cell::new(Stamp::of(path).ok()));
+        Self { config: config.clone(), client: Client::new(options), path, seen }
     }
 
     /// Downloads the list if it has changed.
@@ -182,7 +192,21 @@ impl Fetcher {
     /// # Errors
     /// Why it failed. The cached list stays.
     pub fn fetch(&self) -> Result<Fetched, String> {
-        let known = cached(&self.config, &self.path);
+        let stamp = Stamp::of(&self.path).ok();
+        let known = if stamp.is_some() && stamp == self.seen.get() {
+            described(&self.config, &self.path)
+        } else {
+            cached(&self.config, &self.path).map(|(meta, _)| meta)
+        };
+        self.seen.set(stamp.filter(|_| known.is_some()));
+        let fetched = self.fetch_unless(known)?;
+        if let Fetched::New(_) = fetched {
+            self.seen.set(Stamp::of(&self.path).ok());
+        }
+        Ok(fetched)
+    }
+
+    fn fetch_unless(&self, known: Option<Meta>) -> Result<Fetched, String> {
         let mut headers = Vec::new();
         let mut add = |name: HeaderName, value: Option<&String>| {
             headers.extend(value.and_then(|value| Some((name, HeaderValue::try_from(value).ok()?))));
@@ -351,7 +375,7 @@ mod tests {
             assert!(error.contains(said), "{error}");
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "192.0.2.1\n");
-        assert!(age_of_cached(&config, &path).is_some());
+        assert!(verified(&config, &path).is_some());
         assert_eq!(fetcher.fetch(), Ok(Fetched::New(0)));
         assert!(asked.iter().last().unwrap().contains("if-none-match: \"b\""));
 
@@ -359,7 +383,7 @@ mod tests {
         let other = UrlConfig { check: ContentCheck::Sha256([0; 32]), ..config.clone() };
         assert!(cached(&config, &path).is_some() && cached(&other, &path).is_none());
         fs::write(&path, "192.0.2.2\n").unwrap();
-        assert!(age_of_cached(&config, &path).is_none() && !path.exists());
+        assert!(verified(&config, &path).is_none() && !path.exists());
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub(crate) struct WatchedFile {
     pub reason: String,
     /// Whether it is downloaded: it may be missing before the first download.
     is_fetched: bool,
+    /// The content for the first reading, if it is known already.
+    first: Option<(Stamp, Vec<u8>)>,
     /// From the last successful reading.
     pub prefixes: Vec<Prefix>,
     pub invalid: usize,
@@ -36,7 +38,7 @@ pub(crate) struct WatchedFile {
 
 /// Distinguishes two contents of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -44,7 +46,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(path: &Path) -> Result<Self, String> {
+    pub fn of(path: &Path) -> Result<Self, String> {
         let found = fs::metadata(path).map_err(|error| error.to_string())?;
         if !found.is_file() {
             return Err("it is not a regular file".to_string());
@@ -91,10 +93,12 @@ impl WatchedFile {
         Self { name: path.display().to_string(), path, reason, ..Self::default() }
     }
 
-    /// A file that is downloaded.
-    pub fn fetched(list: &UrlConfig, path: PathBuf) -> Self {
+    /// A file that is downloaded. `verified` returns its content, if it may be used.
+    pub fn fetched(list: &UrlConfig, path: PathBuf, verified: impl FnOnce(&Path) -> Option<Vec<u8>>) -> Self {
         let (name, reason) = (list.url.to_string(), list.reason.clone());
-        Self { path, name, reason, is_fetched: true, ..Self::default() }
+        // What replaces the content meanwhile has another stamp.
+        let first = Stamp::of(&path).ok().and_then(|stamp| Some((stamp, verified(&path)?)));
+        Self { path, name, reason, is_fetched: true, first, ..Self::default() }
     }
 
     /// A copy without the entries, enough to check the file.
@@ -105,6 +109,7 @@ impl WatchedFile {
             name: name.clone(),
             reason: reason.clone(),
             is_fetched: *is_fetched,
+            first: None,
             prefixes: Vec::new(),
             invalid: *invalid,
             error: error.clone(),
@@ -125,11 +130,13 @@ impl WatchedFile {
 
     /// Reads it for the first time.
     pub fn read_first(&mut self) {
-        if self.seen.is_none() {
-            match Stamp::of(&self.path) {
-                Ok(now) => drop(self.read(now)),
-                Err(error) => drop(self.fail(error)),
-            }
+        if self.seen.is_some() {
+            return;
+        }
+        let first = self.first.take().map(|(stamp, content)| (stamp, Ok(ListFile::parse(&content))));
+        match first.map_or_else(|| Stamp::of(&self.path).map(|now| (now, now.read(&self.path))), Ok) {
+            Ok((now, list)) => drop(self.take(now, list)),
+            Err(error) => drop(self.fail(error)),
         }
     }
 
@@ -147,11 +154,11 @@ impl WatchedFile {
         if self.changing.replace(now) != Some(now) {
             return Read::Kept;
         }
-        self.read(now)
+        self.take(now, now.read(&self.path))
     }
 
-    fn read(&mut self, now: Stamp) -> Read {
-        let list = match now.read(&self.path) {
+    fn take(&mut self, now: Stamp, list: Result<ListFile, String>) -> Read {
+        let list = match list {
             Ok(list) => list,
             Err(error) => return self.fail(error),
         };

@@ -12,7 +12,7 @@ use super::crowdsec::{CrowdsecConfig, NAME};
 use super::decisions::{About, Answered, Ban, Saved};
 use super::entry::{Asker, Source};
 use super::feed::Feed;
-use super::fetch::{UrlConfig, age_of_cached};
+use super::fetch::{UrlConfig, verified};
 use super::file::WatchedFile;
 use super::push::ORIGIN;
 use super::replace::age;
@@ -64,8 +64,11 @@ pub(super) fn fetched(config: &BlockConfig, files: &mut Vec<WatchedFile>) -> Vec
     }
     for followed in Followed::all(config) {
         let Followed::Url(list, path) = &followed else { continue };
-        ages.extend(age_of_cached(list, path).map(|age| (followed.name(), age)));
-        files.push(WatchedFile::fetched(list, path.clone()));
+        files.push(WatchedFile::fetched(list, path.clone(), |path| {
+            let (age, content) = verified(list, path)?;
+            ages.push((followed.name(), age));
+            Some(content)
+        }));
     }
     ages
 }
