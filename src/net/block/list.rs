@@ -1,9 +1,12 @@
 //! Parses published lists of addresses and prefixes. Pure.
 //!
 //! One entry per line: an address, a prefix (also with a netmask, `ADDRESS MASK`), or a range `FIRST-LAST`; `#` and `;`
-//! begin comments. A second column with a number, as some lists have, is ignored.
+//! begin comments. A second column with a number, as some lists have, is ignored. Or one JSON object per line, with the
+//! prefix as `cidr` (Spamhaus DROP).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde_json::Value;
 
 use super::super::cidr::Prefix;
 
@@ -37,7 +40,11 @@ impl ListFile {
             if text.is_empty() {
                 continue;
             }
-            match entry(text, &mut file.prefixes) {
+            let parsed = match text.strip_prefix('{') {
+                Some(_) => json(text, &mut file.prefixes),
+                None => entry(text, &mut file.prefixes),
+            };
+            match parsed {
                 Ok(None) => {}
                 Ok(Some(warning)) => file.warn(number + 1, warning),
                 Err(error) => {
@@ -61,6 +68,16 @@ impl ListFile {
         if self.told.len() < MAX_REPORTED {
             self.told.push((line, text));
         }
+    }
+}
+
+/// Parses a line with a JSON object, the last of which may describe the list.
+fn json(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
+    let object: Value = serde_json::from_str(text).map_err(|error| format!("{text:?}: {error}"))?;
+    match object.get("cidr").and_then(Value::as_str) {
+        Some(prefix) => entry(prefix, to),
+        None if object.get("type").and_then(Value::as_str) == Some("metadata") => Ok(None),
+        None => Err(format!("{text:?} has no text \"cidr\"")),
     }
 }
 
@@ -212,6 +229,16 @@ mod tests {
                 "2001:db8::/32"
             ]
         );
+    }
+
+    #[test]
+    fn parses_json_lines() {
+        let list = "{\"cidr\":\"192.0.2.0/24\",\"sblid\":\"SBL1\",\"rir\":\"apnic\"}\n{\"cidr\":\"2001:db8::/32\"}\r\n\
+                    {\"type\":\"metadata\",\"timestamp\":1732579200,\"size\":98765}\n";
+        assert_eq!(prefixes(list), ["192.0.2.0/24", "2001:db8::/32"]);
+        assert_eq!(ListFile::parse(list.as_bytes()).invalid, 0);
+        let wrong = "{\"cidr\":\"0.0.0.0/0\"}\n{\"cidr\":7}\n{\"ip\":\"192.0.2.1\"}\n{\n";
+        assert_eq!((prefixes(wrong).len(), ListFile::parse(wrong.as_bytes()).invalid), (0, 4));
     }
 
     #[test]
