@@ -100,20 +100,15 @@ impl Namespace {
         })
     }
 
-    /// Where its processes may see these files: in the directory of `ip netns exec` for this namespace, or below the
-    /// root of the process through which it was found.
-    pub fn files(&self, paths: &[&str]) -> Vec<PathBuf> {
-        let inside = |root: &Path| paths.iter().map(|path| root.join(path.trim_start_matches('/'))).collect();
-        if let Some(process) = self.path.to_str().and_then(|path| path.strip_suffix("/ns/net")) {
-            return inside(&Path::new(process).join("root"));
-        }
-        let mut found: Vec<PathBuf> = inside(Path::new("/"));
-        if let Some(name) = self.path.file_name() {
-            let own = Path::new("/etc/netns").join(name);
-            let in_etc = paths.iter().filter_map(|path| path.strip_prefix("/etc/"));
-            found.extend(in_etc.map(|path| own.join(path)));
-        }
-        found
+    /// The root directory of the process through which it was found, if any: what is below it is not to be trusted.
+    pub fn root(&self) -> Option<PathBuf> {
+        let process = self.path.to_str()?.strip_suffix("/ns/net")?;
+        Some(Path::new(process).join("root"))
+    }
+
+    /// Where `ip netns exec` has the files of `/etc` for this namespace.
+    pub fn own_etc(&self) -> PathBuf {
+        Path::new("/etc/netns").join(self.path.file_name().unwrap_or_default())
     }
 }
 

@@ -221,8 +221,8 @@ fn sessions_of_running_and_redirected_servers_are_protected() {
             }
         });
         let mut client = session(&there, to);
-        // What listens is determined once a second at most.
-        std::thread::sleep(Duration::from_millis(1100));
+        // What listens is determined once a second at most, and read twice a second.
+        std::thread::sleep(Duration::from_secs(2));
         let list = std::sync::Arc::clone(network.blocklist().unwrap());
         let entry = enforcing(&["10.99.0.0/24"]).entries.remove(0);
         here.run(move || list.block(&entry, Asker::Api)).unwrap();

@@ -11,7 +11,7 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use super::super::netlink::{NETLINK_ROUTE, each_message};
 use super::super::spaces::Namespace;
 use super::gateways::RTM_NEWROUTE;
-use super::protect::RESOLVERS;
+use super::protect::ResolverFiles;
 
 /// Multicast groups of addresses, routes and rules of IPv4 and IPv6, `man 7 rtnetlink`, and of nexthop objects.
 const GROUPS: u32 = 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000 | 0x8000_0000;
@@ -31,7 +31,7 @@ impl ProtectedChanges {
     /// # Errors
     /// If the kernel creates no socket or no inotify instance.
     pub fn listen() -> io::Result<Self> {
-        Self::listen_to(RESOLVERS.map(PathBuf::from).to_vec())
+        Self::listen_to(ResolverFiles::own().paths().collect())
     }
 
     /// The same for another namespace, in which the calling thread is.
@@ -39,7 +39,7 @@ impl ProtectedChanges {
     /// # Errors
     /// As [`Self::listen`].
     pub fn listen_in(namespace: &Namespace) -> io::Result<Self> {
-        Self::listen_to(namespace.files(&RESOLVERS))
+        Self::listen_to(ResolverFiles::of(namespace).paths().collect())
     }
 
     fn listen_to(resolvers: Vec<PathBuf>) -> io::Result<Self> {

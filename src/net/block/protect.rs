@@ -2,8 +2,9 @@
 //! thread's network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::super::cidr::Prefix;
@@ -12,6 +13,7 @@ use super::super::spaces::Namespace;
 use super::gateways::gateways;
 use super::maps::Connection;
 use super::sessions::{served_ports, session_of, ssh_ports};
+use crate::regular::open_inside;
 
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
@@ -22,12 +24,20 @@ const ADDRESS: usize = 8;
 
 /// Files with DNS servers: that of the C library, and those with the servers that a local resolver forwards to, of
 /// systemd-resolved, NetworkManager and dnsmasq.
-pub(super) const RESOLVERS: [&str; 4] = [
+const RESOLVERS: [&str; 4] = [
     "/etc/resolv.conf",
     "/run/systemd/resolve/resolv.conf",
     "/run/NetworkManager/no-stub-resolv.conf",
     "/run/dnsmasq/resolv.conf",
 ];
+
+/// Larger files of DNS servers are not read to their end.
+const MAX_RESOLVER_FILE: u64 = 1 << 16;
+
+/// DNS servers, and addresses in all, that are protected for another namespace: a container may write its own files, and
+/// must not be able to lift the whole blocklist.
+const MAX_SERVERS_ELSEWHERE: usize = 8;
+const MAX_ADDRESSES_ELSEWHERE: usize = 1024;
 
 /// Protected addresses, and what is needed to find protected connections.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -53,7 +63,7 @@ pub(super) struct Elsewhere {
 impl Protected {
     /// Determines what is protected now. What cannot be read is left out.
     pub fn find() -> Self {
-        let mut found = Self::with_resolvers(&RESOLVERS.map(PathBuf::from));
+        let mut found = Self::with_servers(dns_servers(&ResolverFiles::own()));
         found.own_session = session_of(&std::env::var("SSH_CONNECTION").unwrap_or_default());
         found.ssh_ports = ssh_ports(found.own_session);
         found.ssh_ports.extend(served_ports(false));
@@ -62,18 +72,21 @@ impl Protected {
 
     /// The same for another namespace, in which the calling thread is.
     pub fn find_in(namespace: &Namespace) -> Self {
-        let mut found = Self::with_resolvers(&namespace.files(&RESOLVERS));
+        let mut servers = dns_servers(&ResolverFiles::of(namespace));
+        servers.truncate(MAX_SERVERS_ELSEWHERE);
+        let mut found = Self::with_servers(servers);
+        found.prefixes = found.prefixes.into_iter().take(MAX_ADDRESSES_ELSEWHERE).collect();
         found.ssh_ports = ssh_ports(None);
         found.ssh_ports.extend(served_ports(true));
         found
     }
 
-    fn with_resolvers(files: &[PathBuf]) -> Self {
+    fn with_servers(servers: Vec<IpAddr>) -> Self {
         let mut prefixes = BTreeMap::new();
         let mut add = |address: IpAddr, why| {
             prefixes.entry(Prefix::new(address, 128)).or_insert(why);
         };
-        dns_servers(files).into_iter().for_each(|address| add(address, "DNS server"));
+        servers.into_iter().for_each(|address| add(address, "DNS server"));
         gateways().into_iter().for_each(|address| add(address, "default gateway"));
         // If the kernel does not list them, they are left out.
         own_addresses().unwrap_or_default().into_iter().for_each(|address| add(address, "own address"));
@@ -109,9 +122,43 @@ impl Protected {
     }
 }
 
+/// Files that list DNS servers, below a root directory that no link in it leads out of.
+#[derive(Debug)]
+pub(super) struct ResolverFiles {
+    root: PathBuf,
+    files: Vec<PathBuf>,
+}
+
+impl ResolverFiles {
+    pub fn own() -> Self {
+        Self { root: "/".into(), files: RESOLVERS.map(PathBuf::from).to_vec() }
+    }
+
+    /// Those that processes in a namespace see.
+    pub fn of(namespace: &Namespace) -> Self {
+        let mut all = Self::own();
+        match namespace.root() {
+            Some(root) => all.root = root,
+            None => all.files.push(namespace.own_etc().join("resolv.conf")),
+        }
+        all
+    }
+
+    /// Their paths from outside.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|file| self.root.join(file.strip_prefix("/").unwrap_or(file)))
+    }
+}
+
 /// The DNS servers that these files list. What cannot be read is left out.
-fn dns_servers(files: &[impl AsRef<Path>]) -> Vec<IpAddr> {
-    let read = files.iter().flat_map(std::fs::read);
+fn dns_servers(from: &ResolverFiles) -> Vec<IpAddr> {
+    let read = |file: &PathBuf| {
+        let mut bytes = Vec::new();
+        let file = open_inside(&from.root, file).ok()?;
+        file.take(MAX_RESOLVER_FILE).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    };
+    let read = from.files.iter().filter_map(read);
     read.flat_map(|bytes| resolvers(&String::from_utf8_lossy(&bytes)).collect::<Vec<_>>()).collect()
 }
 
@@ -152,6 +199,10 @@ fn own_addresses() -> std::io::Result<Vec<IpAddr>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     #[test]
@@ -170,9 +221,27 @@ mod tests {
         let [stub, absent, upstream] = ["stub", "absent", "upstream"].map(|name| directory.path().join(name));
         std::fs::write(&stub, "nameserver 127.0.0.53\noptions edns0\n").unwrap();
         std::fs::write(&upstream, "nameserver 192.0.2.53\nnameserver 2001:db8::53\n").unwrap();
-        let found: Vec<String> =
-            dns_servers(&[&stub, &absent, &upstream]).iter().map(ToString::to_string).collect();
+        let from = ResolverFiles { root: "/".into(), files: vec![stub, absent, upstream] };
+        let found: Vec<String> = dns_servers(&from).iter().map(ToString::to_string).collect();
         assert_eq!(found, ["127.0.0.53", "192.0.2.53", "2001:db8::53"]);
+        assert_eq!(from.paths().collect::<Vec<_>>(), from.files);
+    }
+
+    /// What a container has in their place must neither stop the exporter nor name files outside.
+    #[test]
+    fn files_of_a_container_are_not_trusted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (root, outside) = (directory.path().join("root"), directory.path().join("outside"));
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        std::fs::create_dir(root.join("run")).unwrap();
+        std::fs::write(&outside, "nameserver 192.0.2.1\n").unwrap();
+        std::fs::write(root.join("run/resolv.conf"), "nameserver 192.0.2.53\n").unwrap();
+        symlink(&outside, root.join("etc/out")).unwrap();
+        symlink("/run/resolv.conf", root.join("etc/in")).unwrap();
+        mknodat(CWD, root.join("etc/pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let files = ["/etc/out", "/etc/in", "/etc/pipe"].map(PathBuf::from).to_vec();
+        let found = dns_servers(&ResolverFiles { root, files });
+        assert_eq!(found, [IpAddr::from([192, 0, 2, 53])]);
     }
 
     #[test]

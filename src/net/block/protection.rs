@@ -3,13 +3,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::super::abi::List;
+use super::super::abi::{List, SPARED};
 use super::super::cidr::Prefix;
 use super::apply::{MAX_SINGLE_CHANGES, marks};
 use super::maps::{BlockMaps, Rule};
 use super::protect::{Elsewhere, Protected};
 use super::sessions::sessions;
 use super::state::ListState;
+
+/// Sessions that are protected in another namespace: a container may open any number, and must leave room for the
+/// machine's own.
+const MAX_SESSIONS_ELSEWHERE: usize = 256;
 
 impl ListState {
     /// The allowlist of the configuration, and the protected addresses.
@@ -106,23 +110,29 @@ impl ListState {
 
     /// Protects the SSH connections that are established now.
     pub fn protect_sessions(&mut self, maps: &BlockMaps) {
-        let found = sessions(&self.protected.ssh_ports).and_then(|mut found| {
+        let own = sessions(&self.protected.ssh_ports).map(|mut found| {
             found.extend(self.protected.own_session);
-            for other in self.elsewhere.values() {
-                found.extend(other.namespace.run(|| sessions(&other.protected.ssh_ports))??);
-            }
-            self.tables.spare(maps, found.clone()).map_err(std::io::Error::other)?;
-            Ok(found)
+            found
         });
-        match found {
-            Ok(found) => (self.sessions, self.sessions_unknown) = (found, false),
-            Err(err) => {
-                if !std::mem::replace(&mut self.sessions_unknown, true) {
-                    log::warn!(
-                        "blocklist: new SSH connections are not protected: failed to determine them: {err}"
-                    );
-                }
+        // Where they are not known, those that were protected before stay.
+        let (mut found, mut failed) = match own {
+            Ok(found) => (found, None),
+            Err(err) => (self.sessions.clone(), Some(err)),
+        };
+        for other in self.elsewhere.values() {
+            let room = MAX_SESSIONS_ELSEWHERE.min(SPARED.saturating_sub(found.len()));
+            match other.namespace.run(|| sessions(&other.protected.ssh_ports)).and_then(|found| found) {
+                Ok(more) => found.extend(more.into_iter().take(room)),
+                Err(err) => failed = Some(err),
             }
+        }
+        match self.tables.spare(maps, found.clone()) {
+            Ok(()) => self.sessions = found,
+            Err(err) => failed = Some(std::io::Error::other(err)),
+        }
+        let was_unknown = std::mem::replace(&mut self.sessions_unknown, failed.is_some());
+        if let (Some(err), false) = (failed, was_unknown) {
+            log::warn!("blocklist: new SSH connections are not protected: failed to determine them: {err}");
         }
     }
 }

@@ -6,11 +6,14 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use super::super::sockets::{established, local_ports};
 use super::maps::Connection;
 use super::redirected::redirected;
 use crate::glob;
+use crate::mutex::lock;
 use crate::procfs::{processes, text};
 
 /// The configuration of the SSH server.
@@ -21,6 +24,8 @@ const UNITS: [&str; 2] = ["/etc/systemd/system", "/run/systemd/generator"];
 const MAX_DEPTH: usize = 16;
 /// The names of SSH servers' processes: OpenSSH has other ones for connections since version 9.8.
 const SERVERS: [&str; 4] = ["sshd", "sshd-session", "sshd-auth", "dropbear"];
+/// How old the list of their sockets may be.
+const SOCKETS_MAX_AGE: Duration = Duration::from_millis(500);
 
 /// The TCP ports of the SSH server. `own` is the connection in which the exporter was started, if any.
 pub(super) fn ssh_ports(own: Option<Connection>) -> BTreeSet<u16> {
@@ -51,16 +56,35 @@ pub(super) fn served_ports(of_any_user: bool) -> BTreeSet<u16> {
     listening.iter().filter(is_ours).chain(accepted).map(|(port, _)| *port).collect()
 }
 
-/// The inodes of sockets that SSH servers have open. What may not be read is left out.
+/// The inodes of sockets that SSH servers of root, or of any user, have open. All namespaces share what was read a moment
+/// ago, because routers may announce changes all the time.
 fn server_sockets(of_any_user: bool) -> HashSet<u32> {
-    let is_server = |pid: &u32| {
-        let name = text(format!("/proc/{pid}/comm")).unwrap_or_default();
-        SERVERS.contains(&name.trim_end())
-            && (of_any_user || fs::metadata(format!("/proc/{pid}")).is_ok_and(|process| process.uid() == 0))
-    };
-    let files = processes().filter(is_server).flat_map(|pid| fs::read_dir(format!("/proc/{pid}/fd")));
-    let targets = files.flatten().flatten().filter_map(|file| fs::read_link(file.path()).ok());
-    targets.filter_map(|to| to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect()
+    static RECENT: Mutex<Option<(Instant, Vec<(u32, bool)>)>> = Mutex::new(None);
+    let mut recent = lock(&RECENT);
+    if recent.as_ref().is_none_or(|(read, _)| read.elapsed() > SOCKETS_MAX_AGE) {
+        *recent = Some((Instant::now(), read_server_sockets()));
+    }
+    let all = recent.iter().flat_map(|(_, sockets)| sockets);
+    all.filter(|(_, is_of_root)| of_any_user || *is_of_root).map(|(inode, _)| *inode).collect()
+}
+
+/// Those inodes, and whether root runs the server. What may not be read is left out.
+fn read_server_sockets() -> Vec<(u32, bool)> {
+    let mut found = Vec::new();
+    for process in processes().map(|pid| PathBuf::from(format!("/proc/{pid}"))) {
+        let name = text(process.join("comm")).unwrap_or_default();
+        if !SERVERS.contains(&name.trim_end()) {
+            continue;
+        }
+        let is_of_root = fs::metadata(&process).is_ok_and(|process| process.uid() == 0);
+        let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let inode = |target: PathBuf| {
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok()
+        };
+        let inodes = files.filter_map(|file| fs::read_link(file.path()).ok()).filter_map(inode);
+        found.extend(inodes.map(|inode| (inode, is_of_root)));
+    }
+    found
 }
 
 /// The connections to these ports that are established now, in the calling thread's network namespace.
