@@ -22,6 +22,7 @@ mod follow;
 mod hook;
 mod interface_table;
 mod links;
+mod namespace;
 mod netlink;
 mod open_sockets;
 mod owners;

@@ -16,10 +16,11 @@ use super::event::Event;
 use super::follow::{Area, Follower};
 use super::hook::fast_interfaces;
 use super::links::{Changes, interfaces};
+use super::namespace::Namespace;
 use super::pinned_spaces::{directory, forget_space};
 use super::programs::Programs;
 use super::selection::InterfaceSelection;
-use super::spaces::Namespace;
+use super::spaces;
 use super::stats::program_switches;
 use super::status::{Missing, NetworkStatus};
 use super::sys::enter;
@@ -175,7 +176,7 @@ impl Visit {
         };
         let mut text = String::new();
         while !self.stop.is_asked() {
-            let error = match Namespace::find(&self.space) {
+            let error = match spaces::find(&self.space) {
                 Ok(there) if there.is_same(&home) => {
                     "it is the exporter's own network namespace; list its interfaces without `netns` and \
                      `container`"

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::super::cidr::Prefix;
-use super::super::spaces::Namespace;
+use super::super::namespace::Namespace;
 use super::super::sys::monotonic;
 use super::alerts::Alerts;
 use super::config::{BlockConfig, BlockMode};

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
+use super::super::namespace::Namespace;
 use super::super::netlink::{NETLINK_ROUTE, each_message};
-use super::super::spaces::Namespace;
 use super::gateways::RTM_NEWROUTE;
 use super::protect::ResolverFiles;
 

@@ -15,9 +15,9 @@ use minisign_verify::{PublicKey, Signature};
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use super::file::Stamp;
 use super::list::ListFile;
 use super::replace::{age, replace, touch};
+use super::stamp::Stamp;
 use crate::http_client::{Answer, Client, ClientOptions, Request, Url};
 use crate::pins::fingerprint;
 

@@ -1,13 +1,13 @@
 //! A file of the blocklist: read when it has changed, but not while it is being written.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::cidr::Prefix;
 use super::config::BlockFile;
 use super::fetch::UrlConfig;
 use super::list::ListFile;
+use super::stamp::Stamp;
 
 /// Larger files are not read.
 const MAX_FILE: u64 = 256 << 20;
@@ -36,36 +36,11 @@ pub(crate) struct WatchedFile {
     changing: Option<Stamp>,
 }
 
-/// Distinguishes two contents of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    pub fn of(path: &Path) -> Result<Self, String> {
-        let found = fs::metadata(path).map_err(|error| error.to_string())?;
-        if !found.is_file() {
-            return Err("it is not a regular file".to_string());
-        }
-        Ok(Self {
-            device: found.dev(),
-            inode: found.ino(),
-            size: found.len(),
-            modified: (found.mtime(), found.mtime_nsec()),
-        })
+fn read(stamp: Stamp, path: &Path) -> Result<ListFile, String> {
+    if stamp.size > MAX_FILE {
+        return Err(format!("it has {} bytes; at most {MAX_FILE} are read", stamp.size));
     }
-
-    /// Reads the file, if it still has this stamp.
-    fn read(self, path: &Path) -> Result<ListFile, String> {
-        if self.size > MAX_FILE {
-            return Err(format!("it has {} bytes; at most {MAX_FILE} are read", self.size));
-        }
-        fs::read(path).map(|content| ListFile::parse(&content)).map_err(|error| error.to_string())
-    }
+    fs::read(path).map(|content| ListFile::parse(&content)).map_err(|error| error.to_string())
 }
 
 /// Reads a file.
@@ -73,7 +48,7 @@ impl Stamp {
 /// # Errors
 /// Why it could not be read.
 pub(super) fn read_list(path: &Path) -> Result<ListFile, String> {
-    Stamp::of(path)?.read(path)
+    read(Stamp::of(path)?, path)
 }
 
 /// The result of a check.
@@ -134,7 +109,7 @@ impl WatchedFile {
             return;
         }
         let first = self.first.take().map(|(stamp, content)| (stamp, Ok(ListFile::parse(&content))));
-        match first.map_or_else(|| Stamp::of(&self.path).map(|now| (now, now.read(&self.path))), Ok) {
+        match first.map_or_else(|| Stamp::of(&self.path).map(|now| (now, read(now, &self.path))), Ok) {
             Ok((now, list)) => drop(self.take(now, list)),
             Err(error) => drop(self.fail(error)),
         }
@@ -154,7 +129,7 @@ impl WatchedFile {
         if self.changing.replace(now) != Some(now) {
             return Read::Kept;
         }
-        self.take(now, now.read(&self.path))
+        self.take(now, read(now, &self.path))
     }
 
     fn take(&mut self, now: Stamp, list: Result<ListFile, String>) -> Read {

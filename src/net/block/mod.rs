@@ -32,6 +32,7 @@ mod requests;
 mod rules;
 mod sessions;
 mod sources;
+mod stamp;
 mod state;
 mod summary;
 

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::super::cidr::Prefix;
+use super::super::namespace::Namespace;
 use super::super::netlink::{NETLINK_ROUTE, attributes, dump};
-use super::super::spaces::Namespace;
 use super::gateways::gateways;
 use super::maps::Connection;
 use super::sessions::{served_ports, session_of, ssh_ports};
