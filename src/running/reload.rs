@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{DRAIN_TIMEOUT, Running, WebSource};
 use crate::config::endpoint::Web;
 use crate::config::model::Settings;
-use crate::config::{self, Diagnostics};
+use crate::config::{self, Diagnostics, default_events_file, default_state_directory};
 use crate::http::{Fingerprint, exposure_warnings};
 use crate::loading::{CheckedConfig, load_keeping, refuse_unusable, secured};
 use crate::logging::set_level;
@@ -161,6 +161,13 @@ fn needs_restart(what: &str) -> String {
 /// Reverts settings that cannot change at run time; returns a notice for each one that differs.
 fn keep(started: &Settings, now: &mut Settings) -> Vec<String> {
     let mut notices = Vec::new();
+    // What is named after the port by default is not what has been changed.
+    if now.slow_events.file == default_events_file(now.metrics_port) {
+        now.slow_events.file = default_events_file(started.metrics_port);
+    }
+    if now.pinned == Some(default_state_directory(now.metrics_port)) {
+        now.pinned = Some(default_state_directory(started.metrics_port));
+    }
     set_back("bind", &mut now.bind, &started.bind, &mut notices);
     set_back("web_listen_address", &mut now.listen, &started.listen, &mut notices);
     set_back("metrics_port", &mut now.metrics_port, &started.metrics_port, &mut notices);

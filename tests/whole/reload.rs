@@ -236,6 +236,11 @@ fn invalid_file_changes_nothing_and_reports_all_errors() {
     assert!(text.contains("1 probes unchanged, 0 new or changed, 0 removed or replaced"), "{text}");
     assert!(outcome().0 == 1.0 && outcome().1 > since);
     assert_eq!(exporter.scrape().value("one_total", &[]), 20.0);
+    // The file of slow events is named after the port, and has not been changed.
+    place.write("config.yaml", &format!("{good}metrics_port: 1\nhealth_port: {}\n", exporter.health_port));
+    let (status, text) = post(&exporter, &[]);
+    let restart = "takes effect at a restart; until then the previous value stays in use";
+    assert!(status == 200 && text.starts_with(&format!("`metrics_port` {restart}\nConfiguration")), "{text}");
 }
 
 #[test]
