@@ -53,6 +53,21 @@ pub(super) struct AttachJob {
     done: Option<Links>,
 }
 
+/// The threads of one manager that attach.
+#[derive(Debug, Default)]
+pub(super) struct Jobs(Arc<()>);
+
+/// At a time: they wait for one another in the kernel. One more file is attached by the manager itself.
+const MAX_JOBS: usize = 16;
+
+impl Jobs {
+    /// A token that a thread keeps while it runs; none if there are enough of them.
+    fn enter(&self) -> Option<Arc<()>> {
+        let running = Arc::strong_count(&self.0) - 1;
+        (running < MAX_JOBS).then(|| self.0.clone())
+    }
+}
+
 impl Work {
     pub fn processes(&self) -> usize {
         self.mappings.chunk_by(|one, next| one.pid == next.pid).count()
@@ -65,11 +80,13 @@ impl Work {
 
     /// # Errors
     /// With itself, if no thread can be started.
-    pub fn start(self) -> Result<AttachJob, Self> {
+    pub fn start(self, jobs: &Jobs) -> Result<AttachJob, Self> {
+        let Some(entered) = jobs.enter() else { return Err(self) };
         let (units, processes) = (self.units.clone(), self.processes());
         let (give, given) = sync_channel::<Self>(1);
         let (tell, links) = sync_channel(1);
         let work = move || {
+            let _entered = entered;
             for work in given {
                 // Nothing of this thread refers to the programs any more when the manager goes on.
                 let _ = tell.send(work.run());

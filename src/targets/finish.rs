@@ -52,6 +52,7 @@ impl Worker {
                 target: planned,
                 shed: &self.shed,
                 detacher: &self.detacher,
+                jobs: &self.jobs,
             };
             let files = self.targets[target].files_mut();
             finished

@@ -191,6 +191,7 @@ impl Worker {
             target: planned,
             shed: &self.shed,
             detacher: &self.detacher,
+            jobs: &self.jobs,
         };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {

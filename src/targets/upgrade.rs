@@ -206,6 +206,7 @@ impl Worker {
             target: planned,
             shed: &self.shed,
             detacher: &self.detacher,
+            jobs: &self.jobs,
         };
         Some(AttachedFile::attach(context, found, lease, &mut self.cookies, &mut self.finder))
     }

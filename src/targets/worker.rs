@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+use super::attach_job::Jobs;
 use super::attached_file::Shed;
 use super::attaching::Attaching;
 use super::code_checks::CodeChecks;
@@ -44,6 +45,7 @@ pub(super) struct Worker {
     pub(super) shed: Shed,
     pub(super) shedding: Vec<Shedding>,
     pub(super) detacher: Detacher,
+    pub(super) jobs: Jobs,
     /// Shared with the detacher.
     pub(super) raised: Arc<RaisedCopies>,
     pub(super) targets: Vec<TargetState>,
@@ -171,6 +173,7 @@ impl Worker {
             shed: Shed::new(),
             shedding: Vec::new(),
             detacher: Detacher::new(raised.clone()),
+            jobs: Jobs::default(),
             raised,
             targets,
             finder,

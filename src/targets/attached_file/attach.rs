@@ -17,7 +17,7 @@ use crate::mapping::PAGE;
 use crate::plan::{Plan, TargetPlan};
 use crate::regular;
 use crate::resolve::{ResolveError, ResolvedSite, resolve};
-use crate::targets::attach_job::{AttachJob, Links, UnitSites, Work};
+use crate::targets::attach_job::{AttachJob, Jobs, Links, UnitSites, Work};
 use crate::targets::cookies::Cookies;
 use crate::targets::detacher::{Detacher, Leaving};
 use crate::targets::file::TargetFile;
@@ -30,10 +30,6 @@ use crate::targets::status::TargetsStatus;
 const ONLY_EXECUTABLE: &str =
     "functions are only searched in the executable; use `binary:` with the path of the library";
 
-/// Files that are attached by threads of their own at a time, per manager: these wait for one another in the kernel. One more is
-/// attached by the manager itself.
-const MAX_JOBS: usize = 16;
-
 /// The shared state that attaching needs.
 #[derive(Debug, Clone, Copy)]
 pub struct AttachContext<'a> {
@@ -44,6 +40,7 @@ pub struct AttachContext<'a> {
     /// Probes that are currently shed.
     pub shed: &'a Shed,
     pub(in crate::targets) detacher: &'a Detacher,
+    pub(in crate::targets) jobs: &'a Jobs,
 }
 
 impl AttachedFile {
@@ -199,9 +196,7 @@ impl AttachedFile {
             idle: self.idle.clone(),
             units: units.collect(),
         };
-        // Each of the threads holds the programs.
-        let is_free = Arc::strong_count(context.kernel) <= MAX_JOBS + 1;
-        let started = if is_free && work.is_large() { work.start() } else { Err(work) };
+        let started = if work.is_large() { work.start(context.jobs) } else { Err(work) };
         match started {
             Err(work) => self.record_links(context, work.run(), cookies),
             Ok(job) => {
