@@ -302,10 +302,17 @@ fn reload_that_waits_for_a_file_holds_up_nothing_else() {
     assert!(answers.iter().all(|(status, _)| *status >= 500), "{answers:?}");
     assert_eq!(exporter.scrape().value("one_total", &[]), 0.0);
     drop(pipe);
-    std::fs::remove_file(&config).expect("remove the pipe");
-    std::fs::write(&config, whole).expect("write the configuration");
     // The first one has ended with the end of the pipe.
+    std::fs::rename(&config, place.path("pipe")).expect("move the pipe away");
+    std::fs::write(&config, whole).expect("write the configuration");
     wait_for("a reload", || post(&exporter, &[]).0 == 200);
+    // The exporter can end meanwhile.
+    std::fs::rename(place.path("pipe"), &config).expect("move the pipe back");
+    let mut pipe = std::fs::OpenOptions::new().read(true).write(true).open(&config).expect("open the pipe");
+    pipe.write_all(b"node_name: ").expect("write");
+    send_signal(exporter.pid(), "HUP");
+    let is_held_up = || post(&exporter, &[]).1.contains("Another reload has not ended");
+    wait_for("a reload that is held up", is_held_up);
     exporter.stop();
 }
 
