@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
 
 use crate::support::demo::program;
-use crate::support::exporter::{Place, Port, Setup, exporter, finish, wait_for};
+use crate::support::exporter::{Place, Port, Setup, exporter, finish, send_signal, wait_for};
 
 /// A user whose files root may write only with CAP_DAC_OVERRIDE, which the exporter does not keep.
 const SOMEBODY: u32 = 31_337;
@@ -58,6 +58,24 @@ fn log_lines_lost_to_a_full_disk_are_counted() {
     let failed =
         exporter.scrape().value("fibre_exporter_errors_total", &[("error_type", "log_write_failed")]);
     assert!(failed > 0.0, "{}", exporter.log());
+}
+
+#[test]
+fn log_file_that_cannot_be_reopened_is_reported_on_standard_output() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let directory = place.path("logs");
+    fs::create_dir(&directory).expect("make a directory");
+    let log = directory.join("exporter.log");
+    let exporter = Setup::fibre(&place, &demo).yaml(&format!("log_file: {}\n", log.display())).start();
+    exporter.wait_until_ready();
+    fs::rename(&directory, place.path("former")).expect("move the directory");
+    wait_for("the log to say so", || {
+        // Something to log.
+        send_signal(exporter.pid(), "HUP");
+        exporter.log().contains("[ERROR] exporter: failed to reopen ")
+    });
+    exporter.stop();
 }
 
 /// Otherwise, the kernel would kill it with SIGXFSZ.
