@@ -204,6 +204,9 @@ fn unusable_certificates_and_passwords_are_config_errors() {
     let (one, other) = (made(), made());
     let cert = scratch.write("one.crt", one.cert.pem());
     let right = scratch.write("one.key", one.signing_key.serialize_pem());
+    // Otherwise it is warned about.
+    std::fs::set_permissions(&right, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .expect("change the mode");
     let wrong = scratch.write("other.key", other.signing_key.serialize_pem());
     let garbage =
         scratch.write("garbage.key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
