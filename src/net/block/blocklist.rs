@@ -226,8 +226,12 @@ impl Blocklist {
         let (name, namespace) = (format!(" in {name}"), Arc::clone(namespace));
         let found = Elsewhere { name, namespace, protected };
         let mut state = self.lock();
+        let is_new = !state.elsewhere.contains_key(&number);
         state.protect_elsewhere(&self.maps, number, Some(found));
-        state.protect_sessions(&self.maps);
+        // Afterwards, those of all namespaces are determined together.
+        if is_new {
+            state.protect_sessions(&self.maps);
+        }
         self.publish(&state);
     }
 
