@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::denied::why_denied;
-use super::file::{CopiedUp, Identity, Stamp, TargetFile};
+use super::file::{CopiedUp, Identity, Stamp, TargetFile, UnexaminedRun};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
-use super::unexamined::UnexaminedRun;
 use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
 use crate::procfs::{Stat, is_denied};
 use crate::selectors::{FileSelector, Pattern, Selector};

@@ -7,9 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::file::Identity;
+use super::file::{Identity, UnexaminedRun};
 use super::find::{CACHE_SIZE, Finder};
-use super::unexamined::UnexaminedRun;
 use crate::kernel::{
     FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, TrappedCode,
 };
@@ -215,6 +214,26 @@ impl Finder {
             }
             _ => {}
         }
+    }
+
+    /// Notes a process that has executed a file and cannot be examined any more. `path` leads to the file.
+    pub(super) fn note_unexamined(&mut self, event: &ProcessEvent, path: Option<&Path>) {
+        let ProcessChange::Executed { file, path: executed, parent, cgroup, time, .. } = &event.change else {
+            return;
+        };
+        let here = path.and_then(|path| self.look_at(path, String::new()).ok());
+        let identity = here.map_or_else(|| file.file.unstacked(), |here| here.identity);
+        let real = path.and_then(|path| path.canonicalize().ok());
+        let name = real.as_deref().unwrap_or(executed).file_name().unwrap_or_default();
+        let comm = file.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let names = [String::from_utf8_lossy(comm).into_owned(), name.to_string_lossy().into_owned()];
+        let targets = self.processes.targets_of_unexamined(event.pid, *parent, names, *cgroup);
+        self.unexamined.insert(event.pid, UnexaminedRun { targets, identity, from: *time, until: *time });
+    }
+
+    /// The run of the process, if it was noted, which has ended at this time.
+    pub(super) fn end_unexamined(&mut self, pid: u32, time: u64) -> Option<UnexaminedRun> {
+        self.unexamined.remove(&pid).map(|run| UnexaminedRun { until: time, ..run })
     }
 
     /// Forgets processes that are no longer reported, not even their end.

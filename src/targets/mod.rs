@@ -37,7 +37,6 @@ mod shed;
 mod state;
 mod status;
 mod traced_files;
-mod unexamined;
 mod upgrade;
 mod upkeep;
 mod usage;

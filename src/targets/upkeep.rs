@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::attached_file::AttachedFile;
-use super::file::Identity;
+use super::file::{Identity, UnexaminedRun};
 use super::find::Finder;
+use super::follow::Executed;
 use super::state::TargetState;
 use super::status::{Ticks, Usage};
 use super::usage::{CpuTime, Measured};
@@ -14,7 +15,7 @@ use crate::abi::accounting_slot;
 use crate::clock::unix_now;
 use crate::costs::so_far;
 use crate::plan::Pairing;
-use crate::selectors::Selector;
+use crate::selectors::{FileSelector, Selector};
 
 /// Possible tick rates of the kernel.
 const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
@@ -81,6 +82,49 @@ impl Worker {
             let attached = state.current.iter().find(|of| of.identity == identity && of.is_attached());
             let late = attached.map_or(0, |of| of.attached_at.saturating_sub(time));
             self.status.add_unprobed(target, late);
+        }
+    }
+
+    /// Notes a process that could be examined, but ended before its file was attached; returns whether that is so.
+    pub(super) fn note_gone(&mut self, executed: &Executed, identity: Identity) -> bool {
+        let is_unknown = |target: &usize| {
+            let is_known = self.targets[*target].files().any(|file| file.identity == identity);
+            !is_known && self.plan.targets[*target].selector.file == FileSelector::Executable
+        };
+        let targets = self.finder.processes.targets_of(executed.pid);
+        let targets: Vec<usize> = targets.into_iter().filter(is_unknown).collect();
+        let is_gone = !targets.is_empty();
+        if is_gone {
+            let run = UnexaminedRun { targets, identity, from: executed.time, until: executed.time };
+            self.finder.unexamined.insert(executed.pid, run);
+        }
+        is_gone
+    }
+
+    /// Counts how long it ran without probes. Its file, if it is still there, has been attached by now.
+    pub(super) fn count_unexamined(&mut self, run: &UnexaminedRun) {
+        let plan = self.plan.clone();
+        for target in &run.targets {
+            let selector = &plan.targets[*target].selector;
+            let is_it = |of: Identity| of == run.identity;
+            // Its replacement may not have been reported yet.
+            if selector.path().is_some() && !self.targets[*target].files().any(|file| is_it(file.identity)) {
+                self.look_at(*target, &plan.targets[*target]);
+            }
+            let until = match self.targets[*target].files().find(|file| is_it(file.identity)) {
+                Some(file) if file.is_attached() => file.attached_at.min(run.until),
+                // Its probes' states say why.
+                Some(file) if !file.is_attaching() => continue,
+                _ => match selector.path() {
+                    Some(path)
+                        if !self.finder.look_at(path, String::new()).is_ok_and(|of| is_it(of.identity)) =>
+                    {
+                        continue;
+                    }
+                    _ => run.until,
+                },
+            };
+            self.status.add_unprobed(*target, until.saturating_sub(run.from));
         }
     }
 
