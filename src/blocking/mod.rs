@@ -259,7 +259,7 @@ mod tests {
         assert_eq!(confirm, Some(Duration::from_secs(60)));
         assert_eq!(described(&entry), "192.0.2.7/32 both tcp 1-9 for 3600s, reason \"port scan\\n\"");
         assert_eq!(described(&asked("").unwrap().0), "192.0.2.7/32 permanently");
-        for (query, said) in [
+        for (query, expected) in [
             ("ttl=1w", "write 90s"),
             ("ttl=0", "from 1s"),
             ("confirm=2h", "at most 1h"),
@@ -271,7 +271,7 @@ mod tests {
         ] {
             let Refused(status, text) = asked(query).unwrap_err();
             assert_eq!(status, StatusCode::BAD_REQUEST, "{query}");
-            assert!(text.contains(said), "{query}: {text}");
+            assert!(text.contains(expected), "{query}: {text}");
         }
     }
 }

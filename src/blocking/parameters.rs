@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn invalid_parameters_are_explained() {
-        for (below, query, body, said) in [
+        for (below, query, body, expected) in [
             ("", "", "", "name a prefix"),
             ("::1", "prefix=::1", "", "both"),
             ("192.0.2.1/24", "", "", "did you mean"),
@@ -161,7 +161,7 @@ mod tests {
         ] {
             let Refused(status, text) = prefix(below, query, body).unwrap_err();
             assert_eq!(status, StatusCode::BAD_REQUEST);
-            assert!(text.contains(said), "{text}");
+            assert!(text.contains(expected), "{text}");
         }
     }
 }

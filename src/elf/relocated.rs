@@ -29,7 +29,7 @@ impl Headers<'_> {
     pub(super) fn asks_to_relocate_code(&self) -> bool {
         self.dynamic().into_iter().any(|(tag, value)| match tag {
             elf::DT_TEXTREL => true,
-            elf::DT_FLAGS => value & u64::from(elf::DF_TEXTREL.0) != 0,
+            elf::DT_FLAGS => value & elf::DF_TEXTREL.0 != 0,
             _ => false,
         })
     }

@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(rsa("1536"), Some("it is RSA with fewer than 2048 bits"));
         assert_eq!(rsa("2048"), None);
         assert_eq!(kind_of(&["genrsa", "-traditional", "1024"]), Some("it is RSA with fewer than 2048 bits"));
-        for (curve, told) in [
+        for (curve, message) in [
             ("secp521r1", Some("P-521")),
             ("secp256k1", Some("secp256k1")),
             ("brainpoolP256r1", Some("Brainpool")),
@@ -111,7 +111,8 @@ mod tests {
             for arguments in [&pkcs8[..], &["ecparam", "-name", name, "-genkey", "-noout"]] {
                 let found = kind_of(arguments);
                 assert!(
-                    found.is_some() == told.is_some() && found.unwrap_or("").contains(told.unwrap_or("")),
+                    found.is_some() == message.is_some()
+                        && found.unwrap_or("").contains(message.unwrap_or("")),
                     "{arguments:?}: {found:?}"
                 );
             }
@@ -122,18 +123,20 @@ mod tests {
 
     #[test]
     fn identifies_other_file_formats() {
-        let told = |bytes: &[u8]| encoding(bytes).unwrap_or_default();
-        assert!(told(b"\xef\xbb\xbf-----BEGIN CERTIFICATE-----").contains("BOM"));
-        assert!(told(b"\xff\xfe-\0-\0").contains("UTF-16") && told(b"\x30\x82\x05\x00").contains("DER"));
+        let message = |bytes: &[u8]| encoding(bytes).unwrap_or_default();
+        assert!(message(b"\xef\xbb\xbf-----BEGIN CERTIFICATE-----").contains("BOM"));
+        assert!(
+            message(b"\xff\xfe-\0-\0").contains("UTF-16") && message(b"\x30\x82\x05\x00").contains("DER")
+        );
         assert_eq!(
-            (told(b""), encoding(b"-----BEGIN CERTIFICATE-----"), encoding(b"0 text")),
+            (message(b""), encoding(b"-----BEGIN CERTIFICATE-----"), encoding(b"0 text")),
             ("is empty", None, None)
         );
         let section = |name: &str| section(format!("text\n-----BEGIN {name}-----\nAAAA\n").as_bytes());
         assert_eq!(section("EC PRIVATE KEY"), Some("a private key"));
         assert_eq!(section("CERTIFICATE"), Some("a certificate"));
-        assert!(section("NEW CERTIFICATE REQUEST").is_some_and(|told| told.contains("request")));
-        assert!(section("PKCS7").is_some_and(|told| told.contains("print_certs")));
+        assert!(section("NEW CERTIFICATE REQUEST").is_some_and(|message| message.contains("request")));
+        assert!(section("PKCS7").is_some_and(|message| message.contains("print_certs")));
         assert_eq!(section("NONSENSE"), None);
     }
 }

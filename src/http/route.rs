@@ -174,8 +174,8 @@ impl Router {
 
     /// The body of a 404: the available paths. The requested path is not repeated.
     pub(super) fn not_found(&self) -> String {
-        let told = self.routes.iter().filter(|route| route.is_listed());
-        let paths: Vec<&str> = told.map(|route| route.path).collect();
+        let listed = self.routes.iter().filter(|route| route.is_listed());
+        let paths: Vec<&str> = listed.map(|route| route.path).collect();
         format!("not found; available: {}\n", paths.join(" "))
     }
 }

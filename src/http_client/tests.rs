@@ -67,7 +67,7 @@ fn sends_a_request_and_reads_the_response() {
 #[test]
 fn rejects_oversized_late_truncated_or_invalid_responses() {
     let long = "x".repeat(1001);
-    for (answer, said) in [
+    for (answer, expected) in [
         (format!("HTTP/1.1 200 OK\r\nContent-Length: 1001\r\n\r\n{long}"), "more than 1000 bytes"),
         (
             format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n{long}\r\n0\r\n\r\n"),
@@ -78,7 +78,7 @@ fn rejects_oversized_late_truncated_or_invalid_responses() {
     ] {
         let (address, asked) = server(&answer);
         let error = Client::new(options()).send(Request::get(url(address, "/"))).unwrap_err().to_string();
-        assert!(error.contains(said), "{said}: {error}");
+        assert!(error.contains(expected), "{expected}: {error}");
         asked.join().unwrap();
     }
     // Connections are established by the kernel, but never accepted.

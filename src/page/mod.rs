@@ -99,14 +99,14 @@ fn status(snapshot: Snapshot, history: &mut History) -> Status {
         metric.per_second = metric.total.and_then(|total| history.trend(key, total).per_second);
     }
     let info = own.rows("fibre_exporter_info");
-    let told = |label: &str| info.first().map(|row| row.label(label)).unwrap_or_default();
+    let info_label = |label: &str| info.first().map(|row| row.label(label)).unwrap_or_default();
     let started = own.value("fibre_exporter_start_time_seconds").unwrap_or(snapshot.time);
     let cpu = own.value("process_cpu_seconds_total");
     let exporter = Exporter {
-        exporter_version: told("version"),
-        node: told("node"),
-        kernel: told("kernel"),
-        attach: told("attach"),
+        exporter_version: info_label("version"),
+        node: info_label("node"),
+        kernel: info_label("kernel"),
+        attach: info_label("attach"),
         started,
         cpu_ratio: cpu.and_then(|cpu| history.trend("cpu".to_owned(), cpu).per_second),
         memory_bytes: own.value("process_resident_memory_bytes"),

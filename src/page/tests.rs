@@ -72,16 +72,16 @@ fn missing_probes_are_grouped_by_reason() {
     let status = seen(snapshot());
     assert_eq!(status.state, Health::NotReady);
     assert_eq!(status.summary, "Not ready: 1 of 4 probes is attached; 2 are missing, 1 is optional.");
-    let told = subjects(&status);
-    assert_eq!(told[0], (Severity::Error, "billing: charge, refund are not attached yet"));
-    assert_eq!(told[1], (Severity::Note, "bitcoind: udp:race is absent"));
+    let notices = subjects(&status);
+    assert_eq!(notices[0], (Severity::Error, "billing: charge, refund are not attached yet"));
+    assert_eq!(notices[1], (Severity::Note, "bitcoind: udp:race is absent"));
     assert!(status.attention[0].reason.contains("No such file") && !status.attention[0].action.is_empty());
     assert_eq!((status.totals.attached, status.totals.probes, status.totals.hits), (1, 4, 525.0));
 }
 
 #[test]
 fn absent_optional_probes_are_no_problem() {
-    for (state, told) in [("absent", "is absent"), ("not_running", "is not attached yet")] {
+    for (state, notice) in [("absent", "is absent"), ("not_running", "is not attached yet")] {
         let mut rows = PROBES;
         rows[1].2 = state;
         let mut all = snapshot_at(&rows[..2], Instant::now());
@@ -89,7 +89,7 @@ fn absent_optional_probes_are_no_problem() {
         let status = seen(all);
         assert_eq!(status.state, Health::Working);
         assert_eq!(status.summary, "Working: 1 of 2 probes is attached; 1 is optional.");
-        assert_eq!(subjects(&status), [(Severity::Note, format!("bitcoind: udp:race {told}").as_str())]);
+        assert_eq!(subjects(&status), [(Severity::Note, format!("bitcoind: udp:race {notice}").as_str())]);
     }
 }
 
@@ -277,16 +277,16 @@ fn blocklist_is_shown_with_its_problems() {
     }
     let status = blocked(0, 0);
     assert!(page(&status).contains("90 of their packets would have been dropped"));
-    let told = subjects(&status);
-    assert_eq!(told.len(), 3, "{told:?}");
-    assert_eq!(told[0].1, "Blocklist: /<list> cannot be read");
-    assert_eq!(told[1].1, "Blocklist: crowdsec does not answer");
+    let notices = subjects(&status);
+    assert_eq!(notices.len(), 3, "{notices:?}");
+    assert_eq!(notices[0].1, "Blocklist: /<list> cannot be read");
+    assert_eq!(notices[1].1, "Blocklist: crowdsec does not answer");
     assert!(seen(snapshot()).blocklist.is_none());
 }
 
 #[test]
 fn undelivered_slow_events_are_reported() {
-    let told = |writable: u64, failed: u64, dropped: u64, waiting: u64| {
+    let notices = |writable: u64, failed: u64, dropped: u64, waiting: u64| {
         let mut all = snapshot_at(&PROBES[..1], Instant::now());
         all.missing.clear();
         all.own.gauge("fibre_exporter_slow_events_writable", "").number(&[], writable);
@@ -296,10 +296,13 @@ fn undelivered_slow_events_are_reported() {
         reasons.number(&[("reason", "expired")], dropped);
         seen(all).attention.iter().map(|one| one.severity).collect::<Vec<_>>()
     };
-    assert!(told(1, 0, 0, 5).is_empty() && told(1, 9, 0, 0).is_empty(), "what was sent in the end was sent");
-    assert_eq!(told(0, 0, 0, 0), [Severity::Warning]);
-    assert_eq!(told(1, 3, 0, 5), [Severity::Warning]);
-    assert_eq!(told(1, 3, 2, 0), [Severity::Note]);
+    assert!(
+        notices(1, 0, 0, 5).is_empty() && notices(1, 9, 0, 0).is_empty(),
+        "what was sent in the end was sent"
+    );
+    assert_eq!(notices(0, 0, 0, 0), [Severity::Warning]);
+    assert_eq!(notices(1, 3, 0, 5), [Severity::Warning]);
+    assert_eq!(notices(1, 3, 2, 0), [Severity::Note]);
 }
 
 #[test]
@@ -443,8 +446,8 @@ fn expiring_certificate_and_missing_scrapes_are_reported() {
         .gauge("fibre_exporter_tls_certificate_not_after_seconds", "")
         .number(&[], 100_000.0 + 3.5 * 86_400.0);
     let status = seen(all);
-    let told = subjects(&status);
-    assert_eq!(told[0], (Severity::Warning, "The TLS certificate expires in 3 days"));
-    assert_eq!(told[1], (Severity::Note, "/metrics has not been scraped yet"));
+    let notices = subjects(&status);
+    assert_eq!(notices[0], (Severity::Warning, "The TLS certificate expires in 3 days"));
+    assert_eq!(notices[1], (Severity::Note, "/metrics has not been scraped yet"));
     assert_eq!(status.state, Health::Degraded);
 }

@@ -124,9 +124,9 @@ pub fn resolve(
     };
     let mut found = FoundPlaces { places, ..FoundPlaces::default() };
     if let Point::Function(pattern) = &probe.point {
-        let (functions, told) = index.remarked_sites(pattern).map_err(ResolveError::Site)?;
+        let (functions, remarks) = index.remarked_sites(pattern).map_err(ResolveError::Site)?;
         found = places_in(index, probe, functions, name);
-        found.remarks.extend(told);
+        found.remarks.extend(remarks);
     }
     let is_function = matches!(probe.point, Point::Function(_));
     let is_return = probe.hook == ProbeHook::Return && probe.returns_by == ReturnsBy::Trampoline;

@@ -75,46 +75,49 @@ impl Detacher {
     }
 
     /// Detaches all of these at the same time, because the kernel needs as long for one, and then releases the leases.
-    pub(super) fn detach(&self, lot: Vec<Leaving>) {
-        self.start(lot, None, None);
+    pub(super) fn detach(&self, leaving_files: Vec<Leaving>) {
+        self.start(leaving_files, None, None);
     }
 
     /// As [`Detacher::detach`], and signals `done` afterwards.
-    pub(super) fn detach_and_signal(&self, lot: Vec<Leaving>, done: SyncSender<()>) {
-        self.start(lot, None, Some(done));
+    pub(super) fn detach_and_signal(&self, leaving_files: Vec<Leaving>, done: SyncSender<()>) {
+        self.start(leaving_files, None, Some(done));
     }
 
     /// As [`Detacher::detach`], and runs `then` between detaching and releasing the leases.
-    pub(super) fn detach_then(&self, lot: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
-        self.start(lot, Some(Box::new(then)), None);
+    pub(super) fn detach_then(&self, leaving_files: Vec<Leaving>, then: impl FnOnce() + Send + 'static) {
+        self.start(leaving_files, Some(Box::new(then)), None);
     }
 
-    fn start(&self, lot: Vec<Leaving>, then: Option<Afterwards>, done: Option<SyncSender<()>>) {
+    fn start(&self, leaving_files: Vec<Leaving>, then: Option<Afterwards>, done: Option<SyncSender<()>>) {
         lock(&self.threads).retain(|thread| !thread.is_finished());
-        if !lot.iter().any(Leaving::has_links) {
+        if !leaving_files.iter().any(Leaving::has_links) {
             then.into_iter().for_each(|then| then());
-            finish(&self.shared, lot, done);
+            finish(&self.shared, leaving_files, done);
             return;
         }
         {
             let mut state = lock(&self.shared);
             state.changes += 1;
-            let identities = lot.iter().filter_map(|leaving| leaving.identity);
+            let identities = leaving_files.iter().filter_map(|leaving| leaving.identity);
             identities.for_each(|identity| *state.files.entry(identity).or_default() += 1);
         }
         let (shared, raised) = (self.shared.clone(), self.raised.clone());
         // The batch is not lost if no thread can be started.
         let (give, given) = sync_channel(1);
-        let work =
-            move || given.iter().for_each(|(lot, then, done)| detach_all(&shared, &raised, lot, then, done));
+        let work = move || {
+            given.iter().for_each(|(leaving_files, then, done)| {
+                detach_all(&shared, &raised, leaving_files, then, done)
+            })
+        };
         match std::thread::Builder::new().name("detach".to_string()).spawn(work) {
             Ok(thread) => {
-                let _ = give.send((lot, then, done));
+                let _ = give.send((leaving_files, then, done));
                 lock(&self.threads).push(thread);
             }
             Err(err) => {
                 log::debug!("failed to start a thread that detaches: {err}");
-                detach_all(&self.shared, &self.raised, lot, then, done);
+                detach_all(&self.shared, &self.raised, leaving_files, then, done);
             }
         }
     }
@@ -144,15 +147,15 @@ impl Detacher {
 fn detach_all(
     shared: &Mutex<DetachState>,
     raised: &RaisedCopies,
-    mut lot: Vec<Leaving>,
+    mut leaving_files: Vec<Leaving>,
     then: Option<Afterwards>,
     done: Option<SyncSender<()>>,
 ) {
-    let identities: Vec<Identity> = lot.iter().filter_map(|leaving| leaving.identity).collect();
-    for leaving in &mut lot {
+    let identities: Vec<Identity> = leaving_files.iter().filter_map(|leaving| leaving.identity).collect();
+    for leaving in &mut leaving_files {
         leaving.links.extend(leaving.job.take().into_iter().flat_map(AttachJob::into_links));
     }
-    release(lot.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
+    release(leaving_files.iter_mut().flat_map(|leaving| leaving.links.drain(..)).collect());
     identities.iter().for_each(|identity| raised.lower(*identity));
     // Before the file can be attached again.
     then.into_iter().for_each(|then| then());
@@ -166,13 +169,13 @@ fn detach_all(
         }
         state.files.retain(|_, lots| *lots > 0);
     }
-    finish(shared, lot, done);
+    finish(shared, leaving_files, done);
 }
 
 /// Once the writer continues, the file can be attached.
-fn finish(shared: &Mutex<DetachState>, lot: Vec<Leaving>, done: Option<SyncSender<()>>) {
-    lock(shared).numbers.extend(lot.iter().flat_map(|leaving| &leaving.numbers));
-    lot.into_iter().for_each(|leaving| drop(leaving.lease));
+fn finish(shared: &Mutex<DetachState>, leaving_files: Vec<Leaving>, done: Option<SyncSender<()>>) {
+    lock(shared).numbers.extend(leaving_files.iter().flat_map(|leaving| &leaving.numbers));
+    leaving_files.into_iter().for_each(|leaving| drop(leaving.lease));
     if let Some(done) = done {
         let _ = done.try_send(());
     }

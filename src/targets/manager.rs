@@ -192,9 +192,9 @@ impl Worker {
                 match task {
                     Task::Wait => drop(done.try_send(())),
                     Task::Retire(probes) => {
-                        let lot = self.retire(&probes);
+                        let leaving_files = self.retire(&probes);
                         self.keep();
-                        self.detacher.detach_and_signal(lot, done);
+                        self.detacher.detach_and_signal(leaving_files, done);
                     }
                     Task::Shed(probes) => self.shed(probes, done),
                     Task::Restore(probes) => {
@@ -268,10 +268,10 @@ impl Worker {
         self.raise_all_semaphores();
         let mut plan = Plan::clone(&self.plan);
         let units = probes.iter().map(|probe| plan.probes[*probe].unit).collect();
-        let mut lot = Vec::new();
+        let mut leaving_files = Vec::new();
         for (target, state) in plan.targets.iter_mut().zip(&mut self.targets) {
             let is_left: Vec<bool> = target.probes.iter().map(|probe| !probes.contains(probe)).collect();
-            lot.extend(state.files_mut().map(|file| file.retire(&units, &is_left)));
+            leaving_files.extend(state.files_mut().map(|file| file.retire(&units, &is_left)));
             target.probes.retain(|probe| !probes.contains(probe));
         }
         self.plan = Arc::new(plan);
@@ -279,7 +279,7 @@ impl Worker {
         for probe in probes {
             self.status.set(*probe, ProbeState::Absent(reason.to_string()), [0, 0], None);
         }
-        lot
+        leaving_files
     }
 
     /// Handles the targets whose processes have changed.

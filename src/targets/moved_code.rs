@@ -160,8 +160,8 @@ impl Worker {
         let leaving = file.abandon(&reason);
         let planned = &plan.targets[target];
         // Logged afterwards: a process that is started because of the message copies no breakpoint any more.
-        let told = format!("Target {}: not traced any more: {reason}", planned.name);
-        self.detacher.detach_then(vec![leaving], move || log::error!("{told}"));
+        let message = format!("Target {}: not traced any more: {reason}", planned.name);
+        self.detacher.detach_then(vec![leaving], move || log::error!("{message}"));
         self.publish(target, planned);
     }
 

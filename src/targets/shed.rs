@@ -14,7 +14,7 @@ impl Worker {
         self.raise_all_semaphores();
         let plan = self.plan.clone();
         let of = |probe: &usize| &plan.probes[*probe];
-        let mut lot = Vec::new();
+        let mut leaving_files = Vec::new();
         for (target, planned) in plan.targets.iter().enumerate() {
             let here = planned.probes.iter().filter(|probe| probes.contains_key(probe));
             let units: BTreeSet<usize> = here.map(|probe| of(probe).unit).collect();
@@ -22,7 +22,7 @@ impl Worker {
                 continue;
             }
             let state = &mut self.targets[target];
-            lot.extend(state.files_mut().map(|file| file.shelve(&units, &plan)));
+            leaving_files.extend(state.files_mut().map(|file| file.shelve(&units, &plan)));
             // What was measured with them is obsolete.
             state.meter.lately.clear();
         }
@@ -30,7 +30,7 @@ impl Worker {
         let targets = probes.keys().map(|probe| of(probe).target).collect();
         let (tell, out) = sync_channel(1);
         self.shedding.push(Shedding { out, targets, spans, done });
-        self.detacher.detach_and_signal(lot, tell);
+        self.detacher.detach_and_signal(leaving_files, tell);
         self.shed.extend(probes);
     }
 

@@ -113,8 +113,8 @@ impl Worker {
             };
             paths.filter(is_path).for_each(|path| self.watch.expect(path));
             // Then the writers may begin.
-            let lot = broken.into_iter().map(AttachedFile::into_leaving).collect();
-            self.detacher.detach_then(lot, move || overrun.iter().for_each(Overrun::mend));
+            let leaving_files = broken.into_iter().map(AttachedFile::into_leaving).collect();
+            self.detacher.detach_then(leaving_files, move || overrun.iter().for_each(Overrun::mend));
         }
     }
 

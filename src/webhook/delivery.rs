@@ -52,7 +52,7 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
     let mut failures = 0;
     let mut not_before = Instant::now();
     // The last reported reason, so that each is logged once.
-    let mut told = String::new();
+    let mut last_reason = String::new();
     loop {
         let expired = outbox.expire(pace.max_age);
         if expired > 0 {
@@ -80,14 +80,14 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
         };
         match attempt {
             Ok(()) => {
-                if !told.is_empty() {
+                if !last_reason.is_empty() {
                     log::info!("The webhook {} accepts slow events again", batch.receiver);
                 }
                 outbox.sent(&batch);
-                (failures, told) = (0, String::new());
+                (failures, last_reason) = (0, String::new());
             }
             Err(Failure::Rejected(reason)) => {
-                if told != reason {
+                if last_reason != reason {
                     log::error!(
                         "The webhook {} rejects slow events: {reason}; {} are dropped, as are others that it rejects",
                         batch.receiver,
@@ -96,19 +96,19 @@ pub(super) async fn deliver(outbox: &Outbox, pace: Pace) {
                 }
                 outbox.request_failed();
                 outbox.rejected(&batch);
-                (failures, told) = (0, reason);
+                (failures, last_reason) = (0, reason);
             }
             Err(Failure::Temporary(reason, asked)) => {
                 outbox.request_failed();
                 failures += 1;
                 let pause = pace.pause(failures).max(asked.unwrap_or_default().min(pace.asked));
                 not_before = Instant::now() + pause;
-                if told != reason {
+                if last_reason != reason {
                     log::warn!(
                         "Slow events were not sent to the webhook {}: {reason}; retrying",
                         batch.receiver
                     );
-                    told = reason;
+                    last_reason = reason;
                 }
                 if outbox.is_ending() {
                     break;

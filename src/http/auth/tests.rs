@@ -50,15 +50,15 @@ async fn rejects_what_cannot_be_meant_as_a_password() {
         ("prom:$apr1$salt$hash", "htpasswd"),
         ("other:$2y$05$abc", "htpasswd"),
     ] {
-        let told = one("prom", password).unwrap_err().to_string();
-        assert!(told.contains(reason) && !told.contains("salt"), "{password}: {told}");
+        let error = one("prom", password).unwrap_err().to_string();
+        assert!(error.contains(reason) && !error.contains("salt"), "{password}: {error}");
     }
     // The longest that a request can transmit.
     let longest = "p".repeat(1525);
     let credentials = one("prom", &longest).unwrap();
     assert!(accepts(&credentials, &format!("prom:{longest}")).await);
-    let told = one("prom", &format!("{longest}p")).unwrap_err().to_string();
-    assert!(told.contains("1530 bytes together; a request may have 1529"), "{told}");
+    let error = one("prom", &format!("{longest}p")).unwrap_err().to_string();
+    assert!(error.contains("1530 bytes together; a request may have 1529"), "{error}");
     for good in ["$", "$2", "a:b", "a:$b", "{sha}", "pass $apr1$"] {
         assert!(one("prom", good).is_ok(), "{good}");
     }

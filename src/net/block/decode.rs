@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn rejects_invalid_config() {
-        for (text, said) in [
+        for (text, expected) in [
             ("{ mode: drop }", "unknown mode \"drop\""),
             ("{ direction: sent }", "unknown direction \"sent\""),
             ("{ entries: [192.0.2.7/24] }", "did you mean \"192.0.2.0/24\""),
@@ -224,7 +224,7 @@ mod tests {
             ("{ entris: ::1 }", "did you mean \"entries\""),
         ] {
             let wrong = read(text).unwrap_err();
-            assert!(wrong.contains(said), "{text}: {wrong}");
+            assert!(wrong.contains(expected), "{text}: {wrong}");
         }
     }
 }

@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn rejects_invalid_config() {
-        for (text, said) in [
+        for (text, expected) in [
             ("{ api_key_file: /k }", "`url` is missing"),
             ("{ url: 'http://127.0.0.1/' }", "`api_key_file` or `certificate` is missing"),
             ("{ url: 'http://192.0.2.1/', api_key_file: /k }", "plain http to another machine"),
@@ -327,7 +327,7 @@ mod tests {
             ("{ url: 'http://127.0.0.1/', api_key_file: /k, origins: 'a&b' }", "is not an origin"),
         ] {
             let wrong = read(text).unwrap_err();
-            assert!(wrong.contains(said), "{text}: {wrong}");
+            assert!(wrong.contains(expected), "{text}: {wrong}");
         }
     }
 
@@ -352,7 +352,7 @@ mod tests {
         let signed = list(&format!("{{ url: 'https://h/a?b', minisign: {KEY}, reason: x }}")).unwrap();
         let ContentCheck::Minisign { key, signature } = signed.check else { panic!("{:?}", signed.check) };
         assert_eq!((key.as_str(), signature.text().as_str()), (KEY, "https://h/a.minisig?b"));
-        for (text, said) in [
+        for (text, expected) in [
             ("'http://example.org/'".to_string(), "plain http to another machine"),
             ("{ reason: x }".to_string(), "`url` is missing"),
             ("{ url: 'https://h/', sha256: abc }".to_string(), "not a SHA-256 digest"),
@@ -362,7 +362,7 @@ mod tests {
             ("{ url: 'https://h/', max_size: 1GiB }".to_string(), "a size from 1KiB"),
         ] {
             let wrong = list(&text).unwrap_err();
-            assert!(wrong.contains(said), "{text}: {wrong}");
+            assert!(wrong.contains(expected), "{text}: {wrong}");
         }
     }
 

@@ -370,9 +370,9 @@ mod tests {
         let head = asked.recv().unwrap();
         assert!(head.contains("if-none-match: \"a\"") && head.contains("if-modified-since: x"), "{head}");
         assert_eq!(fetcher.fetch(), Ok(Fetched::Same));
-        for said in ["500 Internal Server Error: sick", "most lines", "is empty"] {
+        for expected in ["500 Internal Server Error: sick", "most lines", "is empty"] {
             let error = fetcher.fetch().unwrap_err();
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "192.0.2.1\n");
         assert!(verified(&config, &path).is_some());
@@ -415,9 +415,9 @@ mod tests {
         let wanted = digest(&SHA256, list.as_bytes()).as_ref().try_into().unwrap();
         let fetcher = Fetcher::new(&config(&url, ContentCheck::Sha256(wanted)), &path);
         assert_eq!(fetcher.fetch(), Ok(Fetched::New(1)));
-        for said in [", expected ", "which is plain HTTP", "too many redirects"] {
+        for expected in [", expected ", "which is plain HTTP", "too many redirects"] {
             let error = fetcher.fetch().unwrap_err();
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(expected), "{error}");
         }
         assert!(asked.iter().nth(2).unwrap().starts_with("GET /there HTTP/1.1"));
         assert_eq!(fs::read_to_string(&path).unwrap(), list);

@@ -140,11 +140,11 @@ impl WatchedFile {
         self.changing = None;
         self.seen = Some(now);
         let name = &self.name;
-        for (line, text) in &list.told {
+        for (line, text) in &list.reported {
             log::warn!("blocklist: {name}:{line}: {text}");
         }
-        if list.warnings > list.told.len() {
-            log::warn!("blocklist: {name}: {} more lines like these", list.warnings - list.told.len());
+        if list.warnings > list.reported.len() {
+            log::warn!("blocklist: {name}: {} more lines like these", list.warnings - list.reported.len());
         }
         self.invalid = list.invalid;
         self.refused = list.is_none().then(|| {

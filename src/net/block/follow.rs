@@ -133,8 +133,8 @@ impl Blocklist {
             return;
         }
         let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = followers.0.iter().find(|(running, _)| matches!(running, Followed::Told(_)));
-        if let Some((_, wake)) = told {
+        let pusher = followers.0.iter().find(|(running, _)| matches!(running, Followed::Told(_)));
+        if let Some((_, wake)) = pusher {
             self.alerts().add(alert);
             // The receiver is gone only when the whole list is.
             let _ = wake.send(());

@@ -44,8 +44,8 @@ impl Followed {
             .iter()
             .flat_map(|file| config.urls.iter().map(|list| Self::Url(list.clone(), list.kept_in(file))));
         let crowdsec = config.crowdsec.iter();
-        let told = crowdsec.clone().filter(|crowdsec| crowdsec.push.is_some()).cloned().map(Self::Told);
-        crowdsec.cloned().map(Self::Crowdsec).chain(told).chain(urls).collect()
+        let pushed = crowdsec.clone().filter(|crowdsec| crowdsec.push.is_some()).cloned().map(Self::Told);
+        crowdsec.cloned().map(Self::Crowdsec).chain(pushed).chain(urls).collect()
     }
 
     pub fn name(&self) -> String {

@@ -24,7 +24,7 @@ pub(crate) struct ListFile {
     /// The number of invalid lines.
     pub invalid: usize,
     /// The first few warnings, with their lines.
-    pub told: Vec<(usize, String)>,
+    pub reported: Vec<(usize, String)>,
     /// The number of all warnings.
     pub warnings: usize,
 }
@@ -65,8 +65,8 @@ impl ListFile {
 
     fn warn(&mut self, line: usize, text: String) {
         self.warnings += 1;
-        if self.told.len() < MAX_REPORTED {
-            self.told.push((line, text));
+        if self.reported.len() < MAX_REPORTED {
+            self.reported.push((line, text));
         }
     }
 }
@@ -251,12 +251,15 @@ mod tests {
         );
         let file = ListFile::parse(b"10.9.7.1 255.255.255.0\n10.0.0.0/255.0.255.0\n");
         assert_eq!(file.prefixes, [Prefix::parse("10.9.7.0/24").unwrap()]);
-        assert_eq!((file.invalid, file.warnings), (1, 2), "{:?}", file.told);
+        assert_eq!((file.invalid, file.warnings), (1, 2), "{:?}", file.reported);
         for all in
             ["0.0.0.0-255.255.255.255", "0.0.0.0 0.0.0.0", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
         {
             let file = ListFile::parse(all.as_bytes());
-            assert!(file.prefixes.is_empty() && file.told[0].1.contains("every address"), "{all}: {file:?}");
+            assert!(
+                file.prefixes.is_empty() && file.reported[0].1.contains("every address"),
+                "{all}: {file:?}"
+            );
         }
     }
 
@@ -267,9 +270,9 @@ mod tests {
         );
         assert_eq!(file.prefixes, [Prefix::parse("192.0.2.0/24").unwrap()]);
         assert_eq!(file.invalid, 6);
-        let lines: Vec<usize> = file.told.iter().map(|(line, _)| *line).collect();
+        let lines: Vec<usize> = file.reported.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [1, 2, 4, 5, 6, 7, 8]);
-        assert!(file.told[0].1.contains("read as 192.0.2.0/24"), "{:?}", file.told);
+        assert!(file.reported[0].1.contains("read as 192.0.2.0/24"), "{:?}", file.reported);
         assert!(file.is_none());
         assert!(ListFile::parse(b"<html>\n<body>\nNot found\n</body>\n</html>\n").is_none());
         assert!(!ListFile::parse(b"").is_none() && !ListFile::parse(b"x\n").is_none());

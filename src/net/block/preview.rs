@@ -43,7 +43,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
         ));
     }
     for BlockFile { path, .. } in &config.files {
-        let told = match read_list(path) {
+        let reported = match read_list(path) {
             Err(error) => format!("cannot be read now ({error})"),
             Ok(list) if list.is_none() => {
                 format!(
@@ -53,7 +53,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
                 )
             }
             Ok(list) => {
-                let first = list.told.first().map(|(line, text)| format!("; line {line}: {text}"));
+                let first = list.reported.first().map(|(line, text)| format!("; line {line}: {text}"));
                 let mistakes = match list.invalid {
                     0 => String::new(),
                     1 => ", 1 invalid line".to_string(),
@@ -62,7 +62,7 @@ pub(in super::super) fn describe(config: &BlockConfig) -> Vec<String> {
                 format!("has {}{mistakes}{}", of(list.prefixes.len(), "entr"), first.unwrap_or_default())
             }
         };
-        lines.push(format!("  {} {told}", path.display()));
+        lines.push(format!("  {} {reported}", path.display()));
     }
     lines
 }

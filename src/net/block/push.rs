@@ -200,8 +200,8 @@ impl Pusher {
             return Err(later(&answer, hint));
         }
         let token = serde_json::from_slice::<LoggedIn>(&answer.body).map_err(|err| err.to_string());
-        let token = token.and_then(|told| {
-            HeaderValue::try_from(format!("Bearer {}", told.token)).map_err(|err| err.to_string())
+        let token = token.and_then(|answer| {
+            HeaderValue::try_from(format!("Bearer {}", answer.token)).map_err(|err| err.to_string())
         });
         let mut token = token.map_err(|err| PushError::Later(format!("the answer has no token: {err}")))?;
         token.set_sensitive(true);
@@ -223,15 +223,15 @@ mod tests {
             time: 1_700_000_000_000_000_000,
             deadline: seconds * 1_000_000_000,
         };
-        let told = serde_json::to_value(wire(&alert("192.0.2.7", 100), 40_000_000_000).unwrap()).unwrap();
-        assert_eq!(told["scenario"], "fibre-exporter/failed \"logins\"");
-        assert_eq!((&told["start_at"], &told["events_count"]), (&"2023-11-14T22:13:20Z".into(), &3.into()));
-        let decision = &told["decisions"][0];
+        let sent = serde_json::to_value(wire(&alert("192.0.2.7", 100), 40_000_000_000).unwrap()).unwrap();
+        assert_eq!(sent["scenario"], "fibre-exporter/failed \"logins\"");
+        assert_eq!((&sent["start_at"], &sent["events_count"]), (&"2023-11-14T22:13:20Z".into(), &3.into()));
+        let decision = &sent["decisions"][0];
         assert_eq!((&decision["scope"], &decision["value"]), (&"Ip".into(), &"192.0.2.7".into()));
         assert_eq!((&decision["duration"], &decision["origin"]), (&"60s".into(), &ORIGIN.into()));
-        let told = serde_json::to_value(wire(&alert("2001:db8::/64", 100), 0).unwrap()).unwrap();
+        let sent = serde_json::to_value(wire(&alert("2001:db8::/64", 100), 0).unwrap()).unwrap();
         assert_eq!(
-            (&told["source"]["scope"], &told["source"]["value"]),
+            (&sent["source"]["scope"], &sent["source"]["value"]),
             (&"Range".into(), &"2001:db8::/64".into())
         );
         assert!(wire(&alert("192.0.2.7", 40), 40_000_000_000).is_none(), "it is over");

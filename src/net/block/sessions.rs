@@ -56,20 +56,32 @@ pub(super) fn served_ports(of_any_user: bool) -> BTreeSet<u16> {
     listening.iter().filter(is_ours).chain(accepted).map(|(port, _)| *port).collect()
 }
 
+/// A socket that an SSH server has open.
+struct ServerSocket {
+    inode: u32,
+    is_of_root: bool,
+}
+
+/// Those of all servers, and when they were read.
+struct ServerSockets {
+    read: Instant,
+    all: Vec<ServerSocket>,
+}
+
 /// The inodes of sockets that SSH servers of root, or of any user, have open. All namespaces share what was read a moment
 /// ago, because routers may announce changes all the time.
 fn server_sockets(of_any_user: bool) -> HashSet<u32> {
-    static RECENT: Mutex<Option<(Instant, Vec<(u32, bool)>)>> = Mutex::new(None);
+    static RECENT: Mutex<Option<ServerSockets>> = Mutex::new(None);
     let mut recent = lock(&RECENT);
-    if recent.as_ref().is_none_or(|(read, _)| read.elapsed() > SOCKETS_MAX_AGE) {
-        *recent = Some((Instant::now(), read_server_sockets()));
+    if recent.as_ref().is_none_or(|sockets| sockets.read.elapsed() > SOCKETS_MAX_AGE) {
+        *recent = Some(ServerSockets { read: Instant::now(), all: read_server_sockets() });
     }
-    let all = recent.iter().flat_map(|(_, sockets)| sockets);
-    all.filter(|(_, is_of_root)| of_any_user || *is_of_root).map(|(inode, _)| *inode).collect()
+    let all = recent.iter().flat_map(|sockets| &sockets.all);
+    all.filter(|socket| of_any_user || socket.is_of_root).map(|socket| socket.inode).collect()
 }
 
-/// Those inodes, and whether root runs the server. What may not be read is left out.
-fn read_server_sockets() -> Vec<(u32, bool)> {
+/// What may not be read is left out.
+fn read_server_sockets() -> Vec<ServerSocket> {
     let mut found = Vec::new();
     for process in processes().map(|pid| PathBuf::from(format!("/proc/{pid}"))) {
         let name = text(process.join("comm")).unwrap_or_default();
@@ -82,7 +94,7 @@ fn read_server_sockets() -> Vec<(u32, bool)> {
             target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok()
         };
         let inodes = files.filter_map(|file| fs::read_link(file.path()).ok()).filter_map(inode);
-        found.extend(inodes.map(|inode| (inode, is_of_root)));
+        found.extend(inodes.map(|inode| ServerSocket { inode, is_of_root }));
     }
     found
 }

@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn rejects_invalid_config() {
-        for (text, said) in [
+        for (text, expected) in [
             ("{ port_scan: { ports: 1 } }", "from 2 to 1000"),
             ("{ port_scan: { slow_within: 2d } }", "at most 86400s"),
             ("{ syn_flood: { within: 1h } }", "at most 600s"),
@@ -287,7 +287,7 @@ mod tests {
             ("{ portscan: true }", "did you mean \"port_scan\""),
         ] {
             let wrong = read(text).unwrap_err();
-            assert!(wrong.contains(said), "{text}: {wrong}");
+            assert!(wrong.contains(expected), "{text}: {wrong}");
         }
         let all = "{ port_scan: { mode: drop, ttl: x, max_ttl: y, ports: 1, within: 2d, slow_ports: 1, slow_within: z }, \
                    rates: { mode: drop, packets: 0, bytes: 0, ipv4_prefix: 7, within: 1h } }";

@@ -391,8 +391,8 @@ fn hashes_one_password_and_refuses_the_rest() {
 fn warnings_of_the_start_about_certificates_are_shown() {
     let scratch = Scratch::new();
     let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let cert = scratch.write("node.crt", &pair.cert.pem());
-    let key = scratch.write("node.key", &pair.signing_key.serialize_pem());
+    let cert = scratch.write("node.crt", pair.cert.pem());
+    let key = scratch.write("node.key", pair.signing_key.serialize_pem());
     std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .expect("change the mode");
     // The key is an EC key.
