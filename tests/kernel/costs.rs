@@ -8,8 +8,8 @@ use crate::support::exposition::Metrics;
 use crate::support::program::{Running, compile, directory, run};
 
 /// A program that calls `cheap`, whose first instruction the kernel emulates, `dear`, whose first one it single-steps,
-/// and `interpret`, which jumps 1,000 times within itself through a table of addresses before it returns; each as often
-/// as requested, or forever.
+/// and `interpret`, which jumps 1,000 times within itself through a table of addresses that the file does not contain,
+/// before it returns; each as often as requested, or forever.
 const SOURCE: &str = r#"
 #include <stdlib.h>
 asm(".text\n.globl cheap\n.type cheap,@function\ncheap: nop\n ret\n.size cheap,.-cheap\n"
@@ -18,7 +18,10 @@ void cheap(void);
 void dear(void);
 __attribute__((noinline)) long interpret(const unsigned char *code, long n)
 {
-    static void *const next[] = { &&up, &&down, &&end };
+    static void *volatile next[3];
+    next[0] = &&up;
+    next[1] = &&down;
+    next[2] = &&end;
     goto *next[*code++];
 up:
     n += 3;

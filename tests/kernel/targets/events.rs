@@ -166,7 +166,7 @@ fn waits_for_a_process_with_a_given_pid() {
     // A number that is free now.
     let pid = Program::start(&path).pid();
     let tracer = start(&[("one", &format!("pid: {pid}"))]);
-    assert!(matches!(tracer.state(0).0, ProbeState::Waiting(_)));
+    assert!(matches!(tracer.state(0).0, ProbeState::Missing(_)));
     let it = (0..2000).find_map(|_| {
         std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
         Some(Program::start(&path)).filter(|program| program.pid() == pid)

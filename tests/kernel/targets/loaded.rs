@@ -38,7 +38,7 @@ fn until_ahead(tracer: &Tracer, file: &Path) {
     let told = format!("; {} is attached, in case one does", file.display());
     eventually(
         "the library to be attached to ahead",
-        || matches!(tracer.state(0).0, ProbeState::Waiting(why) if why.ends_with(&told)),
+        || matches!(tracer.state(0).0, ProbeState::Missing(why) if why.ends_with(&told)),
     );
 }
 

@@ -157,7 +157,7 @@ fn container_in_cgroup_v1_only_is_reported() {
     let tracer = Tracer::start_unready(&config(&[("one", &format!("container: \"{id}\""))]), false);
     eventually(
         "the version to be told",
-        || matches!(tracer.state(0), (ProbeState::Waiting(reason), 0) if reason.contains("only has cgroup v1")),
+        || matches!(tracer.state(0), (ProbeState::Missing(reason), 0) if reason.contains("only has cgroup v1")),
     );
 }
 
@@ -184,7 +184,7 @@ fn reused_pid_is_not_the_same_process() {
     assert_eq!(tracer.accounting(1).filtered, 100);
     eventually(
         "the end of the process to be told",
-        || matches!(tracer.state(0), (ProbeState::Waiting(reason), 0) if reason.contains("was reused")),
+        || matches!(tracer.state(0), (ProbeState::Missing(reason), 0) if reason.contains("was reused")),
     );
 }
 
