@@ -80,10 +80,13 @@ fn refuse(errors: &Diagnostics) -> ExitCode {
 }
 
 fn start(overrides: &Overrides) -> ExitCode {
-    if let Err(err) = prepare() {
-        eprintln!("exporter: {err}");
-        return ExitCode::from(RUN_TIME);
-    }
+    let hangup = match prepare() {
+        Ok(hangup) => hangup,
+        Err(err) => {
+            eprintln!("exporter: {err}");
+            return ExitCode::from(RUN_TIME);
+        }
+    };
     let CheckedConfig { loaded, plan, tls } = match load(overrides) {
         Ok(checked) => checked,
         Err(wrong) => return refuse(&wrong),
@@ -124,7 +127,7 @@ fn start(overrides: &Overrides) -> ExitCode {
         .and_then(|listeners| kept.map(|()| listeners).map_err(RunError::from))
         .and_then(|listeners| {
             let checked = CheckedConfig { loaded, plan, tls };
-            run(overrides, checked, attaching, logging.clone(), listeners, recorder)
+            run(overrides, checked, attaching, logging.clone(), listeners, recorder, hangup)
         });
     match ran {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::budget::{Activity, Budget};
 use crate::config::endpoint::Listen;
@@ -54,6 +54,7 @@ pub(crate) fn run(
     logging: Logging,
     listeners: Listeners,
     recorder: Arc<SlowRecorder>,
+    hangup: Signal,
 ) -> Result<(), RunError> {
     let CheckedConfig { loaded, plan, tls } = checked;
     let settings = loaded.config.settings;
@@ -142,7 +143,7 @@ pub(crate) fn run(
         looked_at.upgrade().map_or(Activity::AtRest, |running| running.check_costs(controllers))
     })
     .map_err(failed_to("start the thread that monitors costs"))?;
-    let served = serve(endpoints, options, &address, &running);
+    let served = serve(endpoints, options, &address, &running, hangup);
     drop(budget);
     served?;
     // Before the last line: what is still in the ring may be logged.
@@ -152,18 +153,18 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// Checks the limit of open files, and keeps SIGHUP from ending the exporter while it starts: the reload takes place
-/// when it has started.
+/// Checks the limit of open files, and keeps SIGHUP from ending the exporter while it starts: the returned signal has noted
+/// it when the exporter has started. (One that is created only then misses what the runtime has passed on before.)
 ///
 /// # Errors
 /// If the limit is too low.
-pub fn prepare() -> Result<(), RunError> {
+pub fn prepare() -> Result<Signal, RunError> {
     demand_descriptors()?;
     let failed = failed_to("wait for SIGHUP");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(&failed)?;
     let _context = runtime.enter();
-    // The handler outlives the runtime, as does the signal that it notes.
-    signal(SignalKind::hangup()).map(drop).map_err(failed)
+    // The handler outlives this runtime; any later one passes on what it notes.
+    signal(SignalKind::hangup()).map_err(failed)
 }
 
 fn demand_descriptors() -> Result<(), RunError> {
@@ -267,6 +268,7 @@ fn serve(
     options: ServerOptions,
     address: &str,
     running: &Arc<Running>,
+    mut hangup: Signal,
 ) -> Result<(), RunError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -278,10 +280,9 @@ fn serve(
     let served = runtime.block_on(async {
         let mut term = signal(SignalKind::terminate()).map_err(failed_to("wait for SIGTERM"))?;
         let mut int = signal(SignalKind::interrupt()).map_err(failed_to("wait for SIGINT"))?;
-        let mut hup = signal(SignalKind::hangup()).map_err(failed_to("wait for SIGHUP"))?;
         let reloaded = running.clone();
         let reloads = tokio::spawn(async move {
-            while hup.recv().await.is_some() {
+            while hangup.recv().await.is_some() {
                 let reloaded = reloaded.clone();
                 // It has logged the outcome.
                 let _ = tokio::task::spawn_blocking(move || reloaded.reload()).await;
