@@ -45,15 +45,7 @@ impl Worker {
         let plan = self.plan.clone();
         let mut finished = Vec::new();
         for (target, planned) in plan.targets.iter().enumerate() {
-            let context = AttachContext {
-                kernel: &self.kernel,
-                plan: &self.plan,
-                status: &self.status,
-                target: planned,
-                shed: &self.shed,
-                detacher: &self.detacher,
-                jobs: &self.jobs,
-            };
+            let context = AttachContext { attacher: &self.attacher, plan: &self.plan, target: planned };
             let files = self.targets[target].files_mut();
             finished
                 .extend(files.filter_map(|file| file.finish(context, &mut self.cookies).then_some(target)));

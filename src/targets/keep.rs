@@ -27,7 +27,7 @@ impl Worker {
     /// As [`Worker::keep`], if anything may have changed.
     pub(super) fn record_if_changed(&mut self) {
         let is_due = self.last_kept.elapsed() >= WRITE_DELAY;
-        if self.kernel.pins().is_some() && (is_due || self.signature() != self.signature) {
+        if self.attacher.kernel.pins().is_some() && (is_due || self.signature() != self.signature) {
             self.keep();
         }
     }
@@ -45,21 +45,21 @@ impl Worker {
     /// Writes the current record, if state is pinned.
     pub(super) fn keep(&mut self) {
         (self.last_kept, self.signature) = (Instant::now(), self.signature());
-        let Some(pins) = self.kernel.pins().filter(|pins| !pins.is_over()) else { return };
+        let Some(pins) = self.attacher.kernel.pins().filter(|pins| !pins.is_over()) else { return };
         if let Some(guard) = &mut self.guard {
             let files = self.targets.iter_mut().flat_map(TargetState::files_mut);
             let attached = files.filter(|file| file.is_attached() && file.identity.address != 0);
             guard.set_files(attached.map(|file| file.identity.address).collect());
         }
         let files = self.targets.iter().map(TargetState::records).collect();
-        let changing = Changing { files, memory: self.status.memory() };
+        let changing = Changing { files, memory: self.attacher.status.memory() };
         if self.kept.as_ref() == Some(&changing) {
             // The plan is many times as long as what changes, so it is not serialized just to detect that nothing has.
             return;
         }
         let record = EngineRecord {
             plan: SavedPlan::of(&self.plan),
-            shape: self.kernel.shape(),
+            shape: self.attacher.kernel.shape(),
             layout: self.layout.clone(),
             changing,
         };
@@ -81,15 +81,15 @@ impl Worker {
         let all = || record.changing.files.iter().flatten().map(|(_, file)| file);
         let names: BTreeSet<String> =
             all().flat_map(|file| &file.links).map(|(_, name)| name.clone()).collect();
-        if let Some(pins) = self.kernel.pins() {
+        if let Some(pins) = self.attacher.kernel.pins() {
             pins.remove_links_but(&names);
         }
-        self.status.recall(record.changing.memory);
+        self.attacher.status.recall(record.changing.memory);
         let mut used = BTreeSet::new();
         for (target, files) in record.changing.files.into_iter().enumerate().take(self.targets.len()) {
             for (role, file) in files {
                 let opened: Vec<_> =
-                    file.links.iter().map(|(unit, name)| (*unit, self.kernel.held(name))).collect();
+                    file.links.iter().map(|(unit, name)| (*unit, self.attacher.kernel.held(name))).collect();
                 let (there, gone): (Vec<_>, Vec<_>) = opened.into_iter().partition(|(_, link)| link.is_ok());
                 let links: Vec<_> =
                     there.into_iter().filter_map(|(unit, link)| Some((unit, link.ok()?))).collect();
@@ -122,7 +122,8 @@ impl Worker {
         }
         self.cookies.remove(&used);
         for target in 0..self.targets.len() {
-            (self.targets[target].editions, self.targets[target].began) = self.kernel.filter_now(target);
+            (self.targets[target].editions, self.targets[target].began) =
+                self.attacher.kernel.filter_now(target);
         }
         // Otherwise the filters would start with fewer processes than they had.
         self.finder.walk();

@@ -37,7 +37,7 @@ impl Worker {
             return;
         }
         state.editions += 1;
-        match self.kernel.set_filter(target, &filter, state.editions) {
+        match self.attacher.kernel.set_filter(target, &filter, state.editions) {
             Ok(()) => state.filter = Some(filter),
             Err(err) => log::error!("Target {}: failed to update its filter: {err:#}", planned.name),
         }
@@ -53,8 +53,8 @@ impl Worker {
         for _ in 0..FAMILY_WALKS {
             let mut is_new = false;
             for pid in self.finder.family(target) {
-                let is_known = self.kernel.has_child(target, pid);
-                if !is_known && let Err(err) = self.kernel.add_child(target, pid) {
+                let is_known = self.attacher.kernel.has_child(target, pid);
+                if !is_known && let Err(err) = self.attacher.kernel.add_child(target, pid) {
                     log::warn!(
                         "Target {}: process {pid} cannot be tracked as a child: {err:#}",
                         planned.name
@@ -62,7 +62,7 @@ impl Worker {
                 }
                 // It may have ended before.
                 if !Path::new("/proc").join(pid.to_string()).exists() {
-                    self.kernel.remove_child(target, pid);
+                    self.attacher.kernel.remove_child(target, pid);
                 } else {
                     is_new |= !is_known;
                 }
@@ -161,7 +161,7 @@ impl Worker {
                 if planned.selector.is_by_process() && planned.selector.processes.pid().is_some() {
                     for old in state.current.drain(..) {
                         self.finder.forget_executed(old.identity);
-                        self.detacher.detach(vec![old.into_leaving()]);
+                        self.attacher.detacher.detach(vec![old.into_leaving()]);
                     }
                 }
                 // Attached files stay attached: their processes may still run, or the file may come back.
@@ -184,15 +184,7 @@ impl Worker {
         let mut changed = false;
         let mut written = None;
         let known = std::mem::take(&mut state.current);
-        let context = AttachContext {
-            kernel: &self.kernel,
-            plan: &self.plan,
-            status: &self.status,
-            target: planned,
-            shed: &self.shed,
-            detacher: &self.detacher,
-            jobs: &self.jobs,
-        };
+        let context = AttachContext { attacher: &self.attacher, plan: &self.plan, target: planned };
         for mut old in known {
             match files.iter().find(|file| file.identity == old.identity) {
                 Some(file) if file.stamp == old.stamp || old.is_as_it_was() => {
@@ -200,7 +192,7 @@ impl Worker {
                         && let Err(err) = guard(&mut old, file, &self.watch.breaks, &mut self.finder)
                     {
                         self.finder.forget_executed(old.identity);
-                        self.detacher.detach(vec![old.into_leaving()]);
+                        self.attacher.detacher.detach(vec![old.into_leaving()]);
                         (changed, written) = (true, err);
                         continue;
                     }
@@ -211,7 +203,7 @@ impl Worker {
                 // Overwritten in place: the sites are elsewhere now.
                 Some(_) => {
                     self.finder.forget_executed(old.identity);
-                    self.detacher.detach(vec![old.into_leaving()]);
+                    self.attacher.detacher.detach(vec![old.into_leaving()]);
                     changed = true;
                 }
                 None => {
@@ -234,16 +226,16 @@ impl Worker {
                 changed = true;
                 continue;
             }
-            if let Some(new_file) = state.admit(&self.kernel, file) {
+            if let Some(new_file) = state.admit(&self.attacher.kernel, file) {
                 state.current.push(new_file);
                 changed = true;
                 continue;
             }
             // Overwritten while no process ran it.
             if let Some(at) = state.replaced.iter().position(|old| old.identity == file.identity) {
-                self.detacher.detach(vec![state.replaced.swap_remove(at).into_leaving()]);
+                self.attacher.detacher.detach(vec![state.replaced.swap_remove(at).into_leaving()]);
             }
-            if self.detacher.is_busy_with(file.identity) {
+            if self.attacher.detacher.is_busy_with(file.identity) {
                 written = Some(leaving(&file.display));
                 continue;
             }
@@ -277,7 +269,8 @@ impl Worker {
                 of.follow_loading(events, file);
             }
         }
-        changed |= state.announce(&self.plan, planned, &self.status, target, elsewhere, &mut self.finder);
+        changed |=
+            state.announce(&self.plan, planned, &self.attacher.status, target, elsewhere, &mut self.finder);
         if changed {
             self.raise_copies(target);
             self.count_early(target);
@@ -295,7 +288,7 @@ impl Worker {
             ahead.map(|candidate| format!("; {} is attached, in case one does", candidate.attached.display));
         let reason = format!("{reason}{}", ahead.unwrap_or_default());
         for probe in &planned.probes {
-            self.status.set(*probe, ProbeState::Missing(reason.clone()), [0, 0], None);
+            self.attacher.status.set(*probe, ProbeState::Missing(reason.clone()), [0, 0], None);
         }
     }
 
@@ -308,15 +301,15 @@ impl Worker {
             log::info!("Target {}: no process runs {} any more; detaching", planned.name, old.display);
             self.finder.forget_executed(old.identity);
         }
-        self.detacher.detach(unused.into_iter().map(AttachedFile::into_leaving).collect());
+        self.attacher.detacher.detach(unused.into_iter().map(AttachedFile::into_leaving).collect());
     }
 
     /// Publishes the states of a target's probes: attached if attached in any of its files, partly if not at all sites.
     pub(super) fn publish(&self, target: usize, planned: &TargetPlan) {
         let state = &self.targets[target];
         for (n, probe) in planned.probes.iter().enumerate() {
-            if let Some(reason) = self.shed.get(probe) {
-                self.status.set(*probe, ProbeState::Shed(reason.clone()), [0, 0], None);
+            if let Some(reason) = self.attacher.shed.get(probe) {
+                self.attacher.status.set(*probe, ProbeState::Shed(reason.clone()), [0, 0], None);
                 continue;
             }
             let of = |attached: &AttachedFile| attached.probes.get(n).cloned();
@@ -343,7 +336,7 @@ impl Worker {
                 (false, Some(partly)) => partly,
                 (false, None) => ProbeState::Attached,
             };
-            self.status.set(*probe, state, [sites, refused], unsigned);
+            self.attacher.status.set(*probe, state, [sites, refused], unsigned);
         }
     }
 }

@@ -99,7 +99,7 @@ impl ProbeManager {
                     // The guard holds the leases from now on.
                     worker.guard.iter().for_each(Guard::take_charge);
                     worker.keep();
-                    let _ = ready.send(Ok(worker.kernel.shared()));
+                    let _ = ready.send(Ok(worker.attacher.kernel.shared()));
                     worker.run(&requested);
                 }
             })
@@ -176,7 +176,7 @@ impl Worker {
             }
             // First: a writer waits.
             self.release_for_writers(&wakeup.breaks);
-            self.detacher.give_back(&mut self.cookies);
+            self.attacher.detacher.give_back(&mut self.cookies);
             self.end_shedding();
             self.finish_attaching();
             if wakeup.is_over {
@@ -194,7 +194,7 @@ impl Worker {
                     Task::Retire(probes) => {
                         let leaving_files = self.retire(&probes);
                         self.keep();
-                        self.detacher.detach_and_signal(leaving_files, done);
+                        self.attacher.detacher.detach_and_signal(leaving_files, done);
                     }
                     Task::Shed(probes) => self.shed(probes, done),
                     Task::Restore(probes) => {
@@ -228,21 +228,21 @@ impl Worker {
                 if self.last_walk.elapsed() >= REST_INTERVAL || !self.is_at_rest() {
                     self.run_periodic_check();
                 }
-                let is_at_rest = self.is_at_rest() && self.status.is_at_rest();
+                let is_at_rest = self.is_at_rest() && self.attacher.status.is_at_rest();
                 pause = if is_at_rest { HITS_INTERVAL_AT_REST } else { LOOK_INTERVAL };
             }
             self.update_readers();
             self.watch.answer(&wakeup);
             self.record_if_changed();
         }
-        self.detacher.end();
-        if self.kernel.pins().is_some() {
+        self.attacher.detacher.end();
+        if self.attacher.kernel.pins().is_some() {
             self.wait_for_links();
         }
         // It is added to those of the managers that continue.
-        self.status.end_usage();
+        self.attacher.status.end_usage();
         self.keep();
-        if self.kernel.pins().is_some_and(|pins| !pins.is_over()) {
+        if self.attacher.kernel.pins().is_some_and(|pins| !pins.is_over()) {
             // Pinned probes stay.
             return;
         }
@@ -256,10 +256,10 @@ impl Worker {
                 state.current.into_iter().chain(state.replaced).chain(candidates)
             })
             .collect();
-        self.detacher.detach(all.into_iter().map(AttachedFile::into_leaving).collect());
-        self.detacher.end();
+        self.attacher.detacher.detach(all.into_iter().map(AttachedFile::into_leaving).collect());
+        self.attacher.detacher.end();
         self.guard.iter_mut().for_each(Guard::end);
-        self.kernel.unpin();
+        self.attacher.kernel.unpin();
     }
 
     /// Removes probes from the plan; returns what must be detached.
@@ -277,7 +277,7 @@ impl Worker {
         self.plan = Arc::new(plan);
         let reason = "it is not in the configuration any more";
         for probe in probes {
-            self.status.set(*probe, ProbeState::Absent(reason.to_string()), [0, 0], None);
+            self.attacher.status.set(*probe, ProbeState::Absent(reason.to_string()), [0, 0], None);
         }
         leaving_files
     }
@@ -295,7 +295,7 @@ impl Worker {
     }
 
     fn follow_changes(&mut self, changes: &ProcessChanges) {
-        self.status.set_walks(self.finder.walks);
+        self.attacher.status.set_walks(self.finder.walks);
         let known: usize = self.targets.iter().map(|state| state.paths.len()).sum();
         self.look_for(changes);
         // Their processes must be reported from now on.
@@ -330,7 +330,7 @@ impl Worker {
                 let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));
                 let is_held = executed.is_held && Duration::from_nanos(late) < MAX_HOLD;
                 if late > 0 && !is_held {
-                    self.status.add_unprobed(target, late);
+                    self.attacher.status.add_unprobed(target, late);
                 }
             }
             self.note_early(identity, executed.time);
@@ -361,7 +361,7 @@ impl Worker {
                 child: lacking().any(|by| by.children),
             }
         };
-        let (detacher, targets) = (&self.detacher, &self.targets);
+        let (detacher, targets) = (&self.attacher.detacher, &self.targets);
         let is_waiting = |identity| {
             detacher.is_busy_with(identity)
                 || gone.contains(&identity)
@@ -374,7 +374,7 @@ impl Worker {
     fn run_periodic_check(&mut self) {
         self.log_lost_children();
         let walk = self.last_walk.elapsed() >= WALK_INTERVAL;
-        if walk || self.status.ticks().is_none() {
+        if walk || self.attacher.status.ticks().is_none() {
             self.measure_ticks();
         }
         if walk {
@@ -401,7 +401,10 @@ impl Worker {
             let is_told = planned.selector.is_by_process() && self.finder.has_events();
             let may_differ = if is_told {
                 state.written.is_some()
-                    || state.current.iter().any(|of| of.wants_retry() || of.can_be_restored(&self.shed))
+                    || state
+                        .current
+                        .iter()
+                        .any(|of| of.wants_retry() || of.can_be_restored(&self.attacher.shed))
             } else {
                 walk || !planned.selector.is_by_process()
             };

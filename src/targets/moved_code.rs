@@ -161,7 +161,7 @@ impl Worker {
         let planned = &plan.targets[target];
         // Logged afterwards: a process that is started because of the message copies no breakpoint any more.
         let message = format!("Target {}: not traced any more: {reason}", planned.name);
-        self.detacher.detach_then(vec![leaving], move || log::error!("{message}"));
+        self.attacher.detacher.detach_then(vec![leaving], move || log::error!("{message}"));
         self.publish(target, planned);
     }
 
@@ -310,7 +310,7 @@ impl Worker {
         let opened = map.map(|map| File::open(format!("/proc/{thread}/map_files/{}", map.entry())));
         let Some(opened) = opened else { return };
         let rearmed = opened.map_err(|err| Refusal::of_file(&err));
-        let rearmed = rearmed.and_then(|opened| self.kernel.rearm(pid, &opened, &places));
+        let rearmed = rearmed.and_then(|opened| self.attacher.kernel.rearm(pid, &opened, &places));
         let left = by_content(thread, &code.unarmed(&lost, &memory)).0.len();
         let is_new = self.code_checks.is_new(pid, identity, Finding::ThrownAway);
         let what = format!(
@@ -327,9 +327,13 @@ impl Worker {
             (Err(err), _) if is_new => log::warn!("{what}, nor will it be ({err})"),
             _ => {}
         }
-        self.status.add_thrown_away(target, lost.len() as u64);
+        self.attacher.status.add_thrown_away(target, lost.len() as u64);
         if let Ok(links) = rearmed {
-            self.detacher.detach(vec![Leaving { identity: Some(identity), links, ..Leaving::default() }]);
+            self.attacher.detacher.detach(vec![Leaving {
+                identity: Some(identity),
+                links,
+                ..Leaving::default()
+            }]);
         }
     }
 }

@@ -30,8 +30,8 @@ impl Worker {
         let targets = probes.keys().map(|probe| of(probe).target).collect();
         let (tell, out) = sync_channel(1);
         self.shedding.push(Shedding { out, targets, spans, done });
-        self.detacher.detach_and_signal(leaving_files, tell);
-        self.shed.extend(probes);
+        self.attacher.detacher.detach_and_signal(leaving_files, tell);
+        self.attacher.shed.extend(probes);
     }
 
     /// After detaching: the counts of shed probes stop, and open starts can end unseen, so the next end at the same
@@ -41,7 +41,9 @@ impl Worker {
         for Shedding { targets, spans, done, .. } in self.shedding.extract_if(.., is_out).collect::<Vec<_>>()
         {
             if !spans.is_empty() {
-                self.status.add_expired(&self.kernel.forget_starts(&spans, self.plan.spans));
+                self.attacher
+                    .status
+                    .add_expired(&self.attacher.kernel.forget_starts(&spans, self.plan.spans));
             }
             self.publish_all(&targets);
             let _ = done.try_send(());
@@ -51,7 +53,7 @@ impl Worker {
     /// Restores shed probes.
     pub(super) fn restore(&mut self, probes: &BTreeSet<usize>) {
         let plan = self.plan.clone();
-        self.shed.retain(|probe, _| !probes.contains(probe));
+        self.attacher.shed.retain(|probe, _| !probes.contains(probe));
         let touched: BTreeSet<usize> = probes.iter().map(|probe| plan.probes[*probe].target).collect();
         for target in &touched {
             self.targets[*target].meter.lately.clear();

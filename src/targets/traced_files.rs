@@ -6,7 +6,7 @@ use super::worker::Worker;
 impl Worker {
     /// Reports the traced files to the thread, if they may have changed.
     pub(super) fn update_readers(&mut self) {
-        let now = (self.signature(), self.detacher.changes());
+        let now = (self.signature(), self.attacher.detacher.changes());
         let Some(readers) = self.readers.as_mut().filter(|readers| readers.told != now) else { return };
         readers.told = now;
         let mut all = TracedFiles::new();
@@ -18,6 +18,6 @@ impl Worker {
                 traced.hidden.add(&file.hidden);
             }
         }
-        readers.set_files(all, |identity| self.detacher.is_busy_with(identity));
+        readers.set_files(all, |identity| self.attacher.detacher.is_busy_with(identity));
     }
 }

@@ -114,7 +114,7 @@ impl Worker {
             paths.filter(is_path).for_each(|path| self.watch.expect(path));
             // Then the writers may begin.
             let leaving_files = broken.into_iter().map(AttachedFile::into_leaving).collect();
-            self.detacher.detach_then(leaving_files, move || overrun.iter().for_each(Overrun::mend));
+            self.attacher.detacher.detach_then(leaving_files, move || overrun.iter().for_each(Overrun::mend));
         }
     }
 
@@ -128,7 +128,7 @@ impl Worker {
         state.written.get_or_insert_with(Written::now);
         if state.current.is_empty() {
             for probe in &planned.probes {
-                self.status.set(*probe, ProbeState::Waiting(reason.clone()), [0, 0], None);
+                self.attacher.status.set(*probe, ProbeState::Waiting(reason.clone()), [0, 0], None);
             }
         }
     }
@@ -149,7 +149,8 @@ impl Worker {
             let Some(path) = planned.selector.path() else { continue };
             let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            if let Err(err) = self.kernel.set_filter(self.plan.targets.len() + target, &Filter::name(name), 0)
+            if let Err(err) =
+                self.attacher.kernel.set_filter(self.plan.targets.len() + target, &Filter::name(name), 0)
             {
                 log::debug!("Target {}: failed to attach candidates ahead: {err:#}", planned.name);
             }
@@ -183,7 +184,7 @@ impl Worker {
             let mut beside = candidates.iter().enumerate().filter(|(_, candidate)| candidate.path.is_none());
             let oldest = beside.next().map(|(at, _)| at);
             if let Some(oldest) = oldest.filter(|_| beside.count() + 1 == MAX_CANDIDATES) {
-                self.detacher.detach(vec![candidates.remove(oldest).attached.into_leaving()]);
+                self.attacher.detacher.detach(vec![candidates.remove(oldest).attached.into_leaving()]);
             }
             candidates.push(Candidate { attached, since: Instant::now(), path: None });
         }
@@ -195,19 +196,11 @@ impl Worker {
         planned: &TargetPlan,
         found: &TargetFile,
     ) -> Option<AttachedFile> {
-        if !is_elf(found) || self.detacher.is_busy_with(found.identity) {
+        if !is_elf(found) || self.attacher.detacher.is_busy_with(found.identity) {
             return None;
         }
         let lease = lease(&self.watch.breaks, &mut self.finder, found).ok()?;
-        let context = AttachContext {
-            kernel: &self.kernel,
-            plan: &self.plan,
-            status: &self.status,
-            target: planned,
-            shed: &self.shed,
-            detacher: &self.detacher,
-            jobs: &self.jobs,
-        };
+        let context = AttachContext { attacher: &self.attacher, plan: &self.plan, target: planned };
         Some(AttachedFile::attach(context, found, lease, &mut self.cookies, &mut self.finder))
     }
 
@@ -223,7 +216,7 @@ impl Worker {
             }
             let old =
                 state.candidates.extract_if(.., |candidate| candidate.since.elapsed() > CANDIDATE_TIMEOUT);
-            self.detacher.detach(old.map(|candidate| candidate.attached.into_leaving()).collect());
+            self.attacher.detacher.detach(old.map(|candidate| candidate.attached.into_leaving()).collect());
         }
     }
 }

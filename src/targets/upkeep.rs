@@ -23,7 +23,7 @@ const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
 impl Worker {
     /// Whether a start found no room since the last sweep.
     pub(super) fn had_no_room(&mut self) -> bool {
-        let store = self.kernel.shared().store;
+        let store = self.attacher.kernel.shared().store;
         let full = |probe| store.accounting(probe, accounting_slot::ACCT_LOST_STARTS_FULL);
         let starts = self.plan.probes.iter().enumerate().filter(|(_, probe)| probe.span.is_some());
         let now = starts.map(|(number, _)| full(number)).sum();
@@ -38,7 +38,7 @@ impl Worker {
         for span in self.plan.probes.iter().filter_map(|probe| probe.span) {
             pairings[span.number as usize] = span.by;
         }
-        self.status.add_sweep(&self.kernel.sweep_starts(&pairings));
+        self.attacher.status.add_sweep(&self.attacher.kernel.sweep_starts(&pairings));
     }
 
     /// Whether a periodic check would find nothing new: nothing has happened since the last one, and everything that
@@ -51,7 +51,7 @@ impl Worker {
                 file.wants_retry()
                     || file.is_attaching()
                     || file.is_attached() && !file.is_as_it_was()
-                    || file.can_be_restored(&self.shed)
+                    || file.can_be_restored(&self.attacher.shed)
             };
             !is_pending && !state.current.iter().any(may_change)
         };
@@ -62,7 +62,7 @@ impl Worker {
 
     /// Notes that a process runs a file that is being attached, or whose targets wait until its previous probes are removed.
     pub(super) fn note_early(&mut self, identity: Identity, time: u64) {
-        let is_leaving = self.detacher.is_busy_with(identity);
+        let is_leaving = self.attacher.detacher.is_busy_with(identity);
         for state in &mut self.targets {
             let is_early = is_leaving && state.written.is_some() || state.is_attaching(identity);
             if is_early && state.early.len() < EARLY {
@@ -81,7 +81,7 @@ impl Worker {
         for (identity, time) in state.early.extract_if(.., is_over).collect::<Vec<_>>() {
             let attached = state.current.iter().find(|of| of.identity == identity && of.is_attached());
             let late = attached.map_or(0, |of| of.attached_at.saturating_sub(time));
-            self.status.add_unprobed(target, late);
+            self.attacher.status.add_unprobed(target, late);
         }
     }
 
@@ -124,31 +124,31 @@ impl Worker {
                     _ => run.until,
                 },
             };
-            self.status.add_unprobed(*target, until.saturating_sub(run.from));
+            self.attacher.status.add_unprobed(*target, until.saturating_sub(run.from));
         }
     }
 
     /// Logs once that descendants did not fit into the kernel's table.
     pub(super) fn log_lost_children(&self) {
-        let lost = self.kernel.lost_children();
-        if lost > 0 && self.status.targets().lost_children == 0 {
+        let lost = self.attacher.kernel.lost_children();
+        if lost > 0 && self.attacher.status.targets().lost_children == 0 {
             log::warn!(
                 "Targets with `children: true` have more descendants than can be tracked at once: hits of \
                  the others are not counted (fibre_exporter_errors_total{{error_type=\"child_lost\"}})"
             );
         }
-        self.status.set_lost_children(lost);
+        self.attacher.status.set_lost_children(lost);
     }
 
     /// The kernel records a hit's time in jiffies, which is free; this measures what a jiffy is.
     pub(super) fn measure_ticks(&mut self) {
-        let (Some(first), Some(now)) = (self.first_clock, self.kernel.clock()) else { return };
+        let (Some(first), Some(now)) = (self.first_clock, self.attacher.kernel.clock()) else { return };
         let seconds = now.nanoseconds.saturating_sub(first.nanoseconds) as f64 / 1e9;
         let measured = now.jiffies.saturating_sub(first.jiffies) as f64 / seconds.max(1e-3);
         let hz = HZ.into_iter().min_by(|a, b| (a - measured).abs().total_cmp(&(b - measured).abs()));
         let unix = unix_now();
         if let Some(hz) = hz {
-            self.status.set_ticks(Ticks { jiffies: now.jiffies, unix, hz });
+            self.attacher.status.set_ticks(Ticks { jiffies: now.jiffies, unix, hz });
         }
     }
 }
@@ -166,7 +166,7 @@ impl Worker {
     /// Measures targets whose probes were hit since the last time; without hits nothing is read. Returns whether there were any.
     pub(super) fn measure_usage(&mut self) -> bool {
         let plan = self.plan.clone();
-        let (shared, prices) = (self.kernel.shared(), self.prices.get());
+        let (shared, prices) = (self.attacher.kernel.shared(), self.prices.get());
         let mut any = false;
         for (target, planned) in plan.targets.iter().enumerate() {
             let state = &mut self.targets[target];
@@ -181,7 +181,7 @@ impl Worker {
             let Some(cost) = hit else {
                 if !meter.lately.is_empty() {
                     let (share, is_doubtful) = (meter.share(), meter.has_missed());
-                    self.status.add_usage(target, Usage { share, is_doubtful, ..Usage::default() });
+                    self.attacher.status.add_usage(target, Usage { share, is_doubtful, ..Usage::default() });
                 }
                 continue;
             };
@@ -198,7 +198,7 @@ impl Worker {
                 let CpuTime { seconds: cpu, has_missed } = cpu;
                 meter.lately.push_back(Measured { at: Instant::now(), cpu, tracing, has_missed });
                 let (share, is_doubtful) = (meter.share(), meter.has_missed());
-                self.status.add_usage(target, Usage { cpu, tracing, share, is_doubtful });
+                self.attacher.status.add_usage(target, Usage { cpu, tracing, share, is_doubtful });
             }
         }
         any

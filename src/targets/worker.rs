@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::attach_job::Jobs;
-use super::attached_file::Shed;
+use super::attached_file::{Attacher, Shed};
 use super::attaching::Attaching;
 use super::code_checks::CodeChecks;
 use super::cookies::Cookies;
@@ -37,15 +37,11 @@ pub(super) const WALK_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Worker {
     pub(super) plan: Arc<Plan>,
-    pub(super) kernel: Arc<Kernel>,
+    pub(super) attacher: Attacher,
     /// The cost of a hit.
     pub(super) prices: SharedPrices,
-    pub(super) status: Arc<TargetsStatus>,
     pub(super) cookies: Cookies,
-    pub(super) shed: Shed,
     pub(super) shedding: Vec<Shedding>,
-    pub(super) detacher: Detacher,
-    pub(super) jobs: Jobs,
     /// Shared with the detacher.
     pub(super) raised: Arc<RaisedCopies>,
     pub(super) targets: Vec<TargetState>,
@@ -166,14 +162,16 @@ impl Worker {
         let raised = Arc::new(RaisedCopies::default());
         let mut worker = Self {
             plan,
-            kernel: Arc::new(kernel),
+            attacher: Attacher {
+                kernel: Arc::new(kernel),
+                status,
+                shed: Shed::new(),
+                detacher: Detacher::new(raised.clone()),
+                jobs: Jobs::default(),
+            },
             prices: attaching.prices,
-            status,
             cookies,
-            shed: Shed::new(),
             shedding: Vec::new(),
-            detacher: Detacher::new(raised.clone()),
-            jobs: Jobs::default(),
             raised,
             targets,
             finder,

@@ -30,17 +30,23 @@ use crate::targets::status::TargetsStatus;
 const ONLY_EXECUTABLE: &str =
     "functions are only searched in the executable; use `binary:` with the path of the library";
 
-/// The shared state that attaching needs.
-#[derive(Debug, Clone, Copy)]
-pub struct AttachContext<'a> {
-    pub kernel: &'a Arc<Kernel>,
-    pub plan: &'a Arc<Plan>,
-    pub status: &'a TargetsStatus,
-    pub target: &'a TargetPlan,
+/// What attaching needs, whatever the target.
+#[derive(Debug)]
+pub(in crate::targets) struct Attacher {
+    pub kernel: Arc<Kernel>,
+    pub status: Arc<TargetsStatus>,
     /// Probes that are currently shed.
-    pub shed: &'a Shed,
-    pub(in crate::targets) detacher: &'a Detacher,
-    pub(in crate::targets) jobs: &'a Jobs,
+    pub shed: Shed,
+    pub detacher: Detacher,
+    pub jobs: Jobs,
+}
+
+/// The same, and the target.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::targets) struct AttachContext<'a> {
+    pub attacher: &'a Attacher,
+    pub plan: &'a Arc<Plan>,
+    pub target: &'a TargetPlan,
 }
 
 impl AttachedFile {
@@ -80,7 +86,7 @@ impl AttachedFile {
         found: &TargetFile,
         file: Result<&File, &io::Error>,
     ) -> Vec<(usize, ResolvedSite)> {
-        let AttachContext { plan, status, target, .. } = context;
+        let AttachContext { attacher, plan, target } = context;
         let read = |file| regular::read_all(file).map_err(|err| Refusal::of_file(&err));
         let bytes = file.map_err(Refusal::of_file).and_then(read);
         self.unread = bytes.as_ref().is_err_and(|refusal| refusal.kind.passes());
@@ -103,7 +109,7 @@ impl AttachedFile {
                 self.probes.push(outcome);
                 continue;
             }
-            let mut name = |name: &str| status.function(number, name);
+            let mut name = |name: &str| attacher.status.function(number, name);
             let resolved = index.as_ref().map(|index| resolve(index, number as u32, plan, &mut name));
             match resolved {
                 Err(err) => outcome.state = ProbeState::Refused((*err).clone()),
@@ -150,11 +156,11 @@ impl AttachedFile {
         finder: &mut Finder,
     ) {
         let is_shed =
-            |(at, _): &mut (usize, ResolvedSite)| context.shed.contains_key(&self.probes[*at].probe);
+            |(at, _): &mut (usize, ResolvedSite)| context.attacher.shed.contains_key(&self.probes[*at].probe);
         let mut sites = sites;
         let shelved: Vec<_> = sites.extract_if(.., is_shed).collect();
         for (at, _) in &shelved {
-            let reason = context.shed.get(&self.probes[*at].probe).cloned().unwrap_or_default();
+            let reason = context.attacher.shed.get(&self.probes[*at].probe).cloned().unwrap_or_default();
             self.probes[*at].state = ProbeState::Shed(reason);
         }
         self.shelved.extend(shelved);
@@ -188,7 +194,7 @@ impl AttachedFile {
             UnitSites { unit, sites, numbers }
         });
         let work = Work {
-            kernel: context.kernel.clone(),
+            kernel: context.attacher.kernel.clone(),
             plan: context.plan.clone(),
             file,
             display: self.display.clone(),
@@ -196,7 +202,7 @@ impl AttachedFile {
             idle: self.idle.clone(),
             units: units.collect(),
         };
-        let started = if work.is_large() { work.start(context.jobs) } else { Err(work) };
+        let started = if work.is_large() { work.start(&context.attacher.jobs) } else { Err(work) };
         match started {
             Err(work) => self.record_links(context, work.run(), cookies),
             Ok(job) => {
@@ -227,8 +233,9 @@ impl AttachedFile {
         let (is_first, known) = (self.links.is_empty(), self.cookies.len());
         for (UnitSites { unit, sites, numbers }, attached) in all {
             let tried = attached.tried.into_iter().map(PinnableLink::new).collect();
-            context.detacher.detach(vec![Leaving { links: tried, ..Leaving::default() }]);
-            self.links.extend(attached.links.into_iter().map(|link| (unit, context.kernel.hold(link))));
+            context.attacher.detacher.detach(vec![Leaving { links: tried, ..Leaving::default() }]);
+            self.links
+                .extend(attached.links.into_iter().map(|link| (unit, context.attacher.kernel.hold(link))));
             if attached.beside > 0 {
                 log::info!(
                     "Target {}: another tracer has attached {} sites without their semaphores; attached alongside it",
@@ -258,7 +265,7 @@ impl AttachedFile {
             self.attached_at = monotonic_now();
         }
         if self.is_admitted {
-            self.admit_sites(context.kernel, known);
+            self.admit_sites(&context.attacher.kernel, known);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use self::again::RetrySchedule;
-pub use self::attach::AttachContext;
+pub(super) use self::attach::{AttachContext, Attacher};
 use super::attach_job::AttachJob;
 use super::cookies::Cookies;
 use super::detacher::Leaving;
@@ -167,12 +167,13 @@ impl AttachedFile {
         cookies: &mut Cookies,
         finder: &mut Finder,
     ) -> bool {
-        if self.is_attaching() || !self.can_be_restored(context.shed) {
+        if self.is_attaching() || !self.can_be_restored(&context.attacher.shed) {
             return false;
         }
         let Ok(file) = found.open() else { return false };
         let probes = &self.probes;
-        let is_back = |(at, _): &mut (usize, ResolvedSite)| !context.shed.contains_key(&probes[*at].probe);
+        let is_back =
+            |(at, _): &mut (usize, ResolvedSite)| !context.attacher.shed.contains_key(&probes[*at].probe);
         let back = self.shelved.extract_if(.., is_back).collect();
         self.attach_sites(context, file, back, cookies, finder);
         self.tell(News::Changed);
