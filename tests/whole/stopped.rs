@@ -40,6 +40,13 @@ fn ends(command: &mut Command) {
     assert!(status.success(), "{command:?}: {status}");
 }
 
+/// An exporter that counts the calls of this program, and is ready.
+fn tracing(place: &Place, program: &Path) -> Exporter {
+    let exporter = Setup::new(place, counting(&format!("binary: {}", program.display()))).start();
+    exporter.wait_until_ready();
+    exporter
+}
+
 fn counted_from_now_on(exporter: &Exporter, program: &Path) {
     let calls = |exporter: &Exporter| exporter.scrape().value("calls_total", &[]);
     wait_for("calls to be counted", || {
@@ -56,8 +63,7 @@ fn recently_replaced_program_starts() {
     let place = Place::new();
     let program = compiled(&place);
     let binary = place.copy_of(&program, "replaced");
-    let exporter = Setup::new(&place, counting(&format!("binary: {}", binary.display()))).start();
-    exporter.wait_until_ready();
+    let exporter = tracing(&place, &binary);
     for moment in [0, 5, 20, 100] {
         fs::rename(place.copy_of(&program, "elsewhere"), &binary).expect("replace it");
         sleep(Duration::from_millis(moment));
@@ -111,8 +117,7 @@ fn traced_file_can_be_read_and_run() {
     const READ: &str = "import mmap, sys\nwith open(sys.argv[1], 'rb') as file:\n    mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)[:]";
     let place = Place::new();
     let program = compiled(&place);
-    let exporter = Setup::new(&place, counting(&format!("binary: {}", program.display()))).start();
-    exporter.wait_until_ready();
+    let exporter = tracing(&place, &program);
     let stopped = Stopped::new(&exporter);
     for _ in 0..4 {
         ends(Command::new("python3").args(["-c", READ]).arg(&program));
@@ -129,8 +134,7 @@ fn touched_file_is_not_reported_as_overwritten() {
     let place = Place::new();
     let program = compiled(&place);
     let binary = place.copy_of(&program, "touched");
-    let exporter = Setup::new(&place, counting(&format!("binary: {}", binary.display()))).start();
-    exporter.wait_until_ready();
+    let exporter = tracing(&place, &binary);
     ends(Command::new("touch").arg(&binary));
     exporter.wait_for_log("is about to be written");
     counted_from_now_on(&exporter, &binary);
@@ -143,8 +147,7 @@ fn traced_file_can_be_overwritten() {
     let place = Place::new();
     let program = compiled(&place);
     let binary = place.copy_of(&program, "written");
-    let exporter = Setup::new(&place, counting(&format!("binary: {}", binary.display()))).start();
-    exporter.wait_until_ready();
+    let exporter = tracing(&place, &binary);
     let stopped = Stopped::new(&exporter);
     ends(Command::new("cp").args([&program, &binary]));
     drop(stopped);

@@ -26,7 +26,7 @@ use super::summary::Summary;
 
 /// How often the protected addresses are determined, and how old they may be when something is to be blocked.
 pub(in super::super) const PROTECTED_INTERVAL: Duration = Duration::from_secs(5);
-pub(super) const PROTECTED_MAX_AGE: Duration = Duration::from_secs(1);
+const PROTECTED_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// The blocklist of a running exporter.
 #[derive(Debug)]
@@ -205,9 +205,24 @@ impl Blocklist {
 
     /// Determines the protected addresses if they were last determined longer ago than `oldest`. It reads files and
     /// kernel tables, so no lock is held meanwhile.
-    pub(super) fn find_protected(&self, now: u64, oldest: Duration) -> Option<Protected> {
+    fn find_protected(&self, now: u64, oldest: Duration) -> Option<Protected> {
         let is_due = self.lock().is_update_due(now, oldest);
         is_due.then(Protected::find)
+    }
+
+    /// Locks what is stored, and then the list: its protected addresses were determined at most a moment ago, so that
+    /// something may be blocked.
+    pub(super) fn lock_protected(
+        &self,
+        now: u64,
+    ) -> (MutexGuard<'_, Option<EntryStore>>, MutexGuard<'_, ListState>) {
+        let found = self.find_protected(now, PROTECTED_MAX_AGE);
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        if let Some(found) = found {
+            state.protect_found(&self.maps, found, now);
+        }
+        (store, state)
     }
 
     /// Determines the protected addresses now, because something changed that they depend on. In the calling thread's

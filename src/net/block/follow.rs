@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::super::sys::monotonic;
-use super::blocklist::{Blocklist, PROTECTED_MAX_AGE};
+use super::blocklist::Blocklist;
 use super::crowdsec::{Crowdsec, CrowdsecConfig, NAME};
 use super::decisions::{Answered, Saved};
 use super::fetch::{Fetched, Fetcher, UrlConfig};
@@ -56,12 +56,7 @@ impl Blocklist {
         is_whole: bool,
     ) -> Result<Option<usize>, String> {
         let now = monotonic();
-        let found = self.find_protected(now, PROTECTED_MAX_AGE);
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.lock();
-        if let Some(found) = found {
-            state.protect_found(&self.maps, found, now);
-        }
+        let (mut store, mut state) = self.lock_protected(now);
         if state.config.crowdsec.as_ref() != Some(of) {
             return Ok(None);
         }

@@ -8,7 +8,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::super::links::vrf_tables;
-use super::super::netlink::{NETLINK_ROUTE, attributes, dump, dump_while, u16_at, u32_at};
+use super::super::netlink::{NETLINK_ROUTE, attribute, attributes, dump, dump_while, u16_at, u32_at};
 
 pub(super) const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -122,9 +122,7 @@ fn table_of(body: &[u8]) -> Option<u32> {
 fn of_table(family: i32, table: u32, add: &mut impl FnMut(Reached)) -> io::Result<()> {
     let mut request = vec![0; HEADER];
     request[0] = family as u8;
-    request.extend_from_slice(&8u16.to_ne_bytes());
-    request.extend_from_slice(&RTA_TABLE.to_ne_bytes());
-    request.extend_from_slice(&table.to_ne_bytes());
+    request.extend(attribute(RTA_TABLE, &table.to_ne_bytes()));
     let mut seen = 0;
     dump_while(NETLINK_ROUTE, RTM_GETROUTE, &request, |kind, body| {
         // Kernels that ignore the filter return all routes.
@@ -185,14 +183,6 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     #[test]
     fn finds_all_gateways_of_a_route() {

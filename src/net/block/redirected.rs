@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::super::netlink::{attributes, get};
+use super::super::netlink::{attribute, attributes, get};
 use super::super::sockets::Ends;
 use super::maps::Connection;
 
@@ -66,14 +66,6 @@ fn request(ends: &Ends) -> Vec<u8> {
         attribute(NESTED | CTA_TUPLE_PROTO, &transport.concat()),
     ];
     [vec![family as u8, 0, 0, 0], attribute(NESTED | CTA_TUPLE_REPLY, &tuple.concat())].concat()
-}
-
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
 }
 
 fn destination_port(body: &[u8]) -> Option<u16> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::cidr::Prefix;
 use super::super::sys::monotonic;
-use super::blocklist::{Blocklist, PROTECTED_MAX_AGE};
+use super::blocklist::Blocklist;
 use super::config::BlockEntry;
 use super::entry::{Asker, BlockError, Blocked};
 use super::kept::{PastBan, StoredEntry};
@@ -40,12 +40,7 @@ impl Blocklist {
 
     fn add(&self, entry: &BlockEntry, by: Asker, confirm: Option<Duration>) -> Result<Blocked, BlockError> {
         let now = monotonic();
-        let found = self.find_protected(now, PROTECTED_MAX_AGE);
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.lock();
-        if let Some(found) = found {
-            state.protect_found(&self.maps, found, now);
-        }
+        let (mut store, mut state) = self.lock_protected(now);
         let prefix = entry.prefix;
         if let Some((by, why)) = state.reasons_to_pass().find(|(by, _)| by.contains(prefix)) {
             return Err(BlockError::Protected(prefix, format!("{by} is {why}")));
