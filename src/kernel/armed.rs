@@ -10,10 +10,11 @@ use super::load::Kernel;
 use super::pinnable_link::detach;
 use super::placed::{Attached, PlacedSite};
 use super::refusal::{Refusal, RefusalKind};
+use crate::abi::events::event_limit;
 use crate::mapping::CodeView;
 
 /// The x86 breakpoint.
-pub const BREAKPOINT: u8 = 0xcc;
+pub const BREAKPOINT: u8 = event_limit::BREAKPOINT.0 as u8;
 
 impl Kernel {
     /// The places of a file, which no process may map, at which the kernel sets a breakpoint: it accepts all of them,
