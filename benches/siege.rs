@@ -116,8 +116,7 @@ impl Scrapes {
     ) -> Result<()> {
         let besieged = server.besieged();
         let (stop, number) = (AtomicBool::new(false), AtomicU32::new(0));
-        let mut kept = besieged.connect(Ipv4Addr::LOCALHOST)?;
-        besieged.ask(&mut kept, PASSWORD)?;
+        let mut kept = recovered(besieged)?;
         thread::scope(|scope| {
             for address in from.iter().flat_map(|address| std::iter::repeat_n(*address, each)) {
                 let (stop, number, besieger) = (&stop, &number, besieger);
@@ -178,6 +177,23 @@ impl Scrapes {
             self.quantile(0.99),
             self.peak
         )
+    }
+}
+
+/// Returns a connection with one answered scrape, once the server has recovered from the last siege: it may still be
+/// checking passwords.
+fn recovered(besieged: Besieged<'_>) -> Result<TcpStream> {
+    let begun = Instant::now();
+    loop {
+        let opened = besieged.connect(Ipv4Addr::LOCALHOST).and_then(|mut stream| {
+            besieged.ask(&mut stream, PASSWORD)?;
+            Ok(stream)
+        });
+        match opened {
+            Ok(stream) => return Ok(stream),
+            Err(err) if begun.elapsed() > 6 * TIMEOUT => return Err(err.into()),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
+        }
     }
 }
 

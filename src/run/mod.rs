@@ -196,13 +196,14 @@ fn warn_of_leftover(settings: &Settings) {
 fn announce(settings: &Settings, plan: &Plan, listeners: &Listeners) {
     log::info!("exporter v{}", env!("CARGO_PKG_VERSION"));
     let targets: Vec<_> = plan.targets.iter().map(|target| target.name.as_str()).collect();
+    let targets = if targets.is_empty() { "none".to_owned() } else { targets.join(",") };
     let port = match settings.listen {
         Listen::Port => settings.metrics_port.to_string(),
         Listen::Addresses(_) | Listen::Inherited => {
             listeners.metrics.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
         }
     };
-    log::info!("Configuration: targets={} node={} port={port}", targets.join(","), settings.node_name);
+    log::info!("Configuration: targets={targets} node={} port={port}", settings.node_name);
     let mut addresses: Vec<_> = listeners.metrics.iter().filter_map(Listener::address).collect();
     addresses.dedup();
     for address in addresses {
