@@ -122,25 +122,27 @@ static __always_inline bool is_program_wanted(struct task_struct *task, struct f
 /* The command line of a process that has just executed a program is in memory. */
 static __always_inline bool is_line_wanted(struct task_struct *task)
 {
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
-	__u64 start = BPF_CORE_READ(mm, arg_start), length = BPF_CORE_READ(mm, arg_end) - start;
+	struct mm_struct *mm;
+	__u64 start, length;
 
 	if (!line_globs)
 		return false;
+	mm = BPF_CORE_READ(task, mm);
+	start = BPF_CORE_READ(mm, arg_start);
+	length = BPF_CORE_READ(mm, arg_end) - start;
 	if (length > MAX_LINE)
 		length = MAX_LINE;
 	return fits_any(start, length, true);
 }
 
 /* Whether the process that has just executed the file needs no immediate action. */
-static __always_inline bool is_dealt_with(const struct process_event *event, struct task_struct *task,
-					  bool was_told)
+static __always_inline bool is_dealt_with(const struct process_event *event, bool was_told)
 {
 	__u32 *use = known_use(event);
 
 	if (!use || (*use & KNOWN_UNLESS_CHILD && was_told))
 		return false;
-	return !(*use & KNOWN_UNLESS_LINE) || !is_line_wanted(task);
+	return !(*use & KNOWN_UNLESS_LINE) || !event->fits_line;
 }
 
 /* A cgroup that was not seen before is reported: it may belong to a new container. */
@@ -187,14 +189,15 @@ int executed(__u64 *ctx)
 	event.cgroup = has_cgroups ? bpf_get_current_cgroup_id() : 0;
 	set_file(&event.file, exe);
 	is_named = is_comm_wanted(event.comm) || is_exe_wanted(exe) || is_program_wanted(task, exe, &event);
-	is_meant = wants_all || is_named || is_cgroup_wanted(event.cgroup) || is_line_wanted(task);
+	event.fits_line = is_line_wanted(task);
+	is_meant = wants_all || is_named || is_cgroup_wanted(event.cgroup) || event.fits_line;
 	was_told = bpf_map_lookup_elem(&tracked, &event.pid);
 	is_told = track(event.pid, is_meant);
 	needs_semaphores = bpf_map_lookup_elem(&semaphores, &event.file);
 	if (!is_told && !needs_semaphores)
 		return 0;
 	event.time = bpf_ktime_get_ns();
-	if (!needs_semaphores && is_dealt_with(&event, task, was_told)) {
+	if (!needs_semaphores && is_dealt_with(&event, was_told)) {
 		send(&event, SHORT_EVENT, false);
 	} else {
 		event.parent = process_id(BPF_CORE_READ(task, group_leader, real_parent));

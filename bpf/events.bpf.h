@@ -48,6 +48,8 @@ struct process_event {
 	__u32 pid;
 	__u32 parent; /* PROCESS_FORKED; PROCESS_EXECUTED if there is a path */
 	__u32 signal; /* PROCESS_ENDED: the signal that ended it, or 0 */
+	__u32 fits_line; /* PROCESS_EXECUTED: whether the command line matches a glob */
+	__u32 pad;
 	__u64 cgroup;
 	__u64 time; /* PROCESS_EXECUTED, PROCESS_ENDED: by CLOCK_MONOTONIC */
 	struct file_key file; /* the executable; PROCESS_MAPPED: the mapped file */

@@ -66,17 +66,6 @@ pub(super) fn key(meta: &fs::Metadata) -> (u64, u64) {
 /// Identifies the file whatever its path: probes are attached to this.
 pub type Identity = Inode;
 
-/// A run of a program that could not be examined.
-#[derive(Debug, Clone)]
-pub struct UnexaminedRun {
-    /// The targets that may select the process.
-    pub targets: Vec<usize>,
-    pub identity: Identity,
-    /// When it began and ended, by `CLOCK_MONOTONIC`, in nanoseconds.
-    pub from: u64,
-    pub until: u64,
-}
-
 /// Identifies the file's contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {

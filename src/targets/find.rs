@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::denied::why_denied;
-use super::file::{CopiedUp, Identity, Stamp, TargetFile, UnexaminedRun};
+use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
+use super::runs::Runs;
 use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
 use crate::procfs::{Stat, is_denied};
 use crate::selectors::{FileSelector, Pattern, Selector};
@@ -35,8 +36,16 @@ pub struct Finder {
     pub(super) executed: HashMap<FileUse, (Identity, KnownUnless)>,
     /// The files that processes started since then run.
     pub(super) running: HashMap<u32, FileUse>,
-    /// Processes that could not be examined, and whose end was not reported yet.
-    pub(super) unexamined: HashMap<u32, UnexaminedRun>,
+    /// Those of which it is not settled whether they went without probes.
+    pub(super) runs: Runs,
+    /// When events were last taken, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub(super) taken: u64,
+    /// The same before the first of those events that were lost since the last scan.
+    pub(super) lost_since: Option<u64>,
+    /// When the last scan because of lost events began.
+    pub(super) scanned: Option<Instant>,
+    /// Number of process events that were lost.
+    pub lost_events: u64,
     /// Recently started processes that may not have loaded all of their libraries: when to read their mappings again,
     /// and the interval after that. None if no target needs libraries.
     pub(super) young: Option<Vec<(Instant, Duration, u32)>>,

@@ -7,8 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::file::{Identity, UnexaminedRun};
+use super::file::Identity;
 use super::find::{CACHE_SIZE, Finder};
+use super::processes::EndedProcess;
+use super::runs::{Program, Run};
+use crate::clock::monotonic_now;
 use crate::kernel::{
     FileUse, KnownUnless, NamedFile, ProcessChange, ProcessEvent, ProcessEvents, TrappedCode,
 };
@@ -22,8 +25,6 @@ pub struct ProcessChanges {
     pub ended: Vec<(String, PathBuf)>,
     /// Processes that have executed a program.
     pub executed: Vec<Executed>,
-    /// Runs that are over and during which the process could not be examined.
-    pub unexamined: Vec<UnexaminedRun>,
     /// Processes that were killed by a breakpoint unknown to the kernel, and the files they ran.
     pub trapped: Vec<(u32, Identity)>,
     /// Processes that have reached such a breakpoint, the inode's address of each file that they map, and the code there.
@@ -31,6 +32,8 @@ pub struct ProcessChanges {
     pub mapped: Vec<MappedFile>,
     /// Processes that have loaded a file whose semaphores must be raised, and the address of its inode.
     pub loaded: Vec<(u32, u64)>,
+    /// Events were lost: all processes must be scanned.
+    pub has_lost: bool,
 }
 
 /// A process has mapped code of a file that has not been handled yet.
@@ -46,10 +49,6 @@ pub struct MappedFile {
 pub struct Executed {
     pub pid: u32,
     key: FileUse,
-    /// When, by `CLOCK_MONOTONIC`, in nanoseconds.
-    pub time: u64,
-    /// It waits until its file has been examined, up to a limit.
-    pub is_held: bool,
     /// It has ended and cannot be examined any more.
     pub has_ended: bool,
 }
@@ -60,6 +59,9 @@ const LAST_READ: Duration = Duration::from_secs(3);
 
 /// Processes whose mappings are read at these intervals; further ones take their turn with all others.
 const MAX_YOUNG: usize = 256;
+
+/// Where more and more events are lost, all processes are scanned at most this often.
+const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Finder {
     /// Whether the kernel reports process events.
@@ -72,17 +74,26 @@ impl Finder {
         self.events.as_ref().map(AsFd::as_fd)
     }
 
-    /// Handles the kernel's events. None if some were lost, so that a scan is needed.
-    pub fn follow(&mut self) -> Option<ProcessChanges> {
+    /// Handles the kernel's events. If some were lost, all processes are scanned.
+    pub fn follow(&mut self) -> ProcessChanges {
         let mut changes = ProcessChanges::default();
         self.directories.clear();
         self.loading.clear();
-        let Some(events) = &mut self.events else { return Some(changes) };
+        let Some(events) = &mut self.events else { return changes };
+        let now = monotonic_now();
         let received = events.take();
-        if events.has_lost() {
+        let lost = events.take_lost();
+        let taken = std::mem::replace(&mut self.taken, now);
+        if lost > 0 {
+            self.lost_events += lost;
+            self.lost_since.get_or_insert(taken);
             self.running.clear();
-            self.unexamined.clear();
-            return None;
+            if self.scanned.is_none_or(|scanned| scanned.elapsed() >= SCAN_INTERVAL) {
+                self.scanned = Some(Instant::now());
+                self.processes.forget();
+            } else {
+                changes.has_lost = true;
+            }
         }
         // Nothing can be looked up of a process that has ended.
         let ends = |event: &&ProcessEvent| matches!(event.change, ProcessChange::Ended { .. });
@@ -93,7 +104,7 @@ impl Finder {
         self.read_recent();
         self.walk();
         changes.targets = self.processes.take_changed();
-        Some(changes)
+        changes
     }
 
     /// Lets programs run that wait because of a reported file: the files have been examined.
@@ -170,21 +181,23 @@ impl Finder {
             self.loading.entry(pid).or_default().push(address);
             changes.mapped.push(MappedFile { pid, file, address });
         }
-        let ProcessChange::Executed { path, parent, file, time, ticket, .. } = &event.change else { return };
+        let ProcessChange::Executed { path, parent, file, .. } = &event.change else { return };
         let is_seen = self.executed.contains_key(file) || (is_of_interest && self.is_there(pid));
         if !is_seen {
             // It ended before it could be examined, even if its name could still be read; the file should be attached
             // for the next one.
-            let path = absolute(path, *parent)
-                .filter(|path| fs::metadata(path).is_ok_and(|meta| meta.ino() == file.file.number));
+            let path = absolute(path, *parent);
             self.note_unexamined(event, path.as_deref());
-            if let Some(path) = path {
+            if let Some(path) =
+                path.filter(|path| fs::metadata(path).is_ok_and(|meta| meta.ino() == file.file.number))
+            {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 changes.ended.push((name, path));
             }
         } else {
-            let is_held = *ticket > 0;
-            changes.executed.push(Executed { pid, key: *file, time: *time, is_held, has_ended });
+            let executed = Executed { pid, key: *file, has_ended };
+            self.note_examined(event, &executed);
+            changes.executed.push(executed);
             if !self.reports_mappings() {
                 self.read_soon(pid);
             }
@@ -194,7 +207,7 @@ impl Finder {
     /// Tracks what processes run, because it cannot be determined after they have ended.
     fn track_run(&mut self, event: &ProcessEvent, changes: &mut ProcessChanges) {
         if let ProcessChange::Executed { time, .. } | ProcessChange::Ended { time, .. } = event.change {
-            changes.unexamined.extend(self.end_unexamined(event.pid, time));
+            self.runs.end(event.pid, time);
         }
         match event.change {
             ProcessChange::Executed { file, .. } => drop(self.running.insert(event.pid, file)),
@@ -216,24 +229,47 @@ impl Finder {
         }
     }
 
-    /// Notes a process that has executed a file and cannot be examined any more. `path` leads to the file.
-    pub(super) fn note_unexamined(&mut self, event: &ProcessEvent, path: Option<&Path>) {
-        let ProcessChange::Executed { file, path: executed, parent, cgroup, time, .. } = &event.change else {
-            return;
+    /// Notes the run of a process whose file is known.
+    fn note_examined(&mut self, event: &ProcessEvent, executed: &Executed) {
+        let ProcessChange::Executed { time, ticket, .. } = event.change else { return };
+        let pid = event.pid;
+        let known = self.executed.get(&executed.key).map(|(identity, _)| (*identity, Program::Known));
+        let examined = |finder: &mut Self| {
+            let file = finder.of_process(pid).ok()?;
+            Some((file.identity, Program::Examined(file.display.into())))
         };
-        let here = path.and_then(|path| self.look_at(path, String::new()).ok());
-        let identity = here.map_or_else(|| file.file.unstacked(), |here| here.identity);
-        let real = path.and_then(|path| path.canonicalize().ok());
-        let name = real.as_deref().unwrap_or(executed).file_name().unwrap_or_default();
-        let comm = file.comm.split(|byte| *byte == 0).next().unwrap_or_default();
-        let names = [String::from_utf8_lossy(comm).into_owned(), name.to_string_lossy().into_owned()];
-        let targets = self.processes.targets_of_unexamined(event.pid, *parent, names, *cgroup);
-        self.unexamined.insert(event.pid, UnexaminedRun { targets, identity, from: *time, until: *time });
+        let Some((identity, program)) = known.or_else(|| examined(self)) else { return };
+        let targets = if executed.has_ended {
+            self.targets_of_ended(event, "")
+        } else {
+            self.processes.targets_of(pid)
+        };
+        let (from, until, is_held) = (time, None, ticket > 0);
+        self.runs.begin(Run { pid, identity, program, targets, from, until, is_held });
     }
 
-    /// The run of the process, if it was noted, which has ended at this time.
-    pub(super) fn end_unexamined(&mut self, pid: u32, time: u64) -> Option<UnexaminedRun> {
-        self.unexamined.remove(&pid).map(|run| UnexaminedRun { until: time, ..run })
+    /// Notes the run of a process that cannot be examined any more. `path` leads to its file, unless that is gone, too.
+    fn note_unexamined(&mut self, event: &ProcessEvent, path: Option<&Path>) {
+        let ProcessChange::Executed { file, path: executed, time, .. } = &event.change else { return };
+        let here = path.and_then(|path| self.look_at(path, String::new()).ok());
+        let here = here.filter(|here| here.key.1 == file.file.number);
+        let real = path.filter(|_| here.is_some()).and_then(|path| path.canonicalize().ok());
+        let identity = here.map_or_else(|| file.file.unstacked(), |here| here.identity);
+        let name = real.as_deref().unwrap_or(executed).file_name().unwrap_or_default();
+        let targets = self.targets_of_ended(event, &name.to_string_lossy());
+        let (pid, from, until, is_held) = (event.pid, *time, None, false);
+        let program = Program::Unexamined(path.map(Path::to_path_buf));
+        self.runs.begin(Run { pid, identity, program, targets, from, until, is_held });
+    }
+
+    /// The targets that may select a process which has ended. `name` is that of its file.
+    fn targets_of_ended(&mut self, event: &ProcessEvent, name: &str) -> Vec<usize> {
+        let ProcessChange::Executed { file, parent, cgroup, fits_line, .. } = event.change else {
+            return Vec::new();
+        };
+        let comm = file.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let names = [String::from_utf8_lossy(comm).into_owned(), name.to_owned()];
+        self.processes.targets_of_ended(EndedProcess { pid: event.pid, parent, names, cgroup, fits_line })
     }
 
     /// Forgets processes that are no longer reported, not even their end.
@@ -244,19 +280,22 @@ impl Finder {
 
     /// Scans /proc, if necessary, and requests events for the processes that were found.
     pub(super) fn walk(&mut self) {
-        let found = self.processes.walk_if_needed();
-        self.walks += u64::from(found.is_some());
-        self.report_from_now_on(found.unwrap_or_default());
+        let Some(found) = self.processes.walk_if_needed() else { return };
+        self.walks += 1;
+        self.report_from_now_on(&found);
+        if let Some(lost) = self.lost_since.take() {
+            self.begin_runs_since(lost, &found);
+        }
     }
 
     /// Finds processes that a target selects since they have overwritten their command lines.
     pub fn reread_command_lines(&mut self) {
         let found = self.processes.reread_command_lines();
-        self.report_from_now_on(found);
+        self.report_from_now_on(&found);
     }
 
-    fn report_from_now_on(&mut self, found: Vec<u32>) {
-        for pid in found {
+    fn report_from_now_on(&mut self, found: &[u32]) {
+        for &pid in found {
             let Some(events) = &self.events else { return };
             if !self.pinned.contains(&pid) {
                 events.track(pid);
@@ -342,7 +381,8 @@ mod tests {
         let mut finder = Finder { pinned: HashSet::from([pinned]), ..Finder::default() };
         for pid in [stranger, pinned] {
             let (file, path) = (FileUse::default(), PathBuf::new());
-            let change = ProcessChange::Executed { file, path, parent: 0, cgroup: 0, time: 0, ticket: 0 };
+            let (parent, cgroup, fits_line, time, ticket) = (0, 0, false, 0, 0);
+            let change = ProcessChange::Executed { file, path, parent, cgroup, fits_line, time, ticket };
             finder.follow_one(&ProcessEvent { pid, change }, false, &mut ProcessChanges::default());
         }
         finder.forget_runs();

@@ -273,7 +273,6 @@ impl Worker {
             state.announce(&self.plan, planned, &self.attacher.status, target, elsewhere, &mut self.finder);
         if changed {
             self.raise_copies(target);
-            self.count_early(target);
             self.publish(target, planned);
         }
         self.note_writer(target, planned, written);

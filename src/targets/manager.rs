@@ -17,7 +17,7 @@ use super::record::StartState;
 use super::state::{TargetState, Written};
 use super::status::TargetsStatus;
 use super::worker::{WALK_INTERVAL, Worker};
-use crate::kernel::{Attach, Guard, KernelError, KnownUnless, MAX_HOLD, SharedHandles};
+use crate::kernel::{Attach, Guard, KernelError, KnownUnless, SharedHandles};
 use crate::layout::Layout;
 use crate::plan::Plan;
 use crate::selectors::{FileSelector, ProcessSelector, Selector};
@@ -231,6 +231,9 @@ impl Worker {
                 let is_at_rest = self.is_at_rest() && self.attacher.status.is_at_rest();
                 pause = if is_at_rest { HITS_INTERVAL_AT_REST } else { LOOK_INTERVAL };
             }
+            // Those that began before their file was attached.
+            self.settle_runs();
+            self.report_lost_events();
             self.update_readers();
             self.watch.answer(&wakeup);
             self.record_if_changed();
@@ -284,13 +287,9 @@ impl Worker {
 
     /// Handles the targets whose processes have changed.
     fn follow_processes(&mut self) {
-        match self.finder.follow() {
-            Some(changes) => self.follow_changes(&changes),
-            None => {
-                log::debug!("process events were lost: scanning /proc");
-                self.is_behind = true;
-            }
-        }
+        let changes = self.finder.follow();
+        self.is_behind |= changes.has_lost;
+        self.follow_changes(&changes);
         self.finder.release_waiting();
     }
 
@@ -318,27 +317,14 @@ impl Worker {
         for target in &changes.targets {
             self.look_at(*target, &plan.targets[*target]);
         }
-        let mut gone = BTreeSet::new();
         for executed in &changes.executed {
             let Some(identity) = self.finder.file_of(executed) else { continue };
             if !executed.has_ended {
                 self.raise_semaphores(executed.pid, identity);
                 self.queue_code_check(executed.pid, identity);
             }
-            for (target, state) in self.targets.iter().enumerate() {
-                let of = state.current.iter().find(|of| of.identity == identity && of.is_attached());
-                let late = of.map_or(0, |of| of.attached_at.saturating_sub(executed.time));
-                let is_held = executed.is_held && Duration::from_nanos(late) < MAX_HOLD;
-                if late > 0 && !is_held {
-                    self.attacher.status.add_unprobed(target, late);
-                }
-            }
-            self.note_early(identity, executed.time);
-            if self.note_gone(executed, identity) {
-                gone.insert(identity);
-            }
         }
-        changes.unexamined.iter().for_each(|run| self.count_unexamined(run));
+        let without = self.settle_runs();
         for (pid, inode) in &changes.loaded {
             self.raise_loaded(*pid, *inode);
         }
@@ -364,7 +350,7 @@ impl Worker {
         let (detacher, targets) = (&self.attacher.detacher, &self.targets);
         let is_waiting = |identity| {
             detacher.is_busy_with(identity)
-                || gone.contains(&identity)
+                || without.contains(&identity)
                 || targets.iter().any(|state| state.is_attaching(identity))
         };
         self.finder.update_known_files(changes, is_waiting, needs_semaphores, unless);

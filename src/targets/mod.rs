@@ -32,6 +32,7 @@ mod processes;
 mod raised;
 mod readers;
 mod record;
+mod runs;
 mod semaphores;
 mod shed;
 mod state;

@@ -22,8 +22,6 @@ pub(super) struct TargetState {
     pub(super) candidates: Vec<Candidate>,
     /// Since when the target waits for a file that is being written.
     pub(super) written: Option<Written>,
-    /// Files that processes started to run while the previous probes were being removed, and when.
-    pub(super) early: Vec<(Identity, u64)>,
     /// When a lease was last broken.
     pub(super) broken: Option<Instant>,
     pub(super) missing: Option<String>,

@@ -26,6 +26,9 @@ pub struct TargetCounts {
     pub walks: u64,
     /// Descendants of selected processes that did not fit into the kernel's table.
     pub lost_children: u64,
+    /// Reports of what processes did that found no room.
+    #[serde(default)]
+    pub lost_events: u64,
     /// By target: files that were attached in place of another, by [`Reattached`].
     pub reattached: Vec<[u64; 2]>,
     /// By target: mappings of its files by processes that do not execute them, by [`Foreign`].
@@ -138,6 +141,7 @@ impl TargetsStatus {
             targets: Mutex::new(TargetCounts {
                 walks: 0,
                 lost_children: 0,
+                lost_events: 0,
                 reattached: vec![[0; 2]; plan.targets.len()],
                 foreign: vec![[0; 2]; plan.targets.len()],
                 unprobed: vec![Duration::ZERO; plan.targets.len()],
@@ -178,6 +182,7 @@ impl TargetsStatus {
             let counts = status.targets();
             sums.walks += counts.walks;
             sums.lost_children += counts.lost_children;
+            sums.lost_events += counts.lost_events;
             for (number, target) in of.targets.iter().enumerate() {
                 let Some(at) = plan.targets.iter().position(|other| other.name == target.name) else {
                     continue;
@@ -353,6 +358,13 @@ impl TargetsStatus {
 
     pub(super) fn set_lost_children(&self, lost: u64) {
         self.lock_targets().lost_children = lost;
+    }
+
+    /// Returns the sum.
+    pub(super) fn add_lost_events(&self, lost: u64) -> u64 {
+        let mut targets = self.lock_targets();
+        targets.lost_events += lost;
+        targets.lost_events
     }
 
     pub(super) fn add_reattached(&self, target: usize, reason: Reattached) {

@@ -4,9 +4,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use super::attached_file::AttachedFile;
-use super::file::{Identity, UnexaminedRun};
+use super::file::Identity;
 use super::find::Finder;
-use super::follow::Executed;
 use super::state::TargetState;
 use super::status::{Ticks, Usage};
 use super::usage::{CpuTime, Measured};
@@ -15,7 +14,7 @@ use crate::abi::accounting_slot;
 use crate::clock::unix_now;
 use crate::costs::so_far;
 use crate::plan::Pairing;
-use crate::selectors::{FileSelector, Selector};
+use crate::selectors::Selector;
 
 /// Possible tick rates of the kernel.
 const HZ: [f64; 4] = [100.0, 250.0, 300.0, 1000.0];
@@ -60,74 +59,6 @@ impl Worker {
         is_still && self.finder.sees_all_changes() && self.targets.iter().all(is_settled)
     }
 
-    /// Notes that a process runs a file that is being attached, or whose targets wait until its previous probes are removed.
-    pub(super) fn note_early(&mut self, identity: Identity, time: u64) {
-        let is_leaving = self.attacher.detacher.is_busy_with(identity);
-        for state in &mut self.targets {
-            let is_early = is_leaving && state.written.is_some() || state.is_attaching(identity);
-            if is_early && state.early.len() < EARLY {
-                state.early.push((identity, time));
-            }
-        }
-    }
-
-    /// Counts how long such processes ran before the target's files were attached.
-    pub(super) fn count_early(&mut self, target: usize) {
-        let state = &mut self.targets[target];
-        let current = &state.current;
-        let is_over = |(identity, _): &mut (Identity, u64)| {
-            !current.iter().any(|of| of.identity == *identity && of.is_attaching())
-        };
-        for (identity, time) in state.early.extract_if(.., is_over).collect::<Vec<_>>() {
-            let attached = state.current.iter().find(|of| of.identity == identity && of.is_attached());
-            let late = attached.map_or(0, |of| of.attached_at.saturating_sub(time));
-            self.attacher.status.add_unprobed(target, late);
-        }
-    }
-
-    /// Notes a process that could be examined, but ended before its file was attached; returns whether that is so.
-    pub(super) fn note_gone(&mut self, executed: &Executed, identity: Identity) -> bool {
-        let is_unknown = |target: &usize| {
-            let is_known = self.targets[*target].files().any(|file| file.identity == identity);
-            !is_known && self.plan.targets[*target].selector.file == FileSelector::Executable
-        };
-        let targets = self.finder.processes.targets_of(executed.pid);
-        let targets: Vec<usize> = targets.into_iter().filter(is_unknown).collect();
-        let is_gone = !targets.is_empty();
-        if is_gone {
-            let run = UnexaminedRun { targets, identity, from: executed.time, until: executed.time };
-            self.finder.unexamined.insert(executed.pid, run);
-        }
-        is_gone
-    }
-
-    /// Counts how long it ran without probes. Its file, if it is still there, has been attached by now.
-    pub(super) fn count_unexamined(&mut self, run: &UnexaminedRun) {
-        let plan = self.plan.clone();
-        for target in &run.targets {
-            let selector = &plan.targets[*target].selector;
-            let is_it = |of: Identity| of == run.identity;
-            // Its replacement may not have been reported yet.
-            if selector.path().is_some() && !self.targets[*target].files().any(|file| is_it(file.identity)) {
-                self.look_at(*target, &plan.targets[*target]);
-            }
-            let until = match self.targets[*target].files().find(|file| is_it(file.identity)) {
-                Some(file) if file.is_attached() => file.attached_at.min(run.until),
-                // Its probes' states say why.
-                Some(file) if !file.is_attaching() => continue,
-                _ => match selector.path() {
-                    Some(path)
-                        if !self.finder.look_at(path, String::new()).is_ok_and(|of| is_it(of.identity)) =>
-                    {
-                        continue;
-                    }
-                    _ => run.until,
-                },
-            };
-            self.attacher.status.add_unprobed(*target, until.saturating_sub(run.from));
-        }
-    }
-
     /// Logs once that descendants did not fit into the kernel's table.
     pub(super) fn log_lost_children(&self) {
         let lost = self.attacher.kernel.lost_children();
@@ -138,6 +69,18 @@ impl Worker {
             );
         }
         self.attacher.status.set_lost_children(lost);
+    }
+
+    /// Counts process events that were lost, and logs that once.
+    pub(super) fn report_lost_events(&mut self) {
+        let lost = std::mem::take(&mut self.finder.lost_events);
+        if lost > 0 && self.attacher.status.add_lost_events(lost) == lost {
+            log::warn!(
+                "Process events were lost, because there were too many at once: all processes are scanned instead. \
+                 Hits of programs that ran meanwhile may not be counted \
+                 (fibre_exporter_errors_total{{error_type=\"process_event_lost\"}})"
+            );
+        }
     }
 
     /// The kernel records a hit's time in jiffies, which is free; this measures what a jiffy is.
@@ -152,9 +95,6 @@ impl Worker {
         }
     }
 }
-
-/// The maximum number of processes of a target whose time without probes is counted once its file is attached.
-const EARLY: usize = 1024;
 
 /// The interval grows by this with each process: reading one takes some 20 us.
 const INTERVAL_PER_PROCESS: Duration = Duration::from_millis(10);

@@ -128,7 +128,9 @@ impl Telemetry {
         rows.number(&[("error_type", "event_negative")], load(&self.drain.negative));
         rows.number(&[("error_type", "event_undecodable")], load(&self.drain.undecodable));
         rows.number(&[("error_type", "stray_hit")], self.counts.stray());
-        rows.number(&[("error_type", "child_lost")], self.status.targets().lost_children);
+        let targets = self.status.targets();
+        rows.number(&[("error_type", "child_lost")], targets.lost_children);
+        rows.number(&[("error_type", "process_event_lost")], targets.lost_events);
         let of_log = |count: fn(&Logging) -> u64| self.logging.as_ref().map_or(0, count);
         rows.number(&[("error_type", "log_line_dropped")], of_log(Logging::dropped));
         rows.number(&[("error_type", "log_write_failed")], of_log(Logging::failed));

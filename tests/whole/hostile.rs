@@ -63,7 +63,7 @@ pub fn compiled(place: &Place) -> PathBuf {
 
 /// Starts the program with `children` concurrent children; each calls `counted` `calls` times once the input is
 /// dropped.
-fn with_children(program: &Path, children: u32, calls: u32) -> Child {
+pub fn with_children(program: &Path, children: u32, calls: u32) -> Child {
     let mut parent = Command::new(program)
         .args([&children.to_string(), &calls.to_string(), "all"])
         .stdin(Stdio::piped())

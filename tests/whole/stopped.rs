@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::hostile::{compiled, counting, is_exact};
+use crate::hostile::{compiled, counting, is_exact, with_children};
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for, wait_for_end};
 use crate::support::program::{compile, run};
 
@@ -87,8 +87,11 @@ fn runs_that_nobody_examined_are_reported() {
         |exporter: &Exporter| exporter.scrape().value("fibre_exporter_unprobed_seconds_total", &[]);
     let name = format!("unseen{}", std::process::id());
     let path = place.path(&name);
-    let [by_name, by_path] = [format!("process: {name}"), format!("binary: {}", path.display())];
-    for (selector, is_removed) in [(&by_name, true), (&by_name, false), (&by_path, false)] {
+    let by_name = format!("process: {name}");
+    let by_path = format!("binary: {}", path.display());
+    let by_line = format!("cmdline: '*/{name} 100'");
+    let removed = [&by_name, &by_path, &by_line].map(|selector| (selector, true));
+    for (selector, is_removed) in removed.into_iter().chain([(&by_name, false), (&by_path, false)]) {
         let exporter = Setup::new(&place, counting(selector)).start();
         let stopped = Stopped::new(&exporter);
         ends(Command::new(place.copy_of(&program, "other")).arg("100"));
@@ -110,6 +113,33 @@ fn runs_that_nobody_examined_are_reported() {
             fs::remove_file(&path).expect("remove it");
         }
     }
+}
+
+/// More processes than can be reported while the exporter is stopped: what is not known of a new file's runs is said.
+#[test]
+fn lost_process_events_are_reported() {
+    let place = Place::new();
+    let program = compiled(&place);
+    let binary = place.copy_of(&program, "flooded");
+    let exporter = tracing(&place, &binary);
+    let stopped = Stopped::new(&exporter);
+    ends(Command::new(&binary).args(["2000", "0", "each"]));
+    fs::remove_file(&binary).expect("remove it");
+    place.copy_of(&program, "flooded");
+    ends(Command::new(&binary).arg("100"));
+    let mut running = with_children(&binary, 1, 1000);
+    drop(stopped);
+    let lost = [("error_type", "process_event_lost")];
+    wait_for("both to be reported", || {
+        let scrape = exporter.scrape();
+        scrape.sum("fibre_exporter_errors_total", &lost) > 0.0
+            && scrape.value("fibre_exporter_unprobed_seconds_total", &[]) > 0.0
+    });
+    exporter.wait_for_log("Process events were lost");
+    drop(running.stdin.take());
+    assert!(wait_for_end(&mut running).success());
+    wait_for("its calls to be counted", || exporter.scrape().value("calls_total", &[]) >= 1000.0);
+    is_exact(&exporter.scrape(), 1000.0);
 }
 
 #[test]

@@ -205,10 +205,10 @@ impl ProcessEvents {
         });
     }
 
-    /// Whether events were lost since the previous call.
-    pub fn has_lost(&mut self) -> bool {
+    /// The number of events that were lost since the previous call.
+    pub fn take_lost(&mut self) -> u64 {
         let now = self.loaded.borrow_dependent().maps.bss_data.as_deref().map_or(0, |bss| bss.lost);
-        std::mem::replace(&mut self.lost, now) != now
+        now - std::mem::replace(&mut self.lost, now)
     }
 
     /// Reports processes of this name, too.

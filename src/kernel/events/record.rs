@@ -55,7 +55,16 @@ pub enum ProcessChange {
     /// It executed a program. The path is the argument of execve(2), and empty if the file is known, as is its parent.
     /// The time is from `CLOCK_MONOTONIC`, in nanoseconds. The process waits until the ticket is answered, unless that
     /// is 0.
-    Executed { file: FileUse, path: PathBuf, parent: u32, cgroup: u64, time: u64, ticket: u64 },
+    Executed {
+        file: FileUse,
+        path: PathBuf,
+        parent: u32,
+        cgroup: u64,
+        /// Whether its command line matches one of the globs.
+        fits_line: bool,
+        time: u64,
+        ticket: u64,
+    },
     /// It was forked by this process.
     Forked { parent: u32 },
     /// Ended, by this signal unless it is 0. The time is as above.
@@ -140,7 +149,8 @@ pub(crate) fn process_event(record: &[u8]) -> Option<ProcessEvent> {
             let file = FileUse { file, cgroup, comm };
             let parent = word(record, offset_of!(process_event, parent))?;
             let ticket = long(record, offset_of!(process_event, ticket))?;
-            ProcessChange::Executed { file, path: text(path).into(), parent, cgroup, time, ticket }
+            let fits_line = word(record, offset_of!(process_event, fits_line))? != 0;
+            ProcessChange::Executed { file, path: text(path).into(), parent, cgroup, fits_line, time, ticket }
         }
         process_event_kind::PROCESS_FORKED => {
             ProcessChange::Forked { parent: word(record, offset_of!(process_event, parent))? }

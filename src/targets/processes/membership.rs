@@ -4,8 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{ProcessFilter, Processes};
-use crate::cgroups;
-use crate::hierarchy::{version_2, whole_cgroup_path};
+use crate::hierarchy::{cgroup_root, cgroups, version_2, whole_cgroup_path};
 use crate::procfs::text;
 use crate::selectors::{Belongs, ProcessSelector};
 
@@ -77,7 +76,7 @@ impl Processes {
     pub fn name_cgroup(&self, pid: u32, cgroup: u64) {
         if self.are_cgroups_shown {
             let of_process = || text(format!("/proc/{pid}/cgroup")).ok();
-            cgroups::resolve(cgroup, || of_process().map(|cgroups| paths_of(&cgroups).0));
+            crate::cgroups::resolve(cgroup, || of_process().map(|cgroups| paths_of(&cgroups).0));
         }
     }
 
@@ -100,6 +99,15 @@ impl Processes {
             self.memberships.insert(cgroup, found.clone());
         }
         found
+    }
+
+    /// That of a cgroup in which no process can be examined any more; none if it is gone, too.
+    pub(super) fn membership_of_cgroup(&mut self, cgroup: u64) -> Arc<Membership> {
+        if !self.asks_for(ProcessSelector::is_by_cgroup) || self.memberships.contains_key(&cgroup) {
+            return self.memberships.get(&cgroup).cloned().unwrap_or_default();
+        }
+        let path = cgroup_root().and_then(|root| cgroups(&root).find(|(id, _)| *id == cgroup));
+        path.map(|(_, path)| Arc::new(self.membership_at(&path, ""))).unwrap_or_default()
     }
 
     fn membership_at(&mut self, new: &str, old: &str) -> Membership {

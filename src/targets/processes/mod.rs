@@ -26,6 +26,18 @@ pub enum ProcessFilter {
     Matching(ProcessSelector),
 }
 
+/// What is known of a process that has ended.
+#[derive(Debug)]
+pub struct EndedProcess {
+    pub pid: u32,
+    pub parent: u32,
+    /// Of its leader, and of its file.
+    pub names: [String; 2],
+    pub cgroup: u64,
+    /// Whether its command line matched one of the targets'.
+    pub fits_line: bool,
+}
+
 /// The table.
 #[derive(Debug, Default)]
 pub struct Processes {
@@ -257,28 +269,26 @@ impl Processes {
         self.all.get(&pid).map_or_else(Vec::new, |process| self.meaning(process))
     }
 
-    /// Likewise for one that could not be examined. Its command line is not known.
-    pub fn targets_of_unexamined(
-        &self,
-        pid: u32,
-        parent: u32,
-        names: [String; 2],
-        cgroup: u64,
-    ) -> Vec<usize> {
+    /// Likewise for one that has ended, whose command line is not known, only whether it matches any target's.
+    pub fn targets_of_ended(&mut self, ended: EndedProcess) -> Vec<usize> {
+        let EndedProcess { pid, parent, names, cgroup, fits_line } = ended;
         let families = self.all.get(&parent).map(|parent| self.forked(parent, pid).families);
         let [comm, exe] = names;
-        self.meaning(&Process {
+        let process = Process {
             pid,
             comm,
             exe: Some(exe),
             cmdline: String::new(),
             families: families.unwrap_or_default(),
             is_hidden: false,
-            membership: self.memberships.get(&cgroup).cloned().unwrap_or_default(),
+            membership: self.membership_of_cgroup(cgroup),
             file: None,
             copied_up: None,
             libraries: None,
-        })
+        };
+        let is_by_line =
+            |target: &usize| fits_line && self.selector(*target).is_some_and(ProcessSelector::is_by_line);
+        (0..self.filters.len()).filter(|of| self.matches(*of, &process) || is_by_line(of)).collect()
     }
 
     fn matches(&self, target: usize, process: &Process) -> bool {
@@ -471,6 +481,7 @@ mod tests {
             path: "".into(),
             parent: 0,
             cgroup,
+            fits_line: false,
             time: 0,
             ticket: 0,
         };
