@@ -14,6 +14,13 @@ pub(super) fn why_denied() -> &'static str {
     reason(&status, &users)
 }
 
+/// The reason why /proc may not show a process, if processes of other users are missing in it: the first process always exists.
+pub(super) fn why_not_shown() -> Option<String> {
+    let is_shown = fs::metadata("/proc/1/comm").is_ok();
+    (!is_shown)
+        .then(|| format!("/proc hides processes of other users (mount option `hidepid`): {}", why_denied()))
+}
+
 fn reason(status: &str, users: &str) -> &'static str {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective =

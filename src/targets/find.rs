@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::denied::why_denied;
+use super::denied::{why_denied, why_not_shown};
 use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
@@ -177,7 +177,7 @@ impl Finder {
         self.walk();
         let (wanted, uncovered) = self.processes.fitting(processes, target);
         if let FileSelector::Library(name) = &selector.file {
-            return self.of_library(&wanted, name);
+            return self.of_library(&wanted, &uncovered, name);
         }
         match (processes.pid(), wanted.as_slice()) {
             // For a single process, the reason is more specific.
@@ -187,16 +187,22 @@ impl Finder {
     }
 
     /// The files with this name or soname that the processes have loaded.
-    fn of_library(&mut self, processes: &[u32], name: &Pattern) -> Result<Vec<TargetFile>, String> {
+    fn of_library(
+        &mut self,
+        processes: &[u32],
+        uncovered: &SearchGaps,
+        name: &Pattern,
+    ) -> Result<Vec<TargetFile>, String> {
         let all = self.libraries_that(processes, |library| library.is_called(name));
         if !all.is_empty() {
             return Ok(all);
         }
         // Without their number: a reason that changes is logged again.
-        Err(match processes {
+        let none = match processes {
             [] => format!("no selected process is running, so none has loaded {name}"),
             _ => format!("none of the selected processes has loaded {name}"),
-        })
+        };
+        Err(with_gaps(none, uncovered.sentence(&[])))
     }
 
     /// The library files that the processes have loaded, each once.
@@ -278,7 +284,7 @@ impl Finder {
         }
         let unseen = uncovered.sentence(&refused);
         if all.is_empty() {
-            return Err(unseen.map_or(none.clone(), |unseen| format!("{none}; {unseen}")));
+            return Err(with_gaps(none, unseen));
         }
         if !refused.is_empty() {
             self.remarks.extend(unseen);
@@ -311,9 +317,17 @@ fn filters(selector: &Selector) -> Option<ProcessFilter> {
     }
 }
 
+/// Why nothing was found, with what could not be seen.
+fn with_gaps(none: String, unseen: Option<String>) -> String {
+    match unseen {
+        Some(unseen) => format!("{none}; {unseen}"),
+        None => none,
+    }
+}
+
 fn process_error(err: &io::Error) -> String {
     match err.kind() {
-        io::ErrorKind::NotFound => "does not exist, or is a kernel thread".to_string(),
+        io::ErrorKind::NotFound => with_gaps("does not exist, or is a kernel thread".into(), why_not_shown()),
         io::ErrorKind::PermissionDenied => {
             format!("permission denied reading its executable; {}", why_denied())
         }

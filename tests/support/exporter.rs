@@ -228,9 +228,9 @@ impl<'a> Setup<'a> {
         self
     }
 
-    /// Starts it through another program, which is passed its command line.
+    /// Starts it through another program, which is passed its command line; after several calls, the first is the outermost.
     pub fn through(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(ToString::to_string).collect();
+        self.wrapper.extend(wrapper.iter().map(ToString::to_string));
         self
     }
 

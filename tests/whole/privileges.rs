@@ -86,6 +86,38 @@ fn unit_capabilities_suffice_for_programs_of_other_users() {
     }
 }
 
+/// Where /proc hides processes of other users, one that is running must not be said not to exist.
+#[test]
+fn processes_that_proc_hides_are_not_said_to_be_missing() {
+    let place = Place::new();
+    let binary = place.copy_of(&program("forms"), "forms-hidden");
+    let forms = Forms::start(&binary);
+    for option in ["invisible", "noaccess"] {
+        let target = |name: &str, selector: String| {
+            format!(
+                "- name: {name}\n  {selector}\n  probes:\n  - on: usdt:forms:i32\n    metrics:\n    \
+                 - {{ counter: {name}_total }}\n"
+            )
+        };
+        let yaml = format!(
+            "targets:\n{}{}{}",
+            target("by_name", "process: forms-hidden".into()),
+            target("by_id", format!("pid: {}", forms.pid())),
+            target("by_library", "process: forms-hidden\n  library: libc.so.6".into()),
+        );
+        let mount = format!("mount -t proc -o hidepid={option} proc /proc && exec \"$@\"");
+        let exporter = Setup::new(&place, yaml)
+            .through(&["unshare", "--mount", "sh", "-c", &mount, "sh"])
+            .nobody_with("-all,+bpf,+perfmon")
+            .start();
+        for target in ["by_name", "by_id", "by_library"] {
+            let (_, reasons) = exporter.health("/ready");
+            let reason = reasons.lines().find(|line| line.starts_with(target)).expect("a reason");
+            assert!(reason.ends_with("CAP_SYS_PTRACE is needed"), "{option}: {reason}");
+        }
+    }
+}
+
 #[test]
 fn two_concurrent_exporters_count_the_same() {
     let places = [Place::new(), Place::new()];

@@ -1,6 +1,6 @@
 //! What a search for processes could not see.
 
-use crate::targets::denied::why_denied;
+use crate::targets::denied::{why_denied, why_not_shown};
 
 /// Processes that might match but could not be inspected.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ impl SearchGaps {
             return Some("it only has cgroup v1, and containers need cgroup v2".into());
         }
         match self.hidden {
-            0 => None,
+            0 => why_not_shown(),
             1 => Some(format!("1 process {}", denied())),
             many => Some(format!("{many} processes {}", denied())),
         }
@@ -40,6 +40,7 @@ mod tests {
         assert!(hidden.sentence(&[]).unwrap().starts_with("3 processes cannot be inspected"));
         assert!(hidden.sentence(&[7]).unwrap().starts_with("the matching process 7 cannot be inspected"));
         assert!(hidden.sentence(&[7, 8]).unwrap().contains("(such as 7)"));
-        assert_eq!(SearchGaps::default().sentence(&[]), None);
+        // On a machine with `hidepid`, an ordinary user is told about that.
+        assert_eq!(SearchGaps::default().sentence(&[]), why_not_shown());
     }
 }
