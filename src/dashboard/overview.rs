@@ -181,9 +181,12 @@ fn table(grid: &mut Grid, plan: &Plan) {
     columns.push(plain("Series", by_instance("sum", &own("series")), "short"));
     let uptime = by_instance("max", &format!("time() - {}", own("start_time_seconds")));
     columns.push(plain("Uptime", uptime, "dtdurations"));
-    // Adds the labels of an exporter to its row, even if it is down.
-    let info = format!("last_over_time({}[$__range])", own("info"));
-    columns.push(plain("", format!("max by (instance, node, version) ({info})"), "short"));
+    // Adds the labels of an exporter to its row, even if it is down: the latest, since an upgrade changes them.
+    let seen = format!("timestamp({})", own("info"));
+    let info = format!(
+        "topk by (instance) (1, max by (instance, node, version) ({seen} or max_over_time({seen}[7d:15m])))"
+    );
+    columns.push(plain("", info, "short"));
     grid.table(
         "Exporters",
         "Current state of each exporter, the worst first. The exporter's address leads to its status page.",

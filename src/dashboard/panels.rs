@@ -17,8 +17,9 @@ const PADDING: usize = 24;
 const LEAST: usize = 78;
 const PANEL_WIDTH: usize = 8;
 const PANEL_HEIGHT: usize = 8;
-/// Size of a panel with a single number; a bit narrower where one more would start another line.
-const STAT_WIDTH: usize = 4;
+/// How many panels with a single number a line has, and how many if all fit into one.
+const STATS: usize = 6;
+const STATS_OF_ONE_LINE: usize = 8;
 const STAT_HEIGHT: usize = 4;
 
 /// The panels so far.
@@ -98,12 +99,20 @@ impl Grid {
             "fieldConfig": {
                 "defaults": {
                     "unit": unit,
-                    "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "showPoints": "auto", "spanNulls": false},
+                    "custom": {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 0, "showPoints": "auto", "spanNulls": false},
                 },
                 "overrides": [],
             },
             "options": {
-                "legend": {"showLegend": true, "displayMode": "table", "placement": "bottom", "calcs": ["last", "max"]},
+                // Of many series only the first ones are visible.
+                "legend": {
+                    "showLegend": true,
+                    "displayMode": "table",
+                    "placement": "bottom",
+                    "calcs": ["last", "max"],
+                    "sortBy": "Max",
+                    "sortDesc": true,
+                },
                 "tooltip": {"mode": "multi", "sort": "desc"},
             },
         });
@@ -112,8 +121,11 @@ impl Grid {
 
     /// Adds panels with current numbers: those of an exporter that has disappeared are not shown forever.
     pub fn stats(&mut self, stats: &[Stat<'_>]) {
-        let width = if (7..=8).contains(&stats.len()) { STAT_WIDTH - 1 } else { STAT_WIDTH };
-        stats.iter().for_each(|stat| self.stat(stat, width));
+        let lines = if stats.len() <= STATS_OF_ONE_LINE { 1 } else { stats.len().div_ceil(STATS) };
+        for line in stats.chunks(stats.len().div_ceil(lines).max(1)) {
+            let (width, wider) = (WIDTH / line.len(), WIDTH % line.len());
+            line.iter().enumerate().for_each(|(at, stat)| self.stat(stat, width + usize::from(at < wider)));
+        }
     }
 
     fn stat(&mut self, stat: &Stat<'_>, width: usize) {
@@ -323,6 +335,33 @@ mod tests {
     fn series_are_grouped_by_instance_and_labels() {
         assert_eq!(by(&["node", "peer"]), "instance, node, peer");
         assert_eq!(legend(&["node", "peer"]), "{{node}} {{peer}} {{instance}}");
+    }
+
+    #[test]
+    fn stats_fill_their_lines() {
+        let widths = |number: usize| {
+            let mut grid = Grid::default();
+            let stat = |_| Stat {
+                title: "a",
+                description: "A.",
+                unit: "short",
+                expr: "1".to_string(),
+                bad_from: None,
+            };
+            grid.stats(&(0..number).map(stat).collect::<Vec<_>>());
+            let places = grid.panels.iter().map(|panel| &panel["gridPos"]);
+            places.map(|at| (at["y"].as_u64().unwrap(), at["w"].as_u64().unwrap())).collect::<Vec<_>>()
+        };
+        assert_eq!(widths(0), []);
+        assert_eq!(widths(3), [(0, 8); 3]);
+        assert_eq!(widths(7), [(0, 4), (0, 4), (0, 4), (0, 3), (0, 3), (0, 3), (0, 3)]);
+        for (number, lines) in [(8, 1), (9, 2), (11, 2), (13, 3)] {
+            let widths = widths(number);
+            for line in 0..lines {
+                let of_line = widths.iter().filter(|(y, _)| *y == 4 * line);
+                assert_eq!(of_line.map(|(_, width)| width).sum::<u64>(), 24, "{number}: {widths:?}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod dashboards;
 mod files;
 mod live;
+mod scenarios;
 mod stand_in;
 mod told;
 
