@@ -18,7 +18,7 @@ use super::budget::Budget;
 use super::coding::Coding;
 use super::limits::Limits;
 use super::listener::Peer;
-use super::rate::Limiter;
+use super::rate::{Limiter, Rate};
 use super::route::{Access, Caller, LocalPeer, RequestInfo, Route, RouteMatch, Router};
 use super::security::{Secured, Security};
 use super::stats::{HttpStats, RaisedGauge, count};
@@ -135,20 +135,19 @@ impl Answerer {
         }
         let (request, body) = request.into_parts();
         let path = request.uri.path();
-        if let Some(wrong) = wrong_host(&request) {
+        if let Some(wrong) = wrong_host(&request).or_else(|| ambiguous_credentials(&request)) {
             return Answer::text("other", StatusCode::BAD_REQUEST, wrong);
         }
         let found = self.router.find(&request.method, path, self.is_control || secured.auth.is_some());
-        if !self.is_within_rate(&request, peer.address, watch, secured) {
+        if let Some(rate) = self.exceeded_rate(&request, peer.address, watch, secured) {
             let route = match found {
                 RouteMatch::Route(route) => route.path,
                 _ => "other",
             };
-            return Answer::text(
-                route,
-                StatusCode::TOO_MANY_REQUESTS,
-                "too many requests; try again later\n",
-            );
+            let text = "too many requests; try again later\n";
+            let mut answer = Answer::text(route, StatusCode::TOO_MANY_REQUESTS, text);
+            answer.extra = Some((header::RETRY_AFTER, rate.seconds_per_token().into()));
+            return answer;
         }
         match found {
             RouteMatch::Nothing => Answer::text("other", StatusCode::NOT_FOUND, self.router.not_found()),
@@ -268,6 +267,8 @@ impl Answerer {
                         }
                     },
                 };
+                // The limits of handlers allow several requests a second.
+                let is_limited = reply.status == StatusCode::TOO_MANY_REQUESTS;
                 Answer {
                     route: route.path,
                     status: reply.status,
@@ -275,7 +276,7 @@ impl Answerer {
                     body: reply.body,
                     coding,
                     events,
-                    extra: None,
+                    extra: is_limited.then(|| (header::RETRY_AFTER, HeaderValue::from_static("1"))),
                 }
             }
             Err(error) => {
@@ -294,13 +295,13 @@ impl Answerer {
 impl Answerer {
     /// Takes one of the client's tokens, if there is a rate limit. Known clients are told apart from strangers before
     /// any password is verified, so that guessing costs only the guesser.
-    fn is_within_rate(&self, request: &Parts, peer: IpAddr, watch: &Watch, secured: &Secured) -> bool {
-        let Some(rate) = secured.rate else { return true };
+    fn exceeded_rate(&self, request: &Parts, peer: IpAddr, watch: &Watch, secured: &Secured) -> Option<Rate> {
+        let rate = secured.rate?;
         let is_known = match &secured.auth {
             Some(credentials) => credentials.knows(request.headers.get(header::AUTHORIZATION)),
             None => watch.is_trusted(),
         };
-        self.limiter.allows(rate, peer, is_known, Instant::now())
+        (!self.limiter.allows(rate, peer, is_known, Instant::now())).then_some(rate)
     }
 
     /// The response to users without write access.
@@ -359,6 +360,12 @@ fn wrong_host(request: &Parts) -> Option<&'static str> {
         (Some(host), None) if !host.as_bytes().iter().all(is_part) => Some("invalid Host header\n"),
         _ => None,
     }
+}
+
+/// A proxy that reads another one of several headers than this server would check another user's rights.
+fn ambiguous_credentials(request: &Parts) -> Option<&'static str> {
+    let several = request.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some();
+    several.then_some("more than one Authorization header\n")
 }
 
 /// Whether a process may use the control socket.

@@ -21,6 +21,13 @@ pub struct Rate {
     pub burst: u32,
 }
 
+impl Rate {
+    /// The time after which a client that waited has a token, in whole seconds.
+    pub fn seconds_per_token(self) -> u64 {
+        self.interval.as_secs() + u64::from(self.interval.subsec_nanos() > 0)
+    }
+}
+
 /// The token buckets of one listener, or of another resource that clients request.
 #[derive(Default)]
 pub struct Limiter {
@@ -90,6 +97,19 @@ mod tests {
         let at = |seconds| begin + Duration::from_secs(seconds);
         let allowed = |seconds| (0..10).filter(|_| limiter.allows(RATE, peer(1), false, at(seconds))).count();
         assert_eq!([0, 1, 2, 3, 6, 600].map(allowed), [3, 0, 1, 0, 2, 3]);
+    }
+
+    #[test]
+    fn a_client_that_waits_as_told_is_allowed() {
+        for milliseconds in [1, 20, 1000, 1001, 2000, 90_500] {
+            let rate = Rate { interval: Duration::from_millis(milliseconds), burst: 1 };
+            let (limiter, begin) = (Limiter::default(), Instant::now());
+            assert!(
+                limiter.allows(rate, peer(1), false, begin) && !limiter.allows(rate, peer(1), false, begin)
+            );
+            let told = Duration::from_secs(rate.seconds_per_token());
+            assert!(told >= Duration::from_secs(1) && limiter.allows(rate, peer(1), false, begin + told));
+        }
     }
 
     #[test]

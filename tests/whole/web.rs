@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::support::demo::program;
@@ -282,7 +284,25 @@ fn rate_limit_spares_authenticated_clients() {
     assert_eq!(guesses, [401, 401, 429, 429, 429]);
     let known: Vec<_> = (0..5).map(|_| status(&url, &["--user", "ada:one"])).collect();
     assert_eq!(known, [200, 200, 200, 429, 429]);
+    let refused = Command::new("curl").args(["--silent", "--include", "--user", "ada:one", &url]).output();
+    let refused = String::from_utf8(refused.expect("run curl").stdout).unwrap();
+    assert!(refused.to_lowercase().contains("\nretry-after: 3600\r\n"), "{refused}");
     assert_eq!(exporter.health("/health").0, 200);
+}
+
+#[test]
+fn several_authorization_headers_are_refused() {
+    let place = Place::new();
+    let exporter = with(&place, &format!("basic_auth_users:\n  ada: {}\n", hash("one")));
+    let url = format!("http://localhost:{}/metrics", exporter.port);
+    let header = |password: &str| {
+        format!("Authorization: Basic {}", BASE64_STANDARD.encode(format!("ada:{password}")))
+    };
+    let (good, bad) = (header("one"), header("two"));
+    assert_eq!(status(&url, &["--header", &good]), 200);
+    for headers in [[&good, &bad], [&bad, &good], [&good, &good]] {
+        assert_eq!(status(&url, &["--header", headers[0], "--header", headers[1]]), 400);
+    }
 }
 
 #[test]
