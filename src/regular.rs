@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -26,6 +26,19 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     is_regular(&file.metadata()?)?;
     Ok(file)
+}
+
+/// Reads a small regular file; never blocks.
+///
+/// # Errors
+/// If the file cannot be read, is not a regular one, or has more than `most` bytes.
+pub(crate) fn read_small(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// How long a pipe may be without a writer, or without anything written to it.
@@ -148,6 +161,27 @@ mod tests {
     }
 
     #[test]
+    fn small_file_is_read_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("key"), "secret").unwrap();
+        File::create(at("huge")).unwrap().set_len(1 << 40).unwrap();
+        rustix::fs::mknodat(CWD, at("pipe"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        std::os::unix::fs::symlink(at("loop"), at("loop")).unwrap();
+        std::os::unix::fs::symlink(at("key"), at("link")).unwrap();
+        let read = |path: &Path| read_small(path, 6).map_err(|err| err.to_string());
+        assert_eq!(read(&at("key")).unwrap(), b"secret");
+        assert_eq!(read(&at("link")).unwrap(), b"secret");
+        assert_eq!(read_small(&at("key"), 5).unwrap_err().to_string(), "it has more than 5 bytes");
+        assert_eq!(read(&at("huge")).unwrap_err(), "it has more than 6 bytes");
+        for path in [at("pipe"), directory.path().to_owned(), "/dev/zero".into()] {
+            assert_eq!(read(&path).unwrap_err(), "not a regular file");
+        }
+        assert!(read(&at("loop")).unwrap_err().contains("Too many levels of symbolic links"));
+        assert!(read(&at("gone")).unwrap_err().contains("No such file"));
+    }
+
+    #[test]
     fn holes_read_as_zeros_without_using_memory() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sparse");
@@ -178,7 +212,7 @@ mod tests {
 
     #[test]
     fn read_all_ignores_the_file_position() {
-        use std::io::{Read, Write};
+        use std::io::Write;
         let mut file = tempfile::tempfile().unwrap();
         let text: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
         file.write_all(&text).unwrap();

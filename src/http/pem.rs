@@ -1,8 +1,8 @@
 //! Certificates and keys in PEM format, from files or as text.
 
-use std::fs;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -113,14 +113,17 @@ impl Pem {
 
 fn read_file(what: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
     let fail = |source| TlsError::Read { what, path: path.to_owned(), source };
-    let data = fs::metadata(path).map_err(fail)?;
-    if !data.is_file() {
+    // Nothing else may be behind this name, which a reading could wait for or never end.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fail)?;
+    if !file.metadata().map_err(fail)?.is_file() {
         return Err(fail(io::Error::other("it is not a regular file")));
     }
-    if data.len() > MAX_FILE {
-        return Err(fail(io::Error::other(format!("it is too large ({} bytes)", data.len()))));
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(fail(io::Error::other(format!("it has more than {MAX_FILE} bytes"))));
     }
-    fs::read(path).map_err(fail)
+    Ok(bytes)
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {

@@ -1,8 +1,7 @@
 //! The client of CrowdSec's Local API: a full list of decisions first, then the changes at each interval.
 
 use std::fmt;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -10,6 +9,7 @@ use hyper::header::{HeaderName, HeaderValue};
 
 use super::decisions::{Answered, DecisionScope};
 use crate::http_client::{Client, ClientOptions, Request, Url};
+use crate::regular;
 
 /// Its name in messages and metrics.
 pub(crate) const NAME: &str = "crowdsec";
@@ -23,6 +23,17 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes of a response at most: about a million decisions.
 const MAX_RESPONSE: usize = 256 << 20;
+
+/// Bytes of a file with a key or password at most.
+const MAX_SECRET: u64 = 4096;
+
+/// Reads a file with a key or password, each time it is needed. `network.block` waits for this, so it must not block.
+pub(super) fn read_secret(file: &Path) -> Result<String, String> {
+    let failed = |err: &dyn fmt::Display| format!("failed to read {}: {err}", file.display());
+    let bytes = regular::read_small(file, MAX_SECRET).map_err(|err| failed(&err))?;
+    let text = String::from_utf8(bytes).map_err(|_| failed(&"it is not text in UTF-8"))?;
+    Ok(text.trim().to_string())
+}
 
 /// `network.block.crowdsec`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,12 +133,36 @@ impl Crowdsec {
         let request = Request::get(self.config.url.below(&path));
         let Some(file) = &self.config.api_key_file else { return Ok(request) };
         let name = file.display();
-        let key = fs::read_to_string(file).map_err(|err| format!("failed to read {name}: {err}"))?;
-        let mut key =
-            HeaderValue::try_from(key.trim()).ok().filter(|key| !key.is_empty()).ok_or_else(|| {
+        let mut key = HeaderValue::try_from(read_secret(file)?)
+            .ok()
+            .filter(|key| !key.is_empty())
+            .ok_or_else(|| {
                 format!("{name} has no API key: write what `cscli bouncers add NAME -o raw` prints into it")
             })?;
         key.set_sensitive(true);
         Ok(request.with(HeaderName::from_static("x-api-key"), key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secret_is_the_text_of_a_small_regular_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (key, binary, pipe) =
+            (directory.path().join("key"), directory.path().join("binary"), directory.path().join("pipe"));
+        std::fs::write(&key, "secret\n").unwrap();
+        std::fs::write(&binary, [0xff, 0xfe]).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(read_secret(&key).unwrap(), "secret");
+        for (file, why) in [
+            (binary.as_path(), "it is not text in UTF-8"),
+            (&pipe, "not a regular file"),
+            (Path::new("/dev/zero"), "not a regular file"),
+        ] {
+            assert_eq!(read_secret(file).unwrap_err(), format!("failed to read {}: {why}", file.display()));
+        }
     }
 }

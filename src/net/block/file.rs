@@ -1,6 +1,5 @@
 //! A file of the blocklist: read when it has changed, but not while it is being written.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::super::cidr::Prefix;
@@ -8,6 +7,7 @@ use super::config::BlockFile;
 use super::fetch::UrlConfig;
 use super::list::ListFile;
 use super::stamp::Stamp;
+use crate::regular;
 
 /// Larger files are not read.
 const MAX_FILE: u64 = 256 << 20;
@@ -40,7 +40,9 @@ fn read(stamp: Stamp, path: &Path) -> Result<ListFile, String> {
     if stamp.size > MAX_FILE {
         return Err(format!("it has {} bytes; at most {MAX_FILE} are read", stamp.size));
     }
-    fs::read(path).map(|content| ListFile::parse(&content)).map_err(|error| error.to_string())
+    regular::read_small(path, MAX_FILE)
+        .map(|content| ListFile::parse(&content))
+        .map_err(|error| error.to_string())
 }
 
 /// Reads a file.
@@ -177,6 +179,8 @@ impl WatchedFile {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

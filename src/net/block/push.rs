@@ -2,7 +2,6 @@
 //! bouncers block the source.
 
 use std::fmt;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat};
@@ -11,7 +10,7 @@ use hyper::header::{AUTHORIZATION, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::super::cidr::Prefix;
-use super::crowdsec::{CrowdsecConfig, PushConfig, client};
+use super::crowdsec::{CrowdsecConfig, PushConfig, client, read_secret};
 use crate::http_client::{Answer, Client, Request};
 
 /// The origin of decisions made by exporters.
@@ -183,10 +182,8 @@ impl Pusher {
         {
             return Ok(token.clone());
         }
-        let file = &self.push.password_file;
-        let password = fs::read_to_string(file)
-            .map_err(|err| PushError::Later(format!("failed to read {}: {err}", file.display())))?;
-        let login = Login { machine_id: &self.push.machine, password: password.trim(), scenarios: [] };
+        let password = read_secret(&self.push.password_file).map_err(PushError::Later)?;
+        let login = Login { machine_id: &self.push.machine, password: &password, scenarios: [] };
         let body = serde_json::to_vec(&login).map_err(|err| PushError::Later(err.to_string()))?;
         let request = Request::post(self.config.url.below("v1/watchers/login"), "application/json", body);
         let answer = self.client.send(request).map_err(|err| PushError::Later(err.to_string()))?;
