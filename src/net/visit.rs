@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -238,6 +238,12 @@ impl Visit {
     }
 }
 
+/// The time from which the determinations of all namespaces are counted.
+fn first_turn() -> Instant {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    *FIRST.get_or_init(Instant::now)
+}
+
 /// Keeps what another namespace depends on from being blocked.
 pub(super) struct Guard {
     list: Arc<Blocklist>,
@@ -277,7 +283,10 @@ impl Guard {
         if self.due <= now {
             self.list.protect_in(self.number, &self.name, &self.namespace);
             self.last = now;
-            self.due = now + PROTECTED_INTERVAL;
+            // In all namespaces at the same time, because they share what is read of processes and files.
+            let since_first = now.saturating_duration_since(first_turn());
+            let turns = since_first.as_nanos() / PROTECTED_INTERVAL.as_nanos() + 1;
+            self.due = first_turn() + PROTECTED_INTERVAL * u32::try_from(turns).unwrap_or(u32::MAX);
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::super::sockets::{established, local_ports};
@@ -24,18 +24,44 @@ const UNITS: [&str; 2] = ["/etc/systemd/system", "/run/systemd/generator"];
 const MAX_DEPTH: usize = 16;
 /// The names of SSH servers' processes: OpenSSH has other ones for connections since version 9.8.
 const SERVERS: [&str; 4] = ["sshd", "sshd-session", "sshd-auth", "dropbear"];
-/// How old the list of their sockets may be.
-const SOCKETS_MAX_AGE: Duration = Duration::from_millis(500);
+/// How old what is the same for all namespaces may be.
+const SHARED_MAX_AGE: Duration = Duration::from_millis(500);
+
+/// What was read a moment ago, for all namespaces: reading it takes long, and routers may announce changes all the time.
+struct Shared<T>(Mutex<Option<(Instant, T)>>);
+
+impl<T: Clone> Shared<T> {
+    const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn get(&self, read: impl FnOnce() -> T) -> T {
+        let mut recent = lock(&self.0);
+        match &*recent {
+            Some((at, known)) if at.elapsed() <= SHARED_MAX_AGE => known.clone(),
+            _ => {
+                let at = Instant::now();
+                recent.insert((at, read())).1.clone()
+            }
+        }
+    }
+}
 
 /// The TCP ports of the SSH server. `own` is the connection in which the exporter was started, if any.
 pub(super) fn ssh_ports(own: Option<Connection>) -> BTreeSet<u16> {
+    static CONFIGURED: Shared<BTreeSet<u16>> = Shared::new();
+    let mut ports = CONFIGURED.get(configured_ports);
+    ports.extend(own.map(|(_, _, port)| port));
+    ports
+}
+
+fn configured_ports() -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
     add_ports(Path::new(SSHD_CONFIG), MAX_DEPTH, &mut ports);
     if ports.is_empty() {
         ports.insert(22);
     }
     UNITS.iter().for_each(|directory| add_socket_ports(Path::new(directory), &mut ports));
-    ports.extend(own.map(|(_, _, port)| port));
     ports
 }
 
@@ -62,22 +88,11 @@ struct ServerSocket {
     is_of_root: bool,
 }
 
-/// Those of all servers, and when they were read.
-struct ServerSockets {
-    read: Instant,
-    all: Vec<ServerSocket>,
-}
-
-/// The inodes of sockets that SSH servers of root, or of any user, have open. All namespaces share what was read a moment
-/// ago, because routers may announce changes all the time.
+/// The inodes of sockets that SSH servers of root, or of any user, have open.
 fn server_sockets(of_any_user: bool) -> HashSet<u32> {
-    static RECENT: Mutex<Option<ServerSockets>> = Mutex::new(None);
-    let mut recent = lock(&RECENT);
-    if recent.as_ref().is_none_or(|sockets| sockets.read.elapsed() > SOCKETS_MAX_AGE) {
-        *recent = Some(ServerSockets { read: Instant::now(), all: read_server_sockets() });
-    }
-    let all = recent.iter().flat_map(|sockets| &sockets.all);
-    all.filter(|socket| of_any_user || socket.is_of_root).map(|socket| socket.inode).collect()
+    static OPEN: Shared<Arc<[ServerSocket]>> = Shared::new();
+    let all = OPEN.get(|| read_server_sockets().into());
+    all.iter().filter(|socket| of_any_user || socket.is_of_root).map(|socket| socket.inode).collect()
 }
 
 /// What may not be read is left out.
