@@ -210,6 +210,8 @@ impl CounterMaps {
         let again = used.len().min(missing);
         let fill: Vec<u32> =
             used[..again].iter().copied().chain(slots.empty.drain(..take)).collect::<Vec<_>>();
+        // Not held while the kernel works: the end of a scrape may be what frees the counters of a deleted interface.
+        drop(slots);
         let maps = fill.iter().map(|_| stats("stats").create()).collect::<libbpf_rs::Result<Vec<_>>>();
         let put = maps.and_then(|maps| {
             let fresh = fill.iter().copied().zip(&maps);
@@ -217,6 +219,7 @@ impl CounterMaps {
             self.put(&fresh.chain(cleared).collect::<Vec<_>>())?;
             Ok(maps)
         });
+        let mut slots = self.lock();
         match put {
             Ok(maps) => {
                 slots.ready.extend(fill.into_iter().zip(maps));
@@ -400,5 +403,24 @@ mod tests {
         assert_eq!(again.counters(Direction::Ingress).total_packets(), 0);
         let slots: BTreeSet<u32> = first.iter().map(|slot| slot.id() % SLOTS as u32).collect();
         assert_eq!(slots.len(), first.len());
+    }
+    /// As root. The machine may be busy, so that no counters are given back meanwhile; then it is tried again.
+    #[test]
+    fn counters_are_given_back_while_others_are_created_as_root() {
+        let given_back = (0..20).any(|_| {
+            let counter_maps = CounterMaps::create(&Count::default(), None, PinDir::default())
+                .expect("this test needs root");
+            let slots: Vec<Slot> = (0..10).map(|_| counter_maps.open(&PinDir::default()).unwrap()).collect();
+            let before = counter_maps.lock().empty.len();
+            std::thread::scope(|scope| {
+                scope.spawn(|| counter_maps.reserve(2000).unwrap());
+                while counter_maps.slots.try_lock().is_ok_and(|slots| slots.empty.len() == before) {
+                    std::thread::yield_now();
+                }
+                drop(slots);
+                counter_maps.lock().ready.len() < 2000
+            })
+        });
+        assert!(given_back, "giving back waits until others are created");
     }
 }
