@@ -117,24 +117,37 @@ impl Attached {
         Ok(())
     }
 
-    /// Whether it is still attached: an administrator can detach it by force, and an interface can be recreated with
-    /// the same name and index.
-    pub fn is_on(&self, on: &Interface) -> bool {
-        match self {
-            Self::Link { link, .. } => {
-                link_target(link.fd.as_fd()).is_ok_and(|(index, _)| index == on.index as u32)
-            }
-            // The filter disappears with the interface. Before 6.6 it is not checked whether somebody detached it.
-            Self::Filter { .. } => true,
+    /// Where it is now: an administrator can detach it by force, and an interface can be recreated with the same name
+    /// and index. `program` is the id of its program.
+    pub fn place(&self, program: Option<u32>, on: &Interface) -> Place {
+        // The filter disappears with the interface. Before 6.6 it is not checked whether somebody detached it.
+        let Self::Link { link, chain: kind } = self else { return Place::First };
+        // The chain says both; every query takes the lock for network configuration.
+        if let (Some(kind), Some(program)) = (kind, program)
+            && let Ok(ids) = chain(on.index, *kind)
+        {
+            return match ids.first() {
+                Some(first) if *first == program => Place::First,
+                Some(first) if ids.contains(&program) => Place::Behind(*first),
+                _ => Place::Lost,
+            };
+        }
+        match link_target(link.fd.as_fd()) {
+            Ok((index, _)) if index == on.index as u32 => Place::First,
+            _ => Place::Lost,
         }
     }
+}
 
-    /// The program that runs before it in the chain, if any: it may end the chain.
-    pub fn is_behind(&self, program: BorrowedFd<'_>, on: &Interface) -> Option<u32> {
-        let Self::Link { chain: Some(kind), .. } = self else { return None };
-        let ours = program_id(program)?;
-        chain(on.index, *kind).ok()?.first().copied().filter(|first| *first != ours)
-    }
+/// Where an attached program is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It sees all packets of its hook.
+    First,
+    /// The program with this id runs before it in the chain, and may end the chain.
+    Behind(u32),
+    /// It is no longer attached.
+    Lost,
 }
 
 /// The attach type of the chain that a hook is part of.
@@ -325,6 +338,7 @@ mod tests {
             kind: None,
             bus: None,
             master: None,
+            is_up: false,
         };
         for (number, mtu, reason, next) in [
             (libc::EPERM, 1500, "permission", "CAP_NET_ADMIN"),

@@ -198,10 +198,11 @@ impl Follower {
         let indexes: Vec<i32> = self.ports.keys().copied().collect();
         for index in indexes {
             let Some(port) = self.ports.get_mut(&index) else { continue };
-            let lost = port.is_lost();
-            let mut changes = port.lead();
+            let places = port.look();
+            let lost = places.any_lost();
+            let mut changes = port.lead(&places);
             if lost || retry {
-                changes.extend(port.retry(self.area.mode, &self.programs));
+                changes.extend(port.retry(self.area.mode, &self.programs, &places));
             }
             if let Some(Some(count)) = counts.get(&index) {
                 changes.extend(port.compare(*count));
@@ -235,9 +236,13 @@ impl Follower {
         if from != there.name {
             report(Event::Renamed { from, to: there.name.clone() });
         }
-        let lost = port.is_lost();
-        let changes =
-            if touched || changed || lost { port.retry(self.area.mode, &self.programs) } else { vec![] };
+        let places = port.look();
+        let lost = places.any_lost();
+        let changes = if touched || changed || lost {
+            port.retry(self.area.mode, &self.programs, &places)
+        } else {
+            vec![]
+        };
         if self.is_another(there.index, lost) {
             return;
         }
@@ -340,11 +345,12 @@ impl Drop for Follower {
     }
 }
 
-/// Orders lower devices before upper ones: the kernel rejects XDP below a device that has it.
+/// Orders lower devices before upper ones, because the kernel rejects XDP below a device that has it, and those that are
+/// up, which may have traffic already, before others.
 fn lower_first(all: &[Interface]) -> Vec<&Interface> {
     let masters: BTreeSet<i32> = all.iter().filter_map(|one| one.master).collect();
     let mut sorted: Vec<&Interface> = all.iter().collect();
     // A bridge cannot be a port of a bridge, but a bond can: devices with a master and without lower ones come first.
-    sorted.sort_by_key(|one| (masters.contains(&one.index), one.master.is_none(), one.index));
+    sorted.sort_by_key(|one| (masters.contains(&one.index), one.master.is_none(), !one.is_up, one.index));
     sorted
 }

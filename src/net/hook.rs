@@ -158,6 +158,7 @@ mod tests {
             kind: kind.map(String::from),
             bus: bus.map(String::from),
             master: None,
+            is_up: true,
         }
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Interface {
     pub bus: Option<String>,
     /// The bridge, bond or VRF that it belongs to.
     pub master: Option<i32>,
+    /// Whether an administrator has set it up.
+    pub is_up: bool,
 }
 
 impl Interface {
@@ -159,6 +161,7 @@ fn interface(message: &[u8]) -> Option<Interface> {
         kind: None,
         bus: None,
         master: None,
+        is_up: u32_at(message, 8)? & libc::IFF_UP as u32 != 0,
     };
     for (kind, value) in attributes(message.get(INFO..)?) {
         match kind {

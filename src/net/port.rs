@@ -8,7 +8,7 @@ use crate::pins::PinDir;
 
 use super::abi::{Direction, Link};
 use super::attach::HeldLink;
-use super::attach::{Attached, attach_egress, attach_ingress};
+use super::attach::{Attached, Place, attach_egress, attach_ingress};
 use super::comparison::{Comparison, max_rounds};
 use super::config::Mode;
 use super::hook::{Hook, choose, crosses_hooks};
@@ -17,6 +17,7 @@ use super::links::{Interface, KernelCount};
 use super::pinned::keep;
 use super::programs::{Program, Programs};
 use super::refusal::{AttachRefusal, ONE_PIECE_MTU, described};
+use super::sys::program_id;
 
 /// Programs of others that are remembered for each direction.
 const MAX_OVERTAKEN: usize = 16;
@@ -48,6 +49,8 @@ struct Side {
 struct AttachedProgram {
     attached: Attached,
     program: Arc<OwnedFd>,
+    /// The kernel's id of the program.
+    id: Option<u32>,
     hook: Hook,
     reason: String,
 }
@@ -99,15 +102,19 @@ impl Port {
         Ok(Self { on, ingress, egress, entry, pins: programs.pins().clone() })
     }
 
+    /// Looks where the attached programs are now.
+    pub fn look(&self) -> Places {
+        Places([&self.ingress, &self.egress].map(|side| side.place(&self.on)))
+    }
+
     /// Retries failed attachments and those that the kernel has lost.
-    pub fn retry(&mut self, mode: Mode, programs: &Programs) -> Vec<Change> {
+    pub fn retry(&mut self, mode: Mode, programs: &Programs, places: &Places) -> Vec<Change> {
         let mut changes = Vec::new();
         for direction in Direction::ALL {
             let on = self.on.clone();
             let entry = Arc::clone(&self.entry);
             let side = self.side(*direction);
-            let gone = side.state.as_ref().is_ok_and(|placed| !placed.attached.is_on(&on));
-            if side.state.is_ok() && !gone {
+            if side.state.is_ok() && places.of(*direction) != Place::Lost {
                 continue;
             }
             // The lost attachment is dropped first, so that it does not remove the pin of the new one.
@@ -127,13 +134,13 @@ impl Port {
 
     /// Moves programs before those that were attached before them later. Each is overtaken once: one that is first again
     /// does the same, such as another exporter, and packets are missed at every move.
-    pub fn lead(&mut self) -> Vec<Change> {
+    pub fn lead(&mut self, places: &Places) -> Vec<Change> {
         let mut changes = Vec::new();
         for direction in Direction::ALL {
+            let Place::Behind(first) = places.of(*direction) else { continue };
             let (on, pins) = (self.on.clone(), self.pins.clone());
             let side = self.side(*direction);
             let Ok(placed) = &side.state else { continue };
-            let Some(first) = placed.attached.is_behind(placed.program.as_fd(), &on) else { continue };
             if side.overtaken.contains(&first) {
                 if side.insists.replace(first) != Some(first) {
                     changes.push(Change::Behind { direction: *direction, before: described(first) });
@@ -142,7 +149,8 @@ impl Port {
             }
             side.overtaken.truncate(MAX_OVERTAKEN - 1);
             side.overtaken.push_front(first);
-            let (program, hook, reason) = (Arc::clone(&placed.program), placed.hook, placed.reason.clone());
+            let (program, id) = (Arc::clone(&placed.program), placed.id);
+            let (hook, reason) = (placed.hook, placed.reason.clone());
             // Detached before it is attached again: in the other order, a packet in between would be counted twice.
             side.state = Err(unattached());
             let again = match direction {
@@ -151,7 +159,7 @@ impl Port {
             };
             side.state = again.map(|mut attached| {
                 keep(&pins, &mut attached, on.index, *direction, hook);
-                AttachedProgram { attached, program, hook, reason }
+                AttachedProgram { attached, program, id, hook, reason }
             });
             changes.push(match &side.state {
                 Ok(_) => Change::Moved { direction: *direction, before: described(first) },
@@ -215,13 +223,6 @@ impl Port {
         self.egress.state.is_ok()
     }
 
-    /// Whether an attachment no longer exists in the kernel.
-    pub fn is_lost(&self) -> bool {
-        [&self.ingress, &self.egress]
-            .iter()
-            .any(|side| side.state.as_ref().is_ok_and(|placed| !placed.attached.is_on(&self.on)))
-    }
-
     pub fn entry(&self) -> Arc<Entry> {
         Arc::clone(&self.entry)
     }
@@ -234,9 +235,35 @@ impl Port {
     }
 }
 
+/// Where the programs of both directions are; a direction without a program is [`Place::First`].
+#[derive(Debug)]
+pub(crate) struct Places([Place; 2]);
+
+impl Places {
+    fn of(&self, direction: Direction) -> Place {
+        self.0[direction as usize]
+    }
+
+    /// Whether an attachment no longer exists in the kernel.
+    pub fn any_lost(&self) -> bool {
+        self.0.contains(&Place::Lost)
+    }
+}
+
+impl AttachedProgram {
+    fn new(attached: Attached, program: Arc<OwnedFd>, hook: Hook, reason: String) -> Self {
+        let id = program_id(program.as_fd());
+        Self { attached, program, id, hook, reason }
+    }
+}
+
 impl Side {
     fn new(state: Result<AttachedProgram, AttachRefusal>) -> Self {
         Self { state, comparison: Comparison::default(), overtaken: VecDeque::new(), insists: None }
+    }
+
+    fn place(&self, on: &Interface) -> Place {
+        self.state.as_ref().map_or(Place::First, |placed| placed.attached.place(placed.id, on))
     }
 
     fn reported(&self, direction: Direction) -> Change {
@@ -289,12 +316,12 @@ fn open_ingress(
         |hook| candidates(on, hook, programs, entry),
         programs,
     ) {
-        return Ok(AttachedProgram { attached, program, hook, reason });
+        return Ok(AttachedProgram::new(attached, program, hook, reason));
     }
     let mut last = None;
     for hook in choice.hooks {
         match open_hook(on, *hook, programs, entry) {
-            Ok((attached, program)) => return Ok(AttachedProgram { attached, program, hook: *hook, reason }),
+            Ok((attached, program)) => return Ok(AttachedProgram::new(attached, program, *hook, reason)),
             Err(refusal) => {
                 reason = match (hook, refusal.reason) {
                     (Hook::Tcx, "unsupported") => "TCX needs Linux 6.6 or later".to_string(),
@@ -386,10 +413,10 @@ fn open_egress(
     if let Some((attached, program, hook)) =
         take_over(Direction::Egress, held, &[Hook::Tcx], |_| &[Program::TcEgress], programs)
     {
-        return Ok(AttachedProgram { attached, program, hook, reason });
+        return Ok(AttachedProgram::new(attached, program, hook, reason));
     }
     let program = programs.get(Program::TcEgress).map_err(refuse_load(on))?;
     let mut attached = attach_egress(program.as_fd(), on)?;
     keep(programs.pins(), &mut attached, on.index, Direction::Egress, Hook::Tcx);
-    Ok(AttachedProgram { attached, program, hook: Hook::Tcx, reason })
+    Ok(AttachedProgram::new(attached, program, Hook::Tcx, reason))
 }

@@ -28,6 +28,10 @@ use super::sys::enter;
 /// How often attachments are verified. New interfaces do not wait for it.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Verifications are apart by at least so many times what the last one took: with many interfaces, or while others hold
+/// the lock for network configuration, new interfaces do not wait for them, nor does the machine.
+const VERIFY_PAUSE: u32 = 9;
+
 /// Every so many verifications, counts are compared with the kernel's.
 const COMPARE_EVERY: u32 = 2;
 
@@ -153,7 +157,7 @@ impl Visit {
             if !is_there() {
                 return;
             }
-            next = Instant::now() + VERIFY_INTERVAL;
+            let begun = Instant::now();
             turns = turns.wrapping_add(1);
             follower.verify(
                 turns.is_multiple_of(RETRY_EVERY),
@@ -164,6 +168,7 @@ impl Visit {
                 // Messages may have been lost.
                 follower.follow(&mut report);
             }
+            next = Instant::now() + VERIFY_INTERVAL.max(VERIFY_PAUSE * begun.elapsed());
         }
     }
 
