@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::super::cidr::Prefix;
-use super::list::lenient;
+use super::list::{are_too_wide, lenient};
 use crate::config::go_duration;
 
 /// Characters of an origin, a scenario, and of quotations in messages.
@@ -103,8 +103,8 @@ impl Wire {
         }
         let scope = DecisionScope::of(&self.scope).ok_or_else(|| format!("scope {}", short(&self.scope)))?;
         let (prefix, _) = lenient(&self.value).map_err(|_| "invalid value".to_string())?;
-        // A typing error that blocks every address must not reach a whole fleet.
-        if prefix.bits() == 0 { Err("every address".to_string()) } else { Ok((prefix, scope, self.id)) }
+        // A typing error that blocks most addresses must not reach a whole fleet.
+        if are_too_wide(&[prefix]) { Err("too wide".to_string()) } else { Ok((prefix, scope, self.id)) }
     }
 }
 
@@ -257,14 +257,7 @@ mod tests {
         let ignored: Vec<_> = answered.ignored.keys().map(String::as_str).collect();
         assert_eq!(
             ignored,
-            [
-                "every address",
-                "invalid duration",
-                "invalid value",
-                "scope Country",
-                "simulated",
-                "type captcha"
-            ]
+            ["invalid duration", "invalid value", "scope Country", "simulated", "too wide", "type captcha"]
         );
         // A full list contains all ended decisions, too, which are ignored.
         assert_eq!(Answered::parse(body.as_bytes(), true).unwrap().ended, []);

@@ -1,9 +1,11 @@
 //! Parses published lists of addresses and prefixes. Pure.
 //!
 //! One entry per line: an address, a prefix (also with a netmask, `ADDRESS MASK`), or a range `FIRST-LAST`; `#` and `;`
-//! begin comments. A second column with a number, as some lists have, is ignored. Or one JSON object per line, with the
-//! prefix as `cidr` (Spamhaus DROP).
+//! begin comments. Columns of numbers after it are ignored, and so are all columns after a range with its prefix length
+//! (DShield). A line with commas is a row of a table in which one column is the entry (abuse.ch). Or one JSON object per
+//! line, with the prefix as `cidr` (Spamhaus DROP).
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde_json::Value;
@@ -32,7 +34,7 @@ pub(crate) struct ListFile {
 impl ListFile {
     pub fn parse(content: &[u8]) -> Self {
         let mut file = Self::default();
-        let content = content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content);
+        let content = utf8(content);
         for (number, line) in content.split(|byte| *byte == b'\n').enumerate() {
             let end = line.iter().position(|byte| matches!(byte, b'#' | b';')).unwrap_or(line.len());
             let text = String::from_utf8_lossy(&line[..end]);
@@ -58,9 +60,9 @@ impl ListFile {
         file
     }
 
-    /// Whether the content is not a list, but an HTML page, for example.
+    /// Whether the content is not a list, but an HTML page, for example. That may be a single line.
     pub fn is_none(&self) -> bool {
-        self.invalid > TOLERATED && self.invalid > self.prefixes.len()
+        self.invalid > self.prefixes.len() && (self.invalid > TOLERATED || self.prefixes.is_empty())
     }
 
     fn warn(&mut self, line: usize, text: String) {
@@ -69,6 +71,18 @@ impl ListFile {
             self.reported.push((line, text));
         }
     }
+}
+
+/// The content without a byte order mark, which says whether it is UTF-16, as Windows PowerShell writes it.
+fn utf8(content: &[u8]) -> Cow<'_, [u8]> {
+    let (rest, unit): (_, fn([u8; 2]) -> u16) = match content {
+        [0xff, 0xfe, rest @ ..] => (rest, u16::from_le_bytes),
+        [0xfe, 0xff, rest @ ..] => (rest, u16::from_be_bytes),
+        [0xef, 0xbb, 0xbf, rest @ ..] => return rest.into(),
+        _ => return content.into(),
+    };
+    let units: Vec<u16> = rest.as_chunks::<2>().0.iter().map(|pair| unit(*pair)).collect();
+    String::from_utf16_lossy(&units).into_bytes().into()
 }
 
 /// Parses a line with a JSON object, the last of which may describe the list.
@@ -83,6 +97,9 @@ fn json(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
 
 /// Parses a line that is not empty; returns a warning if it had to be corrected.
 fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
+    if let Some(column) = only_column(text) {
+        return single(column, to);
+    }
     let mut words = text.split([' ', '\t', ',']).filter(|word| !word.is_empty());
     let first = words.next().unwrap_or_default();
     let rest: Vec<&str> = words.collect();
@@ -96,6 +113,7 @@ fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
         (None, [last, others @ ..]) if address(last).is_some() && !first.contains('/') && numbers(others) => {
             (first, Some(*last))
         }
+        (None, [last, bits, ..]) if is_range_of(first, last, bits) => (first, Some(*last)),
         (None, others) if numbers(others) => (first, None),
         _ => return Err(format!("{text:?}: unexpected text after the address")),
     };
@@ -105,22 +123,56 @@ fn entry(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
         let (first, last) = ends.ok_or_else(|| format!("{text:?} is not a range of addresses"))?;
         let before = to.len();
         range(first, last, to);
-        if to[before..].iter().any(|prefix| prefix.bits() == 0) {
+        if are_too_wide(&to[before..]) {
             to.truncate(before);
-            return Err(covers_everything(text));
+            return Err(too_wide(text));
         }
         return Ok(None);
     }
-    let (prefix, warning) = lenient(first)?;
-    if prefix.bits() == 0 {
-        return Err(covers_everything(text));
+    single(first, to)
+}
+
+/// Parses an address or prefix.
+fn single(text: &str, to: &mut Vec<Prefix>) -> Result<Option<String>, String> {
+    let (prefix, warning) = lenient(text)?;
+    if are_too_wide(&[prefix]) {
+        return Err(too_wide(text));
     }
     to.push(prefix);
     Ok(warning)
 }
 
-fn covers_everything(text: &str) -> String {
-    format!("{text:?} covers every address; list it in `network.block.entries` if that is intended")
+/// Whether an entry is more likely a mistake than meant: it contains a quarter of all IPv4 addresses, or all global IPv6
+/// addresses. Published lists have 224.0.0.0/3 and, of IPv6, prefixes of any length that are in no use.
+pub(super) fn are_too_wide(prefixes: &[Prefix]) -> bool {
+    let global = Prefix::new(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0).into(), 3);
+    let ipv4 = prefixes.iter().filter(|prefix| prefix.address().is_ipv4());
+    let addresses: u64 = ipv4.map(|prefix| 1 << (32 - prefix.bits())).sum();
+    addresses >= 1 << 30 || prefixes.iter().any(|prefix| prefix.contains(global))
+}
+
+fn too_wide(text: &str) -> String {
+    format!(
+        "{text:?} covers a quarter of all IPv4 addresses or more, or all global IPv6 addresses; list it in \
+         `network.block.entries` if that is intended"
+    )
+}
+
+/// The column of a row with commas that is an address or a prefix, if exactly one is.
+fn only_column(text: &str) -> Option<&str> {
+    let columns = text.contains(',').then(|| text.split(',').map(|column| column.trim().trim_matches('"')));
+    let mut found = columns?.filter(|column| lenient(column).is_ok());
+    found.next().filter(|_| found.next().is_none())
+}
+
+/// Whether a range is exactly the prefix of this length.
+fn is_range_of(first: &str, last: &str, bits: &str) -> bool {
+    let (Some(first), Some(last), Ok(bits)) = (address(first), address(last), bits.parse()) else {
+        return false;
+    };
+    let mut prefixes = Vec::new();
+    range(first, last, &mut prefixes);
+    prefixes == [Prefix::new(first, bits)]
 }
 
 /// Whether `ADDRESS LAST` is an address with its netmask, and not a range: nothing after 223.255.255.255 is the source
@@ -252,15 +304,50 @@ mod tests {
         let file = ListFile::parse(b"10.9.7.1 255.255.255.0\n10.0.0.0/255.0.255.0\n");
         assert_eq!(file.prefixes, [Prefix::parse("10.9.7.0/24").unwrap()]);
         assert_eq!((file.invalid, file.warnings), (1, 2), "{:?}", file.reported);
-        for all in
-            ["0.0.0.0-255.255.255.255", "0.0.0.0 0.0.0.0", "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]
+    }
+
+    #[test]
+    fn tables_and_utf16_are_read() {
+        let dshield = "Start\tEnd\tNetblock\tAttacks\tName\tCountry\temail\n\
+                       192.0.2.0\t192.0.2.255\t24\t3054\tEXAMPLE NET\tGB\tabuse@example.net\n\
+                       198.51.100.0\t198.51.100.255\t24\t12\t\t\t\n";
+        assert_eq!(prefixes(dshield), ["192.0.2.0/24", "198.51.100.0/24"]);
+        let csv = "\"2026-01-17 07:30:05\",\"192.0.2.7\",\"443\",\"online\",\"Example\"\n\
+                   2026-01-17,198.51.100.9,8080\n203.0.113.0/24,AS64500,\"Example, Inc.\"\n2001:db8::/32,x\n";
+        assert_eq!(prefixes(csv), ["192.0.2.7/32", "198.51.100.9/32", "203.0.113.0/24", "2001:db8::/32"]);
+        let two = "192.0.2.1,10.0.0.1,443,blocked\n192.0.2.1 example.org\n192.0.2.0\t192.0.2.255\t25\tx\n";
+        assert_eq!((prefixes(two).len(), ListFile::parse(two.as_bytes()).invalid), (0, 3));
+        for (mark, bytes) in
+            [([0xff, 0xfe], u16::to_le_bytes as fn(u16) -> [u8; 2]), ([0xfe, 0xff], u16::to_be_bytes)]
         {
-            let file = ListFile::parse(all.as_bytes());
-            assert!(
-                file.prefixes.is_empty() && file.reported[0].1.contains("every address"),
-                "{all}: {file:?}"
-            );
+            let text = "192.0.2.1\r\n2001:db8::/32\r\n".encode_utf16().flat_map(bytes);
+            let file = ListFile::parse(&mark.into_iter().chain(text).collect::<Vec<u8>>());
+            assert_eq!((file.prefixes.len(), file.invalid), (2, 0), "{file:?}");
         }
+    }
+
+    #[test]
+    fn entries_too_wide_to_be_meant_are_refused() {
+        for all in [
+            "0.0.0.0/0",
+            "128.0.0.0/1",
+            "64.0.0.0/2",
+            "0.0.0.0-255.255.255.255",
+            "1.0.0.0-126.255.255.255",
+            "0.0.0.0 0.0.0.0",
+            "::/0",
+            "::/1",
+            "2000::/3",
+            "::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+            "x,0.0.0.0/1",
+            "{\"cidr\":\"::/2\"}",
+        ] {
+            let file = ListFile::parse(all.as_bytes());
+            assert!(file.prefixes.is_empty() && file.reported[0].1.contains("a quarter"), "{all}: {file:?}");
+        }
+        // As lists of unassigned addresses have them.
+        let bogons = ["::/8", "4000::/2", "8000::/1", "224.0.0.0/3", "10.0.0.0/8"];
+        assert_eq!(ListFile::parse(bogons.join("\n").as_bytes()).prefixes.len(), bogons.len());
     }
 
     #[test]
@@ -275,7 +362,8 @@ mod tests {
         assert!(file.reported[0].1.contains("read as 192.0.2.0/24"), "{:?}", file.reported);
         assert!(file.is_none());
         assert!(ListFile::parse(b"<html>\n<body>\nNot found\n</body>\n</html>\n").is_none());
-        assert!(!ListFile::parse(b"").is_none() && !ListFile::parse(b"x\n").is_none());
+        assert!(ListFile::parse(b"<html>404</html>").is_none() && !ListFile::parse(b"# none\n").is_none());
+        assert!(!ListFile::parse(b"x\n192.0.2.1\n").is_none());
     }
 
     #[test]
