@@ -18,6 +18,11 @@ pub(crate) const NAME: &str = "crowdsec";
 /// another bouncer with the same key.
 const FULL_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// Decisions that one response must add or remove for the next request to ask for all again. A decision that is made while
+/// the server answers is in no later list of changes: it bears an earlier time than the answer, and is written after it.
+/// The server writes imported decisions and those of the central API in groups of fifty, for many seconds.
+const BULK: usize = 50;
+
 /// The timeout of a request.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -80,6 +85,8 @@ pub(super) struct Crowdsec {
     client: Client,
     /// When the full list was last requested; `None` if it must be requested next.
     asked_all: Option<Instant>,
+    /// Decisions in effect after the last response.
+    count: usize,
 }
 
 impl fmt::Debug for Crowdsec {
@@ -90,7 +97,7 @@ impl fmt::Debug for Crowdsec {
 
 impl Crowdsec {
     pub fn new(config: &CrowdsecConfig) -> Self {
-        Self { config: config.clone(), client: client(config), asked_all: None }
+        Self { config: config.clone(), client: client(config), asked_all: None, count: 0 }
     }
 
     /// Sends one request; returns the response and whether it is the full list.
@@ -115,6 +122,14 @@ impl Crowdsec {
         let answered = Answered::parse(&answer.body, is_whole)?;
         self.asked_all = asked_all.or(Some(begun));
         Ok((answered, is_whole))
+    }
+
+    /// The response was applied, and so many decisions are in effect now.
+    pub fn applied(&mut self, count: usize) {
+        if self.count.abs_diff(count) >= BULK {
+            self.ask_all();
+        }
+        self.count = count;
     }
 
     /// The response could not be applied: the next request asks for the full list.
@@ -164,5 +179,29 @@ mod tests {
         ] {
             assert_eq!(read_secret(file).unwrap_err(), format!("failed to read {}: {why}", file.display()));
         }
+    }
+
+    #[test]
+    fn all_decisions_are_requested_again_until_bulk_changes_end() {
+        let config = CrowdsecConfig {
+            url: Url::parse("http://127.0.0.1:8080/").unwrap(),
+            api_key_file: None,
+            interval: Duration::from_secs(10),
+            scopes: Vec::new(),
+            origins: Vec::new(),
+            ca: None,
+            identity: None,
+            push: None,
+        };
+        let mut crowdsec = Crowdsec::new(&config);
+        let mut asks_all = |count| {
+            crowdsec.asked_all = Some(Instant::now());
+            crowdsec.applied(count);
+            crowdsec.asked_all.is_none()
+        };
+        assert_eq!(
+            [3, 20, 20_000, 20_050, 20_050, 20_060, 0, 0].map(&mut asks_all),
+            [false, false, true, true, false, false, true, false]
+        );
     }
 }

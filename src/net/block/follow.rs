@@ -197,6 +197,7 @@ fn poll_crowdsec(list: &Weak<Blocklist>, config: &CrowdsecConfig, stopped: &Rece
                 if is_first || failing.is_some() {
                     log::info!("blocklist: CrowdSec at {} responds: {count} decisions", config.url);
                 }
+                crowdsec.applied(count);
                 (failing, is_first) = (None, false);
             }
             Err(error) => {
