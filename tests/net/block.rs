@@ -5,7 +5,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use exporter::net::{
     Asker, BlockConfig, BlockDirection, BlockEntry, BlockError, BlockFile, BlockMode, BlockProtocol,
@@ -110,8 +110,11 @@ fn a_connection_stops_and_goes_on(mode: Mode, hook: Hook) {
     block(&here, &network, entry("fd99::/64"));
     there.command("ip neigh flush dev exn1 nud all");
     let before = dropped(&network, "cidr");
-    assert!(!pings(&there, "fd99::1"));
-    assert!(dropped(&network, "cidr") > before);
+    // On a busy machine, the neighbor may be found only after ping has given up.
+    until("an echo request is dropped", || {
+        assert!(!pings(&there, "fd99::1"));
+        dropped(&network, "cidr") > before
+    });
     network.blocklist().unwrap().unblock(prefix("fd99::/64")).unwrap();
     answers(&there, "fd99::1");
 }
@@ -236,9 +239,11 @@ fn observed_allowed_and_expired_entries_pass() {
     std::fs::write(&path, "192.0.2.0/24\n").unwrap();
     until("the file is read again", || pings(&there, "10.99.0.1"));
 
-    let rule = BlockRule { ttl: Some(Duration::from_secs(2)), ..BlockRule::default() };
+    let ttl = Duration::from_secs(2);
+    let rule = BlockRule { ttl: Some(ttl), ..BlockRule::default() };
+    let begun = Instant::now();
     block(&here, &network, BlockEntry { prefix: prefix("10.99.0.2"), rule });
-    assert!(!pings(&there, "10.99.0.1"));
+    assert!(!pings(&there, "10.99.0.1") || begun.elapsed() >= ttl);
     until("its time is over", || pings(&there, "10.99.0.1"));
     until("it is taken off the list", || list.row(prefix("10.99.0.2")).is_none());
 }
@@ -260,9 +265,9 @@ fn unconfirmed_block_is_reverted() {
     until("it is taken back", || pings(&there, "10.99.0.1"));
     until("it is taken off the list", || list.row(prefix("10.99.0.2")).is_none());
 
-    assert!(try_out(3600).unwrap().is_new && !try_out(2).unwrap().is_new, "the time can be changed");
+    assert!(try_out(3600).unwrap().is_new && !try_out(60).unwrap().is_new, "the time can be changed");
     let row = list.row(prefix("10.99.0.2")).unwrap();
-    assert!(row.is_unconfirmed && row.expires_in.unwrap() <= 2.0, "{row:?}");
+    assert!(row.is_unconfirmed && row.expires_in.unwrap() <= 60.0, "{row:?}");
     block(&here, &network, entry("10.99.0.2"));
     let row = list.row(prefix("10.99.0.2")).unwrap();
     assert!(!row.is_unconfirmed && row.expires_in.is_none(), "{row:?}");

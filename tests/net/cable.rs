@@ -47,6 +47,11 @@ impl Cable {
         }))
     }
 
+    /// Returns whether the exporter's end answers the other one.
+    pub fn pings(&self) -> bool {
+        self.there.output(&format!("ping -c 1 -W 1 -q {}", address(1))).status.success()
+    }
+
     /// Returns the kernel's own counters.
     pub fn kernel(&self) -> Statistics {
         Statistics::read(&run(&format!("ip -s -j link show dev {}", self.name)))

@@ -77,7 +77,7 @@ $A link add nlmon1 type nlmon; $A link set nlmon1 up
 
 echo 'network: { interfaces: ["*1", "*2", "v3"], exclude: [vrf1, "eth*"], count: { talkers: true, flows: true }, block: { entries: [203.0.113.0/24] } }' >/config.yaml
 $IP netns exec a $EXPORTER --config /config.yaml >/log 2>&1 &
-for second in $(seq 100); do
+for second in $(seq 240); do
     $IP netns exec a wget -q -O - http://127.0.0.1:9436/ready 2>/dev/null | grep -q '^ready' && break
     sleep 1
 done

@@ -159,12 +159,14 @@ pub fn up(here: &Namespace, there: &Namespace) {
     here.command("ip link set exn0 up");
     for (end, name) in [(here, "exn0"), (there, "exn1")] {
         // The carrier is detected a moment later, and until then frames are dropped.
-        for _ in 0..200 {
-            if end.command(&format!("ip link show dev {name}")).contains("state UP") {
-                break;
+        let is_up = || end.command(&format!("ip link show dev {name}")).contains("state UP");
+        let came_up = (0..3000).any(|_| {
+            is_up() || {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                false
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        });
+        assert!(came_up, "{name} does not come up");
     }
     // Static neighbors: nothing waits for address resolution, whose queue would lose some packets.
     here.command(&format!("ip neigh replace {THERE} lladdr {THERE_MAC} nud permanent dev exn0"));

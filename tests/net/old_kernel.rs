@@ -41,7 +41,7 @@ state: pinned' >/config.yaml
 for turn in 1 2; do
     $EXPORTER --config /config.yaml >/log-pinned-$turn 2>&1 &
     exporter=$!
-    for second in $(seq 60); do
+    for second in $(seq 240); do
         grep -q 'Waiting for events' /log-pinned-$turn 2>/dev/null && break
         sleep 1
     done

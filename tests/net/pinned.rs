@@ -109,7 +109,7 @@ fn configured_blocks_survive_restart() {
         exporter.end("KILL");
         let exporter = cable.start(&place, &bpf, &block("192.0.2.1"));
         exporter.wait_for_log(TAKEN_OVER);
-        cable.there.command(&format!("ping -c 1 -q {}", address(1)));
+        until("an answer", || cable.pings());
     }
 }
 
@@ -143,7 +143,7 @@ fn command_blocks_survive_restart() {
     }
     traffic.end_unanswered("");
     command(&["unblock", &address(2)]);
-    until("an answer", || cable.there.output(&format!("ping -c 1 -W 1 -q {}", address(1))).status.success());
+    until("an answer", || cable.pings());
 }
 
 #[test]

@@ -34,7 +34,11 @@ fn protected_addresses_follow_changes_immediately() {
     up(&here, &there);
     let allowed = || number(&network.collect(), "xdp_allowlist_entries", &[]);
     let pings = |to: &str| there.output(&format!("ping -c 1 -W 1 -q {to}")).status.success();
-    until("the addresses of the interface are known", || allowed() > 3);
+    until("the addresses of the interface are known", || {
+        let before = allowed();
+        std::thread::sleep(Duration::from_secs(1));
+        before > 3 && allowed() == before
+    });
     assert!(!pings("10.99.0.1"));
     let begun = Instant::now();
     // Each change with the number of addresses that it protects.
@@ -207,6 +211,7 @@ fn sessions_of_running_and_redirected_servers_are_protected() {
     here.command("nft add chain ip exn before { type nat hook prerouting priority -100 ; }");
     here.command("nft add rule ip exn before tcp dport 2201 redirect to :2200");
     let dropped = || number(&network.collect(), "xdp_drops_total", &[]);
+    let spared = || number(&network.collect(), "xdp_spared_connections", &[]);
     // A program of this name that shows what it receives, and sends what it is given.
     let directory = tempfile::tempdir().unwrap();
     let server = directory.path().join("sshd");
@@ -221,8 +226,7 @@ fn sessions_of_running_and_redirected_servers_are_protected() {
             }
         });
         let mut client = session(&there, to);
-        // What listens is determined once a second at most, and read twice a second.
-        std::thread::sleep(Duration::from_secs(2));
+        until("the session is known", || spared() > 0);
         let list = std::sync::Arc::clone(network.blocklist().unwrap());
         let entry = enforcing(&["10.99.0.0/24"]).entries.remove(0);
         here.run(move || list.block(&entry, Asker::Api)).unwrap();
@@ -242,5 +246,7 @@ fn sessions_of_running_and_redirected_servers_are_protected() {
         sshd.kill().unwrap();
         sshd.wait().unwrap();
         network.blocklist().unwrap().unblock(Prefix::parse("10.99.0.0/24").unwrap()).unwrap();
+        drop(client);
+        until("the session is known to have ended", || spared() == 0);
     }
 }

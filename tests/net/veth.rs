@@ -36,12 +36,9 @@ fn senders_and_kernel_agree(mode: Mode, expected: Hook, header: u64) {
     assert!(xdp("ipv6", "icmpv6") >= 10);
 
     send_datagrams(&there, 1000, 200);
-    let families = network.collect();
-    assert_eq!(number(&families, "xdp_packets_total", &[("family", "ipv4"), ("protocol", "udp")]), 1000);
-    assert_eq!(
-        number(&families, "xdp_bytes_total", &[("family", "ipv4"), ("protocol", "udp")]),
-        1000 * (14 + 20 + 8 + 200)
-    );
+    let udp = [("family", "ipv4"), ("protocol", "udp")];
+    until("all have come", || number(&network.collect(), "xdp_packets_total", &udp) == 1000);
+    assert_eq!(number(&network.collect(), "xdp_bytes_total", &udp), 1000 * (14 + 20 + 8 + 200));
     agrees_with_the_kernel(&here, &network, header);
 
     // One TCP connection: nc sends a line and closes.
@@ -368,7 +365,7 @@ fn talkers_flows_and_connections() {
     assert_eq!(row["interface"], "exn0");
     let (first, last) = (row["first_seen"].as_f64().unwrap(), row["last_seen"].as_f64().unwrap());
     let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
-    assert!(first <= last && last <= now && now - first < 60.0, "{first} {last} {now}");
+    assert!(first <= last && last <= now && now - first < 600.0, "{first} {last} {now}");
 
     let flows = json(network.flows("sort=packets&per_page=1000").unwrap());
     let flow = |direction: &str, protocol: &str, port: &str, number: u64| {

@@ -31,7 +31,8 @@ fn scrapes_do_not_wait_for_interfaces() {
         }
         attached += events.try_iter().filter(|event| matches!(event, Event::Attached { .. })).count() as u64;
     }
-    assert!(pending > 20, "only {pending} scrapes while interfaces were attached to");
+    // If scrapes waited, there would be one at most.
+    assert!(pending > 4, "only {pending} scrapes while interfaces were attached to");
     assert!(network.not_ready().is_empty(), "{:?}", network.not_ready());
 }
 
