@@ -29,6 +29,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use serde_json::Value;
 
 use super::exporter::TIMEOUT;
+use super::program::copy_by_another;
 
 /// The size of the header of each message on an unencrypted connection (`-v2transport=0`), in bytes: getpeerinfo counts
 /// it, the probes do not.
@@ -63,7 +64,7 @@ pub fn bitcoind() -> PathBuf {
 /// Makes a private copy of `bitcoind` in `directory`, whose probes no other test's nodes hit.
 pub fn private_copy(directory: &Path) -> PathBuf {
     let copy = directory.join("bitcoind");
-    fs::copy(bitcoind(), &copy).expect("copy bitcoind");
+    copy_by_another(&bitcoind(), &copy);
     copy
 }
 

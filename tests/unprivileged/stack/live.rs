@@ -5,9 +5,8 @@ use std::time::Duration;
 use super::repository;
 use super::stand_in::{PASSWORD, StandIn};
 use crate::support::dashboard::{Dashboard, Variable, chosen};
+use crate::support::exporter::TIMEOUT;
 use crate::support::prometheus::{Prometheus, Scrape};
-
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Starts a Prometheus that scrapes `exporter`, a target with the label `node` "configured", with this password.
 fn scraping(exporter: &StandIn, password: &str) -> (Prometheus, tempfile::NamedTempFile) {

@@ -7,13 +7,12 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::repository;
 use super::stand_in::{PASSWORD, StandIn};
+use crate::support::exporter::TIMEOUT;
 use crate::support::prometheus::{Prometheus, Scrape, adapt, free_port, stack_directory};
-
-const TIMEOUT: Duration = Duration::from_secs(120);
 
 struct Alertmanager(Child);
 
