@@ -36,7 +36,7 @@ install_missing() {
   ((EUID == 0)) || root=(sudo)
   log "installing ${missing[*]}"
   # Another installation may be under way: wait for it rather than fail.
-  local wait=(-o DPkg::Lock::Timeout=600)
+  local wait=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=5)
   "${root[@]}" apt-get "${wait[@]}" update -q >&2 || log "apt-get update failed; trying with the old lists"
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
     apt-get "${wait[@]}" install -y -q --no-install-recommends "${missing[@]}" >&2 ||
@@ -58,7 +58,7 @@ edition = "2021"
 $package = "=$version"
 MANIFEST
   log "fetching $package $version"
-  (cd "$work" && cargo vendor --quiet --versioned-dirs vendor >/dev/null) ||
+  (cd "$work" && CARGO_NET_RETRY=10 cargo vendor --quiet --versioned-dirs vendor >/dev/null) ||
     fail "cargo cannot fetch $package $version: check its registry and the network"
   [[ -f $work/vendor/$package-$version/bitcoin/CMakeLists.txt ]] ||
     fail "$package $version has no bitcoin/CMakeLists.txt: the package has changed its shape"

@@ -51,6 +51,17 @@ as_root() {
 	fi
 }
 
+# Another installation may be under way, and a download may fail once: neither is a reason to give up.
+apt_options=(-o DPkg::Lock::Timeout=600 -o Acquire::Retries=5)
+
+# At most once; lists that are there are better than none.
+apt_update() {
+	[[ -z ${updated-} ]] || return 0
+	updated=yes
+	as_root apt-get "${apt_options[@]}" update -qq >&2 </dev/null ||
+		say "apt-get update failed; trying with the lists that are there"
+}
+
 is_installed() {
 	[[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
 }
@@ -92,7 +103,7 @@ apt_install() {
 		as_root chmod 755 "$policy"
 	fi
 	local status=0
-	as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \
+	as_root env DEBIAN_FRONTEND=noninteractive apt-get "${apt_options[@]}" -o Dpkg::Use-Pty=0 \
 		install -y -qq --no-install-recommends "$@" >&2 </dev/null || status=$?
 	[[ -z $made ]] || as_root rm -f "$policy"
 	return "$status"
@@ -105,11 +116,20 @@ unpack() {
 	[[ -e $directory ]] && return
 	say "unpacking $package, uninstalled, into $directory"
 	made=$(mktemp -d)
-	(cd "$made" && apt-get -qq download "$package" >&2 && dpkg-deb -x "$package"_*.deb unpacked) ||
+	apt_update
+	(cd "$made" && apt-get "${apt_options[@]}" -qq download "$package" >&2 && dpkg-deb -x "$package"_*.deb unpacked) ||
 		fail "could not download and unpack $package; the messages are above"
 	mkdir -p "${directory%/*}"
 	mv "$made/unpacked" "$directory"
 	rm -rf "$made"
+}
+
+# Where this machine's packages come from: a mirror may be all that it reaches.
+debian_mirror() {
+	local uri
+	# shellcheck disable=SC2016 # apt's own
+	uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null | grep -m 1 '/debian/$') || true
+	echo "${uri:-http://deb.debian.org/debian/}"
 }
 
 # Debian's memcached is stripped of its functions' names. Built from Debian's source it has them.
@@ -119,9 +139,9 @@ build_memcached() {
 	say "building memcached into $directory"
 	made=$(mktemp -d)
 	mkdir -p "$made/lists/partial"
-	echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian" \
+	echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror)" \
 		"$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release) main" >"$made/sources.list"
-	options=(-qq -o "Dir::Etc::sourcelist=$made/sources.list" -o Dir::Etc::sourceparts=-
+	options=("${apt_options[@]}" -qq -o "Dir::Etc::sourcelist=$made/sources.list" -o Dir::Etc::sourceparts=-
 		-o "Dir::State::lists=$made/lists")
 	(cd "$made" && apt-get "${options[@]}" update && apt-get "${options[@]}" source --download-only memcached &&
 		tar xf memcached_*.orig.tar.* && cd memcached-*/ && ./configure --quiet --disable-docs && make -s memcached) \
@@ -131,13 +151,25 @@ build_memcached() {
 	rm -rf "$made"
 }
 
+# The emulated machines' kernels: here rather than by the first test that needs one.
+fetch_kernels() {
+	local kernel
+	for kernel in 6.1 6.12; do
+		scripts/on-kernel.sh --fetch "$kernel" cached && continue
+		apt_update
+		# Debian 13 has none of the first version.
+		[[ -n $(apt-cache pkgnames "linux-image-$kernel.") ]] || continue
+		say "fetching Debian's kernel $kernel for the emulated machines"
+		scripts/on-kernel.sh --fetch "$kernel" || fail "could not fetch it; the messages are above"
+	done
+}
+
 install_packages() {
 	local missing index
 	mapfile -t missing < <(missing_packages)
 	((${#missing[@]})) || return 0
 	command -v apt-get >/dev/null || fail "not Debian: install the equivalents of ${missing[*]}"
-	as_root apt-get -o DPkg::Lock::Timeout=600 update -qq >&2 </dev/null ||
-		say "apt-get update failed; trying with the lists that are there"
+	apt_update
 	for index in "${!missing[@]}"; do
 		missing[index]=$(choose "${missing[index]}")
 	done
@@ -173,8 +205,8 @@ rustup_init() {
 	url=https://static.rust-lang.org/rustup/dist/$(uname -m)-unknown-linux-gnu/rustup-init
 	init=$(mktemp -d)
 	say "no cargo $rust or newer: installing Rust from ${url%/rustup/*} into ${CARGO_HOME:-$HOME/.cargo}"
-	{ curl --proto '=https' --tlsv1.2 -sSf "$url" -o "$init/rustup-init" &&
-		curl --proto '=https' --tlsv1.2 -sSf "$url.sha256" -o "$init/sha256" &&
+	{ curl --proto '=https' --tlsv1.2 --retry 5 --retry-all-errors -sSf "$url" -o "$init/rustup-init" &&
+		curl --proto '=https' --tlsv1.2 --retry 5 --retry-all-errors -sSf "$url.sha256" -o "$init/sha256" &&
 		awk -v file="$init/rustup-init" '{print $1 "  " file}' "$init/sha256" | sha256sum --check --quiet &&
 		chmod 700 "$init/rustup-init" &&
 		"$init/rustup-init" -y --no-modify-path --profile minimal --default-toolchain "$toolchain" >&2; } || status=$?
@@ -211,7 +243,7 @@ install_rust_lints() {
 install_nextest() {
 	command -v cargo-nextest >/dev/null && return
 	say "building cargo-nextest (some minutes)"
-	CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --profile dev cargo-nextest >&2 ||
+	CARGO_NET_RETRY=10 CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --profile dev cargo-nextest >&2 ||
 		fail "cargo cannot install cargo-nextest; the lines above say why"
 }
 
@@ -228,6 +260,7 @@ install_packages
 [[ -z $tests ]] || unpack sssd-common sssd
 [[ -z $tests ]] || unpack crowdsec crowdsec
 [[ -z $tests ]] || build_memcached
+[[ -z $tests ]] || fetch_kernels
 install_rust
 [[ -z $tests ]] || install_nextest
 [[ -z $lint ]] || install_rust_lints

@@ -2,6 +2,7 @@
 # Runs commands on another kernel of Debian's, in an emulated machine: no KVM is needed.
 #
 #   scripts/on-kernel.sh KERNEL COMMANDS FILE...
+#   scripts/on-kernel.sh --fetch KERNEL [cached]    only fetches it; with `cached`, says whether one is there
 #
 # KERNEL is a version of Debian's cloud kernel (6.1, 6.12: the newest of these is taken) or a package's name. COMMANDS
 # is a script for busybox's shell, run as root. Each FILE lies at the same place there; its shared libraries are added.
@@ -25,8 +26,6 @@ fail() {
 	sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"
 	exit 125
 }
-kernel=$1 commands=$2
-shift 2
 for name in qemu-system-x86_64 busybox; do
 	command -v "$name" >/dev/null || fail "there is no $name: apt-get install --no-install-recommends ${packages[*]}"
 done
@@ -49,7 +48,7 @@ get_kernel() {
 		made=$(mktemp -d "$cache/part.XXXXXX")
 		(
 			cd "$made"
-			apt-get -qq download "$package" >&2
+			apt-get -qq -o Acquire::Retries=5 download "$package" >&2
 			dpkg-deb --fsys-tarfile ./*.deb |
 				tar -x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/net/*' './lib/modules/*/kernel/drivers/net/*' \
 					'./lib/modules/*/kernel/lib/*' './lib/modules/*/kernel/arch/*' './lib/modules/*/kernel/crypto/*'
@@ -84,6 +83,16 @@ add_module() {
 	echo "insmod /modules/$1.ko" >>"$work/root/modules/load"
 }
 
+if [[ $1 == --fetch ]]; then
+	if [[ ${3-} == cached ]]; then
+		compgen -G "${XDG_CACHE_HOME:-$HOME/.cache}/exporter/kernels/modules-linux-image-$2.*" >/dev/null
+	else
+		get_kernel "$2" >/dev/null
+	fi
+	exit
+fi
+kernel=$1 commands=$2
+shift 2
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 image=$(get_kernel "$kernel")
