@@ -88,7 +88,7 @@ fn rejects_oversized_late_truncated_or_invalid_responses() {
     let error = client.send(Request::get(url(address, "/"))).unwrap_err();
     assert!(matches!(error, ClientError::Late(_)), "{error}");
     drop(silent);
-    let error = client.send(Request::get(url(address, "/"))).unwrap_err().to_string();
+    let error = Client::new(options()).send(Request::get(url(address, "/"))).unwrap_err().to_string();
     assert!(error.contains("failed to connect"), "{error}");
 }
 

@@ -306,7 +306,7 @@ mod tests {
             run("ip link set exn1 up");
             run("ip link set exn0 up");
             let sent = || entry.counters(Direction::Egress).total_packets();
-            for _ in 0..200 {
+            for _ in 0..1200 {
                 if sent() > 0 {
                     break;
                 }
