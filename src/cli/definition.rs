@@ -23,7 +23,7 @@ pub fn command() -> Command {
         let file = path("file").required_unless_present("config").conflicts_with("config");
         [
             file.help("Configuration file, or - for standard input"),
-            config().help("Configuration file, written as for the exporter itself"),
+            config().help("The same, named as for the exporter itself"),
         ]
     };
     let switch = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
@@ -44,9 +44,9 @@ pub fn command() -> Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about("Traces USDT probes, functions and packets, and exports Prometheus metrics")
         .after_help(
-            "Without a command it runs, with the targets of --config or --bitcoind, until SIGTERM.\n\nFlags override \
-             environment variables, which override the configuration file.\nEnvironment variables are named FIBRE_ \
-             plus the key of the file in capitals: FIBRE_METRICS_PORT.",
+            "Without a command, it traces the targets of --config or --bitcoind until it receives SIGTERM.\n\nFlags \
+             override environment variables, which override the configuration file. The variable of a\nkey is FIBRE_ \
+             followed by the key in capitals: FIBRE_METRICS_PORT for metrics_port.",
         )
         // The Python exporter's parser accepted abbreviated flags, and the last of repeated ones.
         .infer_long_args(true)
@@ -179,7 +179,7 @@ pub fn command() -> Command {
                         .value_name("N")
                         .value_parser(value_parser!(u32).range(1..))
                         .default_value("100")
-                        .help("Maximum number of events, the latest ones"),
+                        .help("Show the latest N events at most"),
                 )
                 .arg(table_or_json()),
         )
@@ -192,7 +192,7 @@ pub fn command() -> Command {
                         .long("ttl")
                         .value_name("TIME")
                         .value_parser(parse_ttl)
-                        .help("For how long: 90s, 15m, 12h or 7d [default: until it is unblocked]"),
+                        .help("For how long: 90s, 15min, 12h or 7d [default: until it is unblocked]"),
                 )
                 .arg(Arg::new("reason").long("reason").value_name("TEXT").help("Shown with the entry"))
                 .arg(
@@ -218,7 +218,7 @@ pub fn command() -> Command {
                 )
                 .arg(
                     Arg::new("confirm").long("confirm").value_name("TIME").value_parser(parse_ttl).help(
-                        "Unblock after this time unless Enter is pressed before, in case it locks you out",
+                        "Undo the block after this time unless Enter is pressed first, in case it locks you out",
                     ),
                 ),
         )

@@ -57,7 +57,7 @@ pub static BAN: Section = Section {
             "Hits from an address after which it is banned.",
         )
         .or("1"),
-        Key::new("within", Schema::LabelText, "The time in which they come: `90s`, `15m`, `12h`, `1d`.").or("60s"),
+        Key::new("within", Schema::LabelText, "The time in which they come: `90s`, `15min`, `12h`, `1d`.").or("60s"),
         TTL,
         MAX_TTL,
         Key::new(

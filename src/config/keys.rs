@@ -72,7 +72,7 @@ pub const KEYS: &[SettingKey] = &[
     key("web_config_file", "FIBRE_WEB_CONFIG_FILE", "web.config.file", Some("PATH"),
         "Web configuration file (TLS, users, rate limit) in the format of Prometheus's exporter-toolkit"),
     key("web_listen_address", "FIBRE_WEB_LISTEN_ADDRESS", "web.listen-address", Some("ADDRESS"),
-        "Address that serves /metrics, instead of --bind and --port; can be repeated. :9435, [::1]:9435, unix:/run/exporter.sock"),
+        "Address that serves /metrics, instead of --bind and --port: :9435, [::1]:9435 or unix:/run/exporter.sock; can be repeated"),
     key("web_systemd_socket", "FIBRE_WEB_SYSTEMD_SOCKET", "web.systemd-socket", None,
         "Serve /metrics on the sockets that systemd has opened"),
 ];

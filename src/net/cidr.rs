@@ -54,7 +54,7 @@ impl Prefix {
         let whole = Self { address: masked(address, bits), bits };
         if whole.address != address {
             return Err(format!(
-                "{text:?} has bits set behind its prefix length (did you mean \"{whole}\"?)"
+                "{text:?} has bits set beyond its prefix length (did you mean \"{whole}\"?)"
             ));
         }
         Ok(whole)

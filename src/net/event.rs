@@ -73,12 +73,12 @@ impl fmt::Display for Event {
             ),
             Self::Moved { interface, direction, before } => write!(
                 f,
-                "{interface}: {before}, ran before the {direction} program and is behind it now; packets that \
-                 it consumed before are not counted"
+                "{interface}: the {direction} program is ahead of {before} now, which used to run first; packets \
+                 that it consumed until then are not counted"
             ),
             Self::Behind { interface, direction, before } => write!(
                 f,
-                "{interface}: {before}, runs before the {direction} program again, and is left there; packets that \
+                "{interface}: {before} is ahead of the {direction} program again, and is left there; packets that \
                  it consumes are not counted"
             ),
             Self::Hidden { interface, direction, packets } => write!(

@@ -152,6 +152,6 @@ pub(crate) fn described(id: u32) -> String {
     let name = ProgramHandle::from_prog_id(id).ok().map(|found| found.name().to_string_lossy().into_owned());
     match name.filter(|name| !name.is_empty()) {
         Some(name) => format!("program {name:?}, id {id}"),
-        None => format!("program, id {id} (`bpftool prog show id {id}` shows its name)"),
+        None => format!("program {id} (`bpftool prog show id {id}` shows its name)"),
     }
 }

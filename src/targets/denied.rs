@@ -32,8 +32,8 @@ fn reason(status: &str, users: &str) -> &'static str {
             "CAP_SYS_PTRACE only counts in the exporter's own user namespace: run the exporter outside of it"
         }
         (true, true) => {
-            "the kernel denies it although the exporter has CAP_SYS_PTRACE, as security modules do (SELinux, AppArmor, \
-             Landlock): allow it there"
+            "the kernel denies it although the exporter has CAP_SYS_PTRACE: a security module (SELinux, AppArmor, \
+             Landlock) may forbid it; allow it there"
         }
     }
 }

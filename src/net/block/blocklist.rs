@@ -199,7 +199,8 @@ impl Blocklist {
             BlockMode::Enforce => "packets of its sources are dropped",
             BlockMode::Observe => "nothing is dropped (mode: observe)",
         };
-        log::info!("blocklist: {} entries; {what}", state.held.len());
+        let entries = if state.held.len() == 1 { "entry" } else { "entries" };
+        log::info!("blocklist: {} {entries}; {what}", state.held.len());
         state.protected.log(&config.own_ports, &state.sessions);
     }
 

@@ -163,7 +163,7 @@ impl BlockProtocol {
     }
 }
 
-/// Parses `90s`, `15m` (or `min`), `12h`, `7d`, or a number of seconds.
+/// Parses `90s`, `15min` (or `m`), `12h`, `7d`, or a number of seconds.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -175,7 +175,7 @@ pub fn parse_ttl(text: &str) -> Result<Duration, String> {
         "m" | "min" => 60,
         "h" => 3600,
         "d" => 24 * 3600,
-        _ => return Err(format!("{text:?} is not a duration: write 90s, 15m, 12h or 7d")),
+        _ => return Err(format!("{text:?} is not a duration: write 90s, 15min, 12h or 7d")),
     };
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     let ttl = seconds.map(Duration::from_secs).filter(|ttl| !ttl.is_zero() && *ttl <= MAX_TTL);

@@ -79,7 +79,7 @@ static ENTRY: Section = Section {
         Key::new(
             "ttl",
             Schema::LabelText,
-            "How long it stays in effect, from the start or reload on: `90s`, `15m`, `12h`, `7d`. Default: no limit.",
+            "How long it stays in effect, from the start or reload on: `90s`, `15min`, `12h`, `7d`. Default: no limit.",
         ),
         Key::new(
             "direction",
