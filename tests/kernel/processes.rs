@@ -73,12 +73,18 @@ fn counting_by_process(binary: &Path) -> Tracer {
 /// process with the same number would be counted as the one that has its slot now.
 #[test]
 fn small_pid_is_reused() {
+    // Another process that stays may have been faster with the number.
+    assert!((0..5).any(|_| reuses_a_small_pid()), "no process got the number that was asked for");
+}
+
+/// Returns whether the numbers were free.
+fn reuses_a_small_pid() -> bool {
     let directory = directory();
     let binary = private_copy("forms", directory.path());
     let tracer = counting_by_process(&binary);
     let shown =
         |tracer: &Tracer| tracer.render().into_iter().find(|(name, _)| name.starts_with("fired_total{"));
-    let mut first = start_as(&binary, |pid| (300..1000).contains(&pid));
+    let Some(mut first) = start_as(&binary, |pid| (300..1000).contains(&pid)) else { return false };
     let again = first.pid();
     for _ in 0..2 {
         let fired = first.fire("i32", 5)["fired"].as_u64().unwrap();
@@ -91,28 +97,31 @@ fn small_pid_is_reused() {
         // Another process takes the freed slot and keeps it.
         let mut other = Forms::start(&binary);
         other.fire("i32", 3);
-        first = start_as(&binary, |pid| pid == again);
+        let Some(next) = start_as(&binary, |pid| pid == again) else { return false };
+        first = next;
         other.kill();
         tracer.render();
         tracer.render_at(Instant::now() + WINDOW);
     }
     first.kill();
+    true
 }
 
-/// Starts the program as a process whose number is `right`, by setting the kernel's next free number.
-fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Forms {
-    for _ in 0..2000 {
+/// Starts the program as a process whose number is `right`, by setting the kernel's next free number; `None` if that
+/// stays taken.
+fn start_as(binary: &Path, right: impl Fn(u32) -> bool) -> Option<Forms> {
+    for _ in 0..500 {
         let next = (300..1000).find(|pid| right(*pid)).unwrap();
         std::fs::write("/proc/sys/kernel/ns_last_pid", (next - 1).to_string()).unwrap();
         let mut forms = Forms::start(binary);
         if right(forms.pid()) {
-            return forms;
+            return Some(forms);
         }
         forms.kill();
         // Another process has that number, and may live for seconds.
         std::thread::sleep(Duration::from_millis(20));
     }
-    panic!("no process got the number that was asked for");
+    None
 }
 
 #[test]

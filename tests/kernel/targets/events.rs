@@ -167,11 +167,7 @@ fn waits_for_a_process_with_a_given_pid() {
     let pid = Program::start(&path).pid();
     let tracer = start(&[("one", &format!("pid: {pid}"))]);
     assert!(matches!(tracer.state(0).0, ProbeState::Missing(_)));
-    let it = (0..2000).find_map(|_| {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
-        Some(Program::start(&path)).filter(|program| program.pid() == pid)
-    });
-    let mut it = it.expect("the number is free");
+    let mut it = Program::start_as(pid, &path).expect("the number is free");
     until_attached(&tracer, 0);
     it.fire(9);
     assert_eq!((count(&tracer, "one_total"), tracer.targets().walks), (9, 1));

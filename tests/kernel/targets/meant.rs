@@ -174,11 +174,7 @@ fn reused_pid_is_not_the_same_process() {
     ]));
     first.fire(3);
     drop(first);
-    let again = (0..2000).find_map(|_| {
-        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
-        Some(Program::start(&program)).filter(|program| program.pid() == pid)
-    });
-    let mut again = again.expect("the number is free");
+    let mut again = Program::start_as(pid, &program).expect("the number is free");
     again.fire(100);
     assert_eq!((count(&tracer, "alone_total"), count(&tracer, "of_file_total")), (3, 3));
     assert_eq!(tracer.accounting(1).filtered, 100);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::support::*;
+use crate::support::exporter::Port;
 use crate::support::program::directory;
 use crate::support::tracer::eventually;
 
@@ -30,8 +31,9 @@ fn in_a_namespace(unshare: &[&str], mine: &str, held: impl Fn(&str, &str, u32, &
     let (builds, directory) = (builds(), directory());
     let at = directory.path();
     copy(&builds.path().join("first"), &at.join("inner"));
-    let port = 19900 + (std::process::id() % 40) as u16 * 2;
-    fs::write(at.join("config.in"), config_of(&at.join("inner"), port, mine)).unwrap();
+    let (port, health_port) = (Port::claim(), Port::claim());
+    let config = config_of(&at.join("inner"), [&port, &health_port], mine);
+    fs::write(at.join("config.in"), config).unwrap();
     let mut outside = Program::start(&at.join("inner"));
     let mut shell = Command::new("unshare")
         .args(unshare)
@@ -93,11 +95,10 @@ fn ids_follow_proc_of_another_namespace() {
     });
 }
 
-fn config_of(program: &Path, port: u16, mine: &str) -> String {
+fn config_of(program: &Path, [port, health_port]: [&Port; 2], mine: &str) -> String {
     format!(
-        "node_name: t\nmetrics_port: {port}\nhealth_port: {}\ntargets:\n- name: all\n  binary: {}\n  probes:\n  \
+        "node_name: t\nmetrics_port: {port}\nhealth_port: {health_port}\ntargets:\n- name: all\n  binary: {}\n  probes:\n  \
          - on: usdt:t:hit\n    metrics: [{{ counter: hits_total, labels: {{ pid: pid }} }}]\n{mine}",
-        port + 1,
         program.display()
     )
 }

@@ -3,14 +3,11 @@
 //! process.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::support::*;
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
-
-/// The maximum time for which a loader is held.
-const MAX_HOLD: Duration = Duration::from_millis(500);
 
 /// Returns how often the program's semaphore is raised.
 fn raised(program: &mut Program) -> u32 {

@@ -5,8 +5,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
+use std::time::Duration;
 
 pub use exporter::kernel::can_make_wait;
+
+/// The maximum time for which a program is held until the exporter has answered.
+pub const MAX_HOLD: Duration = Duration::from_millis(500);
 
 use crate::support::program::directory;
 use crate::support::tracer::{Tracer, eventually};
@@ -68,6 +72,19 @@ impl Program {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Starts the program as the process with this number; `None` if another process has the number.
+    pub fn start_as(pid: u32, path: &Path) -> Option<Self> {
+        (0..1000).find_map(|_| {
+            fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+            let started = Some(Self::start(path)).filter(|program| program.pid() == pid);
+            if started.is_none() {
+                // It may end soon.
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            started
+        })
     }
 
     /// Sends a line, and returns the program's answer when it is done.
@@ -156,7 +173,7 @@ impl Drop for Cgroup {
             if fs::remove_dir(&self.0).is_ok() || !self.0.exists() {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         // The parents that were created for it.
         let _ = self.0.ancestors().skip(1).try_for_each(fs::remove_dir);

@@ -96,10 +96,12 @@ fn by_rename(target: impl Fn(&Path) -> String, beside: impl Fn(&str) -> String) 
     for turn in 1..6 {
         let beside = directory.path().join(beside(&name));
         copy(&both[turn % 2], &beside);
-        // Not immediately, as with dpkg.
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        // A trial run under the other name does not belong to the target.
-        fire_at_once(&beside, 10_000);
+        // As with dpkg, some time passes. Trial runs under the other name do not belong to the target.
+        eventually("the file to be attached before it takes the other's place", || {
+            let before = tracer.accounting_at_rest()[0].hits;
+            fire_at_once(&beside, 10);
+            tracer.accounting_at_rest()[0].hits > before
+        });
         let script = "mv $0 $1 && exec $1 300";
         run("sh", &["-c", script, beside.to_str().unwrap(), program.to_str().unwrap()]);
         old.fire(1000);
