@@ -1,13 +1,10 @@
 //! Third-party Go programs without symbols: what the exporter counts, compared with the programs' own accounting.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use crate::support::exporter::Exporter;
+use crate::support::exporter::{Exporter, Port, wait_for};
 use crate::support::http;
 use crate::support::program::{directory, first_of, private};
 
@@ -17,14 +14,14 @@ const ENGINE: &str = "github.com/prometheus/prometheus/promql.(*Engine)";
 /// A running Prometheus, killed on drop.
 struct Server {
     process: Child,
-    port: u16,
+    port: Port,
 }
 
 impl Server {
     fn start(binary: &Path, directory: &Path) -> Server {
         let config = directory.join("prometheus.yml");
         fs::write(&config, "global: {}\n").unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = Port::claim();
         let process = Command::new(binary)
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={}", directory.join("data").display()))
@@ -35,11 +32,7 @@ impl Server {
             .spawn()
             .expect("run prometheus; scripts/install-deps.sh --tests installs it");
         let server = Server { process, port };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !server.get("/-/ready").is_ok_and(|(status, _)| status == 200) {
-            assert!(Instant::now() < deadline, "prometheus does not get ready");
-            sleep(Duration::from_millis(50));
-        }
+        wait_for("prometheus to get ready", || server.get("/-/ready").is_ok_and(|(status, _)| status == 200));
         server
     }
 

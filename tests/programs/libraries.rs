@@ -2,13 +2,11 @@
 //! copy of the library, which nothing else on this machine uses.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use crate::support::exporter::Exporter;
+use crate::support::exporter::{Exporter, Port, wait_for};
 use crate::support::program::{Running, compile, directory, finish, private, run};
 
 /// The directory of Debian's libraries.
@@ -111,9 +109,7 @@ fn openssl_handshakes_and_bytes_with_curl() {
         "-out",
         &at("cert"),
     ]));
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("find a port");
-    let port = free.local_addr().expect("its number").port();
-    drop(free);
+    let port = Port::claim();
     let server = Command::new("openssl")
         .args(["s_server", "-quiet", "-WWW", "-cert", &at("cert"), "-key", &at("key")])
         .args(["-accept", &format!("127.0.0.1:{port}")])
@@ -124,11 +120,7 @@ fn openssl_handshakes_and_bytes_with_curl() {
         .spawn()
         .expect("start openssl s_server");
     let _server = Running(server);
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-        assert!(Instant::now() < deadline, "openssl s_server does not listen");
-        sleep(Duration::from_millis(50));
-    }
+    wait_for("openssl s_server to listen", || TcpStream::connect((Ipv4Addr::LOCALHOST, port.number)).is_ok());
 
     // Only curl loads this copy; the server uses the system's library.
     let libraries = directory.path().join("libraries");

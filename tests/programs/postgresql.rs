@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::exporter::Exporter;
+use crate::support::exporter::{Exporter, TIMEOUT};
 use crate::support::program::{directory, finish, private, run};
 
 /// Debian's directory for the server programs.
@@ -50,7 +50,7 @@ impl Cluster {
         let postmaster =
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("start the server");
         let cluster = Cluster { postmaster, directory };
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + TIMEOUT;
         while !finish(cluster.client("psql").args(["-c", "SELECT 1"])).status.success() {
             assert!(Instant::now() < deadline, "the server does not answer:\n{}", cluster.log());
             sleep(Duration::from_millis(100));
@@ -229,7 +229,7 @@ fn checkpoints_sorts_and_lock_waits_as_logged() {
         });
         let held = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted \
                     AND relation = 't100'::regclass";
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + TIMEOUT;
         while cluster.sql(&[held]).trim() != "1" {
             assert!(Instant::now() < deadline && !holder.is_finished(), "the table was never locked");
         }

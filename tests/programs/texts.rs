@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::support::exporter::Exporter;
+use crate::support::exporter::{Exporter, TIMEOUT};
 use crate::support::program::{Running, directory, finish, private, run};
 
 /// A MariaDB server with a private executable and directory, and without a TCP port. Dropping it kills it.
@@ -48,7 +48,7 @@ impl MariaDb {
             .spawn()
             .expect("start the server");
         let server = Self { process, directory };
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + TIMEOUT;
         while !finish(server.client().args(["-e", "SELECT 1"])).status.success() {
             let log = fs::read_to_string(server.directory.path().join("log")).unwrap_or_default();
             assert!(Instant::now() < deadline, "the server does not answer:\n{log}");
@@ -144,7 +144,7 @@ fn memcached_commands_by_name() {
     let socket = directory.path().join("socket");
     let server = Command::new(&file).args(["-u", "root", "-t", "2", "-s"]).arg(&socket).spawn();
     let mut server = Running(server.expect("start memcached"));
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + TIMEOUT;
     let mut stream = loop {
         match UnixStream::connect(&socket) {
             Ok(stream) => break BufReader::new(stream),
@@ -191,7 +191,10 @@ fn memcached_commands_by_name() {
         let line = stats.lines().find_map(|line| line.strip_prefix(&format!("STAT {name} ")));
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {stats}"))
     };
-    let scrape = exporter.scrape();
+    // The answer is sent before the function that has produced it returns.
+    let scrape = exporter.scrape_until("the last command", |scrape| {
+        scrape.sum("command_seconds_count", &[("command", "other")]) == 1.0
+    });
     scrape.assert_nothing_lost();
     let by_command = scrape.by("command_seconds_count", "command");
     assert_eq!(by_command["set"], stat("cmd_set"));
