@@ -181,6 +181,21 @@ class Browser:
             self.complaints.append(f"{name}: what was unfolded does not stay so, or nothing is folded")
         self.value("document.querySelectorAll('details').forEach((one) => one.firstChild.click())")
 
+    def check_find(self, name):
+        """Only what has the words is shown, nothing of it folded, and all of it again without them."""
+        def find(words):
+            self.value(f"(() => {{ const one = document.getElementById('find'); one.value = {json.dumps(words)};"
+                       " one.dispatchEvent(new Event('input')); })()")
+            return self.value("document.getElementById('found').textContent")
+        rows = "[...document.querySelectorAll('#live tr')].filter((row) => row.dataset.key).length"
+        before = self.value(rows)
+        words = {"IDLE idle11": "11 probes, 11 metrics", "no such thing": "nothing found"}
+        told = {looked: find(looked) for looked in words}
+        if told != words or self.value(rows) > 0:
+            self.complaints.append(f"{name}: found {told}")
+        if find("") != "" or self.value(rows) != before:
+            self.complaints.append(f"{name}: not all is shown again")
+
     def check_by_axe(self, name):
         """What keeps a keyboard or a screen reader from using the page."""
         if "AXE" not in os.environ:
@@ -195,7 +210,7 @@ class Browser:
     def check_keyboard(self, name):
         """Everything that can be scrolled or pressed is reached by the tab key, in its order, and seen to be."""
         wanted = self.value(
-            "[...document.querySelectorAll('a[href], button, summary, [tabindex=\"0\"]')]"
+            "[...document.querySelectorAll('a[href], button, input, summary, [tabindex=\"0\"]')]"
             ".filter((one) => !one.hidden && one.offsetParent !== null).length"
         )
         reached = []
@@ -282,6 +297,7 @@ def main():
                 browser.look(pictures / f"{name}.png", url, width, scheme, True)
                 browser.check_by_axe(name)
                 browser.check_keyboard(name)
+                browser.check_find(name)
             browser.look(pictures / "without-scripts.png", url, 1280, "light", False)
             # What is not answered is told.
             browser.look(pictures / "light.png", url, 1280, "light", True)

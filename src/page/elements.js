@@ -1,5 +1,5 @@
-// What the page is made of. Labels come from traced programs: they only ever become text nodes and attributes. page.js follows in the same
-// file.
+// What the page is made of. Labels come from traced programs: they only ever become text nodes and attributes. find.js and page.js
+// follow in the same file.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -185,6 +185,8 @@ const foldedRow = (key, span, words, items) => h("tr", { class: "folded", "data-
 
 // What stays as it is, and the kinds of which there are too many: `kindOf` tells of each what quiet kind it is, or null.
 function fold(all, kindOf) {
+  // What is looked for is not put away.
+  if (wanted.length > 0) return { shown: all, large: [] };
   const kinds = new Map();
   for (const one of all) {
     const kind = kindOf(one);

@@ -51,6 +51,9 @@ pub(super) fn page(status: &Status) -> String {
 <main id=\"main\" tabindex=\"-1\">
 <p id=\"summary\" role=\"status\">{summary}</p>
 <p id=\"trouble\" role=\"alert\" hidden></p>
+<p id=\"search\" hidden><label for=\"find\">Find</label>
+<input id=\"find\" type=\"search\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"target, probe, state, metric, interface\">
+<span id=\"found\" role=\"status\"></span></p>
 <div id=\"live\">
 {main}</div>
 <section aria-labelledby=\"h-connect\">

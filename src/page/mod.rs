@@ -42,7 +42,8 @@ pub(crate) use runbook::runbook;
 
 /// Other files that the page loads.
 pub(crate) const STYLE: &str = include_str!("page.css");
-pub(crate) const SCRIPT: &str = concat!(include_str!("elements.js"), "\n", include_str!("page.js"));
+pub(crate) const SCRIPT: &str =
+    concat!(include_str!("elements.js"), include_str!("find.js"), "\n", include_str!("page.js"));
 pub(crate) const ICON: &str = include_str!("page.svg");
 
 /// Configured metrics that are shown.

@@ -149,7 +149,7 @@ function quietTargets([kind, members]) {
 }
 
 function probes(status) {
-  if (status.totals.probes === 0) return null;
+  if (status.totals.probes === 0 || status.targets.length === 0) return null;
   const { shown, large } = fold(status.targets, quietTarget);
   const rows = [...shown.flatMap((target) => targetRows(target, status.time)).flat(), ...large.map(quietTargets)];
   const costs = status.exporter.hit_cost_seconds;
@@ -268,6 +268,7 @@ function network(status) {
   const { network } = status;
   if (!network) return null;
   const interfaces = byInterface(network.interfaces);
+  if (wanted.length > 0 && interfaces.length === 0) return null;
   const { shown, large } = fold(interfaces, quietInterfaces(interfaces));
   const hasSpeed = network.interfaces.some((one) => is(one.speed_bytes_per_second));
   const columns = [["interface"], ["hook"], ["received", "number"], ["sent", "number"], hasSpeed ? ["of the link", "number"] : null, ["packets/s in", "number"], ["packets/s out", "number"], ["last minute", "wide"], ["malformed", "number"]].filter((column) => column !== null);
@@ -378,7 +379,10 @@ function text(id, value) {
   if (byId(id).textContent !== value) byId(id).textContent = value;
 }
 
+let latest = null;
+
 function draw(status) {
+  latest = status;
   const words = { working: "working", degraded: "needs attention", not_ready: "not ready" };
   const { node, exporter_version, kernel, started } = status.exporter;
   const word = words[status.state] || status.state;
@@ -388,7 +392,9 @@ function draw(status) {
   text("summary", status.summary);
   text("config", configFor(status.connect));
   document.title = `exporter on ${node}: ${word}`;
-  const parts = [tiles(status), attention(status.attention), probes(status), metrics(status), slow(status), network(status), blocklist(status), scrapes(status)];
+  const shown = found(status);
+  text("found", foundWords(shown));
+  const parts = [tiles(status), attention(shown.attention), probes(shown), metrics(shown), slow(shown), network(shown), blocklist(status), scrapes(status)];
   morph(byId("live"), h("div", { id: "live" }, parts.filter((part) => part !== null)));
 }
 
@@ -448,6 +454,17 @@ byId("pause").addEventListener("click", () => {
   text("pause", paused ? "Go on" : "Pause");
   if (paused) schedule();
   else ask();
+});
+
+byId("search").hidden = false;
+byId("find").addEventListener("input", () => {
+  wanted = byId("find").value.toLowerCase().split(/\s+/).filter((word) => word !== "");
+  if (latest) draw(latest);
+});
+byId("find").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  byId("find").value = "";
+  byId("find").dispatchEvent(new Event("input"));
 });
 
 byId("copy").hidden = !navigator.clipboard;
