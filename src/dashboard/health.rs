@@ -93,13 +93,18 @@ fn probe_health(grid: &mut Grid, scheme: &str) {
 fn probe_table(grid: &mut Grid, scheme: &str) {
     let by_probe = |function: &str, expr: &str| format!("{function} by (instance, target, probe) ({expr})");
     let plain = |name, expr, unit| Column { name, expr, unit, steps: &[], words: &[] };
+    let attached = by_probe("min", &own("probe_attached"));
+    // Of optional targets.
+    let states = own("probe_state");
+    let not_running = format!("{}, state=\"not_running\"}} == 1", states.trim_end_matches('}'));
+    let not_running = by_probe("max", &not_running);
     let columns = [
         Column {
             name: "Attached",
-            expr: format!("1 - {}", by_probe("min", &own("probe_attached"))),
+            expr: format!("2 - {attached} - 2 * ({not_running} or {attached} * 0)"),
             unit: "short",
-            steps: &[("green", None), ("orange", Some(1.0))],
-            words: &["yes", "no"],
+            steps: &[("transparent", None), ("green", Some(1.0)), ("orange", Some(2.0))],
+            words: &["not running", "yes", "no"],
         },
         plain("Hits", by_probe("sum", &own("probe_hits_total")), "short"),
         plain("Lost", by_probe("sum", &own("probe_lost_total")), "short"),

@@ -100,3 +100,41 @@ fn probes_of_an_absent_optional_target_are_not_expected() {
         assert_labels(&series, &[(format!("count by (instance, probes) ({})", probes.unwrap()), rows)]);
     }
 }
+
+#[test]
+fn probe_of_an_absent_optional_target_is_not_shown_as_missing() {
+    let of = |name: &str, probe: &str, more: &str| {
+        format!(r#"fibre_exporter_{name}{{job="x", instance="a:1", target="t", probe="{probe}"{more}}}"#)
+    };
+    let series = [
+        (of("probe_attached", "p", ""), "1x40"),
+        (of("probe_attached", "q", ""), "0x40"),
+        (of("probe_attached", "r", ""), "0x40"),
+        (of("probe_state", "p", r#", state="attached""#), "1x40"),
+        (of("probe_state", "q", r#", state="waiting""#), "1x40"),
+        (of("probe_state", "r", r#", state="not_running""#), "1x40"),
+    ];
+    let series: Vec<_> = series.iter().map(|(series, values)| (series.as_str(), *values)).collect();
+    let rows: &[&str] =
+        &[r#"{probe="p", shown="1"}"#, r#"{probe="q", shown="2"}"#, r#"{probe="r", shown="0"}"#];
+    let mut tables = 0;
+    for file in shipped_dashboards() {
+        let dashboard = Dashboard::load(&file).unwrap();
+        let panels = dashboard.json["panels"].as_array().unwrap();
+        let inside = panels.iter().flat_map(|row| row["panels"].as_array().into_iter().flatten());
+        for table in
+            inside.filter(|panel| panel["title"].as_str().is_some_and(|title| title.starts_with("Probes")))
+        {
+            let Some(expr) = table["targets"][0]["expr"].as_str().filter(|expr| expr.contains("attached"))
+            else {
+                continue;
+            };
+            if table["type"] == "table" {
+                tables += 1;
+                let expr = substitute(expr, &[ALL, BUILT_IN_VARIABLES]).unwrap();
+                assert_labels(&series, &[(format!("count_values by (probe) (\"shown\", {expr})"), rows)]);
+            }
+        }
+    }
+    assert!(tables >= 4, "{tables}");
+}
