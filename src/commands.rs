@@ -119,6 +119,16 @@ fn start(overrides: &Overrides) -> ExitCode {
         }
     };
     loaded.warnings.iter().chain(&plan.warnings).for_each(|warning| log::warn!("{warning}"));
+    // The probes of a file are attached all the same, so that nothing else tells it.
+    for target in plan.targets.iter().filter(|target| target.selector.path().is_some()) {
+        if let Some(pid) = target.selector.processes.absent_pid() {
+            log::warn!(
+                "Target {}: no process has the id {pid}: nothing is counted; without `pid`, all processes of the \
+                 file are",
+                target.name
+            );
+        }
+    }
     if let Err(err) = limited {
         log::warn!("{err}");
     }

@@ -94,7 +94,10 @@ impl Checker<'_> {
         let who = &target.selector.processes;
         let only = match who.predicates.as_slice() {
             [] => String::new(),
-            [Predicate::Pid(pid)] if !who.children => format!(", process {pid} only"),
+            [Predicate::Pid(pid)] if !who.children => {
+                let absent = if who.absent_pid().is_some() { " (no process has this id)" } else { "" };
+                format!(", process {pid} only{absent}")
+            }
             _ => format!(", only processes {who}"),
         };
         let name = &target.name;

@@ -227,6 +227,15 @@ impl ProcessSelector {
         })
     }
 
+    /// The same, if no process has this id now.
+    pub fn absent_pid(&self) -> Option<u32> {
+        let is_absent = |pid: &u32| {
+            let number = i32::try_from(*pid).ok().and_then(rustix::process::Pid::from_raw);
+            number.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+        };
+        self.pid().filter(is_absent)
+    }
+
     /// The exact name that the process must have, if there is one.
     pub fn name(&self) -> Option<&str> {
         self.predicates.iter().find_map(|predicate| match predicate {
