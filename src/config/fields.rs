@@ -147,7 +147,14 @@ impl<'a> Node<'a> {
 
     /// Decodes a path. A relative path in a file is resolved against the file's directory.
     pub fn path(&self) -> Option<PathBuf> {
-        let path = PathBuf::from(self.text_as("a path")?);
+        let path = self.text_as("a path")?;
+        if path.starts_with(['~', '$']) {
+            self.expected("a path").help(
+                "write the path in full: `~` and variables are not expanded; put ./ before a name that begins with one",
+            );
+            return None;
+        }
+        let path = PathBuf::from(path);
         Some(match self.at.source.dir() {
             Some(dir) => dir.join(path),
             None => path,
