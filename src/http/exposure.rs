@@ -24,11 +24,11 @@ pub fn exposure_warnings(bind: IpAddr, has_auth: bool, has_tls: bool) -> Vec<Str
     match (has_auth, has_tls) {
         (_, true) => {}
         (true, false) => warnings.push(format!(
-            "the metrics password is sent IN CLEAR TEXT: {place} is served without TLS, so anyone on the \
+            "the metrics password is sent IN CLEAR TEXT: there is no TLS on {place}, so anyone on the \
              network path can read it; set tls_cert and tls_key"
         )),
         (false, false) => warnings.push(format!(
-            "the metrics are sent IN CLEAR TEXT: {place} is served without TLS, so anyone on the network path \
+            "the metrics are sent IN CLEAR TEXT: there is no TLS on {place}, so anyone on the network path \
              can read and change them; set tls_cert and tls_key"
         )),
     }

@@ -134,3 +134,14 @@ fn rejects_overlong_patterns_even_without_wildcards() {
     }
     assert!(read("process", &long).is_ok());
 }
+
+#[test]
+fn a_process_id_is_absent_once_its_process_has_ended() {
+    let by = |pid| ProcessSelector { predicates: vec![Predicate::Pid(pid)], children: false };
+    assert_eq!(by(std::process::id()).absent_pid(), None);
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    assert_eq!(by(child.id()).absent_pid(), Some(child.id()));
+    let by_name = ProcessSelector { predicates: Vec::new(), children: false };
+    assert_eq!(by_name.absent_pid(), None);
+}
