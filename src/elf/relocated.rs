@@ -23,6 +23,29 @@ impl Headers<'_> {
         let length = Decoder::with_ip(64, code, vaddr, DecoderOptions::NONE).decode().len() as u64;
         let changed = |at: u64| at < vaddr.saturating_add(length) && vaddr < at.saturating_add(MAX_BYTES);
         self.relocation_table().unwrap_or_default().iter().any(|entry| changed(entry.r_offset.get(LE)))
+            || self.packed_relocations().into_iter().any(changed)
+    }
+
+    /// Returns the addresses of the pointers in the packed table of relocations (`DT_RELR`): even words are addresses,
+    /// odd ones sets of bits for the 63 words that follow.
+    fn packed_relocations(&self) -> Vec<u64> {
+        let dynamic = self.dynamic();
+        let value = |tag| dynamic.iter().find(|(of, _)| *of == tag).map(|(_, value)| *value);
+        let (Some(at), Some(size)) = (value(elf::DT_RELR), value(elf::DT_RELRSZ)) else { return Vec::new() };
+        let table = self.loaded_from(at).unwrap_or_default();
+        let table = &table[..table.len().min(usize::try_from(size).unwrap_or(usize::MAX))];
+        let (mut found, mut next) = (Vec::new(), 0u64);
+        for word in table.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)) {
+            if word & 1 == 0 {
+                found.push(word);
+                next = word.wrapping_add(8);
+            } else {
+                let set = (1..64).filter(|bit| word >> bit & 1 == 1);
+                found.extend(set.map(|bit| next.wrapping_add(8 * (bit - 1))));
+                next = next.wrapping_add(8 * 63);
+            }
+        }
+        found
     }
 
     /// Returns whether the file asks the loader to make the code writable and to change it.

@@ -25,9 +25,14 @@ const FUNCTIONS: &str = r#"
 
 /// Builds a shared library of the code, whose functions are between `begin NAME` and `end NAME`.
 pub fn library(directory: &Path, code: &str) -> PathBuf {
+    linked(directory, code, &[])
+}
+
+/// The same, with more arguments for the linker.
+pub fn linked(directory: &Path, code: &str, flags: &[&str]) -> PathBuf {
     let (source, library) = (directory.join("code.S"), directory.join("libcode.so"));
     fs::write(&source, [FUNCTIONS, code].concat()).unwrap();
-    run(Command::new("gcc").arg("-shared").arg("-o").arg(&library).arg(&source));
+    run(Command::new("gcc").arg("-shared").args(flags).arg("-o").arg(&library).arg(&source));
     library
 }
 

@@ -9,7 +9,7 @@ use std::process::Command;
 use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, lacks_variables, notes, usdt_sites};
 use exporter::resolve::resolve;
 
-use crate::assembly::{library, symbols};
+use crate::assembly::{library, linked, symbols};
 use crate::support::names::listed_names_are_accepted;
 use crate::support::program::{compile as compile_in, compile_kept as compile, directory, run};
 use crate::support::tracer::plan_of;
@@ -277,27 +277,32 @@ int main(int n, char **v) { (void)v; DTRACE_PROBE2(app, step, n, height); return
     assert_eq!(sites(&program.with_debug_symbols(&debug).unwrap()), Ok(expected));
 }
 
-/// The loader changes the first instruction of `begins`, the second of `continues`, and the tail call of `leaves`.
+/// The loader changes the first instruction of `begins`, the second of `continues`, and the tail call of `leaves`. Its
+/// table of changes has one of two forms.
 #[test]
 fn instructions_that_the_loader_changes_are_not_probed() {
-    let directory = directory();
-    let code = "begin begins\n movabs $table, %rax\nbehind: mov (%rax), %eax\n ret\nend begins\n\
-                begin argument\n movabs $table, %rdi\n mov (%rdi), %eax\n ret\nend argument\n\
-                begin continues\n mov %edi, %eax\n movabs $table, %rcx\n ret\nend continues\n\
-                begin leaves\n push %rbx\n pop %rbx\n movabs $table, %rax\n ret\nend leaves\n\
-                .data\n.globl table\ntable: .long 7\n.section .note.GNU-stack, \"\", @progbits\n";
-    let library = library(directory.path(), code);
-    let listed = run(Command::new("readelf").arg("-d").arg(&library));
-    assert!(listed.contains("TEXTREL"), "{listed}");
-    let bytes = fs::read(&library).unwrap();
-    let image = Image::parse(&bytes).unwrap();
-    let site = |name: &str| function_sites(&image, name).unwrap().remove(0);
-    let symbols = symbols(&library);
-    assert_eq!(site("begins").site.vaddr, symbols["behind"]);
-    assert_eq!(site("continues").site.vaddr, symbols["continues"]);
-    for name in ["begins", "continues", "leaves"] {
-        assert_eq!(site(name).site.shape.unprobeable(), None, "{name}");
+    let code = ".p2align 4\nbegin begins\n movabs $table, %rax\nbehind: mov (%rax), %eax\n ret\nend begins\n\
+                .p2align 4\nbegin argument\n movabs $table, %rdi\n mov (%rdi), %eax\n ret\nend argument\n\
+                .p2align 4\nbegin continues\n mov %edi, %eax\n movabs $table, %rcx\n ret\nend continues\n\
+                .p2align 4\nbegin leaves\n push %rbx\n pop %rbx\n movabs $table, %rax\n ret\nend leaves\n\
+                .data\n.p2align 3\n.hidden table\n.globl table\ntable: .long 7\n\
+                .section .note.GNU-stack, \"\", @progbits\n";
+    let packed = ["-fuse-ld=lld", "-Wl,-z,notext,--pack-dyn-relocs=relr"];
+    for flags in [&[][..], &packed] {
+        let directory = directory();
+        let library = linked(directory.path(), code, flags);
+        let listed = run(Command::new("readelf").arg("-d").arg(&library));
+        assert!(listed.contains("TEXTREL") && listed.contains("(RELR)") != flags.is_empty(), "{listed}");
+        let bytes = fs::read(&library).unwrap();
+        let image = Image::parse(&bytes).unwrap();
+        let site = |name: &str| function_sites(&image, name).unwrap().remove(0);
+        let symbols = symbols(&library);
+        assert_eq!(site("begins").site.vaddr, symbols["behind"], "{flags:?}");
+        assert_eq!(site("continues").site.vaddr, symbols["continues"]);
+        for name in ["begins", "continues", "leaves"] {
+            assert_eq!(site(name).site.shape.unprobeable(), None, "{name}");
+        }
+        let reason = site("argument").site.shape.unprobeable().unwrap();
+        assert!(reason.contains("text relocation"), "{reason}");
     }
-    let reason = site("argument").site.shape.unprobeable().unwrap();
-    assert!(reason.contains("text relocation"), "{reason}");
 }
