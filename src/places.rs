@@ -5,7 +5,7 @@ use crate::arguments::{reads, with_calling_convention};
 use crate::config::model::ReturnsBy;
 use crate::elf::{Convention, FunctionResult, FunctionSite, Parameters, Site, SymbolIndex};
 use crate::plan::{Pairing, ProbeHook, ProbePlan, ValueSource};
-use crate::returns::{Costs, Returns, by_exits, by_trampoline, turns};
+use crate::returns::{Costs, Returns, by_exits, by_trampoline, entered_inside, turns};
 use crate::unusable::{UnusableSite, unusable_reason};
 
 /// The x86 condition "above", as encoded for the kernel side.
@@ -39,6 +39,9 @@ pub(crate) struct ProbePlace {
     pub result: Option<FunctionResult>,
 }
 
+/// Functions of one probe of which only the entry is traced, and which are examined nevertheless, at most.
+const MAX_EXAMINED: usize = 64;
+
 #[derive(Debug, Default)]
 pub(crate) struct FoundPlaces {
     pub places: Vec<ProbePlace>,
@@ -69,6 +72,9 @@ pub(crate) fn places_in(
     let mut found = FoundPlaces::default();
     let mut exits = Costs::default();
     let mut untold = Vec::new();
+    let mut entered = Vec::new();
+    // Examining all functions of a large file would take longer than attaching to them.
+    let are_few = functions.len() <= MAX_EXAMINED;
     let reads_words = reads(&probe.values) || reads_result(probe);
     if reads_words && functions.iter().any(|function| function.convention == Convention::OCaml) {
         found.remarks.push(OCAML.to_string());
@@ -119,6 +125,9 @@ pub(crate) fn places_in(
             }));
         } else {
             let offset = function.site.offset;
+            if !is_traced && are_few && index.code().is_entered_inside(function.entry, function.size) {
+                entered.push(display.clone());
+            }
             // If its return is traced, the start of a call distinguishes it from an iteration of the loop.
             let turns = if is_traced { Ok(Vec::new()) } else { turns(index, &function) };
             let turns = turns.unwrap_or_else(|err| {
@@ -163,6 +172,9 @@ pub(crate) fn places_in(
     }
     if is_return {
         found.remarks.extend(exits.notes());
+    }
+    if !entered.is_empty() {
+        found.remarks.push(entered_inside(&entered));
     }
     if !untold.is_empty() {
         found.warnings.push(format!("{} {UNTOLD_ARGUMENTS}", untold.join(", ")));

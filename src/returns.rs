@@ -139,13 +139,16 @@ impl Costs {
             ));
         }
         if !self.entered.is_empty() {
-            notes.push(format!(
-                "{} also entered in the middle, by other functions in assembly: such calls are not counted",
-                some(&self.entered, "is", "are")
-            ));
+            notes.push(entered_inside(&self.entered));
         }
         notes
     }
+}
+
+/// What is not counted of these functions.
+pub fn entered_inside(functions: &[String]) -> String {
+    let are = some(functions, "is", "are");
+    format!("{are} also entered in the middle, by other functions in assembly: such calls are not counted")
 }
 
 /// `a ends`, `a, b and 3 more end`.

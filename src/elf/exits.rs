@@ -49,6 +49,14 @@ impl<'a> Functions<'a> {
         Ok(passages.filter(|passage| passage.kind == PassageKind::LoopBack).collect())
     }
 
+    /// Returns whether another function jumps into the middle of this one, as functions in assembly do; false if that
+    /// cannot be determined.
+    pub fn is_entered_inside(&self, entry: u64, size: u64) -> bool {
+        self.image.arch() == Arch::X86_64
+            && self.image.pclntab().is_none()
+            && self.search(entry, size).is_ok_and(|search| search.entered_from().is_some())
+    }
+
     fn search(&self, entry: u64, size: u64) -> Result<Search<'_, 'a>, NoExits> {
         if self.is_haskell(entry) {
             return Err(

@@ -17,21 +17,16 @@ impl Search<'_, '_> {
     pub fn exits(mut self) -> Result<Exits, NoExits> {
         self.parts.sort_by_key(|part| part.body.range.start);
         let mut exits = BTreeMap::new();
-        let mut entered_from = None;
-        let is_part = |start| self.parts.iter().any(|part| part.body.range.contains(&start));
+        let entered_from = self.entered_from();
         for part in &self.parts {
             let body = &part.body;
-            let other = self.code.entered_from(&body.range, is_part);
-            if part.of == self.entry && !part.unclear {
-                entered_from = entered_from.or(other);
-            }
             let calls_itself = body.calls.iter().any(|to| body.range.contains(to) && *to != body.range.start);
             let shared = part.of != self.entry
                 || part.unclear
                 || self.other_entries(body).next().is_some()
                 || calls_itself
                 || self.grows_stack(body)
-                || other.is_some();
+                || self.entered_part(part).is_some();
             for vaddr in self.returns(part) {
                 exits.insert(vaddr, exit(vaddr, ExitKind::Return, shared));
             }
@@ -82,6 +77,16 @@ impl Search<'_, '_> {
             entered_from,
             has_handler,
         })
+    }
+
+    /// Returns the entry of another function that jumps into the middle of this one.
+    pub fn entered_from(&self) -> Option<u64> {
+        self.of(self.entry).filter(|part| !part.unclear).find_map(|part| self.entered_part(part))
+    }
+
+    fn entered_part(&self, part: &Part) -> Option<u64> {
+        let is_part = |start| self.parts.iter().any(|part| part.body.range.contains(&start));
+        self.code.entered_from(&part.body.range, is_part)
     }
 
     /// Returns whether the function may run on a stack that is allocated for this call (`-fsplit-stack`): it then
