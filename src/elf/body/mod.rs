@@ -1,21 +1,23 @@
 //! One stretch of code, decoded from end to end, and where control leaves it.
 
+mod dispatch;
 mod instruction;
 mod stack;
 mod tables;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, Register};
 
 use super::{Form, Image, Reg};
+use dispatch::Dispatch;
 use instruction::{
     address_read, address_taken, condition_of, is_data, is_ocaml_raise, near_target, poisons_stack,
     popped_by, returns_to_caller, switches_stack, target_of, touches_null,
 };
 pub(super) use instruction::{is_write, register, writes};
-use tables::{HeldTable, held_addresses, table_of};
+use tables::table_of;
 
 /// Bytes of one range that are decoded at most.
 const MAX_CODE: u64 = 4 << 20;
@@ -83,8 +85,8 @@ pub(in crate::elf) struct IndirectJump {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::elf) struct JumpTable {
     pub vaddr: u64,
-    /// Whether its entries are four bytes and relative to the table; otherwise they are eight bytes and absolute.
-    pub relative: bool,
+    /// Its entries are four bytes each and relative to this address; otherwise they are eight bytes and absolute.
+    pub relative_to: Option<u64>,
     /// Where the instructions that index the table begin; control reaches the jump only through all of them.
     pub from: u64,
 }
@@ -92,14 +94,14 @@ pub(in crate::elf) struct JumpTable {
 impl JumpTable {
     /// Returns the target of entry `n`.
     pub fn entry(&self, image: &Image<'_>, n: u64) -> Option<u64> {
-        let size = if self.relative { 4 } else { 8 };
+        let size = if self.relative_to.is_some() { 4 } else { 8 };
         let at = self.vaddr.checked_add(n * size)?;
-        match self.relative {
-            true => {
+        match self.relative_to {
+            Some(base) => {
                 let offset = i32::from_le_bytes(image.bytes_at(at)?);
-                Some(self.vaddr.wrapping_add_signed(i64::from(offset)))
+                Some(base.wrapping_add_signed(i64::from(offset)))
             }
-            false => image.pointer_at(at),
+            None => image.pointer_at(at),
         }
     }
 }
@@ -139,15 +141,11 @@ impl Body {
         let is_fixed = !image.is_pie();
         let mut decoder = Decoder::with_ip(64, code, range.start, DecoderOptions::NONE);
         let mut before: Vec<Instruction> = Vec::with_capacity(2 * MAX_LOOKBACK);
-        let mut held: BTreeMap<u64, HeldTable> = BTreeMap::new();
         while decoder.can_decode() {
             let instruction = decoder.decode();
             let from = (instruction.ip() - range.start) as usize;
             body.take(&instruction, &code[from..], &before, is_fixed)
                 .map_err(|err| format!("{err} at +{:#x}", instruction.ip() - range.start))?;
-            if instruction.flow_control() == FlowControl::IndirectBranch {
-                held.extend(HeldTable::of(&instruction, &before).map(|table| (instruction.ip(), table)));
-            }
             if before.len() == 2 * MAX_LOOKBACK {
                 before.drain(..MAX_LOOKBACK);
             }
@@ -155,8 +153,9 @@ impl Body {
         }
         let last = before.iter().rev().find(|now| now.mnemonic() != Mnemonic::Nop);
         body.ends_on_stack_change = last.is_some_and(|last| writes(last, |to| to == Register::RSP));
-        let mut addresses = None;
-        for indirect in &mut body.indirect {
+        let mut dispatch = None;
+        let mut indirect = std::mem::take(&mut body.indirect);
+        for indirect in &mut indirect {
             let is_straight = |table: &JumpTable| {
                 !body.jumps.iter().any(|jump| jump.target > table.from && jump.target <= indirect.at)
             };
@@ -166,12 +165,12 @@ impl Body {
                 first.is_some_and(|to| to != range.start && body.starts.binary_search(&to).is_ok())
             };
             let found = indirect.table.filter(is_straight).or_else(|| {
-                let held = held.get(&indirect.at)?;
-                let addresses = addresses.get_or_insert_with(|| held_addresses(code, range.start, is_fixed));
-                held.located(addresses).filter(is_straight).filter(leads_inside)
+                let dispatch = dispatch.get_or_insert_with(|| Dispatch::of(code, &body, is_fixed));
+                dispatch.table_of(indirect.at).filter(leads_inside)
             });
             indirect.table = found;
         }
+        body.indirect = indirect;
         Ok(body)
     }
 
