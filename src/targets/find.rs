@@ -10,6 +10,7 @@ use super::file::{CopiedUp, Identity, Stamp, TargetFile};
 use super::libraries::{Libraries, Library};
 use super::processes::{ProcessFilter, Processes, SearchGaps};
 use super::runs::Runs;
+use crate::clock::monotonic_now;
 use crate::kernel::{FileUse, Files, KnownUnless, NamedFile, ProcessEvents};
 use crate::procfs::{Stat, is_denied};
 use crate::selectors::{FileSelector, Pattern, Selector};
@@ -38,6 +39,8 @@ pub struct Finder {
     pub(super) running: HashMap<u32, FileUse>,
     /// Those of which it is not settled whether they went without probes.
     pub(super) runs: Runs,
+    /// When command lines were last read again, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub(super) lines_read: u64,
     /// When events were last taken, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub(super) taken: u64,
     /// The same before the first of those events that were lost since the last scan.
@@ -87,7 +90,8 @@ impl Finder {
         needs_libraries: bool,
     ) -> Self {
         let young = (needs_libraries && events.is_some()).then(Vec::new);
-        let mut finder = Self { files: Some(files), events, young, ..Self::default() };
+        let lines_read = monotonic_now();
+        let mut finder = Self { files: Some(files), events, young, lines_read, ..Self::default() };
         finder.processes = Processes::of(selectors.iter().map(filters).collect());
         finder.processes.refresh_names();
         selectors.iter().for_each(|selector| finder.libraries.select(selector));

@@ -290,8 +290,10 @@ impl Finder {
 
     /// Finds processes that a target selects since they have overwritten their command lines.
     pub fn reread_command_lines(&mut self) {
+        let since = std::mem::replace(&mut self.lines_read, monotonic_now());
         let found = self.processes.reread_command_lines();
         self.report_from_now_on(&found);
+        self.begin_runs_since(since, &found);
     }
 
     fn report_from_now_on(&mut self, found: &[u32]) {

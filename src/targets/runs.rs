@@ -73,8 +73,9 @@ impl Runs {
 }
 
 impl Finder {
-    /// Notes the processes that a scan has found after events were lost, and which may have started since then.
-    pub(super) fn begin_runs_since(&mut self, lost: u64, found: &[u32]) {
+    /// Notes the processes that a scan has found, and that may have become the targets' since a time: because events were
+    /// lost then, or because they have overwritten their command lines.
+    pub(super) fn begin_runs_since(&mut self, since: u64, found: &[u32]) {
         let is_over = |pid: &&u32| self.processes.get(**pid).is_none();
         let over: Vec<u32> = self.runs.open.keys().filter(is_over).copied().collect();
         over.into_iter().for_each(|pid| self.runs.end(pid, monotonic_now()));
@@ -86,7 +87,7 @@ impl Finder {
                 identity: file.identity,
                 program,
                 targets,
-                from: lost,
+                from: since,
                 until: None,
                 is_held: false,
             };

@@ -106,6 +106,7 @@ fn command_line_overwritten_after_the_start_is_noticed() {
     let before = count(&tracer, "late_total");
     program.fire(100);
     assert_eq!(count(&tracer, "late_total"), before + 100);
+    eventually("what was not counted is reported", || !tracer.targets().unprobed[0].is_zero());
 }
 
 #[test]
