@@ -51,8 +51,11 @@ pub(super) fn lease(
     };
     match Lease::take(opened, lease_breaks) {
         Ok(lease) => Ok(Some(lease)),
-        // A running file is no longer written, or at its own risk: the memory of a memfd stays open.
-        Err(NoLease::Written) if finder.in_use(file.identity) => Ok(None),
+        // A running file is no longer written: its writer may have ended, and the program been started, since the first try. Or it
+        // is written at its own risk: the memory of a memfd stays open.
+        Err(NoLease::Written) if finder.in_use(file.identity) => {
+            Ok(file.open().ok().and_then(|opened| Lease::take(opened, lease_breaks).ok()))
+        }
         Err(NoLease::Written) => Err(being_written(&file.display)),
         Err(NoLease::Refused(err)) => {
             log::info!(

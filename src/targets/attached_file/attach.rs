@@ -137,7 +137,7 @@ impl AttachedFile {
         if found.is_candidate {
             sites.iter_mut().for_each(|(_, site)| site.entry.flags |= site_flag::SITE_CANDIDATE.0);
         }
-        let pages = found.stamp.bytes().next_multiple_of(PAGE);
+        let pages = self.stamp.bytes().next_multiple_of(PAGE);
         let span = read.as_ref().map_or(0, |(image, _)| image.load_span());
         self.hidden.span = if span == pages { 0 } else { span };
         if sites.iter().any(|(_, site)| site.ref_ctr_offset != 0) {

@@ -123,10 +123,13 @@ impl AttachedFile {
         }
     }
 
-    /// An attached file with its lease and the stamp since the lease: its writer may have finished between the look-up
-    /// and the lease.
+    /// An attached file with its lease and the stamp since then: its writer may have finished between the look-up and
+    /// the lease. With the older stamp, a file without a lease would be taken for overwritten, and detached while it runs.
     fn leased(found: &TargetFile, lease: Option<Lease>) -> Self {
-        let now = lease.as_ref().and_then(|lease| lease.file().metadata().ok());
+        let now = match &lease {
+            Some(lease) => lease.file().metadata(),
+            None => found.open().and_then(|file| file.metadata()),
+        };
         let stamp = now.map_or(found.stamp, |now| Stamp::of(&now));
         Self { lease, ..Self::new(found.display.clone(), found.identity, stamp) }
     }
@@ -423,8 +426,10 @@ mod tests {
         fs::write(&path, "half and half").unwrap();
         let breaks = LeaseBreaks::new().unwrap();
         let lease = Lease::take(File::open(&path).unwrap(), &breaks).unwrap();
-        let attached = AttachedFile::leased(&found, Some(lease));
-        assert_eq!(attached.stamp, Stamp::of(&fs::metadata(&path).unwrap()));
-        assert_ne!(attached.stamp, found.stamp);
+        for lease in [Some(lease), None] {
+            let attached = AttachedFile::leased(&found, lease);
+            assert_eq!(attached.stamp, Stamp::of(&fs::metadata(&path).unwrap()));
+            assert_ne!(attached.stamp, found.stamp);
+        }
     }
 }
