@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::counter_maps::CounterMaps;
-use super::detect::{Snapshot, SynCookies};
+use super::detect::{FirstClientPort, Snapshot, SynCookies};
 use super::stats::TcpKind;
 use super::status::NetworkStatus;
 use super::sys::monotonic;
@@ -36,6 +36,9 @@ impl TrafficReader {
         let (with_flows, with_talkers) = (tables.with_flows && wanted.needs_flows(), wanted.needs_talkers());
         let flows = if with_flows { read_flows(&tables.flows).ok()? } else { Default::default() };
         let talkers = if with_talkers { read_talkers(&tables.talkers).ok()? } else { Default::default() };
-        Some(Snapshot { now: monotonic(), flows, talkers, syns, untracked, cookies: SynCookies::read() })
+        let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+        let first_client_port = FirstClientPort::parse(&range);
+        let (now, cookies) = (monotonic(), SynCookies::read());
+        Some(Snapshot { now, flows, talkers, syns, untracked, cookies, first_client_port })
     }
 }

@@ -10,6 +10,13 @@ use super::snapshot::Snapshot;
 /// The age in nanoseconds at which a flow is judged: before, answers may still be under way.
 const MIN_AGE: u64 = 1_000_000_000;
 
+/// How long after an interface's first flow UDP from ports of well-known services may answer what was sent before its
+/// packets were counted, in nanoseconds: a resolver may have hundreds of queries under way.
+const LATE_ANSWERS: u64 = 10_000_000_000;
+
+/// The first port that is no well-known service's.
+const FIRST_USER_PORT: u16 = 1024;
+
 /// The kind of a received flow that led to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
@@ -17,9 +24,11 @@ pub(super) enum Attempt {
     HalfOpen,
     /// Flags that occur in no connection.
     Anomaly(&'static str),
-    /// Segments of no known connection, answered by RST only.
+    /// Segments of no known connection, answered by RST only. Not to ports from which programs connect: after a crash,
+    /// peers go on to send on all connections of before.
     Stray,
-    /// UDP that was not answered and is no answer itself.
+    /// UDP that was not answered and is no answer itself. Not to ports from which programs send: there are late answers
+    /// and traceroute.
     Unanswered,
 }
 
@@ -44,6 +53,8 @@ pub(super) struct Attempts {
     before: HashMap<FlowKey, u64>,
     /// The time of the first evaluation: older flows are not new.
     began: Option<u64>,
+    /// The first flow of each interface.
+    first: HashMap<u32, u64>,
     untracked: u64,
 }
 
@@ -55,12 +66,16 @@ impl Attempts {
         let is_whole = std::mem::replace(&mut self.untracked, at.untracked) == at.untracked;
         let mut now = HashMap::new();
         let mut steps = Vec::new();
+        self.see_interfaces(at);
         for (key, flow) in &at.flows {
-            let first = u64::from(flow.first) * TICK_NANOSECONDS;
+            let first = begun(flow);
             if key.egress || at.now.saturating_sub(first) < MIN_AGE {
                 continue;
             }
             let Some(attempt) = attempt(key, flow, &at.flows, is_whole) else { continue };
+            if self.may_be_an_answer(key, first, attempt, at) {
+                continue;
+            }
             let packets = flow.sum.packets;
             let before = self.before.get(key).copied();
             let before = before.unwrap_or(if first < began { packets } else { 0 });
@@ -72,6 +87,33 @@ impl Attempts {
         self.before = now;
         steps
     }
+
+    /// Notes when the flows of each interface began.
+    fn see_interfaces(&mut self, at: &Snapshot) {
+        let mut all: HashMap<u32, u64> = HashMap::new();
+        for (key, flow) in &at.flows {
+            let earliest = all.entry(key.port).or_insert(u64::MAX);
+            let known = self.first.get(&key.port).copied().unwrap_or(u64::MAX);
+            *earliest = begun(flow).min(known).min(*earliest);
+        }
+        self.first = all;
+    }
+
+    /// Whether it may belong to something that this machine began, before its packets were counted or before a crash.
+    fn may_be_an_answer(&self, key: &FlowKey, first: u64, attempt: Attempt, at: &Snapshot) -> bool {
+        let to_client = key.destination_port >= at.first_client_port.0;
+        let age = first - self.first.get(&key.port).copied().unwrap_or(first);
+        match attempt {
+            Attempt::Stray => to_client,
+            Attempt::Unanswered => to_client || key.source_port < FIRST_USER_PORT && age < LATE_ANSWERS,
+            Attempt::HalfOpen | Attempt::Anomaly(_) => false,
+        }
+    }
+}
+
+/// The time of a flow's first packet.
+fn begun(flow: &Flow) -> u64 {
+    u64::from(flow.first) * TICK_NANOSECONDS
 }
 
 fn answer<'a>(key: &FlowKey, flows: &'a HashMap<FlowKey, Flow>) -> Option<&'a Flow> {
@@ -236,6 +278,36 @@ pub(super) mod tests {
             "it is too young"
         );
         assert_eq!(evaluate(104, &[(one, flow(90, 9, SYN)), (other, flow(102, 4, SYN))]), [4]);
+    }
+
+    #[test]
+    fn answers_to_what_was_before_are_no_attempts() {
+        let steps = |flows: &[(FlowKey, Flow)]| {
+            let mut attempts = Attempts::default();
+            let began = key(libc::IPPROTO_TCP, [192, 0, 2, 9], 4000, 22);
+            let mut evaluate = |second: u64, flows: &[(FlowKey, Flow)]| {
+                let flows = flows.iter().copied().chain([(began, flow(100, 1, SYN | ACK))]).collect();
+                attempts.evaluate(&Snapshot { now: second * SECOND, flows, ..Snapshot::default() }).len()
+            };
+            assert_eq!(evaluate(100, &[]), 0);
+            evaluate(130, flows)
+        };
+        let udp = |from: u16, to: u16, second: u64| {
+            (key(libc::IPPROTO_UDP, [192, 0, 2, 1], from, to), flow(second, 1, 0))
+        };
+        // An answer of a name server to a resolver that chooses ports itself, soon after the start and later.
+        assert_eq!(steps(&[udp(53, 20_000, 105)]), 0);
+        assert_eq!(steps(&[udp(53, 20_000, 115)]), 1);
+        assert_eq!(steps(&[udp(53, 40_000, 115)]), 0);
+        assert_eq!(steps(&[udp(40_000, 53, 105)]), 1);
+        // Traceroute.
+        assert_eq!(steps(&[udp(40_000, 33_434, 115)]), 0);
+        // A server goes on to send to a client that has crashed; an ACK scan.
+        for (port, expected) in [(50_000, 0), (80, 1)] {
+            let stray = key(libc::IPPROTO_TCP, [192, 0, 2, 1], 5672, port);
+            let flows = [(stray, flow(115, 1, ACK | PSH)), (back(stray), flow(115, 1, RST))];
+            assert_eq!(steps(&flows), expected, "{port}");
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ use worker::{Message, Output, Worker};
 pub(super) use cookies::SynCookies;
 pub(super) use metrics::every_family;
 pub use sentence::BanOutcome;
-pub(super) use snapshot::Snapshot;
+pub(super) use snapshot::{FirstClientPort, Snapshot};
 
 /// Hits that may be queued for the detection thread.
 const QUEUE_HITS: usize = 4096;

@@ -18,4 +18,25 @@ pub(crate) struct Snapshot {
     pub untracked: u64,
     /// `None` if the kernel does not report it.
     pub cookies: Option<SynCookies>,
+    pub first_client_port: FirstClientPort,
+}
+
+/// The lowest port from which programs of this machine connect if they do not choose one
+/// (`net.ipv4.ip_local_port_range`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FirstClientPort(pub u16);
+
+impl Default for FirstClientPort {
+    /// The kernel's own default.
+    fn default() -> Self {
+        Self(32_768)
+    }
+}
+
+impl FirstClientPort {
+    /// From the text of the setting, which has the range's ends. Ports of well-known services are never among them.
+    pub fn parse(text: &str) -> Self {
+        let first = text.split_whitespace().next().and_then(|port| port.parse().ok());
+        first.map_or_else(Self::default, |port: u16| Self(port.max(1024)))
+    }
 }
