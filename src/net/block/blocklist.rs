@@ -16,7 +16,7 @@ use super::config::{BlockConfig, BlockMode};
 use super::entry::{BlockRow, Source};
 use super::file::{Read, WatchedFile};
 use super::followed::{Followers, fetched};
-use super::kept::{EntryStore, StoredEntry, opened};
+use super::kept::KeptFile;
 use super::maps::BlockMaps;
 use super::protect::{Elsewhere, Protected};
 use super::rules::RuleTables;
@@ -33,7 +33,7 @@ const PROTECTED_MAX_AGE: Duration = Duration::from_secs(1);
 pub struct Blocklist {
     pub(super) maps: BlockMaps,
     /// Held while requested entries change, so that the file records changes in their order. Locked before the state.
-    pub(super) store: Mutex<Option<EntryStore>>,
+    pub(super) store: Mutex<Option<KeptFile>>,
     state: Mutex<ListState>,
     /// What a scrape reads, without waiting for the state's lock.
     pub(super) summary: Mutex<Summary>,
@@ -53,12 +53,9 @@ impl Blocklist {
     pub fn new(config: &BlockConfig) -> libbpf_rs::Result<Self> {
         let maps = BlockMaps::create()?;
         let tables = RuleTables::new(&maps)?;
-        let (store, kept) = opened(config.file.as_deref());
+        let (store, kept) = config.file.as_deref().map(KeptFile::open).unzip();
         let now = monotonic();
-        let asked = kept.into_iter().map(|StoredEntry { prefix, by, rule }| {
-            let deadline = deadline(&rule, now);
-            (prefix, Requested { rule, by, deadline, confirm_by: None })
-        });
+        let asked = kept.into_iter().flatten().map(|entry| Requested::restored(entry, now));
         let mut state = ListState {
             config: BlockConfig::default(),
             deadlines: Vec::new(),
@@ -83,8 +80,7 @@ impl Blocklist {
             unread: 0,
         };
         state.restore_decisions(config, now);
-        let summary =
-            Summary { is_kept: config.file.as_ref().map(|_| store.is_some()), ..Summary::default() };
+        let summary = Summary { is_kept: store.as_ref().map(KeptFile::is_current), ..Summary::default() };
         let list = Self {
             maps,
             store: Mutex::new(store),
@@ -216,7 +212,7 @@ impl Blocklist {
     pub(super) fn lock_protected(
         &self,
         now: u64,
-    ) -> (MutexGuard<'_, Option<EntryStore>>, MutexGuard<'_, ListState>) {
+    ) -> (MutexGuard<'_, Option<KeptFile>>, MutexGuard<'_, ListState>) {
         let found = self.find_protected(now, PROTECTED_MAX_AGE);
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
@@ -314,8 +310,38 @@ impl Blocklist {
             self.publish(&state);
         }
         drop(state);
-        if let (Some(store), false) = (&mut *store, over.is_empty()) {
-            self.record_stored(store.remove(&over, || self.stored_entries()));
+        let Some(file) = &mut *store else { return };
+        if file.is_due() {
+            self.catch_up(file);
+        } else if file.is_current() && !over.is_empty() {
+            self.record_stored(file.change(|| self.stored_entries(), |store| store.remove(&over)));
+        }
+    }
+
+    /// Tries again to store entries in a file that could not be opened or written, and blocks what was in it.
+    fn catch_up(&self, file: &mut KeptFile) {
+        let Ok(found) = file.reopen() else { return };
+        if !found.is_empty() {
+            let now = monotonic();
+            let protected = self.find_protected(now, PROTECTED_MAX_AGE);
+            let mut state = self.lock();
+            if let Some(protected) = protected {
+                state.protect_found(&self.maps, protected, now);
+            }
+            for (prefix, entry) in found.into_iter().map(|entry| Requested::restored(entry, now)) {
+                state.asked.entry(prefix).or_insert(entry);
+            }
+            let wanted = state.wanted(now);
+            let done = state.sparing_sessions(&self.maps, |state| state.apply(&self.maps, wanted, now));
+            if let Err(error) = done {
+                state.errors += 1;
+                log::error!("blocklist: failed to apply a change: {error:#}");
+            }
+            self.publish(&state);
+        }
+        if file.change(|| self.stored_entries(), |_| Ok(())).is_ok() {
+            log::info!("blocklist: entries added at run time are stored again");
+            self.record_stored(Ok(()));
         }
     }
 

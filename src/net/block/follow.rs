@@ -93,7 +93,7 @@ impl Blocklist {
         let count = state.decided.len();
         drop(state);
         if let (Some(store), false) = (&mut *store, released.is_empty()) {
-            self.record_stored(store.remove(&released, || self.stored_entries()));
+            self.record_stored(store.change(|| self.stored_entries(), |store| store.remove(&released)));
         }
         drop(store);
         done.map_err(|err| format!("the kernel refused the change: {err:#}"))?;

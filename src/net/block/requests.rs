@@ -82,7 +82,7 @@ impl Blocklist {
         self.publish(&state);
         drop(state);
         if let (Some(store), Some(kept)) = (&mut *store, kept) {
-            self.record_stored(store.put(&kept, || self.stored_entries()));
+            self.record_stored(store.change(|| self.stored_entries(), |store| store.put(&[kept])));
         }
         Ok(Blocked { is_new, except })
     }
@@ -120,7 +120,7 @@ impl Blocklist {
         self.publish(&state);
         drop(state);
         if let (Some(store), true) = (&mut *store, was_asked) {
-            self.record_stored(store.remove(&[prefix], || self.stored_entries()));
+            self.record_stored(store.change(|| self.stored_entries(), |store| store.remove(&[prefix])));
         }
         done
     }
@@ -145,7 +145,7 @@ impl Blocklist {
     pub(in super::super) fn remember(&self, ban: &PastBan) {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(store) = &mut *store {
-            self.record_stored(store.remember(ban, || self.stored_entries()));
+            self.record_stored(store.change(|| self.stored_entries(), |store| store.remember(ban)));
         }
     }
 

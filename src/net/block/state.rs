@@ -71,6 +71,13 @@ pub(super) struct Requested {
 }
 
 impl Requested {
+    /// An entry from the file.
+    pub fn restored(entry: StoredEntry, now: u64) -> (Prefix, Self) {
+        let StoredEntry { prefix, by, rule } = entry;
+        let deadline = deadline(&rule, now);
+        (prefix, Self { rule, by, deadline, confirm_by: None })
+    }
+
     /// As it is stored in the file. An unconfirmed entry is not stored.
     pub fn kept(&self, prefix: Prefix, now: u64) -> Option<StoredEntry> {
         let ttl = self.deadline.map(|deadline| Duration::from_nanos(deadline.saturating_sub(now)));
