@@ -5,6 +5,7 @@ mod announce;
 mod attach_job;
 mod attached_file;
 mod attaching;
+mod changes;
 mod code_checks;
 mod cookies;
 mod denied;

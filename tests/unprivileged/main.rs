@@ -13,6 +13,7 @@ mod documentation;
 mod elf_addresses;
 mod elf_approaches;
 mod elf_cpp_names;
+mod elf_cpp_spellings;
 mod elf_debug_files;
 mod elf_exits;
 mod elf_jump_tables;
