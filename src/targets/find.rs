@@ -312,7 +312,7 @@ impl Finder {
 /// Decides whether a process is relevant to a target.
 fn filters(selector: &Selector) -> Option<ProcessFilter> {
     match selector.path() {
-        // So that its execution is reported.
+        // The file's name, so that the kernel reports processes that execute it.
         Some(path) => {
             let name = path.file_name().and_then(|name| name.to_str());
             name.map(|name| ProcessFilter::Runs(vec![name.to_string()], selector.processes.clone()))

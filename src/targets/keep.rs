@@ -66,7 +66,7 @@ impl Worker {
         match pins.dir().save(&record) {
             Ok(()) => (self.kept, self.keep_error) = (Some(record.changing), None),
             Err(err) => {
-                // It is tried every second.
+                // Saving is tried every second: only a new error is logged.
                 let text = err.to_string();
                 if self.keep_error.as_ref() != Some(&text) {
                     log::error!("the pinned state cannot be taken over later: {text}");
@@ -112,7 +112,7 @@ impl Worker {
                 {
                     let reason = reason.unwrap_or_else(|| format!("{} was written meanwhile", file.display));
                     log::info!("Target {name}: detached: {reason}");
-                    // Its numbers are still free.
+                    // No other file has been given its numbers yet, so nothing else has to be undone.
                     release(file.into_leaving().links);
                     continue;
                 }

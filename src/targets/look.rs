@@ -145,7 +145,7 @@ impl Worker {
     }
 
     fn compare(&mut self, target: usize, planned: &TargetPlan) {
-        // All of them have been removed.
+        // Reloads have removed all of its probes.
         if planned.probes.is_empty() {
             return;
         }

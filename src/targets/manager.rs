@@ -237,14 +237,14 @@ impl Worker {
         if self.attacher.kernel.pins().is_some() {
             self.wait_for_links();
         }
-        // It is added to those of the managers that continue.
+        // This engine's usage is added to that of the engines that continue.
         self.attacher.status.end_usage();
         self.keep();
         if self.attacher.kernel.pins().is_some_and(|pins| !pins.is_over()) {
             // Pinned probes stay.
             return;
         }
-        // Otherwise the kernel could not lower them.
+        // Detaching lowers every semaphore: those that are not raised yet are raised first.
         self.raise_all_semaphores();
         let all: Vec<_> = self
             .targets
@@ -262,7 +262,7 @@ impl Worker {
 
     /// Removes probes from the plan; returns what must be detached.
     fn retire(&mut self, probes: &BTreeSet<usize>) -> Vec<Leaving> {
-        // Otherwise the kernel could not lower them.
+        // Detaching lowers every semaphore: those that are not raised yet are raised first.
         self.raise_all_semaphores();
         let mut plan = Plan::clone(&self.plan);
         let units = probes.iter().map(|probe| plan.probes[*probe].unit).collect();

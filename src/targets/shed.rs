@@ -10,7 +10,7 @@ use super::worker::Worker;
 impl Worker {
     /// Sheds the probes with their whole units. `done` is signaled afterwards.
     pub(super) fn shed(&mut self, probes: Shed, done: SyncSender<()>) {
-        // Otherwise the kernel could not lower them.
+        // Detaching lowers every semaphore: those that are not raised yet are raised first.
         self.raise_all_semaphores();
         let plan = self.plan.clone();
         let of = |probe: &usize| &plan.probes[*probe];
