@@ -46,7 +46,7 @@ impl<'a> Engine<'a> {
              config_paths:\n  config_dir: {all}\n  data_dir: {all}/data\n  simulation_path: {all}/simulation.yaml\n  \
              hub_dir: {all}/hub\n  index_path: {all}/hub/.index.json\n  notification_dir: {all}/notifications\n  \
              plugin_dir: {all}/plugins\n\
-             db_config: {{ type: sqlite, db_path: {all}/data/crowdsec.db, use_wal: true }}\n\
+             db_config: {{ type: sqlite, db_path: {all}/data/crowdsec.db, use_wal: true, max_open_conns: 1 }}\n\
              api:\n  client: {{ credentials_path: {all}/machine.yaml }}\n  \
              server:\n    listen_uri: 127.0.0.1:{port}\n    profiles_path: {all}/profiles.yaml\n    \
              tls: {{ cert_file: {certificate}, key_file: {key} }}\n\
