@@ -10,12 +10,8 @@ use std::process::{Command, Stdio};
 
 use exporter::elf::{Image, SymbolIndex, function_sites};
 
+use crate::elf_names::offsets;
 use crate::support::program::compile_kept as compile;
-
-fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
-    let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
-    found.iter().map(|site| site.site.offset).collect()
-}
 
 /// Returns the names of symbols as binutils write them.
 fn by_cxxfilt(symbols: &[String]) -> Vec<String> {

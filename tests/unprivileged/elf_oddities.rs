@@ -2,7 +2,6 @@
 //!
 //! Needs `cc`, `clang-14` and `g++`.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -10,14 +9,10 @@ use exporter::elf::{ElfError, Image, SymbolIndex, function_sites, lacks_variable
 use exporter::resolve::resolve;
 
 use crate::assembly::{library, linked, symbols};
+use crate::elf_names::offsets;
 use crate::support::names::listed_names_are_accepted;
 use crate::support::program::{compile as compile_in, compile_kept as compile, directory, run};
 use crate::support::tracer::plan_of;
-
-fn offsets(image: &Image<'_>, pattern: &str) -> BTreeSet<u64> {
-    let found = function_sites(image, pattern).unwrap_or_else(|error| panic!("{pattern}: {error}"));
-    found.iter().map(|site| site.site.offset).collect()
-}
 
 /// Functions for which the program chooses an implementation at startup.
 #[test]
