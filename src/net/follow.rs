@@ -354,3 +354,34 @@ fn lower_first(all: &[Interface]) -> Vec<&Interface> {
     sorted.sort_by_key(|one| (masters.contains(&one.index), one.master.is_none(), !one.is_up, one.index));
     sorted
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::abi::Link;
+    use super::*;
+
+    #[test]
+    fn lower_devices_and_those_that_are_up_come_first() {
+        let interface = |index, master, is_up| Interface {
+            name: format!("eth{index}"),
+            altnames: Vec::new(),
+            index,
+            mtu: 1500,
+            link: Link::Ethernet,
+            loopback: false,
+            kind: None,
+            bus: None,
+            master,
+            is_up,
+        };
+        let all = [
+            interface(1, None, false),
+            interface(2, None, true),
+            interface(3, None, true),
+            interface(4, Some(3), false),
+            interface(5, Some(3), true),
+        ];
+        let order: Vec<i32> = lower_first(&all).iter().map(|one| one.index).collect();
+        assert_eq!(order, [5, 4, 2, 1, 3]);
+    }
+}
