@@ -356,7 +356,9 @@ mod tests {
         let name = exe.file_name().unwrap().to_str().unwrap().to_string();
         let by_name = find(&Selector::process(&name)).unwrap();
         assert!(by_name.iter().any(|found| found.identity == by_file[0].identity));
-        assert!(Finder::default().in_use(by_file[0].identity));
+        assert!(
+            Finder::default().in_use(by_file[0].identity) && Finder::default().is_mapped(by_file[0].identity)
+        );
     }
 
     #[test]

@@ -175,6 +175,16 @@ impl Finder {
         used
     }
 
+    /// As [`Finder::in_use`], from the file's own list of mappings where that is short: a program that has just executed the file
+    /// waits for the answer.
+    pub fn is_mapped(&mut self, identity: Identity) -> bool {
+        let files = self.files.as_mut().filter(|files| identity.address != 0 && files.sees_all());
+        match files.map(|files| files.mappings(identity)) {
+            Some(Ok(mappings)) => !mappings.is_empty(),
+            _ => self.in_use(identity),
+        }
+    }
+
     fn look_for_use(&mut self, identity: Identity) -> bool {
         match self.files.as_mut().filter(|files| identity.address != 0 && files.sees_all()) {
             // Detaching from a running file is worse than staying attached.

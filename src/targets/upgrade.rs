@@ -53,7 +53,7 @@ pub(super) fn lease(
         Ok(lease) => Ok(Some(lease)),
         // A running file is no longer written: its writer may have ended, and the program been started, since the first try. Or it
         // is written at its own risk: the memory of a memfd stays open.
-        Err(NoLease::Written) if finder.in_use(file.identity) => {
+        Err(NoLease::Written) if finder.is_mapped(file.identity) => {
             Ok(file.open().ok().and_then(|opened| Lease::take(opened, lease_breaks).ok()))
         }
         Err(NoLease::Written) => Err(being_written(&file.display)),
