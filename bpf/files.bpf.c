@@ -70,6 +70,10 @@ static __always_inline __u32 number_of(struct task_struct *task)
 	return pid && at_level <= BPF_CORE_READ(pid, level) && !upid_at(pid, at_level, &upid) ? upid.nr : 0;
 }
 
+/*
+ * Shared mappings are left out: no probe is set in them. A linker writes its output through one: that must not make an
+ * unfinished file look like one that runs.
+ */
 SEC("iter/task_vma")
 int mappings(struct bpf_iter__task_vma *ctx)
 {
@@ -78,7 +82,7 @@ int mappings(struct bpf_iter__task_vma *ctx)
 	struct mapped_file found = {};
 	struct inode *inode;
 
-	if (!task || !vma || !vma->vm_file)
+	if (!task || !vma || !vma->vm_file || vma->vm_flags & VM_MAYSHARE)
 		return 0;
 	inode = vma->vm_file->f_inode;
 	if (only_inode && only_inode != (__u64)inode)
@@ -118,7 +122,7 @@ static __always_inline int report(struct walk *walk)
 	if ((__u64)inode != only_inode)
 		return 1;
 	owner = BPF_CORE_READ(vma, vm_mm, owner);
-	if (!owner) /* it is ending */
+	if (!owner || BPF_CORE_READ(vma, vm_flags) & VM_MAYSHARE) /* it is ending, or as above */
 		return 0;
 	found.start = BPF_CORE_READ(vma, vm_start);
 	found.end = BPF_CORE_READ(vma, vm_end);

@@ -96,6 +96,7 @@ struct vm_userfaultfd_ctx {
 
 /* From <linux/mm.h>. */
 #define VM_EXEC 0x4
+#define VM_MAYSHARE 0x80 /* MAP_SHARED */
 
 struct vm_area_struct {
 	unsigned long vm_start;

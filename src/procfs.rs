@@ -65,6 +65,11 @@ impl<'a> Mapping<'a> {
         (self.start..self.end).contains(&address)
     }
 
+    /// Whether it is shared (`MAP_SHARED`), as no loader makes it: probes are not set in it.
+    pub fn is_shared(&self) -> bool {
+        self.permissions.ends_with('s')
+    }
+
     pub fn is_executable(&self) -> bool {
         self.permissions.contains('x')
     }

@@ -130,7 +130,7 @@ impl Files {
         Ok(found)
     }
 
-    /// Whether any process except the exporter maps the file, among those in the exporter's pid namespace.
+    /// Whether any process except the exporter maps the file privately, among those in the exporter's pid namespace.
     ///
     /// # Errors
     /// If the iterator fails.
@@ -387,7 +387,21 @@ fn for_each<T: Copy + Default>(link: &Link, mut take: impl FnMut(T) -> bool) -> 
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
+
+    /// Starts a process that maps the file as a linker maps its output.
+    fn mapping_to_write(path: &Path) -> Child {
+        let code = "import mmap, sys, time; file = open(sys.argv[1], 'r+b'); mapped = mmap.mmap(file.fileno(), 0); \
+                    print('mapped', flush=True); time.sleep(60)";
+        let mut command = Command::new("python3");
+        command.args(["-c", code]).arg(path).stdout(Stdio::piped());
+        let mut writer = command.spawn().unwrap();
+        writer.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+        writer
+    }
 
     #[test]
     fn reads_kernel_inodes_and_processes_as_root() {
@@ -404,9 +418,13 @@ mod tests {
         let held = Page::of(&File::open(copy.path()).unwrap()).unwrap();
         assert!(!files.is_mapped(other).unwrap(), "what the exporter itself maps does not count");
         drop(held);
+        let mut writer = mapping_to_write(copy.path());
+        assert!(!files.is_mapped(other).unwrap() && files.mappings(other).unwrap().is_empty());
+        writer.kill().unwrap();
+        writer.wait().unwrap();
         let sleep = File::open("/bin/sleep").unwrap();
         let sleep = files.inode(&sleep).unwrap();
-        let mut running = std::process::Command::new("/bin/sleep").arg("60").spawn().unwrap();
+        let mut running = Command::new("/bin/sleep").arg("60").spawn().unwrap();
         while !files.mapped_by(running.id()).unwrap().iter().any(|(_, inode)| *inode == sleep) {}
         assert!(files.is_mapped(sleep).unwrap());
         // Other tests run it too.

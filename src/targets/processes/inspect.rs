@@ -61,9 +61,8 @@ fn base_name(display: &str) -> &str {
 /// as in stat(2) only for block devices: on btrfs and overlayfs they differ. Detaching from a running file is worse
 /// than staying attached.
 fn may_map(line: &str, identity: Identity) -> bool {
-    let Some(mapping) = Mapping::parse(line).filter(|mapping| mapping.inode == identity.number) else {
-        return false;
-    };
+    let is_it = |mapping: &Mapping<'_>| mapping.inode == identity.number && !mapping.is_shared();
+    let Some(mapping) = Mapping::parse(line).filter(is_it) else { return false };
     let block = |(major, minor): (u32, u32)| (major != 0).then_some((major, minor));
     let known = block((libc::major(identity.device), libc::minor(identity.device)));
     block(mapping.device).zip(known).is_none_or(|(display, known)| display == known)
@@ -84,6 +83,7 @@ mod tests {
         // Without a block device, stat(2) may report another number: it may be the file.
         assert!(may_map(line, file(0, 41)));
         assert!(may_map(&line.replace("fe:10", "00:29"), file(0xfe, 0x10)));
+        assert!(!may_map(&line.replace("r--p", "rw-s"), file(0xfe, 0x10)), "as a linker maps its output");
         assert!(!may_map("7ffd1000-7ffd2000 rw-p 00000000 00:00 0 [stack]", file(0, 41)));
     }
 
