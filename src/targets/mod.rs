@@ -39,6 +39,7 @@ mod shed;
 mod state;
 mod status;
 mod traced_files;
+mod unprobed;
 mod upgrade;
 mod upkeep;
 mod usage;
