@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http_body_util::{BodyExt, Collected, Limited};
-use hyper::body::{Bytes, Incoming};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -222,12 +222,11 @@ impl Answerer {
             return answer;
         }
         let body = match route.access {
-            Access::Writer => Limited::new(body, MAX_BODY).collect().await.map(Collected::to_bytes).ok(),
-            _ => Some(Bytes::new()),
-        };
-        let Some(body) = body else {
-            let text = format!("the request's body has more than {MAX_BODY} bytes, or is incomplete\n");
-            return Answer::text(route.path, StatusCode::BAD_REQUEST, text);
+            Access::Writer => match read_body(body).await {
+                Ok(body) => body,
+                Err((status, text)) => return Answer::text(route.path, status, text),
+            },
+            _ => Bytes::new(),
         };
         watch.enter_handling();
         let accept: Vec<_> =
@@ -366,6 +365,24 @@ fn wrong_host(request: &Parts) -> Option<&'static str> {
 fn ambiguous_credentials(request: &Parts) -> Option<&'static str> {
     let several = request.headers.get_all(header::AUTHORIZATION).iter().nth(1).is_some();
     several.then_some("more than one Authorization header\n")
+}
+
+/// Reads the request's body. What is announced as too long is not waited for.
+///
+/// # Errors
+///
+/// The status and text to respond with.
+async fn read_body(body: Incoming) -> Result<Bytes, (StatusCode, String)> {
+    let too_long =
+        || (StatusCode::PAYLOAD_TOO_LARGE, format!("the request's body has more than {MAX_BODY} bytes\n"));
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_long());
+    }
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(err) if err.is::<LengthLimitError>() => Err(too_long()),
+        Err(_) => Err((StatusCode::BAD_REQUEST, "the request's body is incomplete\n".to_owned())),
+    }
 }
 
 /// Whether a process may use the control socket.

@@ -117,8 +117,14 @@ fn accepts_request_bodies_and_rejects_browser_origins() {
         assert!(status == 200 && text.contains("\"2001:db8::/32\""), "{status} {text}");
     }
     let long = place.write("long", &format!("prefix=::1&reason={}", "x".repeat(10_000)));
-    let (status, text) = ask(&["--data", &format!("@{}", long.display())]);
-    assert!(status == 400 && text.contains("4096 bytes"), "{status} {text}");
+    let data = format!("@{}", long.display());
+    for more in [&["--data", &data][..], &["--data", &data, "--header", "Transfer-Encoding: chunked"]] {
+        let (status, text) = ask(more);
+        assert!(status == 413 && text.contains("4096 bytes"), "{more:?}: {status} {text}");
+    }
+    // What is announced is not waited for.
+    let (status, text) = ask(&["--data", "prefix=::1", "--header", "Content-Length: 99999999999"]);
+    assert!(status == 413 && text.contains("4096 bytes"), "{status} {text}");
     let (status, text) = ask(&["--data", json, "--header", "Origin: https://example.org"]);
     assert!(status == 403 && text.contains("browser"), "{status} {text}");
 
