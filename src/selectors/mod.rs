@@ -10,6 +10,8 @@ mod pattern;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::abi;
@@ -230,8 +232,8 @@ impl ProcessSelector {
     /// The same, if no process has this id now.
     pub fn absent_pid(&self) -> Option<u32> {
         let is_absent = |pid: &u32| {
-            let number = i32::try_from(*pid).ok().and_then(rustix::process::Pid::from_raw);
-            number.is_some_and(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+            let number = i32::try_from(*pid).ok().and_then(Pid::from_raw);
+            number.is_some_and(|pid| pidfd_open(pid, PidfdFlags::empty()).err() == Some(Errno::SRCH))
         };
         self.pid().filter(is_absent)
     }

@@ -113,3 +113,14 @@ fn low_open_file_limit_is_reported_first() {
         assert!(errors.contains(&format!("it may open {limit} files and needs at least 128")), "{errors}");
     }
 }
+
+/// Below the exporter's filter of system calls, which does not allow all ways to ask for a process.
+#[test]
+fn absent_process_id_is_a_warning() {
+    let place = Place::new();
+    let demo = place.copy_of(&program("fibre-demo"), "bitcoind");
+    let mut ended = Command::new("true").spawn().expect("run true");
+    ended.wait().expect("wait for true");
+    let exporter = Setup::fibre(&place, &demo).arguments(&["--pid", &ended.id().to_string()]).start();
+    exporter.wait_for_log(&format!("Target bitcoind: no process has the id {}", ended.id()));
+}
