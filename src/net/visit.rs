@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,7 +23,7 @@ use super::selection::InterfaceSelection;
 use super::spaces;
 use super::stats::program_switches;
 use super::status::{Missing, NetworkStatus};
-use super::sys::enter;
+use super::sys::{enter, monotonic};
 
 /// How often attachments are verified. New interfaces do not wait for it.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(1);
@@ -243,12 +243,6 @@ impl Visit {
     }
 }
 
-/// The time from which the determinations of all namespaces are counted.
-fn first_turn() -> Instant {
-    static FIRST: OnceLock<Instant> = OnceLock::new();
-    *FIRST.get_or_init(Instant::now)
-}
-
 /// Keeps what another namespace depends on from being blocked.
 pub(super) struct Guard {
     list: Arc<Blocklist>,
@@ -289,9 +283,8 @@ impl Guard {
             self.list.protect_in(self.number, &self.name, &self.namespace);
             self.last = now;
             // In all namespaces at the same time, because they share what is read of processes and files.
-            let since_first = now.saturating_duration_since(first_turn());
-            let turns = since_first.as_nanos() / PROTECTED_INTERVAL.as_nanos() + 1;
-            self.due = first_turn() + PROTECTED_INTERVAL * u32::try_from(turns).unwrap_or(u32::MAX);
+            let into_interval = u128::from(monotonic()) % PROTECTED_INTERVAL.as_nanos();
+            self.due = now + PROTECTED_INTERVAL - Duration::from_nanos(into_interval as u64);
         }
     }
 }

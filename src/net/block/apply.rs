@@ -12,6 +12,14 @@ use super::state::{ListState, Origin};
 pub(super) const MAX_SINGLE_CHANGES: usize = 1024;
 
 impl ListState {
+    /// Counts and logs a change that the kernel refused, of which nobody else is told.
+    pub fn count_failure(&mut self, done: libbpf_rs::Result<()>) {
+        if let Err(error) = done {
+            self.errors += 1;
+            log::error!("blocklist: failed to apply a change: {error:#}");
+        }
+    }
+
     pub fn marks(&self) -> Marks {
         marks(self.held.keys(), &self.allowed)
     }

@@ -215,19 +215,23 @@ impl Blocklist {
     ) -> (MutexGuard<'_, Option<KeptFile>>, MutexGuard<'_, ListState>) {
         let found = self.find_protected(now, PROTECTED_MAX_AGE);
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        (store, self.lock_with(found, now))
+    }
+
+    /// Locks the list, and applies the protected addresses that were found at this time, if they were determined.
+    fn lock_with(&self, found: Option<Protected>, now: u64) -> MutexGuard<'_, ListState> {
         let mut state = self.lock();
         if let Some(found) = found {
             state.protect_found(&self.maps, found, now);
         }
-        (store, state)
+        state
     }
 
     /// Determines the protected addresses now, because something changed that they depend on. In the calling thread's
     /// network namespace.
     pub fn update_protected(&self) {
-        let (now, found) = (monotonic(), Protected::find());
-        let mut state = self.lock();
-        state.protect_found(&self.maps, found, now);
+        let now = monotonic();
+        let state = self.lock_with(Some(Protected::find()), now);
         self.publish(&state);
     }
 
@@ -298,10 +302,7 @@ impl Blocklist {
                     state.refresh(&self.maps, &touched, now)
                 }
             });
-            if let Err(error) = done {
-                state.errors += 1;
-                log::error!("blocklist: failed to apply a change: {error:#}");
-            }
+            state.count_failure(done);
         }
         if std::mem::take(&mut state.marks_stale) {
             self.maps.set_marks(&state.marks());
@@ -323,20 +324,13 @@ impl Blocklist {
         let Ok(found) = file.reopen() else { return };
         if !found.is_empty() {
             let now = monotonic();
-            let protected = self.find_protected(now, PROTECTED_MAX_AGE);
-            let mut state = self.lock();
-            if let Some(protected) = protected {
-                state.protect_found(&self.maps, protected, now);
-            }
+            let mut state = self.lock_with(self.find_protected(now, PROTECTED_MAX_AGE), now);
             for (prefix, entry) in found.into_iter().map(|entry| Requested::restored(entry, now)) {
                 state.asked.entry(prefix).or_insert(entry);
             }
             let wanted = state.wanted(now);
             let done = state.sparing_sessions(&self.maps, |state| state.apply(&self.maps, wanted, now));
-            if let Err(error) = done {
-                state.errors += 1;
-                log::error!("blocklist: failed to apply a change: {error:#}");
-            }
+            state.count_failure(done);
             self.publish(&state);
         }
         if file.change(|| self.stored_entries(), |_| Ok(())).is_ok() {

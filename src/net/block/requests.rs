@@ -89,11 +89,9 @@ impl Blocklist {
 
     /// If a decision blocks the prefix too, updates when its rule expires.
     fn update_beside_decision(&self, state: &mut ListState, prefix: Prefix, now: u64) {
-        if let Some(Origin::Decision(_)) = state.held.get(&prefix)
-            && let Err(error) = state.refresh(&self.maps, &BTreeSet::from([prefix]), now)
-        {
-            state.errors += 1;
-            log::error!("blocklist: failed to apply a change: {error:#}");
+        if let Some(Origin::Decision(_)) = state.held.get(&prefix) {
+            let done = state.refresh(&self.maps, &BTreeSet::from([prefix]), now);
+            state.count_failure(done);
         }
     }
 
