@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::super::abi::{ACK, FIN, PSH, RST, SYN, TICK_NANOSECONDS, URG};
 use super::super::tables::{Flow, FlowKey};
-use super::snapshot::Snapshot;
+use super::snapshot::{FIRST_USER_PORT, Snapshot};
 
 /// The age in nanoseconds at which a flow is judged: before, answers may still be under way.
 const MIN_AGE: u64 = 1_000_000_000;
@@ -13,9 +13,6 @@ const MIN_AGE: u64 = 1_000_000_000;
 /// How long after an interface's first flow UDP from ports of well-known services may answer what was sent before its
 /// packets were counted, in nanoseconds: a resolver may have hundreds of queries under way.
 const LATE_ANSWERS: u64 = 10_000_000_000;
-
-/// The first port that is no well-known service's.
-const FIRST_USER_PORT: u16 = 1024;
 
 /// The kind of a received flow that led to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,6 +21,9 @@ pub(crate) struct Snapshot {
     pub first_client_port: FirstClientPort,
 }
 
+/// The first port that is no well-known service's.
+pub(super) const FIRST_USER_PORT: u16 = 1024;
+
 /// The lowest port from which programs of this machine connect if they do not choose one
 /// (`net.ipv4.ip_local_port_range`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,6 @@ impl FirstClientPort {
     /// From the text of the setting, which has the range's ends. Ports of well-known services are never among them.
     pub fn parse(text: &str) -> Self {
         let first = text.split_whitespace().next().and_then(|port| port.parse().ok());
-        first.map_or_else(Self::default, |port: u16| Self(port.max(1024)))
+        first.map_or_else(Self::default, |port: u16| Self(port.max(FIRST_USER_PORT)))
     }
 }
